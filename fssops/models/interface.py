@@ -1,0 +1,53 @@
+"""What the engine, the evaluators and the predictors may rely on in a model, and nothing more."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor
+
+from fssops.structures import FewShotBatch
+
+
+@runtime_checkable
+class Trainable(Protocol):
+    """A model that computes its own training losses."""
+
+    def losses(self, batch: Any) -> dict[str, Tensor]:
+        """Return the weighted loss terms of a batch, each a scalar; the training loss is their sum."""
+        ...
+
+
+@runtime_checkable
+class FewShotModel(Trainable, Protocol):
+    """A model that segments N new classes from K labelled images each.
+
+    ``forward(batch)`` equals ``match(summarise(encode(support), ...), encode(query), size)``. The three steps
+    are public so that evaluation and :class:`fssops.FewShotPredictor` may keep what does not change: the
+    features of an image over all episodes that draw it, and a support set over all its queries.
+    """
+
+    stride: int
+    """Images must be at least this many pixels high and wide."""
+
+    def forward(self, batch: FewShotBatch) -> Tensor:
+        """Return logits [B, Q, 1 + N, H, W]; channel 0 is the background."""
+        ...
+
+    def encode(self, images: Tensor) -> dict[str, Tensor]:
+        """Features of images [n, 3, H, W]: a dict of tensors with leading n that depend on each image alone."""
+        ...
+
+    def summarise(self, features: dict[str, Tensor], foreground: Tensor, background: Tensor) -> Any:
+        """Summary of support sets.
+
+        Args:
+            features: of the support images, each [B * N * K, ...], in the order of ``reshape(B, N, K)``.
+            foreground: [B, N, K, H, W] float.
+            background: [B, N, K, H, W] float.
+        """
+        ...
+
+    def match(self, support: Any, features: dict[str, Tensor], size: tuple[int, int]) -> Tensor:
+        """Logits [B, Q, 1 + N, H, W] of query images with ``features`` [B * Q, ...] and ``size`` (H, W)."""
+        ...
