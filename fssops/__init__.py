@@ -1,0 +1,40 @@
+"""fssops: mask segmentation on C++/CUDA operators of its own.
+
+``import fssops`` is cheap: models, data and engine are imported when they are first asked for.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from fssops.models import create_model, list_models
+    from fssops.predictor import FewShotPredictor
+    from fssops.weights import LoadReport, load_weights
+
+__all__ = ["FewShotPredictor", "LoadReport", "__version__", "create_model", "list_models", "load_weights"]
+
+_LAZY = {
+    "create_model": "fssops.models",
+    "list_models": "fssops.models",
+    "load_weights": "fssops.weights",
+    "LoadReport": "fssops.weights",
+    "FewShotPredictor": "fssops.predictor",
+    "ops": "fssops.ops",
+    "reference": "fssops.reference",
+    "structures": "fssops.structures",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'fssops' has no attribute {name!r}")
+    module = importlib.import_module(_LAZY[name])
+    return module if _LAZY[name] == f"fssops.{name}" else getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

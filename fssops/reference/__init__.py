@@ -1,0 +1,8 @@
+"""Plain PyTorch definitions of every operator: the oracle of the tests, and the explicit fallback.
+
+They import torch only, so that what judges the kernels does not depend on them.
+"""
+
+from fssops.reference.masked_average_pooling import masked_average_pooling
+
+__all__ = ["masked_average_pooling"]

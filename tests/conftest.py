@@ -1,0 +1,45 @@
+"""Fixtures shared by all tests: where the real data and the parity cases are, if they are."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def _folder(variable: str, default: str) -> Path:
+    path = Path(os.environ.get(variable, REPOSITORY.parent / "shared" / default))
+    if not path.is_dir():
+        pytest.skip(f"no folder {path}; set {variable} to run this test")
+    return path
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """The packs of small real data (``FSSOPS_DATA``, else ../shared/data)."""
+    return _folder("FSSOPS_DATA", "data")
+
+
+@pytest.fixture(scope="session")
+def oracle_root() -> Path:
+    """The parity cases (``FSSOPS_ORACLES``, else ../shared/oracles)."""
+    return _folder("FSSOPS_ORACLES", "oracles")
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    """Every test starts from the same random state, whatever ran before it."""
+    torch.manual_seed(0)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip GPU tests, by name, where no GPU is."""
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device; the kernel itself runs in tests/emulation"))
