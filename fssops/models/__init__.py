@@ -1,0 +1,115 @@
+"""The systems: one visible table, one function that builds a row of it.
+
+A model file is imported only when its row is asked for, so that ``import fssops`` stays quick.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class ModelRow:
+    """A line of :data:`MODELS`.
+
+    Attributes:
+        name: what ``create_model`` takes.
+        module: the file that holds the model and its configuration.
+        model: name of the ``nn.Module`` class there; it takes the configuration as its only argument.
+        config: name of the frozen dataclass there.
+        task: "few-shot", "universal", "semantic" or "video".
+        paper: where the model was published.
+        weights: the layouts of weights it accepts, for readers.
+    """
+
+    name: str
+    module: str
+    model: str
+    config: str
+    task: str
+    paper: str
+    weights: tuple[str, ...]
+
+    def config_class(self) -> type[Any]:
+        """The configuration dataclass of this row."""
+        return getattr(importlib.import_module(self.module), self.config)  # type: ignore[no-any-return]
+
+    def model_class(self) -> type[nn.Module]:
+        """The module class of this row."""
+        return getattr(importlib.import_module(self.module), self.model)  # type: ignore[no-any-return]
+
+
+MODELS: dict[str, ModelRow] = {
+    row.name: row
+    for row in (
+        ModelRow(
+            name="panet",
+            module="fssops.models.panet",
+            model="PANet",
+            config="PANetConfig",
+            task="few-shot",
+            paper="Wang et al., PANet, ICCV 2019",
+            weights=("fssops", "authors (kaixin96/PANet)", "torchvision VGG-16 / ResNet backbone"),
+        ),
+    )
+}
+"""Every system that has landed, by name."""
+
+
+def list_models() -> list[str]:
+    """Names that :func:`create_model` accepts."""
+    return list(MODELS)
+
+
+def create_model(name: str, **options: Any) -> nn.Module:
+    """Build a model with random weights.
+
+    Args:
+        name: one of :func:`list_models`.
+        **options: fields of the model's configuration dataclass, e.g. ``backbone="resnet50"``.
+
+    Raises:
+        ValueError: the name or an option is unknown, or a value breaks a rule of the configuration; the message
+            names the nearest valid spelling.
+    """
+    config = create_config(name, options)
+    return MODELS[name].model_class()(config)
+
+
+def create_config(name: str, options: dict[str, Any]) -> Any:
+    """The validated configuration of a model; lists become tuples and numbers are checked, as TOML gives them.
+
+    Raises:
+        ValueError: as :func:`create_model`.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    if name not in MODELS:
+        raise ValueError(f"create_model: name must be one of {', '.join(MODELS)}, got {name!r}{_nearest(name, MODELS)}")
+    config_class = MODELS[name].config_class()
+    known = [f.name for f in fields(config_class)]
+    for option in options:
+        if option not in known:
+            raise ValueError(
+                f"create_model: options of {name} are {', '.join(known)}, got {option!r}{_nearest(option, known)}"
+            )
+    try:
+        return TypeAdapter(config_class).validate_python(options)
+    except ValidationError as error:
+        lines = []
+        for problem in error.errors():
+            where = ".".join(str(part) for part in problem["loc"]) or "options"
+            message = problem["msg"].removeprefix("Value error, ")
+            lines.append(f"{where}: {message}, got {problem['input']!r}" if problem["loc"] else message)
+        raise ValueError(f"create_model({name}): " + "; ".join(lines)) from None
+
+
+def _nearest(word: str, known: Any) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""

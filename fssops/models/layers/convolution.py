@@ -1,0 +1,164 @@
+"""A convolution with its normalisation and activation, and normalisation with frozen statistics."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Norm = Literal["none", "frozen", "batch", "sync", "group"]
+
+
+class FrozenBatchNorm2d(nn.Module):
+    """Batch normalisation with fixed statistics and a fixed affine part; all four vectors are buffers.
+
+    y = x * s + (bias - mean * s) with s = weight / sqrt(var + eps). Within :class:`ConvNorm` it is never run on
+    activations: the convolution's kernel takes the scale.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, channels: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.register_buffer("weight", torch.ones(channels))
+        self.register_buffer("bias", torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise x [B, C, h, w]."""
+        scale, shift = affine_of(self)
+        return x * scale[:, None, None].to(x.dtype) + shift[:, None, None].to(x.dtype)
+
+    def extra_repr(self) -> str:
+        return f"{self.weight.numel()}, eps={self.eps}"
+
+
+def normalisation(kind: Norm, channels: int) -> nn.Module | None:
+    """The normalisation layer of a name; "group" has 32 groups.
+
+    Raises:
+        ValueError: the name is unknown.
+    """
+    if kind == "none":
+        return None
+    if kind == "frozen":
+        return FrozenBatchNorm2d(channels)
+    if kind == "batch":
+        return nn.BatchNorm2d(channels)
+    if kind == "sync":
+        return nn.SyncBatchNorm(channels)
+    if kind == "group":
+        return nn.GroupNorm(32, channels)
+    raise ValueError(f"normalisation: kind must be none, frozen, batch, sync or group, got {kind!r}")
+
+
+def affine_of(norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """Scale and shift, each [C], of a batch normalisation that uses its stored statistics."""
+    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+    return scale, norm.bias - norm.running_mean * scale
+
+
+class ConvNorm(nn.Conv2d):
+    """Convolution, then normalisation (``norm``), then ReLU, the last two optional.
+
+    A normalisation with fixed statistics (frozen, or batch normalisation in eval mode) is a rescaling of each output
+    channel, so the kernel is rescaled instead of the activations: the same values up to rounding, one pass over
+    the activations less, and nothing of it kept for the backward pass. Gradients reach the kernel and, where they
+    are parameters, the affine part.
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, dilation, groups: as in ``nn.Conv2d``.
+        padding: pixels; None keeps the size at stride 1 (odd kernels).
+        bias: None means "only without normalisation".
+        norm: kind of normalisation.
+        activation: end with ReLU, in place.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        *,
+        stride: int = 1,
+        padding: int | None = None,
+        dilation: int = 1,
+        groups: int = 1,
+        bias: bool | None = None,
+        norm: Norm = "none",
+        activation: bool = False,
+    ) -> None:
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride=stride,
+            padding=dilation * (kernel_size // 2) if padding is None else padding,
+            dilation=dilation,
+            groups=groups,
+            bias=norm == "none" if bias is None else bias,
+        )
+        self.norm = normalisation(norm, out_channels)
+        self.activation = activation
+
+    def folds(self) -> bool:
+        """Whether the normalisation is, at this moment, a fixed rescaling of the output channels."""
+        if isinstance(self.norm, FrozenBatchNorm2d):
+            return True
+        return isinstance(self.norm, (nn.BatchNorm2d, nn.SyncBatchNorm)) and not self.norm.training
+
+    def folded(self) -> tuple[Tensor, Tensor | None]:
+        """Kernel and bias that include the normalisation; only where :meth:`folds` is true."""
+        assert self.norm is not None
+        scale, shift = affine_of(self.norm)
+        bias = shift if self.bias is None else shift + self.bias * scale
+        return self.weight * scale[:, None, None, None], bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, Cin, h, w] to [B, Cout, h', w']."""
+        if self.folds():
+            weight, bias = self.folded()
+            x = self._conv_forward(x, weight, bias)
+        else:
+            x = self._conv_forward(x, self.weight, self.bias)
+            if self.norm is not None:
+                x = self.norm(x)
+        return F.relu_(x) if self.activation else x
+
+    def raw(self, x: Tensor) -> Tensor:
+        """The convolution alone, before normalisation and activation."""
+        return self._conv_forward(x, self.weight, self.bias)
+
+    def finish(self, x: Tensor) -> Tensor:
+        """Normalisation and activation of the result of :meth:`raw`, which is left untouched."""
+        if self.norm is not None:
+            x = self.norm(x)
+        return F.relu(x) if self.activation else x
+
+
+@torch.no_grad()
+def fold_normalisation(model: nn.Module) -> int:
+    """Write every fixed normalisation of a model into its convolution, for inference only.
+
+    The model is changed in place: its state dict no longer holds the normalisation, so keep the original for saving
+    or loading. Batch normalisation in training mode is left alone.
+
+    Returns:
+        the number of convolutions that were changed.
+    """
+    count = 0
+    for module in model.modules():
+        if isinstance(module, ConvNorm) and module.folds():
+            weight, bias = module.folded()
+            module.weight = nn.Parameter(weight, requires_grad=False)
+            module.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+            module.norm = None
+            count += 1
+    return count
