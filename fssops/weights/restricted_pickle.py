@@ -74,7 +74,7 @@ def _encode(text: Any, encoding: Any = "latin1") -> bytes:
     return text.encode(encoding)
 
 
-_ALLOWED: dict[tuple[str, str], Any] = {
+ALLOWED: dict[tuple[str, str], Any] = {
     ("numpy", "ndarray"): _NDArray,
     ("numpy", "dtype"): _DType,
     ("numpy.core.multiarray", "_reconstruct"): _Array,
@@ -88,24 +88,24 @@ _ALLOWED: dict[tuple[str, str], Any] = {
 
 class _RestrictedUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _ALLOWED:
+        if (module, name) not in ALLOWED:
             raise ForbiddenPickleError(f"the file asks for {module}.{name}, which is not an array or a container")
-        return _ALLOWED[module, name]
+        return ALLOWED[module, name]
 
     def persistent_load(self, pid: Any) -> NoReturn:
         raise ForbiddenPickleError("the file refers to data outside itself")
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """The containers with every stand-in replaced by its array."""
     if isinstance(value, _Array):
         if value.array is None:
             raise ForbiddenPickleError("an array was announced but not given")
         return value.array
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(_plain(item) for item in value)
+        return type(value)(plain(item) for item in value)
     return value
 
 
@@ -116,4 +116,4 @@ def load_arrays(data: bytes) -> Any:
         ForbiddenPickleError: it asks for anything else; nothing of it was executed.
         pickle.UnpicklingError, EOFError, ValueError: the data are damaged.
     """
-    return _plain(_RestrictedUnpickler(io.BytesIO(data), encoding="latin1").load())
+    return plain(_RestrictedUnpickler(io.BytesIO(data), encoding="latin1").load())
