@@ -1,0 +1,78 @@
+"""Metrics as JSON lines, and in TensorBoard where it is asked for."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fssops.engine.checkpoints import write_text_atomically
+
+
+class MetricsLog:
+    """Appends to ``metrics.jsonl``; a resumed run first drops what lies beyond the step it resumes from.
+
+    Args:
+        path: the file of JSON lines.
+        tensorboard: folder of TensorBoard's event files, or None.
+        start_step: step that is resumed from.
+    """
+
+    def __init__(
+        self, path: Path, tensorboard: Path | None = None, start_step: int = 0
+    ) -> None:
+        self.path = path
+        if path.exists():
+            kept = (
+                [
+                    record
+                    for record in read_metrics(path)
+                    if record["step"] <= start_step
+                ]
+                if start_step
+                else []
+            )
+            write_text_atomically(
+                path, "".join(json.dumps(record) + "\n" for record in kept)
+            )
+        self._file = open(path, "a", encoding="utf-8")
+        self._writer: Any = None
+        if tensorboard is not None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(
+                str(tensorboard), purge_step=start_step + 1 if start_step else None
+            )
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Record values after ``step`` updates; NaN and infinity become null, which JSON can say."""
+        record = {"step": step, **{key: _plain(value) for key, value in values.items()}}
+        self._file.write(json.dumps(record, allow_nan=False) + "\n")
+        self._file.flush()
+        if self._writer is not None:
+            for name, value in values.items():
+                if isinstance(value, (int, float)):
+                    self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flush and close both."""
+        self._file.close()
+        if self._writer is not None:
+            self._writer.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Read the records of a metrics file; a last line that was cut off by a crash is left out."""
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return records
+
+
+def _plain(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,164 @@
+"""The guard against NaN and infinity: says what went bad, in which step, on which images, and keeps it for replay."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fssops.engine.checkpoints import read_checkpoint, write_checkpoint
+
+
+class NonFiniteError(RuntimeError):
+    """A loss or gradient is NaN or infinite; the message names the first one, its step and its images."""
+
+
+def first_nonfinite_loss(losses: Mapping[str, Tensor]) -> str | None:
+    """Return ``name = value`` of the first loss term that is NaN or infinite, or None."""
+    for name, value in losses.items():
+        if not bool(torch.isfinite(value.detach()).all()):
+            return f"{name} = {value.detach().float().sum().item()}"
+    return None
+
+
+def first_nonfinite_gradient(model: nn.Module) -> str | None:
+    """Return the name of the first parameter whose gradient has a NaN or infinity, or None."""
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None and not bool(
+            torch.isfinite(parameter.grad).all()
+        ):
+            return name
+    return None
+
+
+def first_nonfinite_module(model: nn.Module, batch: Any) -> str | None:
+    """Run ``model.losses(batch)`` again and name the first module with a non-finite output, or None.
+
+    Buffers of normalisation layers are put back afterwards.
+    """
+    found: list[str] = []
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+
+    def hook(name: str) -> Any:
+        def check(_: nn.Module, __: Any, output: Any) -> None:
+            if not found and any(
+                not bool(torch.isfinite(t).all())
+                for t in _tensors(output)
+                if t.is_floating_point()
+            ):
+                found.append(name)
+
+        return check
+
+    handles = [
+        module.register_forward_hook(hook(name or "model"))
+        for name, module in model.named_modules()
+    ]
+    try:
+        with torch.no_grad():
+            model.losses(batch)  # type: ignore[operator]
+    except (RuntimeError, ValueError) as error:
+        # A system may itself refuse non-finite numbers further on; the module is what is asked for.
+        if not found:
+            found.append(f"an error: {error}")
+    finally:
+        for handle in handles:
+            handle.remove()
+        with torch.no_grad():
+            for name, buffer in model.named_buffers():
+                buffer.copy_(buffers[name])
+    return found[0] if found else None
+
+
+def image_names(batch: Any) -> list[str]:
+    """Collect all strings in the fields of a batch whose names end in ``names``, each once, in order."""
+    if not dataclasses.is_dataclass(batch):
+        return []
+    names: dict[str, None] = {}
+    for item in dataclasses.fields(batch):
+        if item.name.endswith("names"):
+            names.update(dict.fromkeys(_strings(getattr(batch, item.name))))
+    return list(names)
+
+
+def describe(bad: str, step: int, batch: Any, module: str | None) -> str:
+    """Write the one line that a user needs to find the cause."""
+    names = image_names(batch)
+    images = (
+        f"; images: {', '.join(names[:12])}" + (" ..." if len(names) > 12 else "")
+        if names
+        else ""
+    )
+    inside = f"; first bad module: {module}" if module else ""
+    return f"non-finite training: {bad} at step {step}{inside}{images}"
+
+
+def save_replay(
+    path: Path,
+    batch: Any,
+    step: int,
+    model: nn.Module,
+    random_state: dict[str, Any],
+    settings: str,
+) -> None:
+    """Save what is needed to run the bad step again: batch, weights, random states, settings (JSON)."""
+    write_checkpoint(
+        path,
+        {
+            "kind": "replay",
+            "step": step,
+            "batch": pack(batch),
+            "model": model.state_dict(),
+            "random": random_state,
+            "settings": settings,
+        },
+    )
+
+
+def load_replay(path: Path, batch_class: type[Any]) -> tuple[Any, dict[str, Any]]:
+    """Load a file of :func:`save_replay`; returns the batch as ``batch_class`` and the whole state."""
+    state = read_checkpoint(path)
+    if state.get("kind") != "replay":
+        raise ValueError(
+            f"--replay: {path} must be a file saved by the guard against NaN, got another checkpoint"
+        )
+    return batch_class(**state["batch"]), state
+
+
+def pack(batch: Any) -> Any:
+    """Turn a dataclass into a dict of its fields (recursively); tensors go to the CPU."""
+    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
+        return {
+            item.name: pack(getattr(batch, item.name))
+            for item in dataclasses.fields(batch)
+        }
+    if isinstance(batch, Tensor):
+        return batch.detach().cpu()
+    if isinstance(batch, Mapping):
+        return {key: pack(value) for key, value in batch.items()}
+    if isinstance(batch, (list, tuple)):
+        return [pack(item) for item in batch]
+    return batch
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _strings(item)
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _tensors(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _tensors(item)

@@ -1,0 +1,124 @@
+"""Optimisers and parameter groups from settings."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import nn
+
+from fssops.engine.settings import OptimSettings, SettingsError
+
+_NORMS = (
+    nn.modules.batchnorm._BatchNorm,
+    nn.GroupNorm,
+    nn.LayerNorm,
+    nn.LocalResponseNorm,
+    nn.modules.instancenorm._InstanceNorm,
+)
+_POSITION_NAMES = ("relative_position_bias_table", "absolute_pos_embed", "pos_embed")
+
+
+def freeze(model: nn.Module, patterns: list[str]) -> list[str]:
+    """Stop training of parameters whose full name matches a shell pattern; return the names.
+
+    Raises:
+        SettingsError: a pattern matches nothing, which is a misspelling.
+    """
+    frozen: list[str] = []
+    for pattern in patterns:
+        names = [
+            name for name, _ in model.named_parameters() if _matches(name, pattern)
+        ]
+        if not names:
+            raise SettingsError(
+                f"optim.frozen: {pattern!r} must match a parameter, got none"
+            )
+        frozen += names
+    for name, parameter in model.named_parameters():
+        if name in set(frozen):
+            parameter.requires_grad_(False)
+    return frozen
+
+
+def parameter_groups(model: nn.Module, settings: OptimSettings) -> list[dict[str, Any]]:
+    """Group trained parameters by learning rate and weight decay.
+
+    Each group carries ``base_lr`` (multiplied by the schedule's factor at each step) and ``names``. Order of
+    precedence for the decay: ``groups``, embedding, normalisation, bias, the common one.
+
+    Raises:
+        SettingsError: nothing is left to train, or an entry of ``optim.groups`` matches nothing.
+    """
+    grouped: dict[tuple[float, float], dict[str, Any]] = {}
+    seen: set[int] = set()
+    used: set[str] = set()
+    for module_name, module in model.named_modules():
+        for leaf, parameter in module.named_parameters(recurse=False):
+            if not parameter.requires_grad or id(parameter) in seen:
+                continue
+            seen.add(id(parameter))
+            name = f"{module_name}.{leaf}" if module_name else leaf
+            lr, decay = settings.lr, _weight_decay(module, leaf, settings)
+            if "backbone" in name.split("."):
+                lr *= settings.backbone_lr_scale
+            for group in settings.groups:
+                if _matches(name, group.match):
+                    used.add(group.match)
+                    lr *= group.lr_scale
+                    decay = decay if group.weight_decay is None else group.weight_decay
+            entry = grouped.setdefault(
+                (lr, decay),
+                {
+                    "params": [],
+                    "names": [],
+                    "lr": lr,
+                    "base_lr": lr,
+                    "weight_decay": decay,
+                },
+            )
+            entry["params"].append(parameter)
+            entry["names"].append(name)
+    if not grouped:
+        raise SettingsError(
+            "optim: the model must have a parameter to train, got none (see optim.frozen)"
+        )
+    for group in settings.groups:
+        if group.match not in used:
+            raise SettingsError(
+                f"optim.groups: {group.match!r} must match a trained parameter, got none"
+            )
+    return list(grouped.values())
+
+
+def build_optimizer(model: nn.Module, settings: OptimSettings) -> torch.optim.Optimizer:
+    """Build the optimiser over the trained parameters of ``model``, after :func:`freeze`."""
+    freeze(model, settings.frozen)
+    groups = parameter_groups(model, settings)
+    for group in groups:
+        del group["names"]
+    if settings.name == "sgd":
+        return torch.optim.SGD(
+            groups,
+            lr=settings.lr,
+            momentum=settings.momentum,
+            nesterov=settings.nesterov,
+        )
+    kind = torch.optim.AdamW if settings.name == "adamw" else torch.optim.Adam
+    return kind(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps)
+
+
+def _weight_decay(module: nn.Module, leaf: str, settings: OptimSettings) -> float:
+    special: float | None = None
+    if isinstance(module, nn.Embedding) or leaf in _POSITION_NAMES:
+        special = settings.weight_decay_embedding
+    elif isinstance(module, _NORMS) or "norm" in type(module).__name__.lower():
+        special = settings.weight_decay_norm
+    elif leaf == "bias":
+        special = settings.weight_decay_bias
+    return settings.weight_decay if special is None else special
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return fnmatchcase(name, pattern) or fnmatchcase(name, f"*{pattern}*")

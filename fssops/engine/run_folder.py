@@ -1,0 +1,214 @@
+"""A folder a run: its files, and a lock so that two runs never write into one."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import socket
+import sys
+import time
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from fssops.engine.checkpoints import remove_leftovers, write_text_atomically
+from fssops.engine.toml_text import to_toml
+
+if sys.platform != "win32":
+    import fcntl
+
+
+class RunFolderError(RuntimeError):
+    """The run folder cannot be used; the message names the folder and the cause."""
+
+
+class RunFolder:
+    """Paths of a run and the lock on its folder.
+
+    Attributes:
+        path: the folder.
+        took_over: a sentence when the lock of a run that has ended without releasing it was taken over.
+    """
+
+    _held: set[Path] = (
+        set()
+    )  # POSIX record locks do not exclude a second run within one process
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self.took_over = ""
+        self._descriptor: int | None = None
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of ``last.pt`` and ``best.pt``."""
+        return self.path / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a line."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def settings(self) -> Path:
+        """The resolved settings as JSON; ``settings.toml`` beside it holds the same as a recipe."""
+        return self.path / "settings.json"
+
+    def create(self) -> None:
+        """Create the folder and see that it can be written.
+
+        Raises:
+            RunFolderError: it is a file, read-only, or the disk is full.
+        """
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            write_text_atomically(self.path / ".writable", "")
+            (self.path / ".writable").unlink()
+        except OSError as error:
+            raise RunFolderError(
+                f"run folder: {self.path} must be a writable folder, got {error.strerror or error}"
+            ) from None
+
+    def lock(self) -> None:
+        """Take the folder for this process; the system frees it when the process ends, however it ends.
+
+        Raises:
+            RunFolderError: another run works in it; the message names host and process.
+        """
+        path = self.path / "run.lock"
+        key = path.resolve()
+        if key in self._held:
+            raise RunFolderError(
+                f"run folder: {self.path} must be free, got a run of this process in it"
+            )
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise RunFolderError(
+                f"run folder: {self.path} must be a writable folder, got {error.strerror or error}"
+            ) from None
+        earlier = _read_owner(descriptor)
+        if not _try_lock(descriptor, earlier):
+            os.close(descriptor)
+            raise RunFolderError(
+                f"run folder: {self.path} must be free, got a run in it: process {earlier.get('pid', '?')} on "
+                f"{earlier.get('host', '?')} since {earlier.get('since', '?')}"
+            )
+        if earlier:
+            self.took_over = f"the run of process {earlier.get('pid', '?')} on {earlier.get('host', '?')} has ended without releasing the folder; going on"
+        owner = {
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+        }
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps(owner).encode(), 0)
+        self._descriptor = descriptor
+        self._held.add(key)
+        remove_leftovers(self.checkpoints)
+        remove_leftovers(self.path)
+
+    def unlock(self) -> None:
+        """Release the folder; does nothing when it is not held."""
+        if self._descriptor is None:
+            return
+        os.ftruncate(self._descriptor, 0)
+        os.close(self._descriptor)
+        self._descriptor = None
+        self._held.discard((self.path / "run.lock").resolve())
+
+    def save_settings(self, tables: Mapping[str, Any]) -> None:
+        """Write the resolved settings (JSON and TOML) and the versions they were resolved with."""
+        write_text_atomically(self.settings, json.dumps(tables, indent=2) + "\n")
+        write_text_atomically(self.path / "settings.toml", to_toml(tables))
+        write_text_atomically(
+            self.path / "versions.json", json.dumps(versions(), indent=2) + "\n"
+        )
+
+    def load_settings(self) -> dict[str, Any]:
+        """Read the settings of an earlier run.
+
+        Raises:
+            RunFolderError: the folder holds none.
+        """
+        try:
+            return json.loads(self.settings.read_text(encoding="utf-8"))
+        except (OSError, json.JSONDecodeError) as error:
+            raise RunFolderError(
+                f"run folder: {self.path} must hold settings.json, got {error}"
+            ) from None
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that decide what a run computes."""
+    found = {"python": platform.python_version(), "platform": platform.platform()}
+    for package in ("fssops", "torch", "numpy", "pillow", "lightning", "pydantic"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    if found["fssops"] == "not installed":
+        import fssops  # run from a source folder
+
+        found["fssops"] = fssops.__version__
+    return found
+
+
+def new_run_path(root: Path, name: str) -> Path:
+    """Return a folder name under ``root`` that is not taken: ``<name>-<time>``, with a number where needed."""
+    stem = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    path, number = root / stem, 1
+    while path.exists():
+        number += 1
+        path = root / f"{stem}-{number}"
+    return path
+
+
+def latest_run(root: Path, name: str) -> Path:
+    """Return the newest run folder of a recipe that has a checkpoint.
+
+    Raises:
+        RunFolderError: there is none.
+    """
+    runs = [path.parent.parent for path in root.glob(f"{name}-*/checkpoints/last.pt")]
+    if not runs:
+        raise RunFolderError(
+            f"--resume: {root} must hold a run of {name} with a checkpoint, got none"
+        )
+    return max(
+        runs, key=lambda run: (run / "checkpoints" / "last.pt").stat().st_mtime_ns
+    )
+
+
+def _read_owner(descriptor: int) -> dict[str, Any]:
+    text = os.pread(descriptor, 4096, 0).decode("utf-8", "replace")
+    try:
+        owner = json.loads(text) if text.strip() else {}
+    except json.JSONDecodeError:
+        return {"pid": "unknown"}
+    return owner if isinstance(owner, dict) else {"pid": "unknown"}
+
+
+def _try_lock(descriptor: int, earlier: Mapping[str, Any]) -> bool:
+    if sys.platform == "win32":
+        return not earlier or not _is_alive(earlier)
+    try:
+        # A record lock, not flock: loader processes forked later must not keep it after a killed trainer.
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _is_alive(owner: Mapping[str, Any]) -> bool:
+    if owner.get("host") != socket.gethostname() or not isinstance(
+        owner.get("pid"), int
+    ):
+        return True
+    try:
+        os.kill(owner["pid"], 0)
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,178 @@
+"""The stream of training items: which item, with which randomness, at which step, on which process.
+
+The whole stream is a function of (seed, position). The state of training is therefore one number, the step,
+and the stream is the same for any number of loader workers and, item for item, of processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch.utils.data import Dataset, Sampler
+
+
+class Draw(NamedTuple):
+    """One item of the stream."""
+
+    index: int
+    """Index into the data set."""
+    position: int
+    """Place in the endless stream; equal positions mean equal items, augmentation included."""
+
+
+@runtime_checkable
+class SeededDataset(Protocol):
+    """A data set whose items are random (augmentation) with explicit randomness."""
+
+    def __len__(self) -> int: ...
+
+    def draw(self, index: int, generator: torch.Generator) -> Any:
+        """Return item ``index``; every random choice comes from ``generator``."""
+        ...
+
+
+class UnreadableItemError(RuntimeError):
+    """An item of the data set could not be read; the message names the item and the cause."""
+
+
+def permutation(length: int, seed: int, epoch: int) -> torch.Tensor:
+    """Return the order of the items in one pass, [length] int64."""
+    generator = torch.Generator().manual_seed(mix_seed(seed, epoch))
+    return torch.randperm(length, generator=generator)
+
+
+def mix_seed(seed: int, number: int) -> int:
+    """Return a 63-bit seed that differs in about half its bits for neighbouring inputs (splitmix64)."""
+    mask = (1 << 64) - 1
+    value = (seed * 0x9E3779B97F4A7C15 + number + 0x632BE59BD9B4E019) & mask
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        value = ((value ^ (value >> shift)) * factor) & mask
+    return (value ^ (value >> 31)) >> 1
+
+
+class StepSampler(Sampler[list[Draw]]):
+    """Endless micro-batches of :class:`Draw`, for one process, from a given step on.
+
+    The stream concatenates one random permutation of the data set after another (or the plain order). Step ``t``
+    owns positions ``[t * B, (t + 1) * B)``, cut into ``accumulate`` micro-batches; within one, process ``r`` of
+    ``R`` takes every R-th position starting at the r-th. So processes never overlap, leave no gap, and together
+    see what one process would.
+
+    Args:
+        length: number of items in the data set, at least 1.
+        batch_size: B, items of a step over all processes; a multiple of ``world_size * accumulate``.
+        seed: of the permutations.
+        start_step: first step to yield.
+        shuffle: False keeps the order of the data set in each pass.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        batch_size: int,
+        seed: int,
+        *,
+        start_step: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        accumulate: int = 1,
+        shuffle: bool = True,
+    ) -> None:
+        if length < 1:
+            raise ValueError(f"StepSampler: length must be at least 1, got {length}")
+        if batch_size % (world_size * accumulate):
+            raise ValueError(
+                f"StepSampler: batch_size must be a multiple of world_size * accumulate = {world_size * accumulate}, "
+                f"got {batch_size}"
+            )
+        if not 0 <= rank < world_size:
+            raise ValueError(
+                f"StepSampler: rank must lie in [0, {world_size}), got {rank}"
+            )
+        self.length, self.batch_size, self.seed, self.start_step = (
+            length,
+            batch_size,
+            seed,
+            start_step,
+        )
+        self.rank, self.world_size, self.accumulate, self.shuffle = (
+            rank,
+            world_size,
+            accumulate,
+            shuffle,
+        )
+        self._epoch, self._order = -1, torch.empty(0, dtype=torch.int64)
+
+    def draw_at(self, position: int) -> Draw:
+        """Return the item at a position of the stream."""
+        epoch, place = divmod(position, self.length)
+        if not self.shuffle:
+            return Draw(place, position)
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, permutation(self.length, self.seed, epoch)
+        return Draw(int(self._order[place]), position)
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        micro = self.batch_size // self.accumulate
+        position = self.start_step * self.batch_size
+        while True:
+            yield [
+                self.draw_at(position + offset)
+                for offset in range(self.rank, micro, self.world_size)
+            ]
+            position += micro
+
+
+class DrawnDataset(Dataset[Any]):
+    """A data set addressed by :class:`Draw`: gives each item its own generator, and handles unreadable items.
+
+    Args:
+        dataset: map-style; a :class:`SeededDataset` gets a generator seeded by (seed, position), any other data set
+            must return the same item for the same index.
+        seed: of the items' randomness.
+        skip_unreadable: replace an item that raises ``OSError`` or ``ValueError`` by the next one that does not, at
+            most 10 on; otherwise raise :class:`UnreadableItemError`.
+        report: called with one line for each replaced item, in the process that loads.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        seed: int,
+        *,
+        skip_unreadable: bool = False,
+        report: Callable[[str], None] | None = None,
+    ) -> None:
+        self.dataset, self.seed, self.skip_unreadable, self.report = (
+            dataset,
+            seed,
+            skip_unreadable,
+            report,
+        )
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, draw: Draw) -> Any:
+        tries = 10 if self.skip_unreadable else 1
+        cause: Exception | None = None
+        for offset in range(tries):
+            index = (draw.index + offset) % len(self.dataset)
+            try:
+                return self._item(index, draw.position)
+            except (OSError, ValueError) as error:
+                cause = error
+                if self.skip_unreadable and self.report is not None:
+                    self.report(f"skipped item {index}: {error}")
+        raise UnreadableItemError(
+            f"training data: item {draw.index} must be readable, got {cause}"
+        ) from cause
+
+    def _item(self, index: int, position: int) -> Any:
+        if isinstance(self.dataset, SeededDataset):
+            return self.dataset.draw(
+                index, torch.Generator().manual_seed(mix_seed(self.seed + 1, position))
+            )
+        return self.dataset[index]

@@ -1,0 +1,334 @@
+"""Validated settings: what a recipe may say, for every task.
+
+A recipe is a flat TOML file with the tables ``[model] [data] [optim] [schedule] [engine] [eval]``. The tables
+here are common to all tasks; a task adds its own schema for ``[data]`` and ``[eval]`` by subclassing
+:class:`Settings`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    Strict,
+    ValidationError,
+    model_validator,
+)
+
+from fssops.engine.toml_text import TomlError, parse_toml, parse_toml_value
+
+
+class SettingsError(ValueError):
+    """A recipe or an override is wrong; the message is one line and names the key."""
+
+
+class Table(BaseModel):
+    """A table of a recipe: unknown keys are errors and values are not coerced."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class ModelSettings(Table):
+    """``[model]``: the name of a model, its weights, and the options of its ``Config``."""
+
+    name: str
+    weights: str = ""
+    """Checkpoint of the whole model or of its backbone; any layout that ``load_weights`` knows. Empty: random."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Options of the model's ``Config``; in a recipe they stand directly in ``[model]``."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather_options(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        own = {
+            key: value
+            for key, value in values.items()
+            if key in cls.model_fields and key != "options"
+        }
+        options = dict(values.get("options", {}))
+        options.update(
+            {key: value for key, value in values.items() if key not in cls.model_fields}
+        )
+        return {**own, "options": options}
+
+
+class GroupSettings(Table):
+    """One entry of ``optim.groups``: parameters whose name contains ``match`` (a shell pattern)."""
+
+    match: str
+    lr_scale: float = Field(1.0, ge=0)
+    weight_decay: float | None = Field(None, ge=0)
+
+
+class OptimSettings(Table):
+    """``[optim]``: optimiser, parameter groups and gradient clipping."""
+
+    name: Literal["sgd", "adam", "adamw"] = "sgd"
+    lr: float = Field(1e-3, gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    nesterov: bool = False
+    betas: Annotated[tuple[float, float], Strict(False)] = (0.9, 0.999)
+    eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    weight_decay_norm: float | None = Field(None, ge=0)
+    """Decay of normalisation layers; unset: as the others."""
+    weight_decay_bias: float | None = Field(None, ge=0)
+    weight_decay_embedding: float | None = Field(None, ge=0)
+    """Decay of ``nn.Embedding`` tables and of parameters named as position embeddings."""
+    backbone_lr_scale: float = Field(1.0, ge=0)
+    """Learning rate of parameters below a module named ``backbone``, relative to ``lr``."""
+    clip_norm: float = Field(0.0, ge=0)
+    """Largest L2 norm of the gradient of the full model; 0 does not clip."""
+    clip_value: float = Field(0.0, ge=0)
+    frozen: list[str] = Field(default_factory=list)
+    """Shell patterns of parameter names that are not trained."""
+    groups: list[GroupSettings] = Field(default_factory=list)
+
+
+class ScheduleSettings(Table):
+    """``[schedule]``: number of steps and the learning rate over them."""
+
+    steps: int = Field(1000, ge=0)
+    name: Literal["constant", "step", "poly", "cosine"] = "constant"
+    milestones: list[int] = Field(default_factory=list)
+    gamma: float = Field(0.1, gt=0)
+    power: float = Field(0.9, gt=0)
+    end_factor: float = Field(0.0, ge=0, le=1)
+    """Smallest factor of ``poly`` and ``cosine``."""
+    warmup_steps: int = Field(0, ge=0)
+    warmup: Literal["linear", "constant"] = "linear"
+    warmup_factor: float = Field(0.001, ge=0, le=1)
+
+
+class EngineSettings(Table):
+    """``[engine]``: how training runs, whatever is trained."""
+
+    seed: int = Field(1234, ge=0)
+    accelerator: Literal["auto", "cpu", "cuda", "gpu", "mps"] = "auto"
+    devices: int = Field(1, ge=1)
+    """Processes on this machine; under torchrun it must equal ``--nproc-per-node``."""
+    nodes: int = Field(1, ge=1)
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
+    precision: Literal["32", "bf16", "fp16"] = "32"
+    batch_size: int = Field(1, ge=1)
+    """Items of one optimiser step, over all processes and accumulated micro-batches."""
+    accumulate: int = Field(1, ge=1)
+    workers: int = Field(1, ge=0)
+    """Loader processes of each training process; the data are the same for any number."""
+    threads: int = Field(0, ge=0)
+    """CPU threads of each process; 0 leaves torch's choice."""
+    log_every: int = Field(10, ge=1)
+    save_every: int = Field(1000, ge=1)
+    validate_every: int = Field(0, ge=0)
+    """Steps between validations; 0 never."""
+    best_metric: str = "loss"
+    """What `best` is judged by: a validation metric, or `loss` (mean training loss between two checkpoints)."""
+    best_mode: Literal["min", "max"] = "min"
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    max_skips: int = Field(10, ge=1)
+    """With ``skip``: that many bad steps in a row stop the run."""
+    on_unreadable: Literal["stop", "skip"] = "stop"
+    """``skip`` replaces an item that cannot be read by the next readable one and reports it."""
+    deterministic: bool = False
+    compile: bool = False
+    channels_last: bool = False
+    tensorboard: bool = True
+
+    @model_validator(mode="after")
+    def _micro_batches_are_whole(self) -> EngineSettings:
+        micro = self.devices * self.nodes * self.accumulate
+        if self.batch_size % micro:
+            raise ValueError(
+                f"batch_size must be a multiple of devices * nodes * accumulate = {micro}, got {self.batch_size}"
+            )
+        return self
+
+
+class Settings(Table):
+    """A whole recipe. Tasks subclass it to give ``data`` and ``eval`` their schema."""
+
+    name: str
+    description: str = ""
+    model: ModelSettings
+    data: Table = Field(default_factory=Table)
+    optim: OptimSettings = Field(default_factory=OptimSettings)
+    schedule: ScheduleSettings = Field(default_factory=ScheduleSettings)
+    engine: EngineSettings = Field(default_factory=EngineSettings)
+    eval: Table = Field(default_factory=Table)
+
+    def as_tables(self) -> dict[str, Any]:
+        """Return plain nested dicts, with the model's options directly in ``model`` as in a recipe."""
+        tables = self.model_dump(mode="json")
+        options = tables["model"].pop("options")
+        tables["model"].update(options)
+        return tables
+
+
+_Schema = TypeVar("_Schema", bound=Settings)
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """Read the tables of a recipe file.
+
+    Raises:
+        SettingsError: the file is missing or no valid TOML.
+    """
+    try:
+        return parse_toml(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(
+            f"recipe: {path} must be a readable file, got {error.strerror or error}"
+        ) from None
+    except (TomlError, UnicodeDecodeError) as error:
+        raise SettingsError(f"recipe: {path} must be valid TOML, got {error}") from None
+
+
+def apply_overrides(
+    tables: Mapping[str, Any], overrides: Sequence[str]
+) -> dict[str, Any]:
+    """Return ``tables`` with overrides of the form ``table.key=value`` applied; values are TOML or bare words.
+
+    Raises:
+        SettingsError: an override has no ``=`` or goes below a value that is no table.
+    """
+    result = {
+        key: dict(value) if isinstance(value, Mapping) else value
+        for key, value in tables.items()
+    }
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        parts = [part.strip() for part in key.split(".")]
+        if not equals or not all(parts):
+            raise SettingsError(
+                f"--set: an override must read table.key=value, got {override!r}"
+            )
+        target = result
+        for part in parts[:-1]:
+            target = target.setdefault(part, {})
+            if not isinstance(target, dict):
+                raise SettingsError(
+                    f"--set: {key.strip()} must name a key of a table, but {part} is a value"
+                )
+        target[parts[-1]] = parse_toml_value(text.strip())
+    return result
+
+
+def known_keys(
+    schema: type[BaseModel], model_options: Sequence[str] = (), prefix: str = ""
+) -> list[str]:
+    """Return every dotted key that a recipe of ``schema`` may set."""
+    keys: list[str] = []
+    for name, info in schema.model_fields.items():
+        table = _table_of(info.annotation)
+        if table is ModelSettings:
+            keys += [
+                f"{prefix}{name}.{key}" for key in ("name", "weights", *model_options)
+            ]
+        elif table is not None:
+            keys += known_keys(table, (), f"{prefix}{name}.")
+        else:
+            keys.append(f"{prefix}{name}")
+    return keys
+
+
+def validate(
+    schema: type[_Schema],
+    tables: Mapping[str, Any],
+    where: str,
+    model_options: Sequence[str] = (),
+) -> _Schema:
+    """Check tables against a schema.
+
+    Args:
+        schema: the settings class of the task.
+        tables: nested dicts as read from TOML, overrides applied.
+        where: what is being checked, for the message: a recipe's name or file.
+        model_options: names that ``[model]`` may set besides ``name`` and ``weights``; used to find the nearest.
+
+    Raises:
+        SettingsError: one line that names the first wrong key, its rule, and for an unknown key the nearest one.
+    """
+    try:
+        return schema.model_validate(dict(tables))
+    except ValidationError as error:
+        raise SettingsError(
+            f"{where}: {_one_line(error, schema, model_options)}"
+        ) from None
+
+
+def nearest_key(key: str, keys: Sequence[str]) -> str:
+    """Return the known key most like ``key``: by its whole name, or by its last part in any table."""
+    whole = difflib.get_close_matches(key, keys, n=1, cutoff=0.0)
+    last = key.rpartition(".")[2]
+    tails = {known.rpartition(".")[2]: known for known in reversed(keys)}
+    tail = difflib.get_close_matches(last, list(tails), n=1, cutoff=0.75)
+    if tail and key.rpartition(".")[0] not in {
+        known.rpartition(".")[0] for known in keys
+    }:
+        return tails[tail[0]]
+    same_table = [
+        known for known in keys if known.rpartition(".")[0] == key.rpartition(".")[0]
+    ]
+    inside = difflib.get_close_matches(key, same_table, n=1, cutoff=0.8)
+    if inside:
+        return inside[0]
+    return tails[tail[0]] if tail else (whole[0] if whole else "")
+
+
+def changed_settings(
+    before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = ""
+) -> list[str]:
+    """List the keys whose values differ, one line each: ``optim.lr: 0.001 -> 0.0001``."""
+    lines: list[str] = []
+    for key in sorted(set(before) | set(after)):
+        old, new = before.get(key), after.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            lines += changed_settings(old, new, f"{prefix}{key}.")
+        elif old != new:
+            lines.append(f"{prefix}{key}: {old!r} -> {new!r}")
+    return lines
+
+
+def _table_of(annotation: Any) -> type[Table] | None:
+    if isinstance(annotation, type) and issubclass(annotation, Table):
+        return annotation
+    if (
+        isinstance(annotation, types.UnionType)
+        or typing.get_origin(annotation) is typing.Union
+    ):
+        return next(
+            (table for arg in typing.get_args(annotation) if (table := _table_of(arg))),
+            None,
+        )
+    return None
+
+
+def _one_line(
+    error: ValidationError, schema: type[BaseModel], model_options: Sequence[str]
+) -> str:
+    problems = error.errors()
+    # An unknown key explains a missing one, so it is told first.
+    first = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
+    key = ".".join(str(part) for part in first["loc"])
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    if first["type"] == "extra_forbidden":
+        near = nearest_key(key, known_keys(schema, model_options))
+        return f"unknown key {key!r}; did you mean {near!r}?{more}"
+    if first["type"] == "missing":
+        return f"{key} must be set{more}"
+    if first["type"] == "value_error":
+        place = f"{key}." if key else ""
+        return f"{place}{str(first['ctx']['error'])}{more}"
+    rule = first["msg"][:1].lower() + first["msg"][1:]
+    rule = rule.removeprefix("input should be ").removeprefix("value error, ")
+    return f"{key} must be {rule}, got {first['input']!r}{more}"

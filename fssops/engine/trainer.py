@@ -1,0 +1,436 @@
+"""The training loop. It knows ``model.losses(batch)`` and a validation callback, and nothing of the task."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+from torch import Tensor, nn
+
+from fssops.engine import nonfinite
+from fssops.engine.checkpoints import copy_checkpoint, write_checkpoint
+from fssops.engine.interrupts import Interrupted, StopRequest
+from fssops.engine.loading import TrainingStream
+from fssops.engine.metrics_log import MetricsLog
+from fssops.engine.optimizers import build_optimizer, freeze
+from fssops.engine.progress import ProgressBar
+from fssops.engine.random_state import (
+    capture_random_state,
+    preserved_random_state,
+    restore_random_state,
+    seed_everything,
+)
+from fssops.engine.run_folder import RunFolder, versions
+from fssops.engine.sampling import mix_seed
+from fssops.engine.schedules import learning_rate_factor
+from fssops.engine.settings import Settings, SettingsError
+from fssops.engine.training_state import TrainingState
+from fssops.models.interface import Trainable
+from fssops.structures import move_to
+
+Validate = Callable[[nn.Module, int], Mapping[str, float]]
+"""Called with the model in eval mode and the step; all processes call it and it returns the same on all."""
+
+
+@dataclass
+class _Window:
+    """Means since the last log line or checkpoint."""
+
+    sums: dict[str, float] = field(default_factory=dict)
+    steps: int = 0
+
+    def add(self, values: Mapping[str, float]) -> None:
+        self.steps += 1
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+
+    def means(self) -> dict[str, float]:
+        return {name: value / max(self.steps, 1) for name, value in self.sums.items()}
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """How training ended: number of updates made in all, mean losses of the last window, best value so far."""
+
+    steps: int
+    losses: dict[str, float]
+    best: float | None
+
+
+class Trainer:
+    """Trains one model in one run folder.
+
+    Args:
+        settings: the resolved recipe.
+        fabric: launched.
+        model: computes its own losses.
+        dataset: map-style training data; see :class:`fssops.engine.sampling.DrawnDataset`.
+        collate: stacks items into the dataclass that ``model.losses`` takes.
+        run: folder, locked by the first process.
+        validate: gives the metrics that ``engine.best_metric`` may name.
+
+    Raises:
+        SettingsError: ``best_metric`` can never be measured.
+        TypeError: the model has no ``losses``.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        fabric: Fabric,
+        model: nn.Module,
+        dataset: Any,
+        collate: Callable[[Sequence[Any]], Any],
+        run: RunFolder,
+        validate: Validate | None = None,
+    ) -> None:
+        if not isinstance(model, Trainable):
+            raise TypeError(
+                f"Trainer: model must have losses(batch), got {type(model).__name__}"
+            )
+        engine = settings.engine
+        if engine.best_metric != "loss" and (
+            validate is None or not engine.validate_every
+        ):
+            raise SettingsError(
+                f"engine.best_metric: {engine.best_metric!r} must be measured, got engine.validate_every = 0; use 'loss'"
+            )
+        self.settings, self.fabric, self.model, self.run, self.validate = (
+            settings,
+            fabric,
+            model,
+            run,
+            validate,
+        )
+        self._dataset, self._collate = dataset, collate
+        if engine.deterministic:
+            torch.use_deterministic_algorithms(True)
+        if engine.channels_last:
+            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        freeze(model, settings.optim.frozen)
+        if engine.compile:
+            model.losses = torch.compile(model.losses)  # type: ignore[method-assign, assignment]
+        self._module: Any = fabric.setup_module(model)
+        self._module.mark_forward_method("losses")
+        self._optimizer: Any = fabric.setup_optimizers(
+            build_optimizer(self._module, settings.optim)
+        )
+        self._state = TrainingState(fabric, self._module, model, self._optimizer)
+        self._factor = learning_rate_factor(settings.schedule)
+        self.step = 0
+        self._best: float | None = None
+        self._logged, self._saved = _Window(), _Window()
+        self._random: dict[str, Any] | None = None
+        self._skips = 0
+
+    def restore(self, checkpoint: Mapping[str, Any]) -> None:
+        """Continue from the contents of a checkpoint of :meth:`fit`; call before it."""
+        self._state.load(checkpoint)
+        self.step, self._best = int(checkpoint["step"]), checkpoint["best"]
+        self._logged, self._saved = (
+            _Window(**checkpoint["logged"]),
+            _Window(**checkpoint["saved"]),
+        )
+        states = checkpoint["random"]
+        if self.fabric.global_rank < len(states):
+            self._random = states[self.fabric.global_rank]
+        self._skips = int(checkpoint["skips"])
+
+    def fit(self) -> FitResult:
+        """Train up to ``schedule.steps``.
+
+        Raises:
+            Interrupted: Ctrl-C or SIGTERM came; the state is saved.
+            NonFiniteError: a loss or gradient is NaN or infinite, and ``engine.on_nonfinite`` says stop.
+            CheckpointError: a checkpoint could not be written.
+        """
+        engine, fabric, total = (
+            self.settings.engine,
+            self.fabric,
+            self.settings.schedule.steps,
+        )
+        log = None
+        if fabric.is_global_zero:
+            events = self.run.path / "tensorboard" if engine.tensorboard else None
+            log = MetricsLog(self.run.metrics, events, self.step)
+        stream = TrainingStream(
+            self._dataset,
+            self._collate,
+            engine,
+            start_step=self.step,
+            rank=fabric.global_rank,
+            world_size=fabric.world_size,
+            pin_memory=fabric.device.type == "cuda",
+        )
+        if self._random is None:
+            seed_everything(
+                mix_seed(engine.seed, 1_000_003 * fabric.global_rank + self.step)
+            )
+        else:
+            restore_random_state(self._random)
+        self.model.train()
+        quiet = not fabric.is_global_zero
+        try:
+            with (
+                StopRequest() as stop,
+                ProgressBar("train", total, done=self.step, quiet=quiet) as bar,
+            ):
+                while self.step < total:
+                    asked = self._one_step(stream, stop, bar)
+                    last = self.step == total
+                    if last or self.step % engine.log_every == 0:
+                        self._log(log, bar)
+                    metrics = self._validate(log, bar)
+                    if last or asked or self.step % engine.save_every == 0 or metrics:
+                        self._save(metrics)
+                    if asked and not last:
+                        raise Interrupted(
+                            f"stopped by {stop.received or 'another process'} after step {self.step}"
+                        )
+        finally:
+            stream.close()
+            if log is not None:
+                log.close()
+        return FitResult(
+            self.step, self._logged.means() or self._last_losses, self._best
+        )
+
+    # -- one step ---------------------------------------------------------------------------------------------
+
+    def _one_step(
+        self, stream: TrainingStream, stop: StopRequest, bar: ProgressBar
+    ) -> bool:
+        engine, fabric = self.settings.engine, self.fabric
+        started, waited = time.perf_counter(), 0.0
+        for group in self._optimizer.param_groups:
+            group["lr"] = group["base_lr"] * self._factor(self.step)
+        self._optimizer.zero_grad(set_to_none=True)
+        buffers = (
+            [b.clone() for b in self.model.buffers()]
+            if engine.on_nonfinite == "skip"
+            else []
+        )
+        sums: dict[str, float] = {}
+        asked, problem = False, False
+        for micro in range(engine.accumulate):
+            before = time.perf_counter()
+            batch = next(stream)
+            waited += time.perf_counter() - before
+            batch = move_to(batch, fabric.device, non_blocking=True)
+            random_state = capture_random_state()
+            waits = fabric.world_size > 1 and micro + 1 < engine.accumulate
+            with (
+                fabric.no_backward_sync(self._module, enabled=True)
+                if waits
+                else _nothing()
+            ):
+                losses: dict[str, Tensor] = self._module.losses(batch)
+                bad = nonfinite.first_nonfinite_loss(losses)
+                problem, asked = self._agree(bad is not None, bool(stop.received))
+                if problem:
+                    self._handle_nonfinite(bad, batch, random_state, buffers, bar)
+                    break
+                # The mean over micro-batches: with equal sizes it is what one large batch would give.
+                fabric.backward(
+                    torch.stack(list(losses.values())).sum() / engine.accumulate
+                )
+            for name, value in losses.items():
+                sums[name] = (
+                    sums.get(name, 0.0) + float(value.detach()) / engine.accumulate
+                )
+        norm = math.nan
+        if not problem:
+            norm = self._clip()
+            # With fp16 the scaler meets infinite gradients on purpose: it skips the update and lowers its scale.
+            bad_norm = not math.isfinite(norm) and engine.precision != "fp16"
+            problem, _ = self._agree(bad_norm, False)
+            if problem:
+                name = (
+                    nonfinite.first_nonfinite_gradient(self.model) if bad_norm else None
+                )
+                bad = f"gradient of {name}" if name else None
+                self._handle_nonfinite(bad, batch, random_state, buffers, bar)
+        if not problem:
+            self._optimizer.step()
+            self._skips = 0
+            values = {"loss": sum(sums.values()), **sums, "grad_norm": norm}
+            seconds = time.perf_counter() - started
+            self._logged.add({**values, "seconds": seconds, "waiting": waited})
+            self._saved.add({"loss": values["loss"]})
+        self.step += 1
+        bar.update(self.step)
+        return asked
+
+    def _clip(self) -> float:
+        optim = self.settings.optim
+        if optim.clip_value:
+            self.fabric.clip_gradients(
+                self._module, self._optimizer, clip_val=optim.clip_value
+            )
+        if optim.clip_norm:
+            norm = self.fabric.clip_gradients(
+                self._module,
+                self._optimizer,
+                max_norm=optim.clip_norm,
+                error_if_nonfinite=False,
+            )
+            return float(norm) if norm is not None else 0.0
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        return float(torch.nn.utils.get_total_norm(gradients)) if gradients else 0.0
+
+    def _agree(self, bad: bool, stop: bool) -> tuple[bool, bool]:
+        """Whether any process met a bad number, and whether any was asked to stop: all must do the same."""
+        if self.fabric.world_size == 1:
+            return bad, stop
+        flags = torch.tensor([float(bad), float(stop)], device=self.fabric.device)
+        flags = self.fabric.all_reduce(flags, reduce_op="sum")  # type: ignore[assignment]
+        return bool(flags[0] > 0), bool(flags[1] > 0)
+
+    def _handle_nonfinite(
+        self,
+        bad: str | None,
+        batch: Any,
+        random_state: dict[str, Any],
+        buffers: list[Tensor],
+        bar: ProgressBar,
+    ) -> None:
+        engine, message = (
+            self.settings.engine,
+            f"non-finite training: another process met it at step {self.step}",
+        )
+        self._optimizer.zero_grad(set_to_none=True)
+        if bad is not None:
+            with preserved_random_state():
+                restore_random_state(random_state)
+                module = nonfinite.first_nonfinite_module(self.model, batch)
+            message = nonfinite.describe(bad, self.step, batch, module)
+            path = (
+                self.run.path
+                / f"nonfinite_step{self.step}_rank{self.fabric.global_rank}.pt"
+            )
+            text = json.dumps(self.settings.as_tables())
+            nonfinite.save_replay(
+                path, batch, self.step, self.model, random_state, text
+            )
+            message += f"; kept for replay: {path}"
+        self._skips += 1
+        if engine.on_nonfinite == "stop":
+            raise nonfinite.NonFiniteError(
+                f"{message} (engine.on_nonfinite=skip would leave such steps out)"
+            )
+        if self._skips >= engine.max_skips:
+            raise nonfinite.NonFiniteError(
+                f"{message}; {self._skips} bad steps in a row (engine.max_skips)"
+            )
+        with torch.no_grad():
+            for buffer, value in zip(self.model.buffers(), buffers, strict=True):
+                buffer.copy_(
+                    value
+                )  # statistics of normalisation layers may have taken the bad numbers in
+        bar.say(f"{message}; step skipped")
+
+    # -- between steps ----------------------------------------------------------------------------------------
+
+    _last_losses: dict[str, float] = {}
+
+    def _log(self, log: MetricsLog | None, bar: ProgressBar) -> None:
+        means = self._logged.means()
+        self._logged = _Window()
+        if not means:
+            return
+        if self.fabric.world_size > 1:
+            packed = torch.tensor(
+                list(means.values()), dtype=torch.float64, device=self.fabric.device
+            )
+            packed = self.fabric.all_reduce(packed, reduce_op="mean")  # type: ignore[assignment]
+            means = dict(zip(means, packed.tolist(), strict=True))
+        seconds, waiting = means.pop("seconds"), means.pop("waiting")
+        timing = {
+            "step_seconds": round(seconds, 5),
+            "data_wait": round(waiting / max(seconds, 1e-9), 4),
+        }
+        learning_rate = max(group["lr"] for group in self._optimizer.param_groups)
+        if log is not None:
+            log.write(self.step, {**means, "lr": learning_rate, **timing})
+        self._last_losses = {
+            name: value for name, value in means.items() if name != "grad_norm"
+        }
+        bar.update(self.step, {**self._last_losses, "lr": learning_rate})
+
+    def _validate(self, log: MetricsLog | None, bar: ProgressBar) -> dict[str, float]:
+        every = self.settings.engine.validate_every
+        if (
+            self.validate is None
+            or not every
+            or (self.step % every and self.step != self.settings.schedule.steps)
+        ):
+            return {}
+        self.model.eval()
+        with preserved_random_state(), torch.no_grad():
+            metrics = dict(self.validate(self.model, self.step))
+        self.model.train()
+        if log is not None:
+            log.write(self.step, metrics)
+        bar.say(
+            f"step {self.step}: "
+            + "  ".join(f"{k} {v:.4g}" for k, v in metrics.items())
+        )
+        return metrics
+
+    def _save(self, metrics: Mapping[str, float]) -> None:
+        engine = self.settings.engine
+        value = metrics.get(engine.best_metric)
+        if engine.best_metric == "loss":
+            value = self._saved.means().get("loss")
+        elif metrics and value is None:
+            raise SettingsError(
+                f"engine.best_metric must be one of {', '.join(metrics)} or loss, got {engine.best_metric!r}"
+            )
+        self._saved = _Window()
+        sign = 1.0 if engine.best_mode == "max" else -1.0
+        better = value is not None and (
+            self._best is None or sign * value > sign * self._best
+        )
+        if better:
+            self._best = value
+        state = {
+            "kind": "training",
+            "step": self.step,
+            "best": self._best,
+            "sampler": {
+                "seed": engine.seed,
+                "step": self.step,
+                "batch_size": engine.batch_size,
+            },
+            "logged": vars(self._logged),
+            "saved": vars(self._saved),
+            "skips": self._skips,
+            "metrics": dict(metrics),
+            "random": self._state.gather_random_states(),
+            "settings": json.dumps(self.settings.as_tables()),
+            "versions": versions(),
+            **self._state.capture(),
+        }
+        if self.fabric.is_global_zero:
+            write_checkpoint(self.run.checkpoints / "last.pt", state)
+            if better:
+                copy_checkpoint(
+                    self.run.checkpoints / "last.pt", self.run.checkpoints / "best.pt"
+                )
+        self.fabric.barrier()
+
+
+class _nothing:
+    """A context that does nothing."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, *_: object) -> None:
+        return None
