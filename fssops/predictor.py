@@ -1,0 +1,324 @@
+"""Segmenting new classes from a few labelled images, in a few lines.
+
+predictor = fssops.FewShotPredictor(model)
+predictor.set_support({"cup": ["a.jpg", "b.jpg"]}, {"cup": ["a.png", "b.png"]})
+result = predictor.segment("table.jpg")      # result.labels, result.probabilities, at the picture's own size
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias, overload
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from fssops.data.images import read_image, read_mask, to_rgb
+from fssops.models.interface import FewShotModel
+
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+NEITHER = 255
+"""In the maps that this file makes: 1 foreground, 0 background, 255 neither."""
+
+ImageLike: TypeAlias = "str | os.PathLike[str] | Image.Image | np.ndarray[Any, Any] | Tensor"
+MaskLike: TypeAlias = ImageLike
+BoxLike: TypeAlias = "Sequence[float] | Sequence[Sequence[float]] | np.ndarray[Any, Any] | Tensor"
+
+
+@dataclass
+class Segmentation:
+    """What a predictor found in one image of H x W pixels.
+
+    Attributes:
+        labels: [H, W] uint8; 0 background, n = ``classes[n]``.
+        probabilities: [1 + N, H, W] float32, the softmax of the logits; sums to 1 over the first axis.
+        classes: "background", then the names of the ways.
+        seconds: time of the steps "read", "encode" and "match".
+    """
+
+    labels: np.ndarray[Any, Any]
+    probabilities: np.ndarray[Any, Any]
+    classes: tuple[str, ...]
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+class FewShotPredictor:
+    """Keeps a support set's summary and segments images with it.
+
+    Args:
+        model: a few-shot model; it is put in eval mode and stays on its device.
+        size: side in pixels, or (height, width), at which images enter the model; the published size of PANet by
+            default.
+        fit: "stretch" to that size, as PANet does, or "pad": the longer side fills it, the aspect is kept, and the
+            rest is zero and neither foreground nor background, as MSANet does.
+        precision: "float32" or "bfloat16" (autocast).
+
+    Raises:
+        TypeError: the model does not offer the steps of ``FewShotModel``.
+        ValueError: the size is below the model's stride, or an option is unknown.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        size: int | tuple[int, int] = 417,
+        fit: Literal["stretch", "pad"] = "stretch",
+        precision: Literal["float32", "bfloat16"] = "float32",
+    ) -> None:
+        if not isinstance(model, FewShotModel):
+            raise TypeError(f"FewShotPredictor: model must be a few-shot model, got {type(model).__name__}")
+        if fit not in ("stretch", "pad"):
+            raise ValueError(f"FewShotPredictor: fit must be stretch or pad, got {fit!r}")
+        if precision not in ("float32", "bfloat16"):
+            raise ValueError(f"FewShotPredictor: precision must be float32 or bfloat16, got {precision!r}")
+        self.size = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+        if min(self.size) < model.stride:
+            raise ValueError(f"FewShotPredictor: size must be at least the stride {model.stride}, got {self.size}")
+        self.model: Any = model.eval()
+        self.fit, self.precision = fit, precision
+        self.device = next(model.parameters()).device
+        self.classes: tuple[str, ...] = ()
+        self._support: Any = None
+
+    @torch.inference_mode()
+    def set_support(
+        self,
+        images: Sequence[ImageLike] | ImageLike | Mapping[str, Sequence[ImageLike]],
+        masks: Sequence[MaskLike] | MaskLike | Mapping[str, Sequence[MaskLike]] | None = None,
+        *,
+        boxes: Sequence[BoxLike] | Mapping[str, Sequence[BoxLike]] | None = None,
+        scribbles: Sequence[MaskLike] | MaskLike | Mapping[str, Sequence[MaskLike]] | None = None,
+    ) -> None:
+        """Set the labelled images; exactly one of masks, boxes and scribbles says where the class is.
+
+        Args:
+            images: K images of one class, or a name of each class with its K images.
+            masks: for each image a mask of its size: 0 background, 255 neither, any other value the class. A mask that
+                holds nothing but 0 and 255 is read as black and white, 255 being the class. Boolean arrays are
+                what they say.
+            boxes: for each image one box (x0, y0, x1, y1) in its pixels, or several; x1 and y1 are exclusive. Inside
+                counts as the class, outside as background.
+            scribbles: for each image a map of its size in PANet's convention: 0 background stroke, 255 not labelled,
+                any other value a stroke on the class.
+
+        Raises:
+            ValueError: numbers do not match, sizes do not match, there is no foreground, or an image is too small.
+        """
+        given = [
+            name for name, value in (("masks", masks), ("boxes", boxes), ("scribbles", scribbles)) if value is not None
+        ]
+        if len(given) != 1:
+            raise ValueError(f"set_support: give exactly one of masks, boxes, scribbles, got {given or 'none'}")
+        kind = given[0]
+        annotation: Any = masks if kind == "masks" else boxes if kind == "boxes" else scribbles
+        image_sets = _by_class(images, "images")
+        annotation_sets = _by_class(annotation, kind, box=kind == "boxes")
+        if list(image_sets) != list(annotation_sets):
+            raise ValueError(
+                f"set_support: images and {kind} must name the same classes in the same order, got "
+                f"{list(image_sets)} and {list(annotation_sets)}"
+            )
+        shots = {name: len(found) for name, found in image_sets.items()}
+        if not shots or min(shots.values()) == 0 or len(set(shots.values())) != 1:
+            raise ValueError(f"set_support: every class must have the same number of images, at least 1, got {shots}")
+        pictures: list[Tensor] = []
+        maps: list[Tensor] = []
+        for name, found in image_sets.items():
+            labels = annotation_sets[name]
+            if len(labels) != len(found):
+                raise ValueError(
+                    f"set_support: class {name!r} must have as many {kind} as images, got {len(labels)} and {len(found)}"
+                )
+            for number, (image, label) in enumerate(zip(found, labels, strict=True)):
+                where = f"set_support: image {_called(image, number)} of class {name!r}"
+                picture = self._picture(image, where)
+                area = _area(label, kind, picture.shape[1], picture.shape[0], where)
+                pictures.append(self._prepared(picture)[0])
+                maps.append(self._prepared_area(area, where))
+        ways, count = len(shots), next(iter(shots.values()))
+        area_maps = torch.stack(maps).view(1, ways, count, *self.size).to(self.device)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+            features = self.model.encode(torch.stack(pictures).to(self.device))
+            self._support = self.model.summarise(features, (area_maps == 1).float(), (area_maps == 0).float())
+        self.classes = ("background", *shots)
+
+    @overload
+    def segment(self, image: list[ImageLike] | tuple[ImageLike, ...]) -> list[Segmentation]: ...
+
+    @overload
+    def segment(self, image: ImageLike) -> Segmentation: ...
+
+    @torch.inference_mode()
+    def segment(self, image: Any) -> Segmentation | list[Segmentation]:
+        """Segment an image, or each of a list, at its own size.
+
+        Args:
+            image: a path, a Pillow image, an array [H, W, 3] or [H, W] of uint8, or a tensor [3, H, W] of uint8 or of
+                float in [0, 1].
+
+        Raises:
+            RuntimeError: no support set yet.
+            ValueError: the image is of another form, or smaller than the model's stride.
+        """
+        if isinstance(image, (list, tuple)):
+            return [self.segment(one) for one in image]
+        if self._support is None:
+            raise RuntimeError("FewShotPredictor.segment: call set_support first")
+        started = time.perf_counter()
+        picture = self._picture(image, f"segment: image {_called(image, 0)}")
+        height, width = picture.shape[:2]
+        prepared, (inner_height, inner_width) = self._prepared(picture)
+        read = time.perf_counter()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+            features = self.model.encode(prepared[None].to(self.device))
+            encoded = time.perf_counter()
+            if (inner_height, inner_width) == self.size:
+                logits = self.model.match(self._support, features, (height, width))[0]
+            else:
+                logits = self.model.match(self._support, features, self.size)[0, :, :, :inner_height, :inner_width]
+                logits = F.interpolate(logits.float(), size=(height, width), mode="bilinear", align_corners=False)
+        probabilities = logits[0].float().softmax(0)
+        labels = probabilities.argmax(0).to(torch.uint8).cpu().numpy()
+        values = probabilities.cpu().numpy()
+        seconds = {"read": read - started, "encode": encoded - read, "match": time.perf_counter() - encoded}
+        return Segmentation(labels=labels, probabilities=values, classes=self.classes, seconds=seconds)
+
+    def _picture(self, image: ImageLike, where: str) -> np.ndarray[Any, Any]:
+        """[H, W, 3] uint8 RGB."""
+        picture = _to_rgb_array(image, where)
+        if min(picture.shape[:2]) < self.model.stride:
+            raise ValueError(
+                f"{where} must be at least {self.model.stride} pixels a side (the model's stride), got "
+                f"{picture.shape[1]} x {picture.shape[0]}"
+            )
+        return picture
+
+    def _inner(self, height: int, width: int) -> tuple[int, int]:
+        """Size that a picture takes within ``self.size``."""
+        if self.fit == "stretch":
+            return self.size
+        ratio = min(self.size[0] / height, self.size[1] / width)
+        return min(max(1, round(height * ratio)), self.size[0]), min(max(1, round(width * ratio)), self.size[1])
+
+    def _prepared(self, picture: np.ndarray[Any, Any]) -> tuple[Tensor, tuple[int, int]]:
+        """[3, H, W] normalised, and the (height, width) of it that the picture fills from the top left."""
+        inner = self._inner(*picture.shape[:2])
+        resized = Image.fromarray(picture).resize((inner[1], inner[0]), Image.Resampling.BILINEAR)
+        canvas = np.zeros((*self.size, 3), np.uint8)
+        canvas[: inner[0], : inner[1]] = np.asarray(resized)
+        values = torch.from_numpy(canvas).permute(2, 0, 1).float() / 255
+        return (values - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None], inner
+
+    def _prepared_area(self, area: np.ndarray[Any, Any], where: str) -> Tensor:
+        """The map at the model's size, uint8 [H, W]; nearest, so that it keeps its three values."""
+        if not (area == 1).any():
+            raise ValueError(f"{where} must have foreground, got none")
+        inner = self._inner(*area.shape)
+        canvas = np.full(self.size, NEITHER, np.uint8)
+        resized = Image.fromarray(area).resize((inner[1], inner[0]), Image.Resampling.NEAREST)
+        canvas[: inner[0], : inner[1]] = np.asarray(resized)
+        if not (canvas == 1).any():
+            raise ValueError(
+                f"{where} must have foreground that survives resizing to {self.size[1]} x {self.size[0]}, got "
+                f"{int((area == 1).sum())} pixels of {area.shape[1]} x {area.shape[0]}"
+            )
+        return torch.from_numpy(canvas)
+
+
+def _called(image: Any, number: int) -> str:
+    return str(image) if isinstance(image, (str, os.PathLike)) else f"number {number + 1}"
+
+
+def _by_class(given: Any, what: str, *, box: bool = False) -> dict[str, list[Any]]:
+    """The argument as class name to list; a bare list, or a single thing, is of the class "object"."""
+    if isinstance(given, Mapping):
+        found = {}
+        for name, value in given.items():
+            if not isinstance(value, (list, tuple)):
+                raise ValueError(f"set_support: {what} of class {name!r} must be a list, got {type(value).__name__}")
+            found[str(name)] = list(value)
+        return found
+    if isinstance(given, (list, tuple)):
+        if box and given and isinstance(given[0], (int, float)):
+            return {"object": [given]}
+        return {"object": list(given)}
+    return {"object": [given]}
+
+
+def _to_rgb_array(image: ImageLike, where: str) -> np.ndarray[Any, Any]:
+    if isinstance(image, (str, os.PathLike)):
+        return np.asarray(read_image(image))
+    if isinstance(image, Image.Image):
+        return np.asarray(to_rgb(image))
+    if isinstance(image, Tensor):
+        if image.dim() != 3 or image.shape[0] != 3:
+            raise ValueError(f"{where} must be a tensor [3, H, W], got {list(image.shape)}")
+        values = image.detach().cpu()
+        if values.is_floating_point():
+            if values.numel() and (values.min() < 0 or values.max() > 1):
+                raise ValueError(
+                    f"{where} must have floats in [0, 1] (not normalised), got {values.min():.3g} to {values.max():.3g}"
+                )
+            values = (values * 255).round()
+        return values.to(torch.uint8).permute(1, 2, 0).numpy()
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] != 3):
+            raise ValueError(
+                f"{where} must be a uint8 array [H, W, 3] or [H, W], got {list(image.shape)} {image.dtype}"
+            )
+        return np.repeat(image[..., None], 3, axis=2) if image.ndim == 2 else image
+    raise TypeError(f"{where} must be a path, Pillow image, array or tensor, got {type(image).__name__}")
+
+
+def _area(label: Any, kind: str, width: int, height: int, where: str) -> np.ndarray[Any, Any]:
+    """[H, W] uint8 of 1 foreground, 0 background, 255 neither."""
+    if kind == "boxes":
+        return _area_of_boxes(label, width, height, where)
+    if isinstance(label, (str, os.PathLike)):
+        where = f"{where}: mask {label}"
+        values = read_mask(label)
+    elif isinstance(label, Image.Image):
+        values = np.asarray(label)
+    elif isinstance(label, (Tensor, np.ndarray)):
+        values = label.detach().cpu().numpy() if isinstance(label, Tensor) else label
+    else:
+        raise TypeError(
+            f"{where} must have a mask that is a path, Pillow image, array or tensor, got {type(label).__name__}"
+        )
+    if values.ndim != 2:
+        raise ValueError(f"{where} must have a mask [H, W], got {list(values.shape)}")
+    if values.shape != (height, width):
+        raise ValueError(
+            f"{where} is {width} x {height}, and its mask must have that size, got {values.shape[1]} x {values.shape[0]}"
+        )
+    if kind == "scribbles":
+        if values.dtype == bool:
+            raise ValueError(f"{where} must have a scribble map of numbers (0, 255, strokes), got booleans")
+        return np.where(values == NEITHER, NEITHER, np.where(values == 0, 0, 1)).astype(np.uint8)
+    if values.dtype == bool or not ((values != 0) & (values != NEITHER)).any():
+        return (values != 0).astype(np.uint8)
+    return np.where(values == NEITHER, NEITHER, values != 0).astype(np.uint8)
+
+
+def _area_of_boxes(label: Any, width: int, height: int, where: str) -> np.ndarray[Any, Any]:
+    boxes = np.asarray(label.cpu() if isinstance(label, Tensor) else label, dtype=np.float64)
+    boxes = boxes[None] if boxes.ndim == 1 else boxes
+    if boxes.ndim != 2 or boxes.shape[1] != 4 or not np.isfinite(boxes).all():
+        raise ValueError(f"{where} must have boxes (x0, y0, x1, y1), got {label!r}")
+    area = np.zeros((height, width), np.uint8)
+    for x0, y0, x1, y1 in boxes:
+        if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
+            raise ValueError(
+                f"{where} must have boxes with 0 <= x0 < x1 <= {width} and 0 <= y0 < y1 <= {height}, got "
+                f"({x0:g}, {y0:g}, {x1:g}, {y1:g})"
+            )
+        area[int(np.floor(y0)) : int(np.ceil(y1)), int(np.floor(x0)) : int(np.ceil(x1))] = 1
+    return area
