@@ -100,3 +100,146 @@ class FewShotBatch:
             query_names=[e.query_names for e in episodes],
             indices=[e.index for e in episodes],
         )
+
+
+@dataclass
+class MaskTargets:
+    """What one image (or clip) should be cut into: G objects or regions, each a class and a binary mask.
+
+    Attributes:
+        labels: [G] int64 class indices in 0..C-1; C itself ("no object") only where a system says so.
+        masks: [G, H, W] bool at the size of the unpadded image; of a clip [G, T, H, W]. G may be 0.
+        label_map: [H, W] integer class indices with the data set's ignore value, or None; what the per-pixel
+            baselines train on.
+    """
+
+    labels: Tensor
+    masks: Tensor
+    label_map: Tensor | None = None
+
+
+@dataclass
+class ImageBatch:
+    """B images of any sizes, as they leave the data pipeline; a model normalises and pads them itself.
+
+    Attributes:
+        images: B tensors [3, H_b, W_b], RGB, values 0..255, uint8 or float32.
+        targets: B targets, or None where nothing is trained.
+        output_sizes: B pairs (height, width) that results are resized to; None keeps each image's own size.
+        names: B image names; for reports.
+    """
+
+    images: list[Tensor]
+    targets: list[MaskTargets] | None = None
+    output_sizes: list[tuple[int, int]] | None = None
+    names: list[str] = field(default_factory=list)
+
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """(height, width) of every image before padding."""
+        return [(int(image.shape[-2]), int(image.shape[-1])) for image in self.images]
+
+
+@dataclass
+class MaskPredictions:
+    """What a query-based model says of a batch, with masks left in their factored form.
+
+    The mask logits of a query are the inner products of its mask embedding with the mask features; whoever
+    needs them forms those it needs (:meth:`mask_logits`).
+
+    Attributes:
+        class_logits: [heads, B, Q, C + 1]; index C is "no object". The final head stands last; the auxiliary
+            heads, in order of their layers, before it.
+        mask_embeddings: [heads, B, Q, E].
+        mask_features: [B, T, E, h, w]; T = 1 for images.
+        padded_size: (height, width) of the padded images that [h, w] covers.
+    """
+
+    class_logits: Tensor
+    mask_embeddings: Tensor
+    mask_features: Tensor
+    padded_size: tuple[int, int]
+
+    def mask_logits(self, image: int, head: int = -1, queries: Tensor | None = None) -> Tensor:
+        """Mask logits [Q or len(queries), T, h, w] of one image and head, for all queries or those listed."""
+        embeddings = self.mask_embeddings[head, image]
+        if queries is not None:
+            embeddings = embeddings[queries]
+        features = self.mask_features[image]  # [T, E, h, w]
+        logits = embeddings @ features.transpose(0, 1).reshape(features.shape[1], -1)
+        return logits.reshape(len(embeddings), features.shape[0], *features.shape[-2:])
+
+
+@dataclass
+class SemanticResult:
+    """Semantic segmentation of one image.
+
+    Attributes:
+        scores: [C, H, W] float32, not negative; not normalised over the classes.
+    """
+
+    scores: Tensor
+
+    @property
+    def label_map(self) -> Tensor:
+        """[H, W] int64, the class with the highest score."""
+        return self.scores.argmax(0)
+
+
+@dataclass
+class InstanceResult:
+    """Instances of one image, best first.
+
+    Attributes:
+        scores: [K] float32 in [0, 1].
+        labels: [K] int64.
+        masks: [K, H, W] bool.
+    """
+
+    scores: Tensor
+    labels: Tensor
+    masks: Tensor
+
+
+@dataclass
+class PanopticSegment:
+    """One segment of a panoptic map.
+
+    Attributes:
+        id: its value in the map, from 1.
+        label: class index.
+        is_thing: whether the class is countable.
+        score: class probability of the query it came from; of merged stuff, that of the first.
+    """
+
+    id: int
+    label: int
+    is_thing: bool
+    score: float
+
+
+@dataclass
+class PanopticResult:
+    """Panoptic segmentation of one image.
+
+    Attributes:
+        segment_ids: [H, W] int32; 0 where nothing was assigned.
+        segments: one entry an id in the map.
+    """
+
+    segment_ids: Tensor
+    segments: list[PanopticSegment]
+
+
+@dataclass
+class SegmentationResult:
+    """The results asked for of one image; those not asked for are None.
+
+    Attributes:
+        general: [H, W] int64 classes by assigning each pixel to one query, -1 where no query names a class.
+    """
+
+    semantic: SemanticResult | None = None
+    instance: InstanceResult | None = None
+    panoptic: PanopticResult | None = None
+    general: Tensor | None = None

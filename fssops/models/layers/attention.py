@@ -1,18 +1,13 @@
-"""Multi-head attention with packed projections, as the transformer decoders of DETR's family use it."""
+"""Multi-head attention with packed projections, as the transformers of DETR's family use it."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-
-def scaled_dot_product(query: Tensor, key: Tensor, value: Tensor, blocked: Tensor | None, dropout: float) -> Tensor:
-    """Attention of query [B, M, Q, D] over key and value [B, M, S, D].
-
-    ``blocked`` is [B, 1, Q, S] or [Q, S] bool, True where a query may not attend; None opens everything.
-    """
-    allowed = None if blocked is None else ~blocked
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=allowed, dropout_p=dropout)
+from fssops.models.layers import operators
 
 
 class MultiheadAttention(nn.Module):
@@ -46,42 +41,56 @@ class MultiheadAttention(nn.Module):
         nn.init.xavier_uniform_(self.out_proj.weight)
         nn.init.zeros_(self.out_proj.bias)
 
-    def _split(self, tokens: Tensor) -> Tensor:
+    def _project(self, tokens: Tensor, first: int, last: int) -> tuple[Tensor, ...]:
+        """Projections ``first``..``last - 1`` (0 query, 1 key, 2 value) of tokens, each [B, M, S, D]."""
+        rows = slice(first * self.channels, last * self.channels)
+        projected = F.linear(tokens, self.in_proj_weight[rows], self.in_proj_bias[rows])
         batch, length, _ = tokens.shape
-        return tokens.view(batch, length, self.heads, -1).transpose(1, 2)
+        parts = projected.view(batch, length, last - first, self.heads, -1).permute(2, 0, 3, 1, 4)
+        return parts.unbind(0)
 
     def _merge(self, heads: Tensor) -> Tensor:
         batch, _, length, _ = heads.shape
         merged: Tensor = self.out_proj(heads.transpose(1, 2).reshape(batch, length, self.channels))
         return merged
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, blocked: Tensor | None = None) -> Tensor:
-        """Cross-attention.
+    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Cross-attention without a mask: query [B, Q, C] over key, value [B, S, C], positions added; [B, Q, C]."""
+        (q,), (k,), (v,) = self._project(query, 0, 1), self._project(key, 1, 2), self._project(value, 2, 3)
+        dropout = self.dropout if self.training else 0.0
+        return self._merge(F.scaled_dot_product_attention(q, k, v, dropout_p=dropout))
+
+    def masked(self, query: Tensor, key: Tensor, value: Tensor, mask: Any) -> Tensor:
+        """Cross-attention through a mask.
 
         Args:
             query: [B, Q, C], position added.
             key: [B, S, C], position added.
             value: [B, S, C].
-            blocked: [B, 1, Q, S] or [Q, S] bool, True where a query may not attend.
+            mask: an attention mask of :mod:`fssops.models.layers.operators`, shared by the heads.
 
         Returns:
             [B, Q, C].
         """
-        c = self.channels
-        weight, bias = self.in_proj_weight, self.in_proj_bias
-        q = self._split(F.linear(query, weight[:c], bias[:c]))
-        k = self._split(F.linear(key, weight[c : 2 * c], bias[c : 2 * c]))
-        v = self._split(F.linear(value, weight[2 * c :], bias[2 * c :]))
-        return self._merge(scaled_dot_product(q, k, v, blocked, self.dropout if self.training else 0.0))
+        (q,), (k,), (v,) = self._project(query, 0, 1), self._project(key, 1, 2), self._project(value, 2, 3)
+        return self._merge(operators.masked_attention(q, k, v, mask))
 
     def self_attention(self, tokens: Tensor, positions: Tensor | None, blocked: Tensor | None = None) -> Tensor:
-        """Attention of tokens [B, Q, C] among themselves; positions [Q, C] are added to query and key only."""
-        c = self.channels
-        weight, bias = self.in_proj_weight, self.in_proj_bias
+        """Attention of tokens among themselves.
+
+        Args:
+            tokens: [B, Q, C].
+            positions: [Q, C], added to query and key; None for none.
+            blocked: [Q, Q] or [B, 1, Q, Q] bool, True where a token may not attend; None for none.
+
+        Returns:
+            [B, Q, C].
+        """
         if positions is None:
-            q, k, v = F.linear(tokens, weight, bias).split(c, dim=2)
+            q, k, v = self._project(tokens, 0, 3)
         else:
-            q, k = F.linear(tokens + positions, weight[: 2 * c], bias[: 2 * c]).split(c, dim=2)
-            v = F.linear(tokens, weight[2 * c :], bias[2 * c :])
-        q, k, v = self._split(q), self._split(k), self._split(v)
-        return self._merge(scaled_dot_product(q, k, v, blocked, self.dropout if self.training else 0.0))
+            q, k = self._project(tokens + positions, 0, 2)
+            (v,) = self._project(tokens, 2, 3)
+        allowed = None if blocked is None else ~blocked
+        dropout = self.dropout if self.training else 0.0
+        return self._merge(F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, dropout_p=dropout))

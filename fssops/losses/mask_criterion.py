@@ -1,0 +1,147 @@
+"""The training losses of MaskFormer and Mask2Former: set prediction with deep supervision.
+
+Every prediction head is matched to the targets on its own. What the two systems share stands in
+:class:`SetCriterion`; they differ in where a mask loss looks: MaskFormer at every pixel, Mask2Former at sampled points.
+
+Sources: Cheng et al., "Per-pixel classification is not all you need", NeurIPS 2021, section 3.3, and "Masked-attention
+mask transformer", CVPR 2022, section 3.3, with their code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fssops.losses.matcher import Match
+from fssops.losses.num_masks import ReduceNumMasks, mean_over_ranks
+from fssops.structures import MaskPredictions, MaskTargets
+
+Matches = list[list[Match]]
+"""Matches by head (auxiliary heads first, the final one last), then by image."""
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """Weights of the three terms, in the loss and in the matching cost."""
+
+    classes: float
+    mask: float
+    dice: float
+
+
+def head_of(index: int, heads: int) -> int:
+    """Name of a head by its position: -1 for the last, its position for an auxiliary one."""
+    return -1 if index == heads - 1 else index
+
+
+def suffix_of(index: int, heads: int) -> str:
+    """What a head's losses are called: "" for the last, "_0".. for the auxiliary ones."""
+    return "" if index == heads - 1 else f"_{index}"
+
+
+class SetCriterion(nn.Module):
+    """Class loss and bookkeeping over heads; subclasses add the matching and the mask losses.
+
+    Args:
+        num_classes: C, without "no object".
+        weights: of the terms.
+        no_object_weight: class weight of "no object".
+        reduce_num_masks: mean over processes of the number of targets.
+    """
+
+    class_weights: Tensor
+
+    def __init__(
+        self,
+        num_classes: int,
+        weights: LossWeights,
+        *,
+        no_object_weight: float = 0.1,
+        reduce_num_masks: ReduceNumMasks = mean_over_ranks,
+    ) -> None:
+        super().__init__()
+        self.num_classes, self.weights = num_classes, weights
+        self.reduce_num_masks = reduce_num_masks
+        class_weights = torch.ones(num_classes + 1)
+        class_weights[-1] = no_object_weight
+        self.register_buffer("class_weights", class_weights, persistent=False)
+
+    def check_targets(self, predictions: MaskPredictions, targets: Sequence[MaskTargets]) -> None:
+        """Refuse targets that do not fit the predictions.
+
+        Raises:
+            ValueError: wrong number of images, labels out of range, or masks whose count or size is wrong.
+        """
+        images = predictions.mask_features.shape[0]
+        if len(targets) != images:
+            raise ValueError(f"SetCriterion: targets must be one an image ({images}), got {len(targets)}")
+        height, width = predictions.padded_size
+        for index, target in enumerate(targets):
+            if target.labels.numel() and not 0 <= int(target.labels.min()) <= int(target.labels.max()) <= (
+                self.num_classes
+            ):
+                raise ValueError(
+                    f"SetCriterion: targets[{index}].labels must be in 0..{self.num_classes - 1}, got"
+                    f" {int(target.labels.min())}..{int(target.labels.max())}"
+                )
+            shape = tuple(target.masks.shape)
+            if len(shape) < 3 or shape[0] != len(target.labels) or shape[-2] > height or shape[-1] > width:
+                raise ValueError(
+                    f"SetCriterion: targets[{index}].masks must be [{len(target.labels)}, ..., H <= {height},"
+                    f" W <= {width}], got {list(shape)}"
+                )
+
+    def class_losses(self, class_logits: Tensor, matches: Matches, targets: Sequence[MaskTargets]) -> Tensor:
+        """Weighted mean cross-entropy of every head: class_logits [heads, B, Q, C + 1] -> [heads], float32.
+
+        Unmatched queries should say "no object". Divided by the sum of the class weights of the heads' targets.
+        """
+        heads, images, queries, _ = class_logits.shape
+        wanted = torch.full((heads, images, queries), self.num_classes, dtype=torch.int64, device=class_logits.device)
+        for head, of_head in enumerate(matches):
+            for image, match in enumerate(of_head):
+                wanted[head, image, match.queries] = targets[image].labels[match.targets]
+        logits = class_logits.float().flatten(0, 2)
+        losses = F.cross_entropy(logits, wanted.flatten(), weight=self.class_weights, reduction="none")
+        return losses.view(heads, -1).sum(1) / self.class_weights[wanted].view(heads, -1).sum(1)
+
+    def named(self, classes: Tensor, masks: Tensor, dice: Tensor) -> dict[str, Tensor]:
+        """Weighted losses [heads] of the three terms as ``loss_ce``, ``loss_mask``, ``loss_dice`` with head suffixes.
+
+        The final head comes first, as in the published code.
+        """
+        heads = len(classes)
+        losses = {}
+        for index in [heads - 1, *range(heads - 1)]:
+            suffix = suffix_of(index, heads)
+            losses[f"loss_ce{suffix}"] = self.weights.classes * classes[index]
+            losses[f"loss_mask{suffix}"] = self.weights.mask * masks[index]
+            losses[f"loss_dice{suffix}"] = self.weights.dice * dice[index]
+        return losses
+
+
+def as_clip(masks: Tensor) -> Tensor:
+    """Masks of an image [G, H, W] with an axis of one frame; those of a clip [G, T, H, W] as they are."""
+    return masks[:, None] if masks.dim() == 3 else masks
+
+
+def matched_mask_logits(predictions: MaskPredictions, matches: Matches) -> Tensor:
+    """Mask logits of the matched queries of all heads: [heads, N, T, h, w], image by image.
+
+    One product an image serves all heads, so the gradient of the mask features is accumulated once.
+    """
+    features = predictions.mask_features  # [B, T, E, h, w]
+    heads = predictions.class_logits.shape[0]
+    frames, channels, height, width = features.shape[1:]
+    logits = []
+    for image in range(features.shape[0]):
+        chosen = torch.stack([of_head[image].queries for of_head in matches])  # [heads, n]
+        embeddings = predictions.mask_embeddings[:, image].gather(1, chosen[..., None].expand(-1, -1, channels))
+        flat = features[image].transpose(0, 1).reshape(channels, -1)
+        product = embeddings.flatten(0, 1).to(flat.dtype) @ flat
+        logits.append(product.view(heads, -1, frames, height, width))
+    return logits[0] if len(logits) == 1 else torch.cat(logits, dim=1)

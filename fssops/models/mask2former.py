@@ -1,0 +1,124 @@
+"""Mask2Former: masked-attention mask transformer for universal image segmentation.
+
+Source: Cheng et al., CVPR 2022, and facebookresearch/Mask2Former.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from fssops.losses.mask_criterion import LossWeights
+from fssops.losses.point_criterion import PointSetCriterion
+from fssops.models.backbones.build import build_backbone
+from fssops.models.mask_classification import MaskClassificationConfig, MaskClassificationModel
+from fssops.models.pixel_decoders.ms_deform import MSDeformPixelDecoder, resized_padding
+from fssops.models.transformer_decoders.masked import MaskedTransformerDecoder
+from fssops.structures import MaskPredictions
+
+
+@dataclass(frozen=True)
+class Mask2FormerConfig(MaskClassificationConfig):
+    """Options of :class:`Mask2Former`; the defaults are COCO panoptic's.
+
+    Attributes:
+        encoder_layers: of the pixel decoder.
+        encoder_hidden: width of their feed-forward sub-layers.
+        sampling_points: of deformable attention, a head and level.
+        dropout: of the pixel decoder, in training.
+        decoder_layers: masked-attention layers; there is one prediction head more.
+        decoder_hidden: width of their feed-forward sub-layers.
+        class_weight: of the class term, in loss and matching cost.
+        mask_weight: of binary cross-entropy.
+        dice_weight: of the dice term.
+        train_points: points a mask, in the matcher and in the loss.
+        oversample_ratio: candidates for uncertain points, as a multiple of ``train_points``.
+        importance_ratio: share of the points chosen by uncertainty.
+    """
+
+    encoder_layers: int = 6
+    encoder_hidden: int = 1024
+    sampling_points: int = 4
+    dropout: float = 0.0
+    decoder_layers: int = 9
+    decoder_hidden: int = 2048
+    class_weight: float = 2.0
+    mask_weight: float = 5.0
+    dice_weight: float = 5.0
+    train_points: int = 12544
+    oversample_ratio: float = 3.0
+    importance_ratio: float = 0.75
+
+    def __post_init__(self) -> None:
+        """Check what types cannot say.
+
+        Raises:
+            ValueError: an option breaks its rule.
+        """
+        super().__post_init__()
+        if self.channels % 32:
+            raise ValueError(f"Mask2FormerConfig: channels must be divisible by 32 (GroupNorm), got {self.channels}")
+        if self.train_points < 1 or self.oversample_ratio < 1 or not 0 <= self.importance_ratio <= 1:
+            raise ValueError(
+                "Mask2FormerConfig: train_points and oversample_ratio must be at least 1 and importance_ratio in 0..1,"
+                f" got {self.train_points}, {self.oversample_ratio}, {self.importance_ratio}"
+            )
+
+
+class Mask2Former(MaskClassificationModel):
+    """Backbone, deformable-attention pixel decoder, masked-attention decoder.
+
+    Args:
+        config: options.
+    """
+
+    name = "mask2former"
+    cut_panoptic_at_half = True
+    config: Mask2FormerConfig
+
+    def __init__(self, config: Mask2FormerConfig) -> None:
+        criterion = PointSetCriterion(
+            config.num_classes,
+            LossWeights(config.class_weight, config.mask_weight, config.dice_weight),
+            no_object_weight=config.no_object_weight,
+            num_points=config.train_points,
+            oversample_ratio=config.oversample_ratio,
+            importance_ratio=config.importance_ratio,
+        )
+        super().__init__(config, criterion)
+        self.backbone = build_backbone(config.backbone, config.backbone_norm, config.drop_path)
+        self.pixel_decoder = MSDeformPixelDecoder(
+            self.backbone.channels,
+            channels=config.channels,
+            mask_channels=config.mask_channels,
+            heads=config.heads,
+            layers=config.encoder_layers,
+            points=config.sampling_points,
+            hidden=config.encoder_hidden,
+            dropout=config.dropout,
+        )
+        self.transformer_decoder = self.build_decoder(config)
+
+    def build_decoder(self, config: Mask2FormerConfig) -> MaskedTransformerDecoder:
+        """The masked-attention decoder; systems that extend this one change it here."""
+        return MaskedTransformerDecoder(
+            config.channels,
+            num_classes=config.num_classes,
+            num_queries=config.num_queries,
+            channels=config.channels,
+            mask_channels=config.mask_channels,
+            heads=config.heads,
+            layers=config.decoder_layers,
+            hidden=config.decoder_hidden,
+        )
+
+    def predict(self, images: Tensor, padding: Tensor | None, *, auxiliary: bool) -> MaskPredictions:
+        """See :meth:`MaskClassificationModel.predict`."""
+        features = self.pixel_decoder(self.backbone(images), padding)
+        mask_features = features.mask_features[:, None]
+        blocked = None if padding is None else [resized_padding(padding, size) for size in features.sizes]
+        memory = self.transformer_decoder.prepare(features.memory, features.sizes, mask_features, blocked)
+        decoded = self.transformer_decoder(memory, auxiliary=auxiliary)
+        size = (int(images.shape[2]), int(images.shape[3]))
+        return MaskPredictions(decoded.class_logits, decoded.mask_embeddings, mask_features, size)

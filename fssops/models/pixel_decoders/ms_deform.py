@@ -1,0 +1,150 @@
+"""The pixel decoder of Mask2Former: deformable attention over strides 32, 16 and 8, then one FPN step to stride 4.
+
+Source: Cheng et al., "Masked-attention mask transformer for universal image segmentation", CVPR 2022, and its code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fssops.models.layers.convolution import ConvNorm
+from fssops.models.layers.feed_forward import FeedForward
+from fssops.models.layers.initialisation import xavier_fill
+from fssops.models.layers.ms_deform_attn import MSDeformAttn
+from fssops.models.layers.position_encoding import PositionEncodingCache
+from fssops.models.pixel_decoders.features import PixelFeatures
+
+IN_FEATURES = ("res5", "res4", "res3")
+"""Levels of the encoder, coarse to fine."""
+
+
+class MSDeformEncoderLayer(nn.Module):
+    """Deformable self-attention and feed-forward, each with residual and LayerNorm after it."""
+
+    def __init__(self, channels: int, heads: int, levels: int, points: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.self_attn = MSDeformAttn(channels, heads, levels, points)
+        self.norm1 = nn.LayerNorm(channels)
+        self.ffn = FeedForward(channels, hidden, dropout)
+        self.norm2 = nn.LayerNorm(channels)
+        self.dropout = dropout
+
+    def forward(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        reference_points: Tensor,
+        sizes: Sequence[tuple[int, int]],
+        padding: Tensor | None,
+    ) -> Tensor:
+        """Tokens [B, S, C] to [B, S, C]; positions [S, C] are added to the query only."""
+        attended = self.self_attn(tokens + positions, reference_points, tokens, sizes, padding)
+        tokens = self.norm1(tokens + F.dropout(attended, self.dropout, self.training))
+        out: Tensor = self.norm2(tokens + F.dropout(self.ffn(tokens), self.dropout, self.training))
+        return out
+
+
+class MSDeformPixelDecoder(nn.Module):
+    """Multi-scale deformable attention pixel decoder.
+
+    Args:
+        in_channels: channels of "res2".."res5".
+        channels: C inside.
+        mask_channels: E of the mask features.
+        heads: attention heads.
+        layers: encoder layers.
+        points: sampling points a head and level.
+        hidden: width of the feed-forward sub-layers.
+        dropout: rate in training.
+    """
+
+    def __init__(
+        self,
+        in_channels: Mapping[str, int],
+        *,
+        channels: int = 256,
+        mask_channels: int = 256,
+        heads: int = 8,
+        layers: int = 6,
+        points: int = 4,
+        hidden: int = 1024,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        levels = len(IN_FEATURES)
+        self.channels = channels
+        self.input_proj = nn.ModuleList(
+            ConvNorm(in_channels[name], channels, 1, bias=True, norm="group") for name in IN_FEATURES
+        )
+        for conv in self.input_proj:
+            nn.init.xavier_uniform_(conv.weight)
+            nn.init.zeros_(conv.bias)
+        self.level_embed = nn.Parameter(torch.randn(levels, channels))
+        self.encoder = nn.ModuleList(
+            MSDeformEncoderLayer(channels, heads, levels, points, hidden, dropout) for _ in range(layers)
+        )
+        self.adapter_1 = ConvNorm(in_channels["res2"], channels, 1, norm="group")
+        self.layer_1 = ConvNorm(channels, channels, 3, norm="group", activation=True)
+        self.mask_features = nn.Conv2d(channels, mask_channels, 1)
+        for conv in (self.adapter_1, self.layer_1, self.mask_features):
+            xavier_fill(conv)
+        self._positions = PositionEncodingCache(channels)
+        self._references: dict[tuple[tuple[tuple[int, int], ...], torch.device], Tensor] = {}
+
+    def _reference_points(self, sizes: list[tuple[int, int]], device: torch.device) -> Tensor:
+        """Pixel centres [1, S, L, 2] of all tokens, (x, y) in 0..1, the same for every target level."""
+        key = (tuple(sizes), device)
+        if key not in self._references:
+            if len(self._references) >= 64:
+                self._references.pop(next(iter(self._references)))
+            with torch.inference_mode(False):
+                centres = []
+                for height, width in sizes:
+                    y = (torch.arange(height, dtype=torch.float32) + 0.5) / height
+                    x = (torch.arange(width, dtype=torch.float32) + 0.5) / width
+                    grid = torch.stack((x.expand(height, width), y[:, None].expand(height, width)), dim=2)
+                    centres.append(grid.reshape(-1, 2))
+                points = torch.cat(centres)[None, :, None].expand(1, -1, len(sizes), 2).contiguous()
+                self._references[key] = points.to(device)
+        return self._references[key]
+
+    def forward(self, features: Mapping[str, Tensor], padding: Tensor | None = None) -> PixelFeatures:
+        """Decode; in float32 whatever autocast says, as published.
+
+        Args:
+            features: "res2".."res5" of a backbone, [B, C_i, h_i, w_i].
+            padding: [B, h, w] bool of any size, True where the image is padding; None attends to padding, as published.
+
+        Returns:
+            mask features and the memory at strides 32, 16 and 8.
+        """
+        with torch.autocast(features["res5"].device.type, enabled=False):
+            return self._forward(features, padding)
+
+    def _forward(self, features: Mapping[str, Tensor], padding: Tensor | None) -> PixelFeatures:
+        device = features["res5"].device
+        maps = [conv(features[name].float()) for name, conv in zip(IN_FEATURES, self.input_proj, strict=True)]
+        sizes = [(int(m.shape[2]), int(m.shape[3])) for m in maps]
+        areas = [height * width for height, width in sizes]
+        positions = torch.cat(
+            [self._positions(size, device) + level for size, level in zip(sizes, self.level_embed, strict=True)]
+        )
+        tokens = torch.cat([m.flatten(2).transpose(1, 2) for m in maps], dim=1)  # [B, S, C]
+        references = self._reference_points(sizes, device).expand(len(tokens), -1, -1, -1)
+        blocked = None if padding is None else torch.cat([resized_padding(padding, size) for size in sizes], dim=1)
+        for layer in self.encoder:
+            tokens = layer(tokens, positions, references, sizes, blocked)
+        memory = list(tokens.split(areas, dim=1))
+        fine = memory[-1].transpose(1, 2).reshape(len(tokens), self.channels, *sizes[-1])
+        y = self.adapter_1(features["res2"].float())
+        y = y + F.interpolate(fine, size=y.shape[-2:], mode="bilinear", align_corners=False)
+        return PixelFeatures(self.mask_features(self.layer_1(y)), memory, sizes)
+
+
+def resized_padding(padding: Tensor, size: tuple[int, int]) -> Tensor:
+    """Padding mask [B, H, W] (True = padding) at a coarser grid, nearest, flattened: [B, h * w]."""
+    return F.interpolate(padding[:, None].float(), size=size, mode="nearest").flatten(1) > 0.5

@@ -1,0 +1,1 @@
+"""Transformer decoders: queries in, class logits and mask embeddings of every prediction head out."""

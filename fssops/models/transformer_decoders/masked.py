@@ -1,0 +1,230 @@
+"""The masked-attention transformer decoder of Mask2Former.
+
+Source: Cheng et al., "Masked-attention mask transformer for universal image segmentation", CVPR 2022, section 3.2,
+and its code. Masks are linear in the mask embedding, so the mask features are resized to each level once, and the
+logits that decide where a query may attend are formed at that level's size only: the published code forms every
+query's logits at stride 4 after every layer and resizes those. The two differ by float rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fssops.models.layers import operators
+from fssops.models.layers.attention import MultiheadAttention
+from fssops.models.layers.feed_forward import MLP, FeedForward
+from fssops.models.layers.initialisation import xavier_fill
+from fssops.models.layers.position_encoding import PositionEncodingCache
+
+MaskHook = Callable[[int, Any], Any]
+"""Changes the attention mask of a layer: (layer index, predicted mask) -> mask."""
+
+
+@dataclass
+class DecoderOutput:
+    """Predictions of the heads, the final one last.
+
+    Attributes:
+        class_logits: [heads, B, Q, C + 1].
+        mask_embeddings: [heads, B, Q, E].
+    """
+
+    class_logits: Tensor
+    mask_embeddings: Tensor
+
+
+@dataclass
+class Memory:
+    """What the layers attend to, prepared once for all of them; one entry a level.
+
+    Attributes:
+        keys: [B, S_l, C], position added.
+        values: [B, S_l, C].
+        mask_features: [B, E, S_l] detached mask features at the level's size.
+        padding: [B, S_l] bool, True = padding, or None.
+    """
+
+    keys: list[Tensor]
+    values: list[Tensor]
+    mask_features: list[Tensor]
+    padding: list[Tensor | None]
+
+
+class MaskedDecoderLayer(nn.Module):
+    """Masked cross-attention, self-attention, feed-forward; residual and LayerNorm after each."""
+
+    def __init__(self, channels: int, heads: int, hidden: int) -> None:
+        super().__init__()
+        self.cross_attn = MultiheadAttention(channels, heads)
+        self.cross_norm = nn.LayerNorm(channels)
+        self.self_attn = MultiheadAttention(channels, heads)
+        self.self_norm = nn.LayerNorm(channels)
+        self.ffn = FeedForward(channels, hidden)
+        self.ffn_norm = nn.LayerNorm(channels)
+
+    def forward(
+        self,
+        queries: Tensor,
+        positions: Tensor | None,
+        key: Tensor,
+        value: Tensor,
+        mask: Any,
+        blocked: Tensor | None = None,
+    ) -> Tensor:
+        """One layer.
+
+        Args:
+            queries: [B, Q, C].
+            positions: [Q, C] query positions, or None.
+            key: [B, S, C], position added.
+            value: [B, S, C].
+            mask: attention mask of the cross-attention.
+            blocked: bool mask of the self-attention, True = may not attend, or None.
+
+        Returns:
+            [B, Q, C].
+        """
+        placed = queries if positions is None else queries + positions
+        queries = self.cross_norm(queries + self.cross_attn.masked(placed, key, value, mask))
+        queries = self.self_norm(queries + self.self_attn.self_attention(queries, positions, blocked))
+        out: Tensor = self.ffn_norm(queries + self.ffn(queries))
+        return out
+
+
+class MaskedTransformerDecoder(nn.Module):
+    """Queries attend, layer after layer, to the inside of the mask they predicted before.
+
+    Args:
+        in_channels: channels of the memory.
+        channels: C of the queries.
+        mask_channels: E of the mask features.
+        num_classes: classes without "no object".
+        num_queries: Q.
+        heads: attention heads.
+        layers: decoder layers; there is one prediction head more.
+        hidden: width of the feed-forward sub-layers.
+        levels: memory levels, visited round-robin from the coarsest.
+        query_positions: whether queries carry a learnt position beside their content (MP-Former's do not).
+        enforce_input_proj: project the memory even when its channels fit.
+        clips: encode the frame in the positions of the memory (Mask2Former for video).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        *,
+        num_classes: int,
+        num_queries: int,
+        channels: int = 256,
+        mask_channels: int = 256,
+        heads: int = 8,
+        layers: int = 9,
+        hidden: int = 2048,
+        levels: int = 3,
+        query_positions: bool = True,
+        enforce_input_proj: bool = False,
+        clips: bool = False,
+    ) -> None:
+        super().__init__()
+        self.levels, self.clips = levels, clips
+        self.layers = nn.ModuleList(MaskedDecoderLayer(channels, heads, hidden) for _ in range(layers))
+        self.decoder_norm = nn.LayerNorm(channels)
+        self.query_feat = nn.Embedding(num_queries, channels)
+        self.query_embed = nn.Embedding(num_queries, channels) if query_positions else None
+        self.level_embed = nn.Embedding(levels, channels)
+        self.input_proj: nn.ModuleList | None = None
+        if in_channels != channels or enforce_input_proj:
+            self.input_proj = nn.ModuleList(nn.Conv2d(in_channels, channels, 1) for _ in range(levels))
+            for conv in self.input_proj:
+                xavier_fill(conv)
+        self.class_embed = nn.Linear(channels, num_classes + 1)
+        self.mask_embed = MLP(channels, channels, channels, mask_channels)
+        self._positions = PositionEncodingCache(channels)
+
+    def prepare(
+        self,
+        memory: Sequence[Tensor],
+        sizes: Sequence[tuple[int, int]],
+        mask_features: Tensor,
+        padding: Sequence[Tensor | None] | None = None,
+    ) -> Memory:
+        """Keys, values and resized mask features of every level, shared by all layers.
+
+        Args:
+            memory: one [B * T, h_l * w_l, C_in] a level, coarsest first.
+            sizes: (h_l, w_l) of each.
+            mask_features: [B, T, E, h, w].
+            padding: one [B, T * h_l * w_l] bool a level (True = padding), or None.
+        """
+        batch, frames = mask_features.shape[:2]
+        planes = mask_features.detach().flatten(0, 1)  # [B T, E, h, w]
+        keys, values, resized = [], [], []
+        for level, (tokens, size) in enumerate(zip(memory, sizes, strict=True)):
+            if self.input_proj is not None:
+                conv = self.input_proj[level]
+                tokens = F.linear(tokens, conv.weight.flatten(1), conv.bias)
+            tokens = tokens.reshape(batch, -1, tokens.shape[-1])
+            value = tokens + self.level_embed.weight[level]
+            position = self._positions(size, tokens.device, frames if self.clips else None)
+            keys.append(value + position.to(value.dtype))
+            values.append(value)
+            small = F.interpolate(planes, size=size, mode="bilinear", align_corners=False)
+            small = small.view(batch, frames, -1, size[0] * size[1]).transpose(1, 2)
+            resized.append(small.reshape(batch, small.shape[1], -1))
+        return Memory(keys, values, resized, list(padding) if padding is not None else [None] * self.levels)
+
+    def attention_mask(self, mask_embeddings: Tensor, memory: Memory, level: int) -> Any:
+        """Where each query may attend at a level: inside the mask that its embedding predicts there."""
+        return operators.attention_mask_from_embeddings(
+            mask_embeddings.detach(), memory.mask_features[level], memory.padding[level]
+        )
+
+    def decode(
+        self,
+        queries: Tensor,
+        positions: Tensor | None,
+        memory: Memory,
+        *,
+        auxiliary: bool,
+        blocked: Tensor | None = None,
+        mask_hook: MaskHook | None = None,
+    ) -> DecoderOutput:
+        """Run the layers and the prediction heads.
+
+        Args:
+            queries: [B, Q, C] initial content.
+            positions: [Q, C] query positions, or None.
+            memory: of :meth:`prepare`.
+            auxiliary: return every head's predictions instead of the last one's only.
+            blocked: bool mask of the self-attentions, True = may not attend.
+            mask_hook: changes the cross-attention mask of each layer (MP-Former's piloted queries).
+        """
+        normed = self.decoder_norm(queries)
+        embeddings = self.mask_embed(normed)
+        states, masks = [normed], [embeddings]
+        for index, layer in enumerate(self.layers):
+            level = index % self.levels
+            mask = self.attention_mask(embeddings, memory, level)
+            if mask_hook is not None:
+                mask = mask_hook(index, mask)
+            queries = layer(queries, positions, memory.keys[level], memory.values[level], mask, blocked)
+            normed = self.decoder_norm(queries)
+            embeddings = self.mask_embed(normed)
+            states.append(normed)
+            masks.append(embeddings)
+        if not auxiliary:
+            states, masks = states[-1:], masks[-1:]
+        return DecoderOutput(self.class_embed(torch.stack(states)), torch.stack(masks))
+
+    def forward(self, memory: Memory, *, auxiliary: bool = True) -> DecoderOutput:
+        """Decode the learnt queries against a memory of :meth:`prepare`."""
+        batch = len(memory.values[0])
+        queries = self.query_feat.weight.expand(batch, -1, -1)
+        positions = None if self.query_embed is None else self.query_embed.weight
+        return self.decode(queries, positions, memory, auxiliary=auxiliary)

@@ -1,0 +1,121 @@
+"""The authors' checkpoints of MaskFormer and Mask2Former: detectron2's names, from ``.pkl`` or ``.pth`` files.
+
+Backbones are named alike on both sides. Old files lack the level ``pixel_decoder`` in the names of that part and call
+Mask2Former's query features ``static_query``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+
+import torch
+from torch import Tensor, nn
+
+from fssops.weights.layouts import Layout, State
+from fssops.weights.renaming import Renaming
+
+PIXEL = "sem_seg_head.pixel_decoder."
+PREDICTOR = "sem_seg_head.predictor."
+_OLD_PIXEL = re.compile(r"^sem_seg_head\.(?!predictor\.|pixel_decoder\.)(.+)$")
+
+_SHARED = (
+    ("backbone.*", "backbone.*"),
+    ("pixel_decoder.adapter_{}.*", PIXEL + "adapter_{}.*"),
+    ("pixel_decoder.layer_{}.*", PIXEL + "layer_{}.*"),
+    ("pixel_decoder.mask_features.*", PIXEL + "mask_features.*"),
+    ("pixel_decoder.encoder.{}.ffn.linear{}.*", PIXEL + "transformer.encoder.layers.{}.linear{}.*"),
+    ("pixel_decoder.encoder.{}.*", PIXEL + "transformer.encoder.layers.{}.*"),
+    ("transformer_decoder.class_embed.*", PREDICTOR + "class_embed.*"),
+    ("transformer_decoder.mask_embed.*", PREDICTOR + "mask_embed.*"),
+    ("transformer_decoder.query_embed.*", PREDICTOR + "query_embed.*"),
+    ("transformer_decoder.input_proj.*", PREDICTOR + "input_proj.*"),
+)
+
+MASK2FORMER = Renaming(
+    (
+        ("pixel_decoder.input_proj.{}.norm.*", PIXEL + "input_proj.{}.1.*"),
+        ("pixel_decoder.input_proj.{}.*", PIXEL + "input_proj.{}.0.*"),
+        ("pixel_decoder.level_embed", PIXEL + "transformer.level_embed"),
+        *_SHARED,
+        ("transformer_decoder.layers.{}.self_attn.*", PREDICTOR + "transformer_self_attention_layers.{}.self_attn.*"),
+        ("transformer_decoder.layers.{}.self_norm.*", PREDICTOR + "transformer_self_attention_layers.{}.norm.*"),
+        (
+            "transformer_decoder.layers.{}.cross_attn.*",
+            PREDICTOR + "transformer_cross_attention_layers.{}.multihead_attn.*",
+        ),
+        ("transformer_decoder.layers.{}.cross_norm.*", PREDICTOR + "transformer_cross_attention_layers.{}.norm.*"),
+        ("transformer_decoder.layers.{}.ffn.linear{}.*", PREDICTOR + "transformer_ffn_layers.{}.linear{}.*"),
+        ("transformer_decoder.layers.{}.ffn_norm.*", PREDICTOR + "transformer_ffn_layers.{}.norm.*"),
+        ("transformer_decoder.decoder_norm.*", PREDICTOR + "decoder_norm.*"),
+        ("transformer_decoder.query_feat.*", PREDICTOR + "query_feat.*"),
+        ("transformer_decoder.level_embed.*", PREDICTOR + "level_embed.*"),
+        ("transformer_decoder.label_enc.*", PREDICTOR + "label_enc.*"),
+    )
+)
+"""Our names and the authors' of Mask2Former; MP-Former's add ``label_enc``."""
+
+MASKFORMER = Renaming(
+    (
+        ("pixel_decoder.input_proj.*", PIXEL + "input_proj.*"),
+        *_SHARED,
+        ("transformer_decoder.layers.{}.self_attn.*", PREDICTOR + "transformer.decoder.layers.{}.self_attn.*"),
+        ("transformer_decoder.layers.{}.cross_attn.*", PREDICTOR + "transformer.decoder.layers.{}.multihead_attn.*"),
+        ("transformer_decoder.layers.{}.ffn.linear{}.*", PREDICTOR + "transformer.decoder.layers.{}.linear{}.*"),
+        ("transformer_decoder.layers.{}.self_norm.*", PREDICTOR + "transformer.decoder.layers.{}.norm1.*"),
+        ("transformer_decoder.layers.{}.cross_norm.*", PREDICTOR + "transformer.decoder.layers.{}.norm2.*"),
+        ("transformer_decoder.layers.{}.ffn_norm.*", PREDICTOR + "transformer.decoder.layers.{}.norm3.*"),
+        ("transformer_decoder.decoder_norm.*", PREDICTOR + "transformer.decoder.norm.*"),
+    )
+)
+"""Our names and the authors' of MaskFormer."""
+
+
+def modernised(state: State) -> dict[str, Tensor]:
+    """The authors' state dict with the names of their later files."""
+    renamed: dict[str, Tensor] = {}
+    for name, value in state.items():
+        name = _OLD_PIXEL.sub(lambda match: PIXEL + match[1], name)
+        renamed[name.replace(PREDICTOR + "static_query", PREDICTOR + "query_feat")] = value
+    return renamed
+
+
+def mask2former_from_authors(state: State, model: nn.Module) -> dict[str, Tensor]:
+    """Mask2Former's tensors under our names."""
+    return MASK2FORMER.state_to_ours(modernised(state))
+
+
+def maskformer_from_authors(state: State, model: nn.Module) -> dict[str, Tensor]:
+    """MaskFormer's tensors under our names."""
+    return MASKFORMER.state_to_ours(modernised(state))
+
+
+def to_authors(state: State, renaming: Renaming, no_object_weight: float) -> dict[str, Tensor]:
+    """Our tensors under the authors' names, with the class weights that their files carry."""
+    renamed = renaming.state_to_theirs(state)
+    weights = torch.ones(len(state["transformer_decoder.class_embed.bias"]))
+    weights[-1] = no_object_weight
+    renamed["criterion.empty_weight"] = weights
+    return renamed
+
+
+def _is_mask2former(keys: Collection[str]) -> bool:
+    return PREDICTOR + "transformer_cross_attention_layers.0.norm.weight" in keys and (
+        PREDICTOR + "query_embed.weight" in keys
+    )
+
+
+def _is_maskformer(keys: Collection[str]) -> bool:
+    return PREDICTOR + "transformer.decoder.layers.0.norm1.weight" in keys and (
+        PREDICTOR + "class_embed.weight" in keys
+    )
+
+
+_IGNORED = (r"^criterion\.empty_weight$", r"relative_position_index$", r"num_batches_tracked$", r"^pixel_(mean|std)$")
+
+LAYOUTS = (
+    Layout(
+        "authors (facebookresearch/Mask2Former)", "mask2former", _is_mask2former, mask2former_from_authors, _IGNORED
+    ),
+    Layout("authors (facebookresearch/MaskFormer)", "maskformer", _is_maskformer, maskformer_from_authors, _IGNORED),
+)
