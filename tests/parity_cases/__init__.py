@@ -1,0 +1,10 @@
+"""The systems that ``tests/parity.py`` can run: one line each.
+
+A system's module offers ``recognise(description) -> bool`` for the contents of a ``case.json`` and
+``run(case) -> Iterator[Line]``; see :mod:`parity_cases.case`.
+"""
+
+SYSTEMS: dict[str, str] = {
+    "panet": "parity_cases.panet",
+}
+"""Name of a system to the module that runs its cases."""
