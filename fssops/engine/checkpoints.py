@@ -95,16 +95,12 @@ def copy_checkpoint(source: Path, target: Path) -> None:
         os.replace(temporary, target)
         sync_folder(target.parent)
     except OSError as error:
-        raise CheckpointError(
-            f"checkpoint: {target} must be writable, got {error.strerror or error}"
-        ) from error
+        raise CheckpointError(f"checkpoint: {target} must be writable, got {error.strerror or error}") from error
     finally:
         _remove_quietly(temporary)
 
 
-def read_checkpoint(
-    path: Path, map_location: str | torch.device = "cpu"
-) -> dict[str, Any]:
+def read_checkpoint(path: Path, map_location: str | torch.device = "cpu") -> dict[str, Any]:
     """Read a checkpoint after verifying its checksum; nothing in the file is executed.
 
     Raises:
@@ -124,9 +120,7 @@ def read_checkpoint(
             f"checkpoint: {path} must hold tensors and plain values only, got: {_brief(error)}"
         ) from None
     if not isinstance(state, dict) or "format" not in state:
-        raise CheckpointError(
-            f"checkpoint: {path} must be a checkpoint of fssops, got no field 'format'"
-        )
+        raise CheckpointError(f"checkpoint: {path} must be a checkpoint of fssops, got no field 'format'")
     if state["format"] > FORMAT:
         raise CheckpointError(
             f"checkpoint: {path} must have format {FORMAT} or older, got {state['format']}; update fssops to read it"
@@ -144,25 +138,17 @@ def verify_checkpoint(path: Path) -> None:
         size = path.stat().st_size
         with open(path, "rb") as file:
             if size < _COMMENT_SIZE + _END_RECORD_SIZE:
-                raise CheckpointError(
-                    f"checkpoint: {path} must be whole, got {size} bytes (truncated)"
-                )
+                raise CheckpointError(f"checkpoint: {path} must be whole, got {size} bytes (truncated)")
             file.seek(size - _COMMENT_SIZE)
             comment = file.read()
             if not comment.startswith(_COMMENT):
                 raise CheckpointError(
                     f"checkpoint: {path} must end in its checksum, got none: truncated, or not written by fssops"
                 )
-            if _digest(file, size - _COMMENT_SIZE) != comment[len(_COMMENT) :].decode(
-                "ascii", "replace"
-            ):
-                raise CheckpointError(
-                    f"checkpoint: {path} must match its checksum, got other bytes: damaged"
-                )
+            if _digest(file, size - _COMMENT_SIZE) != comment[len(_COMMENT) :].decode("ascii", "replace"):
+                raise CheckpointError(f"checkpoint: {path} must match its checksum, got other bytes: damaged")
     except OSError as error:
-        raise CheckpointError(
-            f"checkpoint: {path} must be a readable file, got {error.strerror or error}"
-        ) from None
+        raise CheckpointError(f"checkpoint: {path} must be a readable file, got {error.strerror or error}") from None
 
 
 def previous_path(path: Path) -> Path:
@@ -192,9 +178,7 @@ def newest_good_checkpoint(folder: Path) -> tuple[Path, dict[str, Any], list[str
         except CheckpointError as error:
             problems.append(str(error))
     found = "; ".join(problems) if problems else "no checkpoint file"
-    raise CheckpointError(
-        f"checkpoint: {folder} must hold a checkpoint to resume from, got {found}"
-    )
+    raise CheckpointError(f"checkpoint: {folder} must hold a checkpoint to resume from, got {found}")
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -23,14 +23,10 @@ def build_fabric(settings: EngineSettings) -> Fabric:
     """
     accelerator = settings.accelerator
     if accelerator in ("cuda", "gpu") and not torch.cuda.is_available():
-        raise SettingsError(
-            "engine.accelerator: cuda must be available, got a torch or machine without it; use cpu"
-        )
+        raise SettingsError("engine.accelerator: cuda must be available, got a torch or machine without it; use cpu")
     on_cuda = torch.cuda.is_available() and accelerator in ("auto", "cuda", "gpu")
     if settings.precision == "fp16" and not on_cuda:
-        raise SettingsError(
-            "engine.precision: fp16 must run on a GPU, got the CPU; use bf16 or 32"
-        )
+        raise SettingsError("engine.precision: fp16 must run on a GPU, got the CPU; use bf16 or 32")
     devices, nodes = settings.devices, settings.nodes
     if "TORCHELASTIC_RUN_ID" in os.environ:
         devices, nodes = (
@@ -66,12 +62,10 @@ def run_on_first(fabric: Fabric, action: Any) -> Any:
     if fabric.is_global_zero:
         try:
             result = action()
-        except Exception as caught:  # handed on to all processes below
+        except Exception as caught:
             error = caught
     if fabric.world_size > 1:
-        result, message = fabric.broadcast(
-            (result, None if error is None else str(error))
-        )
+        result, message = fabric.broadcast((result, None if error is None else str(error)))
         if error is None and message is not None:
             raise RuntimeError(message)
     if error is not None:

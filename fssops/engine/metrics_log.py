@@ -20,31 +20,17 @@ class MetricsLog:
         start_step: step that is resumed from.
     """
 
-    def __init__(
-        self, path: Path, tensorboard: Path | None = None, start_step: int = 0
-    ) -> None:
+    def __init__(self, path: Path, tensorboard: Path | None = None, start_step: int = 0) -> None:
         self.path = path
         if path.exists():
-            kept = (
-                [
-                    record
-                    for record in read_metrics(path)
-                    if record["step"] <= start_step
-                ]
-                if start_step
-                else []
-            )
-            write_text_atomically(
-                path, "".join(json.dumps(record) + "\n" for record in kept)
-            )
+            kept = [record for record in read_metrics(path) if record["step"] <= start_step] if start_step else []
+            write_text_atomically(path, "".join(json.dumps(record) + "\n" for record in kept))
         self._file = open(path, "a", encoding="utf-8")
         self._writer: Any = None
         if tensorboard is not None:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(
-                str(tensorboard), purge_step=start_step + 1 if start_step else None
-            )
+            self._writer = SummaryWriter(str(tensorboard), purge_step=start_step + 1 if start_step else None)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Record values after ``step`` updates; NaN and infinity become null, which JSON can say."""

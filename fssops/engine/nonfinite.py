@@ -28,9 +28,7 @@ def first_nonfinite_loss(losses: Mapping[str, Tensor]) -> str | None:
 def first_nonfinite_gradient(model: nn.Module) -> str | None:
     """Return the name of the first parameter whose gradient has a NaN or infinity, or None."""
     for name, parameter in model.named_parameters():
-        if parameter.grad is not None and not bool(
-            torch.isfinite(parameter.grad).all()
-        ):
+        if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all()):
             return name
     return None
 
@@ -45,19 +43,12 @@ def first_nonfinite_module(model: nn.Module, batch: Any) -> str | None:
 
     def hook(name: str) -> Any:
         def check(_: nn.Module, __: Any, output: Any) -> None:
-            if not found and any(
-                not bool(torch.isfinite(t).all())
-                for t in _tensors(output)
-                if t.is_floating_point()
-            ):
+            if not found and any(not bool(torch.isfinite(t).all()) for t in _tensors(output) if t.is_floating_point()):
                 found.append(name)
 
         return check
 
-    handles = [
-        module.register_forward_hook(hook(name or "model"))
-        for name, module in model.named_modules()
-    ]
+    handles = [module.register_forward_hook(hook(name or "model")) for name, module in model.named_modules()]
     try:
         with torch.no_grad():
             model.losses(batch)  # type: ignore[operator]
@@ -88,11 +79,7 @@ def image_names(batch: Any) -> list[str]:
 def describe(bad: str, step: int, batch: Any, module: str | None) -> str:
     """Write the one line that a user needs to find the cause."""
     names = image_names(batch)
-    images = (
-        f"; images: {', '.join(names[:12])}" + (" ..." if len(names) > 12 else "")
-        if names
-        else ""
-    )
+    images = f"; images: {', '.join(names[:12])}" + (" ..." if len(names) > 12 else "") if names else ""
     inside = f"; first bad module: {module}" if module else ""
     return f"non-finite training: {bad} at step {step}{inside}{images}"
 
@@ -123,19 +110,14 @@ def load_replay(path: Path, batch_class: type[Any]) -> tuple[Any, dict[str, Any]
     """Load a file of :func:`save_replay`; returns the batch as ``batch_class`` and the whole state."""
     state = read_checkpoint(path)
     if state.get("kind") != "replay":
-        raise ValueError(
-            f"--replay: {path} must be a file saved by the guard against NaN, got another checkpoint"
-        )
+        raise ValueError(f"--replay: {path} must be a file saved by the guard against NaN, got another checkpoint")
     return batch_class(**state["batch"]), state
 
 
 def pack(batch: Any) -> Any:
     """Turn a dataclass into a dict of its fields (recursively); tensors go to the CPU."""
     if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
-        return {
-            item.name: pack(getattr(batch, item.name))
-            for item in dataclasses.fields(batch)
-        }
+        return {item.name: pack(getattr(batch, item.name)) for item in dataclasses.fields(batch)}
     if isinstance(batch, Tensor):
         return batch.detach().cpu()
     if isinstance(batch, Mapping):

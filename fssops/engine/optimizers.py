@@ -28,13 +28,9 @@ def freeze(model: nn.Module, patterns: list[str]) -> list[str]:
     """
     frozen: list[str] = []
     for pattern in patterns:
-        names = [
-            name for name, _ in model.named_parameters() if _matches(name, pattern)
-        ]
+        names = [name for name, _ in model.named_parameters() if _matches(name, pattern)]
         if not names:
-            raise SettingsError(
-                f"optim.frozen: {pattern!r} must match a parameter, got none"
-            )
+            raise SettingsError(f"optim.frozen: {pattern!r} must match a parameter, got none")
         frozen += names
     for name, parameter in model.named_parameters():
         if name in set(frozen):
@@ -81,14 +77,10 @@ def parameter_groups(model: nn.Module, settings: OptimSettings) -> list[dict[str
             entry["params"].append(parameter)
             entry["names"].append(name)
     if not grouped:
-        raise SettingsError(
-            "optim: the model must have a parameter to train, got none (see optim.frozen)"
-        )
+        raise SettingsError("optim: the model must have a parameter to train, got none (see optim.frozen)")
     for group in settings.groups:
         if group.match not in used:
-            raise SettingsError(
-                f"optim.groups: {group.match!r} must match a trained parameter, got none"
-            )
+            raise SettingsError(f"optim.groups: {group.match!r} must match a trained parameter, got none")
     return list(grouped.values())
 
 

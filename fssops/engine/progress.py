@@ -68,9 +68,7 @@ class ProgressBar:
                 expand=True,
             )
             self._bar.start()
-            self._task = self._bar.add_task(
-                self.title, total=self.total, completed=self.done, values=""
-            )
+            self._task = self._bar.add_task(self.title, total=self.total, completed=self.done, values="")
         return self
 
     def __exit__(
@@ -87,9 +85,7 @@ class ProgressBar:
         self.done = done
         if self.quiet:
             return
-        text = "  ".join(
-            f"{name} {value:.4g}" for name, value in (values or {}).items()
-        )
+        text = "  ".join(f"{name} {value:.4g}" for name, value in (values or {}).items())
         if self._bar is not None and self._task is not None:
             if values is None:
                 self._bar.update(self._task, completed=done)
@@ -130,8 +126,4 @@ class ProgressBar:
 def _clock(seconds: float) -> str:
     whole = int(seconds + 0.5)
     hours, rest = divmod(whole, 3600)
-    return (
-        f"{hours}:{rest // 60:02d}:{rest % 60:02d}"
-        if hours
-        else f"{rest // 60}:{rest % 60:02d}"
-    )
+    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"

@@ -42,9 +42,7 @@ def capture_random_state() -> dict[str, Any]:
 def restore_random_state(state: dict[str, Any]) -> None:
     """Restore what :func:`capture_random_state` returned; CUDA states of absent devices are left out."""
     python, numpy = state["python"], state["numpy"]
-    random.setstate(
-        (python["version"], tuple(python["words"].tolist()), python["gauss"])
-    )
+    random.setstate((python["version"], tuple(python["words"].tolist()), python["gauss"]))
     np.random.set_state(
         (
             "MT19937",

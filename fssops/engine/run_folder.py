@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from fssops.engine.checkpoints import remove_leftovers, write_text_atomically
 from fssops.engine.toml_text import to_toml
@@ -32,9 +32,7 @@ class RunFolder:
         took_over: a sentence when the lock of a run that has ended without releasing it was taken over.
     """
 
-    _held: set[Path] = (
-        set()
-    )  # POSIX record locks do not exclude a second run within one process
+    _held: ClassVar[set[Path]] = set()  # POSIX record locks do not exclude a second run within one process
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
@@ -80,9 +78,7 @@ class RunFolder:
         path = self.path / "run.lock"
         key = path.resolve()
         if key in self._held:
-            raise RunFolderError(
-                f"run folder: {self.path} must be free, got a run of this process in it"
-            )
+            raise RunFolderError(f"run folder: {self.path} must be free, got a run of this process in it")
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
@@ -97,7 +93,10 @@ class RunFolder:
                 f"{earlier.get('host', '?')} since {earlier.get('since', '?')}"
             )
         if earlier:
-            self.took_over = f"the run of process {earlier.get('pid', '?')} on {earlier.get('host', '?')} has ended without releasing the folder; going on"
+            self.took_over = (
+                f"the run of process {earlier.get('pid', '?')} on {earlier.get('host', '?')} has ended without "
+                "releasing the folder; going on"
+            )
         owner = {
             "pid": os.getpid(),
             "host": socket.gethostname(),
@@ -123,9 +122,7 @@ class RunFolder:
         """Write the resolved settings (JSON and TOML) and the versions they were resolved with."""
         write_text_atomically(self.settings, json.dumps(tables, indent=2) + "\n")
         write_text_atomically(self.path / "settings.toml", to_toml(tables))
-        write_text_atomically(
-            self.path / "versions.json", json.dumps(versions(), indent=2) + "\n"
-        )
+        write_text_atomically(self.path / "versions.json", json.dumps(versions(), indent=2) + "\n")
 
     def load_settings(self) -> dict[str, Any]:
         """Read the settings of an earlier run.
@@ -136,9 +133,7 @@ class RunFolder:
         try:
             return json.loads(self.settings.read_text(encoding="utf-8"))
         except (OSError, json.JSONDecodeError) as error:
-            raise RunFolderError(
-                f"run folder: {self.path} must hold settings.json, got {error}"
-            ) from None
+            raise RunFolderError(f"run folder: {self.path} must hold settings.json, got {error}") from None
 
 
 def versions() -> dict[str, str]:
@@ -174,12 +169,8 @@ def latest_run(root: Path, name: str) -> Path:
     """
     runs = [path.parent.parent for path in root.glob(f"{name}-*/checkpoints/last.pt")]
     if not runs:
-        raise RunFolderError(
-            f"--resume: {root} must hold a run of {name} with a checkpoint, got none"
-        )
-    return max(
-        runs, key=lambda run: (run / "checkpoints" / "last.pt").stat().st_mtime_ns
-    )
+        raise RunFolderError(f"--resume: {root} must hold a run of {name} with a checkpoint, got none")
+    return max(runs, key=lambda run: (run / "checkpoints" / "last.pt").stat().st_mtime_ns)
 
 
 def _read_owner(descriptor: int) -> dict[str, Any]:
@@ -203,9 +194,7 @@ def _try_lock(descriptor: int, earlier: Mapping[str, Any]) -> bool:
 
 
 def _is_alive(owner: Mapping[str, Any]) -> bool:
-    if owner.get("host") != socket.gethostname() or not isinstance(
-        owner.get("pid"), int
-    ):
+    if owner.get("host") != socket.gethostname() or not isinstance(owner.get("pid"), int):
         return True
     try:
         os.kill(owner["pid"], 0)

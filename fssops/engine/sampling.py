@@ -88,9 +88,7 @@ class StepSampler(Sampler[list[Draw]]):
                 f"got {batch_size}"
             )
         if not 0 <= rank < world_size:
-            raise ValueError(
-                f"StepSampler: rank must lie in [0, {world_size}), got {rank}"
-            )
+            raise ValueError(f"StepSampler: rank must lie in [0, {world_size}), got {rank}")
         self.length, self.batch_size, self.seed, self.start_step = (
             length,
             batch_size,
@@ -118,10 +116,7 @@ class StepSampler(Sampler[list[Draw]]):
         micro = self.batch_size // self.accumulate
         position = self.start_step * self.batch_size
         while True:
-            yield [
-                self.draw_at(position + offset)
-                for offset in range(self.rank, micro, self.world_size)
-            ]
+            yield [self.draw_at(position + offset) for offset in range(self.rank, micro, self.world_size)]
             position += micro
 
 
@@ -166,13 +161,9 @@ class DrawnDataset(Dataset[Any]):
                 cause = error
                 if self.skip_unreadable and self.report is not None:
                     self.report(f"skipped item {index}: {error}")
-        raise UnreadableItemError(
-            f"training data: item {draw.index} must be readable, got {cause}"
-        ) from cause
+        raise UnreadableItemError(f"training data: item {draw.index} must be readable, got {cause}") from cause
 
     def _item(self, index: int, position: int) -> Any:
         if isinstance(self.dataset, SeededDataset):
-            return self.dataset.draw(
-                index, torch.Generator().manual_seed(mix_seed(self.seed + 1, position))
-            )
+            return self.dataset.draw(index, torch.Generator().manual_seed(mix_seed(self.seed + 1, position)))
         return self.dataset[index]

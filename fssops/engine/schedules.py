@@ -25,9 +25,7 @@ def learning_rate_factor(settings: ScheduleSettings) -> Callable[[int], float]:
         if settings.name == "poly":
             return max((1.0 - done) ** settings.power, settings.end_factor)
         if settings.name == "cosine":
-            return settings.end_factor + (1.0 - settings.end_factor) * 0.5 * (
-                1.0 + math.cos(math.pi * done)
-            )
+            return settings.end_factor + (1.0 - settings.end_factor) * 0.5 * (1.0 + math.cos(math.pi * done))
         return 1.0
 
     def warmup(step: int) -> float:

@@ -50,15 +50,9 @@ class ModelSettings(Table):
     def _gather_options(cls, values: Any) -> Any:
         if not isinstance(values, Mapping):
             return values
-        own = {
-            key: value
-            for key, value in values.items()
-            if key in cls.model_fields and key != "options"
-        }
+        own = {key: value for key, value in values.items() if key in cls.model_fields and key != "options"}
         options = dict(values.get("options", {}))
-        options.update(
-            {key: value for key, value in values.items() if key not in cls.model_fields}
-        )
+        options.update({key: value for key, value in values.items() if key not in cls.model_fields})
         return {**own, "options": options}
 
 
@@ -186,54 +180,39 @@ def read_recipe(path: Path) -> dict[str, Any]:
     try:
         return parse_toml(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise SettingsError(
-            f"recipe: {path} must be a readable file, got {error.strerror or error}"
-        ) from None
+        raise SettingsError(f"recipe: {path} must be a readable file, got {error.strerror or error}") from None
     except (TomlError, UnicodeDecodeError) as error:
         raise SettingsError(f"recipe: {path} must be valid TOML, got {error}") from None
 
 
-def apply_overrides(
-    tables: Mapping[str, Any], overrides: Sequence[str]
-) -> dict[str, Any]:
+def apply_overrides(tables: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """Return ``tables`` with overrides of the form ``table.key=value`` applied; values are TOML or bare words.
 
     Raises:
         SettingsError: an override has no ``=`` or goes below a value that is no table.
     """
-    result = {
-        key: dict(value) if isinstance(value, Mapping) else value
-        for key, value in tables.items()
-    }
+    result = {key: dict(value) if isinstance(value, Mapping) else value for key, value in tables.items()}
     for override in overrides:
         key, equals, text = override.partition("=")
         parts = [part.strip() for part in key.split(".")]
         if not equals or not all(parts):
-            raise SettingsError(
-                f"--set: an override must read table.key=value, got {override!r}"
-            )
+            raise SettingsError(f"--set: an override must read table.key=value, got {override!r}")
         target = result
         for part in parts[:-1]:
             target = target.setdefault(part, {})
             if not isinstance(target, dict):
-                raise SettingsError(
-                    f"--set: {key.strip()} must name a key of a table, but {part} is a value"
-                )
+                raise SettingsError(f"--set: {key.strip()} must name a key of a table, but {part} is a value")
         target[parts[-1]] = parse_toml_value(text.strip())
     return result
 
 
-def known_keys(
-    schema: type[BaseModel], model_options: Sequence[str] = (), prefix: str = ""
-) -> list[str]:
+def known_keys(schema: type[BaseModel], model_options: Sequence[str] = (), prefix: str = "") -> list[str]:
     """Return every dotted key that a recipe of ``schema`` may set."""
     keys: list[str] = []
     for name, info in schema.model_fields.items():
         table = _table_of(info.annotation)
         if table is ModelSettings:
-            keys += [
-                f"{prefix}{name}.{key}" for key in ("name", "weights", *model_options)
-            ]
+            keys += [f"{prefix}{name}.{key}" for key in ("name", "weights", *model_options)]
         elif table is not None:
             keys += known_keys(table, (), f"{prefix}{name}.")
         else:
@@ -261,9 +240,7 @@ def validate(
     try:
         return schema.model_validate(dict(tables))
     except ValidationError as error:
-        raise SettingsError(
-            f"{where}: {_one_line(error, schema, model_options)}"
-        ) from None
+        raise SettingsError(f"{where}: {_one_line(error, schema, model_options)}") from None
 
 
 def nearest_key(key: str, keys: Sequence[str]) -> str:
@@ -272,22 +249,16 @@ def nearest_key(key: str, keys: Sequence[str]) -> str:
     last = key.rpartition(".")[2]
     tails = {known.rpartition(".")[2]: known for known in reversed(keys)}
     tail = difflib.get_close_matches(last, list(tails), n=1, cutoff=0.75)
-    if tail and key.rpartition(".")[0] not in {
-        known.rpartition(".")[0] for known in keys
-    }:
+    if tail and key.rpartition(".")[0] not in {known.rpartition(".")[0] for known in keys}:
         return tails[tail[0]]
-    same_table = [
-        known for known in keys if known.rpartition(".")[0] == key.rpartition(".")[0]
-    ]
+    same_table = [known for known in keys if known.rpartition(".")[0] == key.rpartition(".")[0]]
     inside = difflib.get_close_matches(key, same_table, n=1, cutoff=0.8)
     if inside:
         return inside[0]
     return tails[tail[0]] if tail else (whole[0] if whole else "")
 
 
-def changed_settings(
-    before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = ""
-) -> list[str]:
+def changed_settings(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> list[str]:
     """List the keys whose values differ, one line each: ``optim.lr: 0.001 -> 0.0001``."""
     lines: list[str] = []
     for key in sorted(set(before) | set(after)):
@@ -302,10 +273,7 @@ def changed_settings(
 def _table_of(annotation: Any) -> type[Table] | None:
     if isinstance(annotation, type) and issubclass(annotation, Table):
         return annotation
-    if (
-        isinstance(annotation, types.UnionType)
-        or typing.get_origin(annotation) is typing.Union
-    ):
+    if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
         return next(
             (table for arg in typing.get_args(annotation) if (table := _table_of(arg))),
             None,
@@ -313,9 +281,7 @@ def _table_of(annotation: Any) -> type[Table] | None:
     return None
 
 
-def _one_line(
-    error: ValidationError, schema: type[BaseModel], model_options: Sequence[str]
-) -> str:
+def _one_line(error: ValidationError, schema: type[BaseModel], model_options: Sequence[str]) -> str:
     problems = error.errors()
     # An unknown key explains a missing one, so it is told first.
     first = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
@@ -328,7 +294,7 @@ def _one_line(
         return f"{key} must be set{more}"
     if first["type"] == "value_error":
         place = f"{key}." if key else ""
-        return f"{place}{str(first['ctx']['error'])}{more}"
+        return f"{place}{first['ctx']['error']!s}{more}"
     rule = first["msg"][:1].lower() + first["msg"][1:]
     rule = rule.removeprefix("input should be ").removeprefix("value error, ")
     return f"{key} must be {rule}, got {first['input']!r}{more}"

@@ -31,19 +31,11 @@ def parse_toml_value(text: str) -> Any:
 
 def to_toml(tables: Mapping[str, Any]) -> str:
     """Write nested dicts as TOML; ``None`` is left out, which stands for "not set"."""
-    plain = [
-        f"{key} = {_value(value)}"
-        for key, value in tables.items()
-        if not _is_table(value) and value is not None
-    ]
+    plain = [f"{key} = {_value(value)}" for key, value in tables.items() if not _is_table(value) and value is not None]
     parts = ["\n".join(plain)] if plain else []
     for name, table in tables.items():
         if _is_table(table):
-            lines = [
-                f"{key} = {_value(value)}"
-                for key, value in table.items()
-                if value is not None
-            ]
+            lines = [f"{key} = {_value(value)}" for key, value in table.items() if value is not None]
             parts.append("\n".join([f"[{name}]", *lines]))
     return "\n\n".join(parts) + "\n"
 
@@ -61,15 +53,11 @@ def _value(value: Any) -> str:
         text = repr(value)
         return text if any(mark in text for mark in ".einf") else f"{text}.0"
     if isinstance(value, Mapping):
-        inner = ", ".join(
-            f"{key} = {_value(item)}" for key, item in value.items() if item is not None
-        )
+        inner = ", ".join(f"{key} = {_value(item)}" for key, item in value.items() if item is not None)
         return f"{{ {inner} }}"
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(_value(item) for item in value if item is not None) + "]"
     if isinstance(value, str):
         # JSON's escapes are a subset of TOML's basic strings, except for DEL, which TOML forbids raw.
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    raise TypeError(
-        f"to_toml: value must be a string, number, boolean, list or table, got {type(value).__name__}"
-    )
+    raise TypeError(f"to_toml: value must be a string, number, boolean, list or table, got {type(value).__name__}")

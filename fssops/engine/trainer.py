@@ -6,6 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -91,15 +92,11 @@ class Trainer:
         validate: Validate | None = None,
     ) -> None:
         if not isinstance(model, Trainable):
-            raise TypeError(
-                f"Trainer: model must have losses(batch), got {type(model).__name__}"
-            )
+            raise TypeError(f"Trainer: model must have losses(batch), got {type(model).__name__}")
         engine = settings.engine
-        if engine.best_metric != "loss" and (
-            validate is None or not engine.validate_every
-        ):
+        if engine.best_metric != "loss" and (validate is None or not engine.validate_every):
             raise SettingsError(
-                f"engine.best_metric: {engine.best_metric!r} must be measured, got engine.validate_every = 0; use 'loss'"
+                f"engine.best_metric: {engine.best_metric!r} must be measured, got no validation; use 'loss'"
             )
         self.settings, self.fabric, self.model, self.run, self.validate = (
             settings,
@@ -118,9 +115,7 @@ class Trainer:
             model.losses = torch.compile(model.losses)  # type: ignore[method-assign, assignment]
         self._module: Any = fabric.setup_module(model)
         self._module.mark_forward_method("losses")
-        self._optimizer: Any = fabric.setup_optimizers(
-            build_optimizer(self._module, settings.optim)
-        )
+        self._optimizer: Any = fabric.setup_optimizers(build_optimizer(self._module, settings.optim))
         self._state = TrainingState(fabric, self._module, model, self._optimizer)
         self._factor = learning_rate_factor(settings.schedule)
         self.step = 0
@@ -128,6 +123,7 @@ class Trainer:
         self._logged, self._saved = _Window(), _Window()
         self._random: dict[str, Any] | None = None
         self._skips = 0
+        self._last_losses: dict[str, float] = {}
 
     def restore(self, checkpoint: Mapping[str, Any]) -> None:
         """Continue from the contents of a checkpoint of :meth:`fit`; call before it."""
@@ -169,9 +165,7 @@ class Trainer:
             pin_memory=fabric.device.type == "cuda",
         )
         if self._random is None:
-            seed_everything(
-                mix_seed(engine.seed, 1_000_003 * fabric.global_rank + self.step)
-            )
+            seed_everything(mix_seed(engine.seed, 1_000_003 * fabric.global_rank + self.step))
         else:
             restore_random_state(self._random)
         self.model.train()
@@ -190,32 +184,22 @@ class Trainer:
                     if last or asked or self.step % engine.save_every == 0 or metrics:
                         self._save(metrics)
                     if asked and not last:
-                        raise Interrupted(
-                            f"stopped by {stop.received or 'another process'} after step {self.step}"
-                        )
+                        raise Interrupted(f"stopped by {stop.received or 'another process'} after step {self.step}")
         finally:
             stream.close()
             if log is not None:
                 log.close()
-        return FitResult(
-            self.step, self._logged.means() or self._last_losses, self._best
-        )
+        return FitResult(self.step, self._logged.means() or self._last_losses, self._best)
 
     # -- one step ---------------------------------------------------------------------------------------------
 
-    def _one_step(
-        self, stream: TrainingStream, stop: StopRequest, bar: ProgressBar
-    ) -> bool:
+    def _one_step(self, stream: TrainingStream, stop: StopRequest, bar: ProgressBar) -> bool:
         engine, fabric = self.settings.engine, self.fabric
         started, waited = time.perf_counter(), 0.0
         for group in self._optimizer.param_groups:
             group["lr"] = group["base_lr"] * self._factor(self.step)
         self._optimizer.zero_grad(set_to_none=True)
-        buffers = (
-            [b.clone() for b in self.model.buffers()]
-            if engine.on_nonfinite == "skip"
-            else []
-        )
+        buffers = [b.clone() for b in self.model.buffers()] if engine.on_nonfinite == "skip" else []
         sums: dict[str, float] = {}
         asked, problem = False, False
         for micro in range(engine.accumulate):
@@ -225,11 +209,7 @@ class Trainer:
             batch = move_to(batch, fabric.device, non_blocking=True)
             random_state = capture_random_state()
             waits = fabric.world_size > 1 and micro + 1 < engine.accumulate
-            with (
-                fabric.no_backward_sync(self._module, enabled=True)
-                if waits
-                else _nothing()
-            ):
+            with fabric.no_backward_sync(self._module, enabled=True) if waits else nullcontext():
                 losses: dict[str, Tensor] = self._module.losses(batch)
                 bad = nonfinite.first_nonfinite_loss(losses)
                 problem, asked = self._agree(bad is not None, bool(stop.received))
@@ -237,13 +217,9 @@ class Trainer:
                     self._handle_nonfinite(bad, batch, random_state, buffers, bar)
                     break
                 # The mean over micro-batches: with equal sizes it is what one large batch would give.
-                fabric.backward(
-                    torch.stack(list(losses.values())).sum() / engine.accumulate
-                )
+                fabric.backward(torch.stack(list(losses.values())).sum() / engine.accumulate)
             for name, value in losses.items():
-                sums[name] = (
-                    sums.get(name, 0.0) + float(value.detach()) / engine.accumulate
-                )
+                sums[name] = sums.get(name, 0.0) + float(value.detach()) / engine.accumulate
         norm = math.nan
         if not problem:
             norm = self._clip()
@@ -251,9 +227,7 @@ class Trainer:
             bad_norm = not math.isfinite(norm) and engine.precision != "fp16"
             problem, _ = self._agree(bad_norm, False)
             if problem:
-                name = (
-                    nonfinite.first_nonfinite_gradient(self.model) if bad_norm else None
-                )
+                name = nonfinite.first_nonfinite_gradient(self.model) if bad_norm else None
                 bad = f"gradient of {name}" if name else None
                 self._handle_nonfinite(bad, batch, random_state, buffers, bar)
         if not problem:
@@ -270,9 +244,7 @@ class Trainer:
     def _clip(self) -> float:
         optim = self.settings.optim
         if optim.clip_value:
-            self.fabric.clip_gradients(
-                self._module, self._optimizer, clip_val=optim.clip_value
-            )
+            self.fabric.clip_gradients(self._module, self._optimizer, clip_val=optim.clip_value)
         if optim.clip_norm:
             norm = self.fabric.clip_gradients(
                 self._module,
@@ -310,34 +282,21 @@ class Trainer:
                 restore_random_state(random_state)
                 module = nonfinite.first_nonfinite_module(self.model, batch)
             message = nonfinite.describe(bad, self.step, batch, module)
-            path = (
-                self.run.path
-                / f"nonfinite_step{self.step}_rank{self.fabric.global_rank}.pt"
-            )
+            path = self.run.path / f"nonfinite_step{self.step}_rank{self.fabric.global_rank}.pt"
             text = json.dumps(self.settings.as_tables())
-            nonfinite.save_replay(
-                path, batch, self.step, self.model, random_state, text
-            )
+            nonfinite.save_replay(path, batch, self.step, self.model, random_state, text)
             message += f"; kept for replay: {path}"
         self._skips += 1
         if engine.on_nonfinite == "stop":
-            raise nonfinite.NonFiniteError(
-                f"{message} (engine.on_nonfinite=skip would leave such steps out)"
-            )
+            raise nonfinite.NonFiniteError(f"{message} (engine.on_nonfinite=skip would leave such steps out)")
         if self._skips >= engine.max_skips:
-            raise nonfinite.NonFiniteError(
-                f"{message}; {self._skips} bad steps in a row (engine.max_skips)"
-            )
+            raise nonfinite.NonFiniteError(f"{message}; {self._skips} bad steps in a row (engine.max_skips)")
         with torch.no_grad():
             for buffer, value in zip(self.model.buffers(), buffers, strict=True):
-                buffer.copy_(
-                    value
-                )  # statistics of normalisation layers may have taken the bad numbers in
+                buffer.copy_(value)  # statistics of normalisation layers may have taken the bad numbers in
         bar.say(f"{message}; step skipped")
 
     # -- between steps ----------------------------------------------------------------------------------------
-
-    _last_losses: dict[str, float] = {}
 
     def _log(self, log: MetricsLog | None, bar: ProgressBar) -> None:
         means = self._logged.means()
@@ -345,9 +304,7 @@ class Trainer:
         if not means:
             return
         if self.fabric.world_size > 1:
-            packed = torch.tensor(
-                list(means.values()), dtype=torch.float64, device=self.fabric.device
-            )
+            packed = torch.tensor(list(means.values()), dtype=torch.float64, device=self.fabric.device)
             packed = self.fabric.all_reduce(packed, reduce_op="mean")  # type: ignore[assignment]
             means = dict(zip(means, packed.tolist(), strict=True))
         seconds, waiting = means.pop("seconds"), means.pop("waiting")
@@ -358,18 +315,12 @@ class Trainer:
         learning_rate = max(group["lr"] for group in self._optimizer.param_groups)
         if log is not None:
             log.write(self.step, {**means, "lr": learning_rate, **timing})
-        self._last_losses = {
-            name: value for name, value in means.items() if name != "grad_norm"
-        }
+        self._last_losses = {name: value for name, value in means.items() if name != "grad_norm"}
         bar.update(self.step, {**self._last_losses, "lr": learning_rate})
 
     def _validate(self, log: MetricsLog | None, bar: ProgressBar) -> dict[str, float]:
         every = self.settings.engine.validate_every
-        if (
-            self.validate is None
-            or not every
-            or (self.step % every and self.step != self.settings.schedule.steps)
-        ):
+        if self.validate is None or not every or (self.step % every and self.step != self.settings.schedule.steps):
             return {}
         self.model.eval()
         with preserved_random_state(), torch.no_grad():
@@ -377,10 +328,7 @@ class Trainer:
         self.model.train()
         if log is not None:
             log.write(self.step, metrics)
-        bar.say(
-            f"step {self.step}: "
-            + "  ".join(f"{k} {v:.4g}" for k, v in metrics.items())
-        )
+        bar.say(f"step {self.step}: " + "  ".join(f"{k} {v:.4g}" for k, v in metrics.items()))
         return metrics
 
     def _save(self, metrics: Mapping[str, float]) -> None:
@@ -394,9 +342,7 @@ class Trainer:
             )
         self._saved = _Window()
         sign = 1.0 if engine.best_mode == "max" else -1.0
-        better = value is not None and (
-            self._best is None or sign * value > sign * self._best
-        )
+        better = value is not None and (self._best is None or sign * value > sign * self._best)
         if better:
             self._best = value
         state = {
@@ -420,17 +366,5 @@ class Trainer:
         if self.fabric.is_global_zero:
             write_checkpoint(self.run.checkpoints / "last.pt", state)
             if better:
-                copy_checkpoint(
-                    self.run.checkpoints / "last.pt", self.run.checkpoints / "best.pt"
-                )
+                copy_checkpoint(self.run.checkpoints / "last.pt", self.run.checkpoints / "best.pt")
         self.fabric.barrier()
-
-
-class _nothing:
-    """A context that does nothing."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, *_: object) -> None:
-        return None

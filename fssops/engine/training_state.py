@@ -22,9 +22,7 @@ class TrainingState:
         optimizer: as set up by Fabric.
     """
 
-    def __init__(
-        self, fabric: Fabric, module: Any, model: nn.Module, optimizer: Any
-    ) -> None:
+    def __init__(self, fabric: Fabric, module: Any, model: nn.Module, optimizer: Any) -> None:
         self.fabric, self.module, self.model, self.optimizer = (
             fabric,
             module,
@@ -42,9 +40,7 @@ class TrainingState:
             )
 
             options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-            model, optimizer = get_state_dict(
-                self._wrapped(), self._plain_optimizer(), options=options
-            )
+            model, optimizer = get_state_dict(self._wrapped(), self._plain_optimizer(), options=options)
         else:
             model, optimizer = (
                 self.model.state_dict(),
@@ -100,9 +96,7 @@ class TrainingState:
         return getattr(self.optimizer, "optimizer", self.optimizer)
 
 
-def check_same_model(
-    model: nn.Module, state: Mapping[str, Any], *, sharded: bool = False
-) -> None:
+def check_same_model(model: nn.Module, state: Mapping[str, Any], *, sharded: bool = False) -> None:
     """Refuse weights of another model with one line that names the first difference.
 
     Raises:
@@ -113,9 +107,7 @@ def check_same_model(
     own = model.state_dict()
     missing, unknown = sorted(set(own) - set(state)), sorted(set(state) - set(own))
     if missing or unknown:
-        detail = (
-            f"{missing[0]!r} is missing" if missing else f"{unknown[0]!r} is unknown"
-        )
+        detail = f"{missing[0]!r} is missing" if missing else f"{unknown[0]!r} is unknown"
         raise ValueError(
             f"checkpoint: weights must be those of this {type(model).__name__}, got another model "
             f"({detail}; {len(missing)} missing, {len(unknown)} unknown)"

@@ -1,0 +1,1 @@
+"""Evaluation protocols and what they produce: scores, tables, JSON and pictures."""

@@ -1,0 +1,117 @@
+"""Features of images kept over episodes and runs, within bounds of memory and disk."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import tempfile
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+Features = dict[str, Tensor]
+Encode = Callable[[Tensor], Features]
+
+
+class FeatureCache:
+    """Encodes each image once, one image a pass, and keeps the features least recently used last.
+
+    The key is a digest of the image's pixels, so equal inputs share features and no name can mislead. An image is
+    always encoded alone: a batch of another size may choose another algorithm and other last bits, and with it the
+    result would depend on what the cache held.
+
+    Args:
+        encode: ``model.encode``; called with [1, 3, H, W].
+        memory: bytes kept in memory; 0 keeps nothing.
+        disk: bytes kept in a temporary folder beyond that; 0 uses no disk.
+        folder: where the temporary folder is made; None is the system's place.
+    """
+
+    def __init__(self, encode: Encode, *, memory: int, disk: int = 0, folder: Path | None = None) -> None:
+        self._encode, self._memory, self._disk = encode, memory, disk
+        self._kept: OrderedDict[str, Features] = OrderedDict()
+        self._stored: dict[str, tuple[Path, int]] = {}
+        self._folder: Path | None = None
+        self._parent = folder
+        self._kept_bytes = self._stored_bytes = 0
+        self.requests = 0
+        """Images asked for: passes through the backbone without a cache."""
+        self.passes = 0
+        """Passes through the backbone."""
+
+    def features(self, images: Tensor) -> Features:
+        """Return features [n, ...] of images [n, 3, H, W]."""
+        parts = [self._one(image) for image in images]
+        if len(parts) == 1:
+            return parts[0]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    def close(self) -> None:
+        """Forget everything and remove what lies on disk."""
+        self._kept.clear()
+        self._stored.clear()
+        self._kept_bytes = self._stored_bytes = 0
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = None
+
+    def __enter__(self) -> FeatureCache:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _one(self, image: Tensor) -> Features:
+        self.requests += 1
+        if not self._memory and not self._disk:
+            self.passes += 1
+            return self._encode(image[None])
+        key = digest(image)
+        if key in self._kept:
+            self._kept.move_to_end(key)
+            return self._kept[key]
+        if key in self._stored:
+            found: Features = torch.load(self._stored[key][0], map_location=image.device, weights_only=True)
+        else:
+            self.passes += 1
+            found = {name: value.contiguous() for name, value in self._encode(image[None]).items()}
+        self._keep(key, found)
+        return found
+
+    def _keep(self, key: str, features: Features) -> None:
+        size = _bytes(features)
+        if size > self._memory:
+            self._store(key, features)
+            return
+        self._kept[key] = features
+        self._kept_bytes += size
+        while self._kept_bytes > self._memory:
+            oldest, evicted = self._kept.popitem(last=False)
+            self._kept_bytes -= _bytes(evicted)
+            self._store(oldest, evicted)
+
+    def _store(self, key: str, features: Features) -> None:
+        size = _bytes(features)
+        if key in self._stored or self._stored_bytes + size > self._disk:
+            return
+        if self._folder is None:
+            self._folder = Path(tempfile.mkdtemp(prefix="fssops-features-", dir=self._parent))
+        path = self._folder / f"{key}.pt"
+        torch.save({name: value.cpu() for name, value in features.items()}, path)
+        self._stored[key] = (path, size)
+        self._stored_bytes += size
+
+
+def digest(image: Tensor) -> str:
+    """Digest of an image's pixels and shape; the same on every device."""
+    plain = image.detach().cpu().contiguous()
+    value = hashlib.blake2b(repr((tuple(plain.shape), str(plain.dtype))).encode(), digest_size=20)
+    value.update(memoryview(plain.view(torch.uint8).numpy().reshape(-1)))
+    return value.hexdigest()
+
+
+def _bytes(features: Features) -> int:
+    return sum(value.numel() * value.element_size() for value in features.values())

@@ -1,0 +1,77 @@
+"""Few-shot evaluation protocols: one visible table. A paper's row does what its published code does."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class FewShotProtocol:
+    """How episodes are drawn, compared and summed up.
+
+    Attributes:
+        name: key of :data:`PROTOCOLS`.
+        source: where it is defined.
+        runs: number of runs, each with its own episode list; scores are means over runs.
+        episodes: episodes of a run.
+        first_seed: run ``i`` draws its list with ``first_seed + i``.
+        draw: rule by which the data layer draws episodes.
+        size: compare at the "network" size, on resized labels, or at the query's "original" size.
+        false_positives: see :func:`fssops.evaluation.counts.count_pixels`.
+        binary: binary (foreground-background) IoU from "class_sums", the counts of all classes added up, or from
+            "pixels", with any way taken as foreground.
+        absent: a class that no query shows makes the mean "nan" or is left out ("skip").
+    """
+
+    name: str
+    source: str
+    runs: int = 5
+    episodes: int = 1000
+    first_seed: int = 1234
+    draw: str = "fssops"
+    size: Literal["network", "original"] = "original"
+    false_positives: Literal["present", "all"] = "all"
+    binary: Literal["class_sums", "pixels"] = "pixels"
+    absent: Literal["nan", "skip"] = "skip"
+
+    def describe(self) -> str:
+        """Return the rules in one line, for tables and help texts."""
+        false_positives = {"present": "false positives of absent ways not counted", "all": "all false positives"}
+        binary = {"class_sums": "binary IoU from class sums", "pixels": "binary IoU of any way"}
+        return (
+            f"{self.runs} runs x {self.episodes} episodes, seeds {self.first_seed}.."
+            f"{self.first_seed + self.runs - 1}, {self.size} size, {false_positives[self.false_positives]}, "
+            f"{binary[self.binary]}"
+        )
+
+
+PROTOCOLS: dict[str, FewShotProtocol] = {
+    row.name: row
+    for row in (
+        FewShotProtocol(name="fssops", source="this package: every pixel counts, at the size of the image"),
+        FewShotProtocol(
+            name="panet",
+            source="kaixin96/PANet test.py and util/metric.py at 1695bf3",
+            draw="panet",
+            size="network",
+            false_positives="present",
+            binary="class_sums",
+            absent="nan",
+        ),
+    )
+}
+
+
+def find_protocol(name: str) -> FewShotProtocol:
+    """Return a row of :data:`PROTOCOLS`.
+
+    Raises:
+        ValueError: there is none; names the nearest.
+    """
+    if name not in PROTOCOLS:
+        near = difflib.get_close_matches(name, PROTOCOLS, n=1, cutoff=0.4)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"protocol must be one of {', '.join(PROTOCOLS)}, got {name!r}{hint}")
+    return PROTOCOLS[name]

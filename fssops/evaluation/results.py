@@ -1,0 +1,230 @@
+"""Results of few-shot evaluation: every number with what it was measured on, as lines, tables and JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from fssops.evaluation.counts import iou, mean_iou
+from fssops.evaluation.fewshot import EvaluationCounts
+from fssops.evaluation.protocols import FewShotProtocol
+
+
+@dataclass(frozen=True)
+class FewShotResult:
+    """Scores of one fold. IoUs lie in [0, 1]; NaN where nothing could be measured.
+
+    Attributes:
+        model: what was evaluated, for the reader.
+        dataset: name and split of the data.
+        fold: number of the fold.
+        folds: definition of the folds, e.g. ``pascal5i (panet)``.
+        ways, shots, queries, episodes: of each run.
+        seeds: of the runs.
+        list_hashes: SHA-256 of the runs' episode lists.
+        protocol: name of the protocol.
+        annotation: of the supports: mask, box, scribble.
+        size: [H, W] of the network's input.
+        classes: class id -> name, of the fold's test classes.
+        class_iou: [R][classes], in the order of ``classes``.
+        miou, binary_iou: [R].
+        episode_iou: [R][E], the ways of an episode added up.
+        images, passes: images asked for and passes through the backbone.
+        seconds: wall time.
+    """
+
+    model: str
+    dataset: str
+    fold: int
+    folds: str
+    ways: int
+    shots: int
+    queries: int
+    episodes: int
+    seeds: list[int]
+    list_hashes: list[str]
+    protocol: str
+    annotation: str
+    size: list[int]
+    classes: dict[int, str]
+    class_iou: list[list[float]]
+    miou: list[float]
+    binary_iou: list[float]
+    episode_iou: list[list[float]] = field(repr=False)
+    images: int = 0
+    passes: int = 0
+    seconds: float = 0.0
+
+    @property
+    def mean_iou(self) -> float:
+        """Mean over runs of the mean IoU over classes."""
+        return statistics.fmean(self.miou)
+
+    @property
+    def fb_iou(self) -> float:
+        """Mean over runs of the binary IoU."""
+        return statistics.fmean(self.binary_iou)
+
+    def setting(self) -> str:
+        """Say what was measured, without the scores."""
+        return (
+            describe_setting(
+                self.dataset,
+                self.folds,
+                str(self.fold),
+                self.ways,
+                self.shots,
+                self.episodes,
+                self.seeds,
+                self.protocol,
+            )
+            + (f", {self.annotation} supports" if self.annotation != "mask" else "")
+            + f", list {short_hashes(self.list_hashes)}"
+        )
+
+    def line(self) -> str:
+        """One line that can be quoted: scores, spread over runs, and the whole setting."""
+        return f"mIoU {percent(self.miou)}  binary IoU {percent(self.binary_iou)}  [{self.model}; {self.setting()}]"
+
+    def best_and_worst(self, count: int) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+        """Return (run, episode) of the episodes with the highest and the lowest IoU."""
+        scored = [
+            (value, run, episode)
+            for run, values in enumerate(self.episode_iou)
+            for episode, value in enumerate(values)
+            if not math.isnan(value)
+        ]
+        ordered = sorted(scored, key=lambda entry: (-entry[0], entry[1], entry[2]))
+        best = [(run, episode) for _, run, episode in ordered[:count]]
+        worst = [(run, episode) for _, run, episode in ordered[count:][::-1][:count]]
+        return best, worst
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain values; NaN becomes null."""
+        plain = asdict(self)
+        plain["mean_iou"], plain["fb_iou"] = self.mean_iou, self.fb_iou
+        plain["line"] = self.line()
+        return without_nan(plain)  # type: ignore[no-any-return]
+
+
+def score(
+    counts: EvaluationCounts, protocol: FewShotProtocol, classes: Mapping[int, str], **setting: Any
+) -> FewShotResult:
+    """Turn the counts of all processes into scores.
+
+    Args:
+        counts: summed over processes.
+        protocol: decides how the scores are formed.
+        classes: test classes of the fold; the mean IoU is over these.
+        **setting: the remaining fields of :class:`FewShotResult`.
+    """
+    ids = list(classes)
+    class_iou = iou(counts.classes[:, ids])
+    if protocol.binary == "class_sums":
+        both = counts.classes[:, :1], counts.classes[:, 1:].sum(1, keepdim=True)
+        binary = iou(both[0]).add(iou(both[1]))[:, 0] / 2
+    else:
+        binary = iou(counts.foreground).mean(1)
+    return FewShotResult(
+        protocol=protocol.name,
+        classes=dict(classes),
+        class_iou=class_iou.tolist(),
+        miou=mean_iou(class_iou, protocol.absent).tolist(),
+        binary_iou=binary.tolist(),
+        episode_iou=iou(counts.episodes).tolist(),
+        images=int(counts.work[0]),
+        passes=int(counts.work[1]),
+        **setting,
+    )
+
+
+def describe_setting(
+    dataset: str,
+    folds: str,
+    fold: str,
+    ways: int,
+    shots: int,
+    episodes: int,
+    seeds: Sequence[int],
+    protocol: str,
+) -> str:
+    """Say what a score was measured on."""
+    span = str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]}..{seeds[-1]}"
+    return (
+        f"{dataset}, {folds}, fold {fold}, {ways}-way {shots}-shot, {len(seeds)} x {episodes} episodes, "
+        f"seed {span}, protocol {protocol}"
+    )
+
+
+def fold_mean_line(results: Sequence[FewShotResult]) -> str:
+    """One line with the means over the folds of ``results``."""
+    first = results[0]
+    folds = ",".join(str(result.fold) for result in results)
+    miou = statistics.fmean(result.mean_iou for result in results)
+    binary = statistics.fmean(result.fb_iou for result in results)
+    setting = describe_setting(
+        first.dataset,
+        first.folds,
+        f"mean of {folds}",
+        first.ways,
+        first.shots,
+        first.episodes,
+        first.seeds,
+        first.protocol,
+    )
+    hashes = short_hashes([value for result in results for value in result.list_hashes])
+    return f"mIoU {100 * miou:.2f}  binary IoU {100 * binary:.2f}  [{first.model}; {setting}, lists {hashes}]"
+
+
+def fold_table(results: Sequence[FewShotResult]) -> list[list[str]]:
+    """Rows of a table: one a fold, then the mean; the first row names the columns."""
+    rows = [["fold", "mIoU", "binary IoU", *(f"run {seed}" for seed in results[0].seeds)]]
+    for result in results:
+        runs = [f"{100 * value:.2f}" for value in result.miou]
+        rows.append([str(result.fold), percent(result.miou), percent(result.binary_iou), *runs])
+    if len(results) > 1:
+        miou = statistics.fmean(result.mean_iou for result in results)
+        binary = statistics.fmean(result.fb_iou for result in results)
+        rows.append(["mean", f"{100 * miou:.2f}", f"{100 * binary:.2f}", *([""] * len(results[0].seeds))])
+    return rows
+
+
+def class_table(result: FewShotResult) -> list[list[str]]:
+    """Rows of a table: one a class, IoU in percent of the mean over runs and of each run."""
+    rows = [["class", "name", "IoU", *(f"run {seed}" for seed in result.seeds)]]
+    for column, (class_id, name) in enumerate(result.classes.items()):
+        values = [run[column] for run in result.class_iou]
+        rows.append([str(class_id), name, percent(values), *(f"{100 * value:.2f}" for value in values)])
+    return rows
+
+
+def percent(values: Sequence[float]) -> str:
+    """Mean and, of several runs, the standard deviation over them (population, as published), in percent."""
+    text = f"{100 * statistics.fmean(values):.2f}"
+    return f"{text} ± {100 * statistics.pstdev(values):.2f}" if len(values) > 1 else text
+
+
+def short_hashes(hashes: Sequence[str]) -> str:
+    """First eight digits of each hash."""
+    return "+".join(dict.fromkeys(value[:8] for value in hashes))
+
+
+def without_nan(value: Any) -> Any:
+    """Replace NaN by None, which JSON can say, in nested lists and dicts."""
+    if isinstance(value, float) and math.isnan(value):
+        return None
+    if isinstance(value, dict):
+        return {str(key): without_nan(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_nan(item) for item in value]
+    return value
+
+
+def to_json(results: Sequence[FewShotResult]) -> str:
+    """Write results as JSON: every fold, and the line of their mean."""
+    body = {"folds": [result.as_json() for result in results], "mean": fold_mean_line(results)}
+    return json.dumps(body, indent=2, allow_nan=False) + "\n"
