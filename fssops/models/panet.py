@@ -8,7 +8,7 @@ defaults of :class:`PANetConfig` keep it, since it is what the published numbers
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Literal, get_args, get_type_hints
 
 import torch
 import torch.nn.functional as F
@@ -162,10 +162,9 @@ class PANet(nn.Module):
             background: [B, N, K, H, W] float in [0, 1].
         """
         episodes, ways, shots = foreground.shape[:3]
-        masks = torch.stack([foreground.flatten(0, 2), background.flatten(0, 2)], dim=1)
-        pooled = ops.masked_average_pooling(
-            features["features"].float(), masks.float(), eps=POOLING_EPS, resize=self.config.pooling
-        )
+        images = _at_least_float32(features["features"])
+        masks = torch.stack([foreground.flatten(0, 2), background.flatten(0, 2)], dim=1).to(images.dtype)
+        pooled = ops.masked_average_pooling(images, masks, eps=POOLING_EPS, resize=self.config.pooling)
         pooled = pooled.view(episodes, ways, shots, 2, -1)
         behind = pooled[..., 1, :]
         behind = behind.flatten(1, 2) if self.config.background == "nearest" else behind.mean((1, 2))[:, None]
@@ -202,10 +201,10 @@ class PANet(nn.Module):
             [B], not yet weighted.
         """
         episodes, ways, shots = foreground.shape[:3]
-        h, w = scores.shape[-2:]
-        predicted = scores.detach().argmax(1).view(episodes, -1, w)
-        masks = torch.stack([predicted == k for k in range(ways + 1)], dim=1).float()
-        columns = query.float().unflatten(0, (episodes, -1)).transpose(1, 2).flatten(2, 3)
+        width = scores.shape[-1]
+        predicted = scores.detach().argmax(1).view(episodes, -1, width)
+        columns = _at_least_float32(query).unflatten(0, (episodes, -1)).transpose(1, 2).flatten(2, 3)
+        masks = torch.stack([predicted == k for k in range(ways + 1)], dim=1).to(columns.dtype)
         prototypes = ops.masked_average_pooling(columns, masks, eps=POOLING_EPS, resize="none")
         present = masks.flatten(2).any(2)[:, 1:]  # [B, N]
 
@@ -269,10 +268,14 @@ def _backbone(config: PANetConfig) -> VGG16 | ResNet:
     )
 
 
+def _at_least_float32(features: Tensor) -> Tensor:
+    return features.float() if features.dtype in (torch.float16, torch.bfloat16) else features
+
+
 def _cosine_scores(features: Tensor, prototypes: Tensor, scale: float) -> Tensor:
     """[B, N, h, w] scaled cosines of features [B, C, h, w] and prototypes [B, N, C]; 0 for a zero vector."""
     with torch.autocast(features.device.type, enabled=False):
-        features = features.float() if features.dtype in (torch.float16, torch.bfloat16) else features
+        features = _at_least_float32(features)
         lengths = torch.linalg.vector_norm(features, dim=1, keepdim=True).clamp(min=1e-8)
         directions = prototypes / torch.linalg.vector_norm(prototypes, dim=2, keepdim=True).clamp(min=1e-8)
         return torch.einsum("bchw,bnc->bnhw", features, scale * directions) / lengths
@@ -285,9 +288,3 @@ def _cross_entropy(logits: Tensor, labels: Tensor, *, each: bool = False) -> Ten
     if not each:
         return (losses.sum() / counted.sum().clamp(min=1))[None]
     return losses.sum((1, 2)) / counted.sum((1, 2)).clamp(min=1)
-
-
-def parameter_groups(model: PANet, learning_rate: float, weight_decay: float) -> list[dict[str, Any]]:
-    """One group with every trainable parameter, as the authors train."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    return [{"params": parameters, "lr": learning_rate, "weight_decay": weight_decay}]

@@ -106,7 +106,9 @@ class Case:
             factor = float(scales.get(key, 1.0))
             for pattern, value in rules:
                 factor *= value if pattern.search(key) else 1.0
-            state[key] = torch.from_numpy(values if factor == 1.0 else (values * np.float32(factor)).astype(values.dtype))
+            state[key] = torch.from_numpy(
+                values if factor == 1.0 else (values * np.float32(factor)).astype(values.dtype)
+            )
         return state
 
     def tolerance(self, kind: str, default: float) -> float:
