@@ -175,7 +175,8 @@ class SemanticResult:
     """Semantic segmentation of one image.
 
     Attributes:
-        scores: [C, H, W] float32, not negative; not normalised over the classes.
+        scores: [C, H, W] float32, larger is likelier: sums of probabilities, not normalised over the classes, of
+            mask classification; logits of the per-pixel baselines.
     """
 
     scores: Tensor

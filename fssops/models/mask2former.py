@@ -9,13 +9,14 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from fssops.losses.draws import PointSource
 from fssops.losses.mask_criterion import LossWeights
 from fssops.losses.point_criterion import PointSetCriterion
 from fssops.models.backbones.build import build_backbone
 from fssops.models.mask_classification import MaskClassificationConfig, MaskClassificationModel
 from fssops.models.pixel_decoders.ms_deform import MSDeformPixelDecoder, resized_padding
 from fssops.models.transformer_decoders.masked import MaskedTransformerDecoder
-from fssops.structures import MaskPredictions
+from fssops.structures import ImageBatch, MaskPredictions
 
 
 @dataclass(frozen=True)
@@ -122,3 +123,17 @@ class Mask2Former(MaskClassificationModel):
         decoded = self.transformer_decoder(memory, auxiliary=auxiliary)
         size = (int(images.shape[2]), int(images.shape[3]))
         return MaskPredictions(decoded.class_logits, decoded.mask_embeddings, mask_features, size)
+
+    def losses(self, batch: ImageBatch, points: PointSource | None = None) -> dict[str, Tensor]:
+        """Weighted loss terms of a batch with targets; their sum is the training loss.
+
+        Args:
+            batch: images of any sizes, each with its targets; a target may be empty.
+            points: where random points come from; None draws from the default generator of the device.
+
+        Raises:
+            ValueError: the batch has no targets, or they do not fit.
+        """
+        predictions, targets = self.training_predictions(batch)
+        losses: dict[str, Tensor] = self.criterion(predictions, targets, points)
+        return losses

@@ -13,13 +13,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from fssops.losses.draws import PointSource
 from fssops.losses.mask_criterion import SetCriterion
 from fssops.models import postprocessing
 from fssops.models.backbones.build import BackboneName
 from fssops.models.layers.convolution import Norm
 from fssops.models.layers.image_input import ImageInput
-from fssops.structures import ImageBatch, MaskPredictions, SegmentationResult, SemanticResult
+from fssops.structures import ImageBatch, MaskPredictions, MaskTargets, SegmentationResult, SemanticResult
 
 Task = Literal["semantic", "instance", "panoptic", "general"]
 
@@ -127,21 +126,28 @@ class MaskClassificationModel(nn.Module, ABC):
         images, padding = self.image_input(batch.images)
         return self.predict(images, padding if self.config.mask_padding else None, auxiliary=self.training)
 
-    def losses(self, batch: ImageBatch, points: PointSource | None = None) -> dict[str, Tensor]:
-        """Weighted loss terms of a batch with targets; their sum is the training loss.
-
-        Args:
-            batch: images of any sizes, each with its targets; a target may be empty.
-            points: where random points come from; None draws from the default generator of the device.
+    def training_predictions(self, batch: ImageBatch) -> tuple[MaskPredictions, list[MaskTargets]]:
+        """Predictions of all heads, and the batch's targets.
 
         Raises:
-            ValueError: the batch has no targets, or they do not fit.
+            ValueError: the batch has no targets.
         """
         if batch.targets is None:
             raise ValueError(f"{type(self).__name__}.losses: batch.targets must be given, got None")
         images, padding = self.image_input(batch.images)
-        predictions = self.predict(images, padding if self.config.mask_padding else None, auxiliary=True)
-        losses: dict[str, Tensor] = self.criterion(predictions, batch.targets, points)
+        padding = padding if self.config.mask_padding else None
+        return self.predict(images, padding, auxiliary=True), batch.targets
+
+    def losses(self, batch: ImageBatch) -> dict[str, Tensor]:
+        """Weighted loss terms of a batch with targets; their sum is the training loss.
+
+        Args:
+            batch: images of any sizes, each with its targets; a target may be empty.
+
+        Raises:
+            ValueError: the batch has no targets, or they do not fit.
+        """
+        losses: dict[str, Tensor] = self.criterion(*self.training_predictions(batch))
         return losses
 
     @torch.no_grad()

@@ -54,11 +54,22 @@ class MultiheadAttention(nn.Module):
         merged: Tensor = self.out_proj(heads.transpose(1, 2).reshape(batch, length, self.channels))
         return merged
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Cross-attention without a mask: query [B, Q, C] over key, value [B, S, C], positions added; [B, Q, C]."""
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, blocked: Tensor | None = None) -> Tensor:
+        """Cross-attention that every query shares.
+
+        Args:
+            query: [B, Q, C], position added.
+            key: [B, S, C], position added.
+            value: [B, S, C].
+            blocked: [B, 1, 1, S] bool, True where no query may attend, or None.
+
+        Returns:
+            [B, Q, C].
+        """
         (q,), (k,), (v,) = self._project(query, 0, 1), self._project(key, 1, 2), self._project(value, 2, 3)
+        allowed = None if blocked is None else ~blocked
         dropout = self.dropout if self.training else 0.0
-        return self._merge(F.scaled_dot_product_attention(q, k, v, dropout_p=dropout))
+        return self._merge(F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, dropout_p=dropout))
 
     def masked(self, query: Tensor, key: Tensor, value: Tensor, mask: Any) -> Tensor:
         """Cross-attention through a mask.
@@ -81,7 +92,7 @@ class MultiheadAttention(nn.Module):
         Args:
             tokens: [B, Q, C].
             positions: [Q, C], added to query and key; None for none.
-            blocked: [Q, Q] or [B, 1, Q, Q] bool, True where a token may not attend; None for none.
+            blocked: [Q, Q], [B, 1, Q, Q] or [B, 1, 1, Q] bool, True where a token may not attend; None for none.
 
         Returns:
             [B, Q, C].

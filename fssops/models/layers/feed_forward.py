@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -42,7 +44,7 @@ class MLP(nn.Module):
 
     def __init__(self, *channels: int) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(n, m) for n, m in zip(channels[:-1], channels[1:], strict=True))
+        self.layers = nn.ModuleList(nn.Linear(n, m) for n, m in pairwise(channels))
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Tokens [..., channels[0]] to [..., channels[-1]]."""

@@ -21,22 +21,10 @@ from fssops.models.layers.attention import MultiheadAttention
 from fssops.models.layers.feed_forward import MLP, FeedForward
 from fssops.models.layers.initialisation import xavier_fill
 from fssops.models.layers.position_encoding import PositionEncodingCache
+from fssops.models.transformer_decoders.outputs import DecoderOutput
 
 MaskHook = Callable[[int, Any], Any]
 """Changes the attention mask of a layer: (layer index, predicted mask) -> mask."""
-
-
-@dataclass
-class DecoderOutput:
-    """Predictions of the heads, the final one last.
-
-    Attributes:
-        class_logits: [heads, B, Q, C + 1].
-        mask_embeddings: [heads, B, Q, E].
-    """
-
-    class_logits: Tensor
-    mask_embeddings: Tensor
 
 
 @dataclass
