@@ -1,5 +1,12 @@
-"""The operators (being landed one by one; see each module)."""
+"""The operators: one public function each, on CPU and CUDA kernels of our own.
 
-from fssops.reference import masked_average_pooling
+Shape letters: B batch, N ways or masks, K shots, Q queries, C channels, H W image or mask size, h w feature size,
+L levels, P points, M heads, D channels per head, S flattened tokens, T frames.
+
+Importing this package loads the native library, or raises one error that says why it cannot and what mends it.
+``FSSOPS_BACKEND=reference`` runs the PyTorch definitions of ``fssops.reference`` instead, on purpose.
+"""
+
+from fssops.ops.masked_average_pooling import masked_average_pooling
 
 __all__ = ["masked_average_pooling"]

@@ -1,0 +1,38 @@
+// What the *_torch_cuda.cpp files share.
+#pragma once
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+
+#include "common/check.h"
+
+namespace fssops {
+
+// The stream that PyTorch is using on the tensor's device, as the opaque pointer that launches take.
+inline void* current_stream(const Tensor& tensor) {
+  void* stream = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
+  return stream;
+}
+
+// 0 float32, 1 float64, 2 float16, 3 bfloat16: how launchers are told a dtype.
+inline int float_dtype_index(const char* op, const char* argument, const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float:
+      return 0;
+    case ScalarType::Double:
+      return 1;
+    case ScalarType::Half:
+      return 2;
+    case ScalarType::BFloat16:
+      return 3;
+    default:
+      fail(op, argument, "be float32, float64, float16 or bfloat16", dtype_name(tensor.scalar_type()));
+  }
+}
+
+inline ScalarType accumulator_dtype(const Tensor& tensor) {
+  return tensor.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+}  // namespace fssops

@@ -1,0 +1,118 @@
+// What CUDA kernels share. Compiled by nvcc for the GPU, and by g++ in the tests, where cuda_emulation.h (tests/emulation)
+// runs every CUDA thread as a coroutine. Kernels take raw pointers and include no torch.
+#pragma once
+
+#include <cstdint>
+
+#if defined(__CUDACC__)
+#include <cuda_runtime.h>
+
+#include <stdexcept>
+#include <string>
+#else
+#include "cuda_emulation.h"
+#endif
+
+#include "common/half.h"
+
+namespace fssops {
+
+constexpr unsigned kFullWarp = 0xffffffffu;
+constexpr int kWarpSize = 32;
+
+// Ceiling of a / b for positive b.
+FSSOPS_HOST_DEVICE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+template <class T>
+__device__ __forceinline__ T warp_sum(T value) {
+#pragma unroll
+  for (int offset = kWarpSize / 2; offset > 0; offset /= 2) value += __shfl_xor_sync(kFullWarp, value, offset);
+  return value;
+}
+
+template <class T>
+__device__ __forceinline__ T warp_max(T value) {
+#pragma unroll
+  for (int offset = kWarpSize / 2; offset > 0; offset /= 2) {
+    const T other = __shfl_xor_sync(kFullWarp, value, offset);
+    value = value < other ? other : value;
+  }
+  return value;
+}
+
+// Sum over the block, valid in every thread. `scratch` holds one T a warp; all threads must call it.
+template <class T>
+__device__ __forceinline__ T block_sum(T value, T* scratch) {
+  const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
+  const int warps = (blockDim.x + kWarpSize - 1) / kWarpSize;
+  value = warp_sum(value);
+  __syncthreads();
+  if (lane == 0) scratch[warp] = value;
+  __syncthreads();
+  T total = T(0);
+  for (int i = 0; i < warps; ++i) total += scratch[i];
+  return total;
+}
+
+// ---- warp matrix multiply, half inputs and float accumulators: d[16x8] += a[16x16] * b[16x8] --------------------
+// Fragments as in the PTX manual (mma.m16n8k16): with group = lane / 4 and pair = 2 * (lane % 4),
+//   a[0] = A[group][pair..+1], a[1] = A[group + 8][pair..], a[2] = A[group][pair + 8..], a[3] = A[group + 8][pair + 8..]
+//   b[0] = B[pair..+1][group], b[1] = B[pair + 8..][group]
+//   d[0..1] = D[group][pair..+1], d[2..3] = D[group + 8][pair..+1]
+__device__ __forceinline__ void mma_16x8x16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], half_t) {
+#if defined(__CUDACC__)
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};\n"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#else
+  emulation::mma_16x8x16<half_t>(d, a, b);
+#endif
+}
+
+__device__ __forceinline__ void mma_16x8x16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], bf16_t) {
+#if defined(__CUDACC__)
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};\n"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#else
+  emulation::mma_16x8x16<bf16_t>(d, a, b);
+#endif
+}
+
+// Two values in one register, the first in the low half.
+template <class Half>
+__device__ __forceinline__ uint32_t pack_pair(float first, float second) {
+  Half low, high;
+  store_from_accumulator(&low, first);
+  store_from_accumulator(&high, second);
+  return static_cast<uint32_t>(low.bits) | (static_cast<uint32_t>(high.bits) << 16);
+}
+
+// ---- launch ------------------------------------------------------------------------------------------------------
+// FSSOPS_LAUNCH((kernel<T, 4>), grid, block, shared_bytes, stream, arguments...); throws with the kernel's name when the
+// launch is refused. Kernels take their dynamic shared memory by FSSOPS_DYNAMIC_SHARED(type, name).
+#if defined(__CUDACC__)
+inline void check_launch(const char* kernel) {
+  const cudaError_t status = cudaGetLastError();
+  if (status != cudaSuccess)
+    throw std::runtime_error(std::string("fssops: launching ") + kernel + " failed: " + cudaGetErrorString(status));
+}
+
+#define FSSOPS_STRIP_PARENTHESES(...) __VA_ARGS__
+#define FSSOPS_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                                                   \
+  do {                                                                                                                  \
+    const auto fssops_kernel = FSSOPS_STRIP_PARENTHESES kernel;                                                         \
+    if ((shared_bytes) > 48 * 1024)                                                                                     \
+      cudaFuncSetAttribute(fssops_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)); \
+    fssops_kernel<<<(grid), (block), (shared_bytes), static_cast<cudaStream_t>(stream)>>>(__VA_ARGS__);                 \
+    ::fssops::check_launch(#kernel);                                                                                    \
+  } while (0)
+
+#define FSSOPS_DYNAMIC_SHARED(type, name)                          \
+  extern __shared__ __align__(16) unsigned char fssops_dynamic[]; \
+  type* name = reinterpret_cast<type*>(fssops_dynamic)
+#endif
+
+}  // namespace fssops

@@ -1,0 +1,8 @@
+// Spelling of the compilers that read our sources: nvcc, g++ for the CPU, g++ under the CUDA emulation of the tests.
+#pragma once
+
+#if defined(__CUDACC__)
+#define FSSOPS_HOST_DEVICE __host__ __device__ __forceinline__
+#else
+#define FSSOPS_HOST_DEVICE inline
+#endif

@@ -1,0 +1,58 @@
+"""Which implementation of the operators is in use: the native libraries, or the PyTorch definitions on purpose."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fssops import _native
+
+BACKENDS = ("native", "reference")
+
+_wanted = os.environ.get("FSSOPS_BACKEND") or "native"
+if _wanted not in BACKENDS:
+    raise ValueError(f"FSSOPS_BACKEND must be one of {', '.join(BACKENDS)}, got {_wanted!r}")
+
+if _wanted == "native":
+    _native.load()
+
+NATIVE = _wanted == "native"
+"""True when the native libraries are loaded; registrations of fake, autograd and autocast hang on it."""
+
+
+def use_reference(backend: str | None, op: str) -> bool:
+    """Whether a call runs the PyTorch definition: ``backend`` if given, else FSSOPS_BACKEND."""
+    if backend is None:
+        return not NATIVE
+    if backend not in BACKENDS:
+        raise ValueError(f"{op}: backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+    if backend == "native" and not NATIVE:
+        raise ValueError(f"{op}: backend must be 'reference' while FSSOPS_BACKEND=reference is set, got 'native'")
+    return backend == "reference"
+
+
+def register(op: str, *, fake: Callable[..., Any], backward: Callable[..., Any] | None = None,
+             setup_context: Callable[..., Any] | None = None, autocast_cpu: bool = True) -> None:
+    """Register what Python adds to a native operator: shapes, gradient, and float32 under CPU autocast.
+
+    The CPU kernels know float32 and float64, so autocast gives them float32; the CUDA kernels take half types as they
+    come and accumulate in float32, so autocast leaves them alone.
+    """
+    if not NATIVE:
+        return
+    name = f"fssops::{op}"
+    torch.library.register_fake(name)(fake)
+    if backward is not None:
+        torch.library.register_autograd(name, backward, setup_context=setup_context)
+    if autocast_cpu:
+        torch.library.register_autocast(name, "cpu", torch.float32)
+
+
+def check_float(op: str, argument: str, tensor: Tensor) -> None:
+    """Raise TypeError unless ``tensor`` is of a float dtype that the kernels know."""
+    if tensor.dtype not in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
+        raise TypeError(f"{op}: {argument} must be float32, float64, float16 or bfloat16, got {tensor.dtype}")

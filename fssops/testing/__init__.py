@@ -1,0 +1,1 @@
+"""Shared by tests and benchmarks only: cases of the operators, and measuring."""
