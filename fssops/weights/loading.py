@@ -168,8 +168,8 @@ def _recognise(model: nn.Module, checkpoint: Checkpoint) -> tuple[Layout | None,
                 if layout.model == name:
                     return layout, module, prefix
             raise CheckpointError(
-                f"load_weights: {checkpoint.source} looks like {layout.name} weights of {layout.model}, and the model is "
-                f"{' with backbone '.join(applicable)}; build the matching model, or give weights for this one"
+                f"load_weights: {checkpoint.source} looks like {layout.name} weights of {layout.model}, and the model "
+                f"is {' with backbone '.join(applicable)}; build the matching model, or give weights for this one"
             )
     if isinstance(backbone, nn.Module) and len(keys & backbone.state_dict().keys()) * 2 >= len(keys):
         return None, backbone, "backbone."

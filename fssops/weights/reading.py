@@ -156,8 +156,8 @@ def _read_folder(path: Path) -> Checkpoint:
         checkpoint = read_checkpoint(path / "pytorch_model.bin")
     else:
         raise CheckpointError(
-            f"load_weights: folder {path} must hold model.safetensors, model.safetensors.index.json with its shards, or "
-            f"pytorch_model.bin, got {sorted(p.name for p in path.iterdir())[:10]}"
+            f"load_weights: folder {path} must hold model.safetensors, model.safetensors.index.json with its shards, "
+            f"or pytorch_model.bin, got {sorted(p.name for p in path.iterdir())[:10]}"
         )
     checkpoint.source, checkpoint.config = str(path), config
     return checkpoint

@@ -34,7 +34,7 @@ class _DType:
     def __setstate__(self, state: Any) -> None:
         order = state[1].decode("ascii") if isinstance(state[1], bytes) else state[1]
         if order in ("<", ">"):
-            self.dtype = self.dtype.newbyteorder(order)
+            self.dtype = np.dtype(order + self.dtype.str[1:])
 
 
 class _NDArray:

@@ -96,9 +96,8 @@ def run(case: Case) -> Iterator[Line]:
     inputs = case.inputs()
     for name, want in case.arrays.items():
         if name in inputs:
-            yield not_compared(
-                name, "input of the model" if name != "support_labels" else "what the masks were built from"
-            )
+            why = "what the masks were built from" if name == "support_labels" else "input of the model"
+            yield not_compared(name, why)
         elif name.startswith("grad."):
             key, _, form = name.removeprefix("grad.").rpartition(".")
             if form not in ("stats", "sample"):
