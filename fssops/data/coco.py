@@ -53,10 +53,10 @@ def draw(segmentation: Any, width: int, height: int) -> np.ndarray:
     """Draw polygons or RLE that :func:`coco_json.fault` has accepted: bool [H, W], clipped to the image."""
     from pycocotools import mask as coco_mask
 
-    return coco_mask.decode(_encode(segmentation, width, height)).astype(bool)
+    return np.asarray(coco_mask.decode(_encode(segmentation, width, height)), dtype=bool)
 
 
-def _encode(segmentation: Any, width: int, height: int) -> dict[str, Any]:
+def _encode(segmentation: Any, width: int, height: int) -> Any:
     from pycocotools import mask as coco_mask
 
     if isinstance(segmentation, list):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Literal
 
@@ -19,6 +20,10 @@ from fssops.structures import IGNORE, Episode
 ANNOTATIONS = ("mask", "box", "component_boxes", "scribble")
 """What marks the support objects: dense masks; PANet's box of the largest instance; MSANet's box of every connected
 component; one scribble stroke."""
+
+
+_KEPT_SCRIBBLES = 256
+"""Drawing the scribbles of a picture takes some tenths of a second; small data sets draw each one once."""
 
 
 class EpisodeDataset(Dataset[Episode]):
@@ -80,6 +85,7 @@ class EpisodeDataset(Dataset[Episode]):
         self.empty_support = empty_support
         self.normalise = normalise
         self.seed = seed
+        self._strokes: OrderedDict[str, np.ndarray] = OrderedDict()
         # In shared memory, so that loader processes that live on see a new epoch as well.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
@@ -163,6 +169,13 @@ class EpisodeDataset(Dataset[Episode]):
         stored = self.source.scribble_map(name)
         if stored is not None:
             return stored
+        if name not in self._strokes:
+            self._strokes[name] = self._draw_scribbles(name)
+            if len(self._strokes) > _KEPT_SCRIBBLES:
+                self._strokes.popitem(last=False)
+        return self._strokes[name]
+
+    def _draw_scribbles(self, name: str) -> np.ndarray:
         label = self.source.label_map(name)
         objects = []
         for class_id in np.unique(label[(label != 0) & (label != IGNORE)]):

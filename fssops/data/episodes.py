@@ -106,9 +106,9 @@ class EpisodeList:
         - ``balanced``: for every episode its own generator, seeded by (seed, index), so a longer list begins with the
           shorter one. N classes without replacement, all equally likely; each query is given to a way at random; no
           image occurs twice in an episode, neither as support and query nor for two ways.
-        - ``panet``: PANet's published draw, number for number. Which ways supply the queries is drawn once for the whole
-          list; images are drawn without replacement within a class only, so with several ways one image can serve two
-          classes, even as support and query.
+        - ``panet``: PANet's published draw, number for number. Which ways supply the queries is drawn once for the
+          whole list; images are drawn without replacement within a class only, so with several ways one image can serve
+          two classes, even as support and query.
         - ``list``: BAM's and MSANet's (1 way, 1 query), number for number for a loader without worker processes.
           Queries run through the images that hold any of the classes; the class is drawn from those in the query,
           whatever their size; supports from the class's images without the query. Classes are not balanced.
@@ -154,7 +154,8 @@ class EpisodeList:
         if len(pools) < ways:
             detail = f" ({_too_few(source, small, need, min_area, avoid, fold)})" if small else ""
             raise TooFewImagesError(
-                f"{source.label}: {ways}-way episodes must have at least {ways} usable classes, got {len(pools)}{detail}"
+                f"{source.label}: {ways}-way episodes must have at least {ways} usable classes, "
+                f"got {len(pools)}{detail}"
             )
         if draw == "balanced":
             drawn = [_draw_balanced(source, pools, ways, shots, queries, seed, i) for i in range(episodes)]
@@ -328,7 +329,8 @@ def _draw_balanced(
         chosen = rng.sample(classes, ways)
         query_ways = sorted(rng.randrange(ways) for _ in range(queries))
         used: set[str] = set()
-        support, query = [], []
+        support: list[tuple[str, ...]] = []
+        query: list[str] = []
         for way, class_id in enumerate(chosen):
             count = shots + query_ways.count(way)
             left = [name for name in pools[class_id] if name not in used] if used else pools[class_id]
@@ -341,8 +343,8 @@ def _draw_balanced(
         else:
             return EpisodeSpec(tuple(chosen), tuple(support), tuple(query), tuple(query_ways))
     raise TooFewImagesError(
-        f"{source.label}: a {ways}-way {shots}-shot episode must have {ways * shots + queries} different images, got none "
-        f"such in {_ATTEMPTS} draws: the classes share too many of their images"
+        f"{source.label}: a {ways}-way {shots}-shot episode must have {ways * shots + queries} different images, "
+        f"got none such in {_ATTEMPTS} draws: the classes share too many of their images"
     )
 
 
@@ -358,7 +360,8 @@ def _draw_panet(
     result = []
     for _ in range(episodes):
         chosen = rng.sample(range(len(classes)), k=ways)
-        support, query = [], []
+        support: list[tuple[str, ...]] = []
+        query: list[str] = []
         for way, position in enumerate(chosen):
             pool = pools[classes[position]]
             images = [pool[i] for i in rng.sample(range(len(pool)), k=shots + counts[way])]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class DataError(ValueError):
-    """Data on disk or a request about it breaks a rule; the message says ``<file>: <what> must <rule>, got <value>``."""
+    """Data on disk, or a request about it, breaks a rule: ``<file>: <what> must <rule>, got <value>``."""
 
 
 class ImageFileError(DataError):
@@ -13,6 +13,14 @@ class ImageFileError(DataError):
 
 class MaskError(DataError):
     """A mask does not fit its image or its class list."""
+
+
+class MaskSizeError(MaskError):
+    """A mask has another size than its image."""
+
+
+class MaskValueError(MaskError):
+    """A mask holds values outside the class list."""
 
 
 class AnnotationError(DataError):

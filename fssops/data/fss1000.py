@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from fssops.data.errors import AnnotationError, DataError, MaskError
+from fssops.data.errors import AnnotationError, DataError, MaskSizeError
 from fssops.data.folder import pair_files
 from fssops.data.images import image_size, read_grey, read_image
 from fssops.data.sources import FewShotSource
@@ -102,11 +102,12 @@ class FSS1000Source(FewShotSource):
         grey = read_grey(mask)
         width, height = image_size(image)
         if grey.shape != (height, width):
-            raise MaskError(
-                f"{mask}: mask must have the size of its image, {width} x {height}, got {grey.shape[1]} x {grey.shape[0]}"
+            raise MaskSizeError(
+                f"{mask}: mask must have the size of its image, {width} x {height}, "
+                f"got {grey.shape[1]} x {grey.shape[0]}"
             )
         wanted = class_ids is None or number in class_ids
-        return np.where((grey >= 128) & wanted, np.uint16(number), np.uint16(0))
+        return np.asarray(((grey >= 128) & wanted).astype(np.uint16) * np.uint16(number))
 
     def files(self) -> Iterable[str]:
         return [str(mask) for _, mask, _ in self._files.values()]

@@ -26,45 +26,14 @@ GROUPS = 4
 _SPLITS = {"train": 0, "val": 1, "test": 2}
 
 
-def _outline_disc(u: Array, v: Array) -> Array:
-    return u * u + v * v < 0.8
-
-
-def _outline_square(u: Array, v: Array) -> Array:
-    return np.maximum(abs(u), abs(v)) < 0.8
-
-
-def _outline_triangle(u: Array, v: Array) -> Array:
-    return (v < 0.6) & (v > 1.8 * abs(u) - 1.0)
-
-
-def _outline_star(u: Array, v: Array) -> Array:
-    angle, radius = np.arctan2(v, u), np.hypot(u, v)
-    return radius < 0.7 + 0.28 * np.cos(5 * angle)
-
-
-def _outline_ring(u: Array, v: Array) -> Array:
-    square = u * u + v * v
-    return (square < 0.95) & (square > 0.12)
-
-
-def _outline_plus(u: Array, v: Array) -> Array:
-    a, b = abs(u), abs(v)
-    return (np.minimum(a, b) < 0.42) & (np.maximum(a, b) < 0.95)
-
-
-def _outline_ellipse(u: Array, v: Array) -> Array:
-    return u * u / 0.95 + v * v / 0.4 < 1
-
-
 OUTLINES: dict[str, Callable[[Array, Array], Array]] = {
-    "disc": _outline_disc,
-    "square": _outline_square,
-    "triangle": _outline_triangle,
-    "star": _outline_star,
-    "ring": _outline_ring,
-    "plus": _outline_plus,
-    "ellipse": _outline_ellipse,
+    "disc": lambda u, v: u * u + v * v < 0.8,
+    "square": lambda u, v: np.maximum(abs(u), abs(v)) < 0.8,
+    "triangle": lambda u, v: (v < 0.6) & (v > 1.8 * abs(u) - 1.0),
+    "star": lambda u, v: np.hypot(u, v) < 0.7 + 0.28 * np.cos(5.0 * np.arctan2(v, u)),
+    "ring": lambda u, v: abs(u * u + v * v - 0.535) < 0.415,
+    "plus": lambda u, v: (np.minimum(abs(u), abs(v)) < 0.42) & (np.maximum(abs(u), abs(v)) < 0.95),
+    "ellipse": lambda u, v: u * u / 0.95 + v * v / 0.4 < 1.0,
 }
 """Outline name -> whether (u, v), each in [-1, 1] and turned with the object, lies inside."""
 

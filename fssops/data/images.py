@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageOps
 
-from fssops.data.errors import DataWarning, ImageFileError, MaskError
+from fssops.data.errors import DataWarning, ImageFileError, MaskError, MaskSizeError, MaskValueError
 
 MAX_PIXELS = 1 << 26
 """Pictures of more pixels than this (67 million) are refused before they are decoded: a few kilobytes of PNG can
@@ -171,7 +171,8 @@ def read_mask(
     Raises:
         FileNotFoundError: there is no such file.
         ImageFileError: the file cannot be decoded.
-        MaskError: a lossy or colour picture, another size than asked, or values outside the class list.
+        MaskError: a lossy or colour picture; its kinds :class:`MaskSizeError` (another size than asked) and
+            :class:`MaskValueError` (values outside the class list).
     """
     file = Path(path)
     with _open(file, max_pixels) as image:
@@ -179,7 +180,7 @@ def read_mask(
             raise MaskError(f"{file}: mask must be stored without loss (PNG), got {image.format}")
         values = _mask_values(_decode(image, file), file)
     if size is not None and (values.shape[1], values.shape[0]) != tuple(size):
-        raise MaskError(
+        raise MaskSizeError(
             f"{file}: mask must have the size of its image, {size[0]} x {size[1]}, "
             f"got {values.shape[1]} x {values.shape[0]}"
         )
@@ -237,7 +238,7 @@ def check_values(
         ``values``, or a copy with unknown values mapped to ``ignore``.
 
     Raises:
-        MaskError: unknown values under ``unknown="error"``.
+        MaskValueError: unknown values under ``unknown="error"``.
     """
     if unknown not in ("error", "ignore"):
         raise ValueError(f"check_values: unknown must be error or ignore, got {unknown!r}")
@@ -251,7 +252,7 @@ def check_values(
     found = ", ".join(f"{value} ({counts[value]} px)" for value in bad[:8]) + (", ..." if len(bad) > 8 else "")
     rule = f"mask must hold only class ids {_ranges(allowed)} and {ignore} (ignored)"
     if unknown == "error":
-        raise MaskError(f"{where}: {rule}, got {found}")
+        raise MaskValueError(f"{where}: {rule}, got {found}")
     warnings.warn(f"{where}: {rule}, got {found}; mapped to {ignore}", DataWarning, 3)
     return np.where(known[values], values, np.uint8(ignore))
 

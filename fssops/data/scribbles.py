@@ -1,10 +1,10 @@
 """Scribbles as support annotation: a robot that draws along the skeleton of a mask.
 
-The steps are those of the DAVIS scribble robot (Caelles et al., "The 2018 DAVIS Challenge on Video Object Segmentation",
-2018), with which PANet's ScribbleAugAuto was made: opening, skeleton, graph of 8-neighbours without cycles, longest path,
-Bezier curve, one pixel wide. The robot draws no random numbers. Two things differ: the skeleton is found by thinning
-(Zhang and Suen, "A Fast Parallel Algorithm for Thinning Digital Patterns", CACM 1984) instead of a medial axis, and a
-mask too small for any path gets its deepest pixel instead of nothing.
+The steps are those of the DAVIS scribble robot (Caelles et al., "The 2018 DAVIS Challenge on Video Object
+Segmentation"), with which PANet's ScribbleAugAuto was made: opening, skeleton, graph of 8-neighbours without cycles,
+longest path, Bezier curve, one pixel wide. The robot draws no random numbers. Two things differ: the skeleton is found
+by thinning (Zhang and Suen, "A Fast Parallel Algorithm for Thinning Digital Patterns", CACM 1984) instead of a medial
+axis, and a mask too small for any path gets its deepest pixel instead of nothing.
 """
 
 from __future__ import annotations
@@ -27,12 +27,6 @@ CURVE_POINTS = 1000
 """Points at which the Bezier curve is evaluated."""
 
 
-def _disk(radius: float) -> np.ndarray:
-    reach = int(radius)
-    y, x = np.ogrid[-reach : reach + 1, -reach : reach + 1]
-    return (x * x + y * y) <= radius * radius
-
-
 def _opened(mask: np.ndarray) -> np.ndarray:
     """Opening by the largest disk, of the robot's radii, that leaves something; the mask itself below radius 1."""
     radius = min(MAX_RADIUS, RELATIVE_RADIUS * math.sqrt(mask.sum()) / 2.0)
@@ -41,7 +35,7 @@ def _opened(mask: np.ndarray) -> np.ndarray:
         # Erosion by a digital disk keeps pixels farther from the outside than its radius.
         core = depth > radius
         if core.any():
-            return ndimage.distance_transform_edt(~core) <= radius
+            return np.asarray(ndimage.distance_transform_edt(~core) <= radius)
         radius *= 0.9
     return mask
 
@@ -65,24 +59,22 @@ _NEIGHBOURS = ((-1, 0), (-1, 1), (0, 1), (1, 1), (1, 0), (1, -1), (0, -1), (-1, 
 
 def skeleton(mask: np.ndarray) -> np.ndarray:
     """Thin a mask to lines one pixel wide that keep its connections (Zhang-Suen): bool [H, W] -> bool [H, W]."""
-    padded = np.pad(mask.astype(bool), 1)
-    # Only the pixels that are still set are looked at: the work shrinks with the shape.
-    height, width = padded.shape
-    flat = padded.reshape(-1).astype(np.uint8)
-    steps = np.array([dy * width + dx for dy, dx in _NEIGHBOURS])
-    weights = (1 << np.arange(8)).astype(np.uint8)
-    alive = np.flatnonzero(flat)
-    changed = True
-    while changed and len(alive):
-        changed = False
+    field = np.pad(mask.astype(np.uint8), 1)
+    inner = field[1:-1, 1:-1]
+    height, width = inner.shape
+    codes = np.empty_like(inner)
+    removed = True
+    while removed:
+        removed = False
         for table in _PASSES:
-            codes = (flat[alive[:, None] + steps] * weights).sum(axis=1, dtype=np.uint8)
-            gone = table[codes]
+            codes.fill(0)
+            for bit, (dy, dx) in enumerate(_NEIGHBOURS):
+                codes |= field[1 + dy : 1 + dy + height, 1 + dx : 1 + dx + width] << bit
+            gone = table[codes] & (inner == 1)
             if gone.any():
-                changed = True
-                flat[alive[gone]] = 0
-                alive = alive[~gone]
-    return flat.reshape(height, width)[1:-1, 1:-1].astype(bool)
+                removed = True
+                inner[gone] = 0
+    return inner.astype(bool)
 
 
 def longest_paths(lines: np.ndarray, min_nodes: int = MIN_NODES) -> list[np.ndarray]:
@@ -149,12 +141,11 @@ def bezier(points: np.ndarray, count: int = CURVE_POINTS) -> np.ndarray:
 def draw_curve(points: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """Join points (x, y) by lines one pixel wide, clipped to ``shape``: bool [H, W]."""
     drawn = np.zeros(shape, dtype=bool)
-    rounded = np.rint(points).astype(int)
-    for (x0, y0), (x1, y1) in zip(rounded[:-1], rounded[1:], strict=True):
-        steps = max(abs(x1 - x0), abs(y1 - y0), 1)
-        x = np.rint(np.linspace(x0, x1, steps + 1)).astype(int).clip(0, shape[1] - 1)
-        y = np.rint(np.linspace(y0, y1, steps + 1)).astype(int).clip(0, shape[0] - 1)
-        drawn[y, x] = True
+    steps = np.abs(np.diff(points, axis=0)).max(initial=0.0)
+    # As many points a segment as the longest needs: neighbours are then at most a pixel apart in x and y.
+    t = np.linspace(0.0, 1.0, max(2, math.ceil(steps) + 1))[:, None, None]
+    x, y = np.moveaxis(np.rint((1 - t) * points[:-1] + t * points[1:]).astype(int), -1, 0)
+    drawn[y.clip(0, shape[0] - 1), x.clip(0, shape[1] - 1)] = True
     return drawn
 
 
@@ -223,4 +214,4 @@ def choose_stroke(foreground: np.ndarray, strokes: np.ndarray, rng: np.random.Ge
     numbers = np.unique(inside[inside > 0])
     if not len(numbers):
         return np.zeros(foreground.shape, dtype=bool)
-    return inside == numbers[int(rng.integers(len(numbers)))]
+    return np.asarray(inside == numbers[int(rng.integers(len(numbers)))])

@@ -68,7 +68,7 @@ class FewShotSource(ABC):
         """
         mask = self.label_map(name, [class_id]) == class_id
         numbered, _ = ndimage.label(mask, structure=np.ones((3, 3), dtype=int))
-        return numbered.astype(np.int32)
+        return np.asarray(numbered, dtype=np.int32)
 
     def scribble_map(self, name: str) -> np.ndarray | None:
         """Stored scribbles: uint8 [H, W], 0 background stroke, 255 unlabelled, else a stroke's number; or None."""

@@ -49,8 +49,8 @@ Transform = Callable[[Sample, np.random.Generator], Sample]
 def normalise(image: np.ndarray) -> torch.Tensor:
     """Scale RGB 0..255 by ImageNet's mean and deviation: [H, W, 3] -> float32 [3, H, W]."""
     # One multiply-add over contiguous memory: twice as fast as dividing, subtracting and dividing.
-    scale = 1.0 / (255.0 * np.array(STD, dtype=np.float32))
-    shift = -np.array(MEAN, dtype=np.float32) / np.array(STD, dtype=np.float32)
+    scale: np.ndarray = 1.0 / (255.0 * np.array(STD, dtype=np.float32))
+    shift: np.ndarray = -np.array(MEAN, dtype=np.float32) / np.array(STD, dtype=np.float32)
     planes = np.ascontiguousarray(image.transpose(2, 0, 1), dtype=np.float32)
     planes *= scale[:, None, None]
     planes += shift[:, None, None]
@@ -76,7 +76,7 @@ def resize_map(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         return values
     rows = np.minimum(((np.arange(size[0]) + 0.5) * (height / size[0])).astype(np.intp), height - 1)
     columns = np.minimum(((np.arange(size[1]) + 0.5) * (width / size[1])).astype(np.intp), width - 1)
-    return values[rows[:, None], columns[None, :]]
+    return np.asarray(values[rows[:, None], columns[None, :]])
 
 
 def _corner_resize_map(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -84,7 +84,7 @@ def _corner_resize_map(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     height, width = values.shape
     rows = np.minimum((np.arange(size[0]) * (height / size[0])).astype(np.intp), height - 1)
     columns = np.minimum((np.arange(size[1]) * (width / size[1])).astype(np.intp), width - 1)
-    return values[rows[:, None], columns[None, :]]
+    return np.asarray(values[rows[:, None], columns[None, :]])
 
 
 def _linear(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -202,8 +202,10 @@ class GaussianBlur:
         image = sample.image.astype(np.float32)
         for axis in (0, 1):
             # OpenCV's default border mirrors without repeating the edge pixel; a side of 1 or 2 can only repeat.
-            mode = "reflect" if image.shape[axis] > 2 else "edge"
-            padded = np.pad(image, [(2, 2) if a == axis else (0, 0) for a in range(3)], mode=mode)
+            width = [(2, 2) if a == axis else (0, 0) for a in range(3)]
+            padded = (
+                np.pad(image, width, mode="reflect") if image.shape[axis] > 2 else np.pad(image, width, mode="edge")
+            )
             parts = [np.take(padded, range(i, i + image.shape[axis]), axis=axis) for i in range(5)]
             image = (parts[0] + parts[4] + 4.0 * (parts[1] + parts[3]) + 6.0 * parts[2]) / np.float32(16.0)
         return Sample(image.astype(np.float32), sample.maps)

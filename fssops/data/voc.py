@@ -19,18 +19,17 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from fssops.data.errors import AnnotationError, MaskError
+from fssops.data.errors import AnnotationError, MaskSizeError
 from fssops.data.images import image_size, read_image, read_mask
 from fssops.data.sources import FewShotSource, keep_classes
 
-CLASSES = {
-    number: name
-    for number, name in enumerate(
-        "aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person pottedplant "
-        "sheep sofa train tvmonitor".split(),
-        start=1,
-    )
-}
+_NAMES = (
+    ("aeroplane", "bicycle", "bird", "boat", "bottle"),
+    ("bus", "car", "cat", "chair", "cow"),
+    ("diningtable", "dog", "horse", "motorbike", "person"),
+    ("pottedplant", "sheep", "sofa", "train", "tvmonitor"),
+)
+CLASSES = dict(enumerate((name for row in _NAMES for name in row), start=1))
 """VOC's 20 classes, ids 1..20 in alphabetical order."""
 
 
@@ -161,9 +160,9 @@ class VOCSource(FewShotSource):
                 label = self.label_map(name, [class_id])
                 numbers = read_mask(file)
                 if numbers.shape != label.shape:
-                    raise MaskError(
-                        f"{file}: instance map must have the size of its label map, {label.shape[1]} x {label.shape[0]}, "
-                        f"got {numbers.shape[1]} x {numbers.shape[0]}"
+                    raise MaskSizeError(
+                        f"{file}: instance map must have the size of its label map, "
+                        f"{label.shape[1]} x {label.shape[0]}, got {numbers.shape[1]} x {numbers.shape[0]}"
                     )
                 return np.where((label == class_id) & (numbers != 255), numbers, 0).astype(np.int32)
         return super().instance_map(name, class_id)
