@@ -196,7 +196,7 @@ def _unwrapped(loaded: Any, source: str, kind: str) -> Checkpoint:
     skipped: list[str] = []
     for key, value in loaded.items():
         if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
-            value = torch.from_numpy(np.ascontiguousarray(value.astype(value.dtype.newbyteorder("="))))
+            value = torch.from_numpy(np.array(value, dtype=value.dtype.newbyteorder("="), order="C"))
         if isinstance(key, str) and isinstance(value, Tensor):
             state[key] = value.detach()
         else:
