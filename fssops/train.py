@@ -28,6 +28,7 @@ from fssops.engine.trainer import Trainer
 from fssops.evaluation.results import without_nan
 from fssops.recipes import DEFAULT, list_recipes
 from fssops.tasks import load_settings, settings_from_tables, task_of
+from fssops.tasks.loading import build_model
 
 _EXAMPLES = """\
 examples:
@@ -129,16 +130,6 @@ def _settings(options: Any, folder: Path | None) -> tuple[Settings, Mapping[str,
     return settings_from_tables(apply_overrides(earlier, options.overrides), f"run {folder}"), earlier
 
 
-def build_model(settings: Settings, say: Any = None) -> nn.Module:
-    """Build the model of settings, with weights where they name some."""
-    model = fssops.create_model(settings.model.name, **settings.model.options)
-    if settings.model.weights:
-        report = fssops.load_weights(model, settings.model.weights)
-        if say is not None:
-            say(f"weights        {report.source}: {len(report.loaded)} tensors of the {report.target}, {report.layout}")
-    return model
-
-
 def _train(
     settings: Settings, fabric: Fabric, run: RunFolder, earlier: Mapping[str, Any] | None, *, evaluate: bool
 ) -> int:
@@ -195,7 +186,7 @@ def _evaluate(
     say: Any,
 ) -> dict[str, Any]:
     """Evaluate novel classes, with the untrained model on the same episodes where the recipe asks for it."""
-    fold, label = settings.data.fold, f"{settings.name} {settings.model.name}"  # type: ignore[attr-defined]
+    fold, label = settings.data.fold, settings.name  # type: ignore[attr-defined]
     if settings.eval.checkpoint == "best":  # type: ignore[attr-defined]
         model.load_state_dict(read_checkpoint(run.checkpoints / "best.pt")["model"])
     found = {}
