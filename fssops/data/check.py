@@ -137,7 +137,7 @@ def check_data(
     seen: dict[str, tuple[dict[int, int], str, list[Finding]]] = {}
     for split, source in sources.items():
         _check_split(split, source, report, seen, total, progress)
-        counts = {c: 0 for c in source.classes}
+        counts = dict.fromkeys(source.classes, 0)
         for key in _keys(source):
             for class_id, area in seen[key][0].items():
                 counts[class_id] += area >= min_area
@@ -153,8 +153,9 @@ def check_data(
 
 def _keys(source: FewShotSource) -> list[str]:
     """Names that are equal where two splits share a file."""
-    shared = source.format in ("voc", "fss1000")
-    return [name if shared else f"{source.split}/{name}" for name in source.names]
+    if isinstance(source, VOCSource):
+        return [str(source.paths(name)[1]) for name in source.names]
+    return [f"{source.split}/{name}" for name in source.names]
 
 
 def _check_split(
@@ -194,6 +195,10 @@ def _check_image(split: str, source: FewShotSource, name: str) -> tuple[dict[int
     except OSError as error:
         found.append(Finding("unreadable_image", where, str(error)))
     areas: dict[int, int] = {}
+    if isinstance(source, COCOSource):
+        for annotation in source.empty_annotations(name):
+            message = f"{source.file.path}: annotation {annotation} must cover a pixel of {name}, got none; not used"
+            found.append(Finding("bad_annotation", where, message, "note"))
     try:
         label = source.label_map(name)
         areas = source._areas_of(name) if isinstance(source, COCOSource) else count_classes(label, source.classes)
@@ -266,8 +271,8 @@ def _check_leakage(
             holds = [k for k in _keys(sources[train]) if not novel.isdisjoint(seen[k][0])]
             if holds:
                 message = (
-                    f"{len(holds)} of {len(sources[train].names)} images hold novel classes of {fold}; they are background "
-                    "there (PANet) unless such images are dropped (drop_novel, as BAM and MSANet do)"
+                    f"{len(holds)} of {len(sources[train].names)} images hold novel classes of {fold}; they are "
+                    "background there (PANet) unless such images are dropped (drop_novel, as BAM and MSANet do)"
                 )
                 report.findings.append(Finding("fold_leakage", train, message, "note"))
 

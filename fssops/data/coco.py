@@ -201,6 +201,12 @@ class COCOSource(FewShotSource):
         areas = {number: int(coco_mask.area(coco_mask.merge(masks))) for number, masks in objects.items()}
         return {number: area for number, area in sorted(areas.items()) if area}
 
+    def empty_annotations(self, name: str) -> list[int]:
+        """Ids of annotations that outline something, but so small that no pixel is drawn."""
+        _, width, height = self._entry(name)
+        found = self.annotations_of(name)
+        return [a.id for a in found if not draw(a.segmentation, width, height).any()]
+
     def images_of_annotations(self, class_id: int) -> list[str]:
         """Images with any annotation of a class, crowds included: PANet's list, which knows no minimum area."""
         return [name for name in self.names if self.annotations_of(name, class_id)]

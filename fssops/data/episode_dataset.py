@@ -85,7 +85,8 @@ class EpisodeDataset(Dataset[Episode]):
         self.empty_support = empty_support
         self.normalise = normalise
         self.seed = seed
-        self._strokes: OrderedDict[str, np.ndarray] = OrderedDict()
+        self._fixed_geometry = augment == "none"
+        self._drawn: OrderedDict[str, np.ndarray] = OrderedDict()
         # In shared memory, so that loader processes that live on see a new epoch as well.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
@@ -156,7 +157,7 @@ class EpisodeDataset(Dataset[Episode]):
         if support_class is not None and self.annotation == "box":
             maps["instance"] = self.source.instance_map(name, support_class)
         if support_class is not None and self.annotation == "scribble":
-            maps["scribble"] = self._scribbles(name)
+            maps.update(self._scribble_inputs(name))
         sample = self.transform(Sample(np.asarray(self.source.image(name)), maps), rng)
         if sample.size != self.size or sample.maps["label"].shape != self.size:
             raise MaskError(
@@ -165,24 +166,32 @@ class EpisodeDataset(Dataset[Episode]):
             )
         return sample
 
-    def _scribbles(self, name: str) -> np.ndarray:
+    def _scribble_inputs(self, name: str) -> dict[str, np.ndarray]:
+        """Stored scribbles, or what is needed to draw some after resizing: every object of the image, numbered."""
         stored = self.source.scribble_map(name)
         if stored is not None:
-            return stored
-        if name not in self._strokes:
-            self._strokes[name] = self._draw_scribbles(name)
-            if len(self._strokes) > _KEPT_SCRIBBLES:
-                self._strokes.popitem(last=False)
-        return self._strokes[name]
-
-    def _draw_scribbles(self, name: str) -> np.ndarray:
-        label = self.source.label_map(name)
-        objects = []
-        for class_id in np.unique(label[(label != 0) & (label != IGNORE)]):
+            return {"scribble": stored}
+        everything = self.source.label_map(name)
+        objects = np.zeros(everything.shape, dtype=np.int32)
+        for class_id in np.unique(everything[(everything != 0) & (everything != IGNORE)]):
             numbers = self.source.instance_map(name, int(class_id))
-            objects += [numbers == number for number in np.unique(numbers[numbers > 0])]
-        objects.sort(key=lambda mask: -int(mask.sum()))
-        return scribbles.scribble_map(label == 0, objects[: IGNORE - 1])
+            objects = np.where(numbers > 0, numbers + int(objects.max()), objects)
+        return {"everything": everything, "objects": objects}
+
+    def _strokes(self, maps: dict[str, np.ndarray], name: str) -> np.ndarray:
+        """Scribble map at the network's size: strokes drawn there stay whole, stored ones are resized as published."""
+        if "scribble" in maps:
+            return maps["scribble"]
+        if name in self._drawn:
+            return self._drawn[name]
+        numbers, areas = np.unique(maps["objects"][maps["objects"] > 0], return_counts=True)
+        largest = numbers[np.argsort(-areas, kind="stable")][: IGNORE - 1]
+        drawn = scribbles.scribble_map(maps["everything"] == 0, [maps["objects"] == number for number in largest])
+        if self._fixed_geometry:
+            self._drawn[name] = drawn
+            if len(self._drawn) > _KEPT_SCRIBBLES:
+                self._drawn.popitem(last=False)
+        return drawn
 
     def _tensor(self, image: np.ndarray) -> torch.Tensor:
         if self.normalise:
@@ -202,7 +211,7 @@ class EpisodeDataset(Dataset[Episode]):
         if self.annotation == "box":
             return boxes.largest_instance_box(dense, sample.maps["instance"])
         if self.annotation == "scribble":
-            strokes = sample.maps["scribble"]
+            strokes = self._strokes(sample.maps, name)
             return scribbles.choose_stroke(dense, strokes, rng).astype(np.float32), (strokes == 0).astype(np.float32)
         if self.annotation == "component_boxes":
             label = boxes.component_boxes(label, class_id)

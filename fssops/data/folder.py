@@ -28,7 +28,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from fssops.data.errors import AnnotationError, DataError, MaskError
+from fssops.data.errors import AnnotationError, DataError
 from fssops.data.images import SUFFIXES, image_size, read_image, read_mask
 from fssops.data.sources import FewShotSource, keep_classes
 from fssops.structures import IGNORE
@@ -45,17 +45,17 @@ def pair_files(folder: Path) -> list[tuple[Path, Path]]:
     """Pair the images of a class folder with their masks; the forms are listed in the module.
 
     Raises:
-        MaskError: an image without a mask.
+        DataError: a folder of images without a folder of masks.
         AnnotationError: two images of one name.
     """
     pairs: list[tuple[Path, Path]] = []
     if (folder / "images").is_dir():
-        masks_in = next((folder / n for n in ("masks", "labels") if (folder / n).is_dir()), None)
-        if masks_in is None:
-            raise MaskError(f"{folder}: folder must hold masks (or labels) beside images, got neither")
+        masks_in = next((folder / n for n in ("masks", "labels") if (folder / n).is_dir()), folder)
+        if masks_in == folder:
+            raise DataError(f"{folder}: folder must hold masks (or labels) beside images, got neither")
         images, masks = pictures(folder / "images"), {p.stem: p for p in pictures(masks_in)}
     else:
-        files = pictures(folder)
+        files, masks_in = pictures(folder), folder
         masks = {p.stem.removesuffix("_mask"): p for p in files if p.stem.endswith("_mask")}
         rest = [p for p in files if not p.stem.endswith("_mask")]
         stems = [p.stem for p in rest]
@@ -70,9 +70,8 @@ def pair_files(folder: Path) -> list[tuple[Path, Path]]:
             raise AnnotationError(f"{image}: images of a class must differ in name, got also {seen[image.stem].name}")
         seen[image.stem] = image
         mask = masks.get(image.stem) or masks.get(f"{image.stem}_mask")
-        if mask is None:
-            raise MaskError(f"{image}: image must have a mask of the same name (PNG), got none")
-        pairs.append((image, mask))
+        # Where none is found, the file that should be there: reading it says so, and a check goes on to the next image.
+        pairs.append((image, mask or masks_in / f"{image.stem}{'' if masks_in != folder else '_mask'}.png"))
     return pairs
 
 
@@ -148,9 +147,7 @@ class FolderSource(FewShotSource):
         classes = read_class_names(self.root / "classes.json")
         masks = {p.stem: p for p in pictures(labels)}
         for image in pictures(images):
-            if image.stem not in masks:
-                raise MaskError(f"{image}: image must have a label map of the same name in {labels}, got none")
-            self._files[image.stem] = (image, masks[image.stem], 0)
+            self._files[image.stem] = (image, masks.get(image.stem, labels / f"{image.stem}.png"), 0)
         if not self._files:
             raise DataError(f"{images}: there must be at least one image, got none")
         self._shift = int(0 in classes)

@@ -35,43 +35,43 @@ _DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib
 _LOSSY = ("JPEG", "MPO")
 
 
-def _open(path: str | os.PathLike[str], max_pixels: int) -> Image.Image:
+def _open(path: str | os.PathLike[str], max_pixels: int, what: str = "image") -> Image.Image:
     """Open a picture and check what its header says; nothing is decoded yet."""
     file = Path(path)
     if file.is_dir():
-        raise ImageFileError(f"{file}: image must be a file, got a folder")
+        raise ImageFileError(f"{file}: {what} must be a file, got a folder")
     try:
         size = file.stat().st_size
     except FileNotFoundError:
-        raise FileNotFoundError(f"{file}: image file must exist, got nothing of that name") from None
+        raise FileNotFoundError(f"{file}: {what} must exist, got no such file") from None
     except OSError as error:
-        raise ImageFileError(f"{file}: image must be readable, got {error.strerror or error}") from error
+        raise ImageFileError(f"{file}: {what} must be readable, got {error.strerror or error}") from error
     if size == 0:
-        raise ImageFileError(f"{file}: image must not be empty, got a file of 0 bytes")
+        raise ImageFileError(f"{file}: {what} must not be empty, got a file of 0 bytes")
     try:
         image = Image.open(file, formats=_REGISTERED)
     except Image.DecompressionBombError as error:
-        raise ImageFileError(f"{file}: image must have at most {max_pixels} pixels, got more ({error})") from error
+        raise ImageFileError(f"{file}: {what} must have at most {max_pixels} pixels, got more ({error})") from error
     except PermissionError as error:
-        raise ImageFileError(f"{file}: image must be readable, got {error.strerror}") from error
+        raise ImageFileError(f"{file}: {what} must be readable, got {error.strerror}") from error
     except _DECODE_ERRORS as error:
         raise ImageFileError(
-            f"{file}: image must be one of {', '.join(FORMATS)}, got {size} bytes of something else ({error})"
+            f"{file}: {what} must be one of {', '.join(FORMATS)}, got {size} bytes of something else ({error})"
         ) from error
     width, height = image.size
     if width * height > max_pixels:
         image.close()
-        raise ImageFileError(f"{file}: image must have at most {max_pixels} pixels, got {width} x {height}")
+        raise ImageFileError(f"{file}: {what} must have at most {max_pixels} pixels, got {width} x {height}")
     return image
 
 
-def _decode(image: Image.Image, file: Path) -> Image.Image:
+def _decode(image: Image.Image, file: Path, what: str = "image") -> Image.Image:
     """Decode fully and turn upright; a file that ends early is an error, never a half-grey picture."""
     try:
         image.load()
     except _DECODE_ERRORS as error:
         raise ImageFileError(
-            f"{file}: image must decode completely, got a broken or truncated file ({error})"
+            f"{file}: {what} must decode completely, got a broken or truncated file ({error})"
         ) from error
     return _upright(image, file)
 
@@ -175,10 +175,10 @@ def read_mask(
             :class:`MaskValueError` (values outside the class list).
     """
     file = Path(path)
-    with _open(file, max_pixels) as image:
+    with _open(file, max_pixels, "mask") as image:
         if image.format in _LOSSY:
             raise MaskError(f"{file}: mask must be stored without loss (PNG), got {image.format}")
-        values = _mask_values(_decode(image, file), file)
+        values = _mask_values(_decode(image, file, "mask"), file)
     if size is not None and (values.shape[1], values.shape[0]) != tuple(size):
         raise MaskSizeError(
             f"{file}: mask must have the size of its image, {size[0]} x {size[1]}, "
@@ -192,8 +192,8 @@ def read_mask(
 def read_grey(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Read a picture as brightness, uint8 [H, W]; for masks that were stored as smoothed or coloured pictures."""
     file = Path(path)
-    with _open(file, max_pixels) as image:
-        return np.array(to_rgb(_decode(image, file), str(file)).convert("L"))
+    with _open(file, max_pixels, "mask") as image:
+        return np.array(to_rgb(_decode(image, file, "mask"), str(file)).convert("L"))
 
 
 def _mask_values(image: Image.Image, file: Path) -> np.ndarray:

@@ -19,7 +19,7 @@ MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 """ImageNet statistics of RGB in [0, 1], used by every published few-shot system."""
 
-FILL = {"label": IGNORE, "scribble": IGNORE, "instance": 0}
+FILL = {"label": IGNORE, "everything": IGNORE, "scribble": IGNORE, "instance": 0, "objects": 0}
 """Value of pixels that come from outside a map."""
 
 _LINEAR, _NEAREST = Image.Resampling.BILINEAR, Image.Resampling.NEAREST
@@ -31,7 +31,9 @@ class Sample:
 
     Attributes:
         image: [H, W, 3] uint8, or float32 in 0..255 after a transform that keeps fractions.
-        maps: name -> [H, W]: ``label`` (class ids, 255), ``instance`` (numbers, 0), ``scribble`` (stroke numbers, 255).
+        maps: name -> [H, W]: ``label`` (ids of the episode's classes, 255), ``everything`` (ids of all classes, 255),
+            ``instance`` and ``objects`` (numbers of one class's and of all objects, 0), ``scribble`` (stroke numbers,
+            255).
     """
 
     image: np.ndarray
