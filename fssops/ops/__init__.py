@@ -7,6 +7,7 @@ Importing this package loads the native library, or raises one error that says w
 ``FSSOPS_BACKEND=reference`` runs the PyTorch definitions of ``fssops.reference`` instead, on purpose.
 """
 
+from fssops.ops.cosine_correlation import cosine_correlation
 from fssops.ops.masked_average_pooling import masked_average_pooling
 
-__all__ = ["masked_average_pooling"]
+__all__ = ["cosine_correlation", "masked_average_pooling"]

@@ -3,6 +3,16 @@
 They import torch only, so that what judges the kernels does not depend on them.
 """
 
+from fssops.reference.cosine_correlation import (
+    cosine_correlation,
+    cosine_similarity_to_prototypes,
+    prototype_similarity,
+)
 from fssops.reference.masked_average_pooling import masked_average_pooling
 
-__all__ = ["masked_average_pooling"]
+__all__ = [
+    "cosine_correlation",
+    "cosine_similarity_to_prototypes",
+    "masked_average_pooling",
+    "prototype_similarity",
+]
