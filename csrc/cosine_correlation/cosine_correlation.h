@@ -135,4 +135,55 @@ FSSOPS_HOST_DEVICE int64_t divisor_of(const Rule& rule, const Layer& layer, int6
   return count > 0 ? count : 1;
 }
 
+// ---- CUDA ---------------------------------------------------------------------------------------------------------
+// Kept columns are listed and packed on the device, so the host never waits for their number: scratch is for all of them.
+// A is the accumulator type of the features' dtype F.
+
+constexpr int kMaxLayers = 16;              // of one launch: the table of layers is a kernel argument
+constexpr int kColumnSplits = 4;            // blocks that share the columns of a row tile, for mean and max
+constexpr int64_t kTileAlign = 128;         // packed rows and columns are padded to this
+constexpr int64_t kGradChunk = 1024;        // columns whose coefficients the backward pass holds at once
+
+// A layer on the device. Packed features are [C][ld], positions along memory, 16-byte aligned.
+struct CudaLayer {
+  Layer layer;
+  bool pack_query;         // else query_packed is the query itself, [C][query_positions]
+  int64_t query_ld, query_batch;  // of query_packed, in elements
+  int64_t support_ld;      // of support_packed, weight, length and index
+  const void* query_packed;  // F [B][C][query_ld]
+  void* query_length;      // A [B][query_positions]
+  int32_t* count;          // [units]
+  int32_t* index;          // [units][support_ld]
+  void* weight;            // A [units][support_ld], zeros behind the kept ones
+  void* length;            // A [units][support_ld]
+  void* support_packed;    // F [units][C][support_ld]
+  void* partial;           // A [kColumnSplits][units * query_positions]
+  int32_t* partial_column; // the same shape; with max only
+  // Backward pass only.
+  void* grad_query;          // A [B][C][query_positions], or null
+  void* grad_support;        // A [B][K][C][support_positions], or null
+  void* row_term;            // A [B][query_positions]
+  void* column_term;         // A [B][K][support_positions]
+  void* column_partial;      // A [B][row tiles][kGradChunk]
+  void* coefficients;        // A [B][query_positions][kGradChunk]
+};
+
+struct CudaCall {
+  Rule rule;
+  int dtype;               // 0 float32, 1 float64, 2 float16, 3 bfloat16
+  int layers;
+  CudaLayer table[kMaxLayers];
+  void* values;            // A, all rows; in the backward pass their gradient
+  int32_t* chosen;         // [k] rows a unit
+  void* query_grads[kMaxLayers];    // F, out of the backward pass, or null
+  void* support_grads[kMaxLayers];
+};
+
+// Lays out a layer's scratch from `base` on (null: only counts) and returns how many bytes it takes.
+int64_t plan_scratch(const Rule& rule, int dtype, bool backward, CudaLayer& layer, void* base);
+
+// Throw std::runtime_error when a launch fails. Results are deterministic: nothing is added atomically.
+void forward_cuda(const CudaCall& call, void* stream);
+void backward_cuda(const CudaCall& call, void* stream);
+
 }  // namespace fssops::cosine_correlation

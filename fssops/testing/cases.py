@@ -35,3 +35,44 @@ MASKED_AVERAGE_POOLING = [
     PoolingCase("channels_last_upsample", 2, 36, 2, (7, 9), (26, 35), "upsample_features", channels_last=True),
     PoolingCase("many_masks", 1, 34, 21, (8, 8), (8, 8), "none"),
 ]
+
+
+@dataclass(frozen=True)
+class CorrelationCase:
+    """Sizes and rule of one cosine correlation call."""
+
+    name: str
+    batch: int
+    channels: int
+    shots: int
+    masks: int
+    size: tuple[int, int]
+    support_size: tuple[int, int]
+    kept: float
+    """Share of the support positions that the masks keep."""
+    reduction: str = "mean"
+    k: int = 1
+    divisor: str = "kept"
+    relu: bool = True
+    eps_rule: str = "add_to_norms"
+    shots_rule: str = "separate"
+    soft: bool = False
+    channels_last: bool = False
+
+
+COSINE_CORRELATION = [
+    CorrelationCase("msanet", 2, 37, 2, 1, (7, 9), (7, 9), 0.3),
+    CorrelationCase("msanet_soft", 1, 24, 1, 1, (8, 8), (8, 8), 0.4, soft=True),
+    CorrelationCase("dense_mean", 2, 16, 1, 1, (6, 7), (5, 8), 0.2, divisor="all"),
+    CorrelationCase("prior_mask", 1, 33, 2, 1, (9, 7), (9, 7), 0.3, "max", 1, "all", False, "add_to_product"),
+    CorrelationCase("max_kept_of_negatives", 1, 5, 1, 2, (4, 5), (3, 4), 0.5, "max", relu=False),
+    CorrelationCase("topk", 1, 12, 2, 2, (5, 5), (5, 6), 0.5, "topk_mean", 3, relu=False, soft=True),
+    CorrelationCase("topk_more_than_kept", 2, 8, 1, 1, (5, 4), (4, 4), 0.2, "topk_mean", 7, "all", False, "clamp_norms"),
+    CorrelationCase("joint_shots", 2, 20, 3, 2, (5, 7), (4, 6), 0.4, shots_rule="joint"),
+    CorrelationCase("joint_shots_max", 1, 20, 3, 1, (5, 7), (4, 6), 0.4, "max", shots_rule="joint"),
+    CorrelationCase("product_rule_mean", 1, 9, 2, 1, (3, 5), (6, 4), 0.6, eps_rule="add_to_product", soft=True),
+    CorrelationCase("channels_last", 2, 40, 2, 1, (7, 9), (5, 6), 0.4, channels_last=True),
+    CorrelationCase("everything_kept", 1, 18, 1, 1, (12, 12), (13, 11), 1.0),
+    CorrelationCase("one_position", 1, 3, 1, 1, (1, 1), (1, 1), 1.0),
+    CorrelationCase("one_channel", 1, 1, 1, 1, (3, 4), (4, 3), 0.5),
+]
