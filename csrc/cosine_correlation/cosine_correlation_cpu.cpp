@@ -169,7 +169,7 @@ void finish(const Rule& rule, const Layer& layer, int64_t kept, const RowState<T
         chosen[n * layer.query_positions + first + i] = counts ? static_cast<int32_t>(entry.column[lane]) : -1;
       }
     }
-    values[first + i] = total * row_factors[i] / static_cast<T>(divisor);
+    values[first + i] = any ? total * row_factors[i] / static_cast<T>(divisor) : T(0);
   }
 }
 
@@ -244,7 +244,7 @@ void correlate_cpu(const Rule& rule, const Layer& layer, const S* query, const C
     }
     for (int i = 0; i < kRows; ++i) {
       squares[i] = std::sqrt(squares[i]);
-      row_factors[i] = split ? T(1) / guarded_length(rule.eps_rule, squares[i], eps) : T(1);
+      row_factors[i] = row_factor(rule.eps_rule, squares[i], eps);
     }
     for (int sub = 0; sub < kSubPanels && sub * kTile < count; ++sub) {
       RowState<T> state;

@@ -281,14 +281,11 @@ __global__ void __launch_bounds__(kThreads)
         total += parts[split * step];
       }
     }
+    total *= row_factor(rule.eps_rule,
+                        static_cast<const A*>(target.query_length)[Unit(rule, u).image * layer.query_positions + p], eps);
     if (counted_columns(rule, layer, count) == 0) {
       total = A(0);
       column = -1;
-    }
-    if (separable(rule.eps_rule)) {
-      const int64_t image = Unit(rule, u).image;
-      const A length = static_cast<const A*>(target.query_length)[image * layer.query_positions + p];
-      total = total / guarded_length(rule.eps_rule, length, eps);
     }
     values[layer.first_row + row] = kMax ? total : total / static_cast<A>(divisor_of(rule, layer, count));
     if (kMax) chosen[layer.first_row + row] = column;
@@ -371,8 +368,8 @@ __global__ void __launch_bounds__(kThreads)
       if (counts) total += list[i * T::kRows + r];
       chosen[row * rule.k + i * layer.query_positions + row0 + r] = counts ? list_column[i * T::kRows + r] : -1;
     }
-    if (separable(rule.eps_rule)) total = total / guarded_length(rule.eps_rule, row_length, eps);
-    values[row + row0 + r] = total / static_cast<A>(divisor);
+    total *= row_factor(rule.eps_rule, row_length, eps);
+    values[row + row0 + r] = counted > 0 ? total / static_cast<A>(divisor) : A(0);
   }
 }
 

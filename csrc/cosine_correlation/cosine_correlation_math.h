@@ -14,6 +14,15 @@ FSSOPS_HOST_DEVICE A guarded_length(EpsRule rule, A length, A eps) {
 
 FSSOPS_HOST_DEVICE bool separable(EpsRule rule) { return rule != EpsRule::add_to_product; }
 
+// What a query position's reduced value is multiplied by. NaN where the length is not finite: relu has turned what would
+// have been -infinity / infinity into a zero.
+template <class A>
+FSSOPS_HOST_DEVICE A row_factor(EpsRule rule, A length, A eps) {
+  if (!separable(rule)) return A(1);
+  const A zero = length * A(0);
+  return zero == A(0) ? A(1) / guarded_length(rule, length, eps) : zero;
+}
+
 // cosine = scale * (q . s), and -d ln(scale) by |q| and by |s|.
 template <class A>
 struct PairScale {
