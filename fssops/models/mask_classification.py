@@ -102,6 +102,8 @@ class MaskClassificationModel(nn.Module, ABC):
         criterion: computes the training losses.
     """
 
+    classifier = ("transformer_decoder.class_embed.",)
+    """Names of tensors that a checkpoint with another number of classes leaves at their initial values."""
     cut_panoptic_at_half: bool
     """See :func:`fssops.models.postprocessing.panoptic_map`."""
 
