@@ -78,7 +78,7 @@ class PerPixelBaseline(nn.Module):
     """
 
     name = "per_pixel_baseline"
-    classifier = ("classifier.", "transformer_decoder.query_embed.")
+    class_dependent = ("classifier.", "transformer_decoder.query_embed.")
     """Names of tensors that a checkpoint with another number of classes leaves at their initial values."""
 
     def __init__(self, config: PerPixelBaselineConfig) -> None:
