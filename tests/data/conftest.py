@@ -12,12 +12,19 @@ import pytest
 from PIL import Image
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """pycocotools' compiled part still uses numpy 1's form of ``__array__``; one warning a mask says nothing new."""
+    config.addinivalue_line(
+        "filterwarnings", "ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"
+    )
+
+
 def picture(height: int = 40, width: int = 60, seed: int = 0) -> np.ndarray:
     """Random pixels, uint8 [height, width, 3]."""
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-@pytest.fixture()
+@pytest.fixture
 def voc_folder(tmp_path: Path) -> Path:
     """VOC layout with 12 images of 60 x 40: image i holds class i % 3 + 1 as a 20 x 20 square, 255 in one column.
 
@@ -48,7 +55,7 @@ def square(x: float, y: float, side: float) -> list[float]:
     return [x, y, x + side, y, x + side, y + side, x, y + side]
 
 
-@pytest.fixture()
+@pytest.fixture
 def coco_folder(tmp_path: Path) -> Callable[..., Path]:
     """A function that writes a COCO layout: ``write(annotations, images=3, split="train2017", categories=...)``.
 

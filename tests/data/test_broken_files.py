@@ -14,12 +14,12 @@ from fssops.data.coco import COCOSource, draw
 from fssops.data.errors import AnnotationError, DataWarning, ImageFileError, MaskSizeError, MaskValueError
 
 
-@pytest.fixture()
+@pytest.fixture
 def broken(data_root: Path) -> Path:
     return data_root / "broken"
 
 
-@pytest.fixture()
+@pytest.fixture
 def expected(broken: Path) -> dict[str, dict[str, Any]]:
     cases = json.loads((broken / "manifest.json").read_text())["cases"]
     return {case["id"]: case["expected"] for case in cases}
@@ -82,7 +82,9 @@ def test_exif_orientation_lines_image_and_mask_up(broken: Path, expected: dict[s
 
 
 def test_one_pixel_image_is_resized_to_what_is_asked(broken: Path) -> None:
-    sample = transforms.Sample(np.asarray(images.read_image(broken / "09_one_pixel.png")), {"label": np.ones((1, 1), int)})
+    sample = transforms.Sample(
+        np.asarray(images.read_image(broken / "09_one_pixel.png")), {"label": np.ones((1, 1), int)}
+    )
     for name in ("none", "flip", "msanet_pascal"):
         result = transforms.pipeline((33, 33), name)(sample, np.random.default_rng(0))
         assert result.size == (33, 33)

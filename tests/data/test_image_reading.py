@@ -108,6 +108,27 @@ def test_empty_missing_folder_and_foreign_files_each_get_their_own_message(tmp_p
         images.read_image(tmp_path / "text.jpg")
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM"])
+def test_damaged_bytes_give_a_picture_or_an_image_error_and_nothing_else(tmp_path: Path, kind: str) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(PIXELS).save(buffer, kind)
+    whole = buffer.getvalue()
+    rng = np.random.default_rng(5)
+    file = tmp_path / "damaged"
+    refused = 0
+    for _ in range(150):
+        data = bytearray(whole)
+        for _ in range(int(rng.integers(1, 6))):
+            data[int(rng.integers(len(data)))] = int(rng.integers(256))
+        file.write_bytes(data)
+        try:
+            assert images.read_image(file).mode == "RGB"
+        except ImageFileError as error:
+            assert str(file) in str(error)
+            refused += 1
+    assert refused > 0
+
+
 def _png_that_announces(width: int, height: int) -> bytes:
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
 
@@ -153,7 +174,7 @@ def test_mask_of_bits_and_of_sixteen_bits_keep_their_numbers(tmp_path: Path) -> 
 def test_grey_mask_stored_as_rgb_is_read_and_colours_are_refused(tmp_path: Path) -> None:
     grey = np.repeat(np.array([[0, 9], [9, 255]], dtype=np.uint8)[..., None], 3, axis=2)
     assert images.read_mask(save(tmp_path / "grey.png", grey)).tolist() == [[0, 9], [9, 255]]
-    with pytest.raises(MaskError, match="one number a pixel .* got colours"):
+    with pytest.raises(MaskError, match=r"one number a pixel .* got colours"):
         images.read_mask(save(tmp_path / "colours.png", PIXELS))
 
 
