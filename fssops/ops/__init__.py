@@ -8,5 +8,6 @@ Importing this package loads the native library, or raises one error that says w
 """
 
 from fssops.ops.masked_average_pooling import masked_average_pooling
+from fssops.ops.ms_deform_attn import ms_deform_attn, ms_deform_attn_fused
 
-__all__ = ["masked_average_pooling"]
+__all__ = ["masked_average_pooling", "ms_deform_attn", "ms_deform_attn_fused"]
