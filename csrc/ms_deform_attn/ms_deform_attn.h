@@ -112,7 +112,7 @@ struct CudaBackward {
   unsigned char* poisoned;     // [B, S, M], of the deterministic form
 };
 
-// Throw std::runtime_error when a launch fails. forward_cuda is deterministic. backward_cuda adds to grad_value atomically,
+// Throw std::runtime_error when a launch fails. B, Q, M and D must be positive for backward_cuda. forward_cuda is deterministic. backward_cuda adds to grad_value atomically,
 // in any order; its deterministic form adds integers, which give the same sum in every order.
 void forward_cuda(const CudaForward& args, void* stream);
 void backward_cuda(const CudaBackward& args, void* stream);

@@ -42,6 +42,7 @@ inline void gather(const Taps<T>& taps, int64_t begin, int64_t end, const T* val
 
 template <class T>
 void forward_cpu(const Sizes& s, const Inputs<T>& in, T* output, int64_t begin, int64_t end) {
+  if (s.row() == 0) return;
   Taps<T> taps(s, in.placement, 0, s.levels, s.heads);
   simd::Scratch<T> zeros(4 * simd::Vec<T>::kSize);
   for (int i = 0; i < 4 * simd::Vec<T>::kSize; ++i) zeros[i] = T(0);

@@ -95,15 +95,14 @@ void run_backward(const CudaBackward& args, void* stream) {
   const CudaForward& in = args.forward;
   const Sizes& s = in.sizes;
   if (args.value_sums != nullptr) prepare_value_sums<T>(args, stream);
-  if (s.batch * s.queries * s.row() > 0)
-    with_shape<T>(s, aligned<T>(in.value) && aligned<T>(args.grad), [&]<int kVector, int kLanes>() {
-      const Launch launch = launch_of<T>(s, kLanes);
-      FSSOPS_LAUNCH((backward_kernel<T, kVector, kLanes>), launch.blocks, kThreads, launch.shared_bytes, stream, args,
-                    launch.chunk);
-    });
-  if (args.grad_reference.data != nullptr && s.batch * s.queries > 0)
+  with_shape<T>(s, aligned<T>(in.value) && aligned<T>(args.grad), [&]<int kVector, int kLanes>() {
+    const Launch launch = launch_of<T>(s, kLanes);
+    FSSOPS_LAUNCH((backward_kernel<T, kVector, kLanes>), launch.blocks, kThreads, launch.shared_bytes, stream, args,
+                  launch.chunk);
+  });
+  if (args.grad_reference.data != nullptr)
     FSSOPS_LAUNCH((grad_reference_kernel<A>), element_blocks(s.batch * s.queries * s.levels), kThreads, 0, stream, args);
-  if (args.value_sums != nullptr && args.value_sums != args.grad_value.data && s.batch * s.tokens * s.row() > 0)
+  if (args.value_sums != nullptr && args.value_sums != args.grad_value.data)
     FSSOPS_LAUNCH((grad_value_kernel<T>), element_blocks(s.batch * s.tokens * s.row()), kThreads, 0, stream, args);
 }
 

@@ -50,7 +50,7 @@ FSSOPS_HOST_DEVICE bool contributes(A x, A y, A width, A height) {
 // x, or NaN if x or y is one: a NaN location makes everything it takes part in NaN.
 template <class A>
 FSSOPS_HOST_DEVICE A keep_nan(A fraction, A x, A y) {
-  return x + y == x + y ? fraction : x + y;
+  return (x == x) & (y == y) ? fraction : x + y;
 }
 
 }  // namespace fssops::ms_deform_attn

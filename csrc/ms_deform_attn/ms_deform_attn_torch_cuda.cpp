@@ -95,6 +95,10 @@ Gradients backward(const char* op, const Call& call, Tensor grad, bool need_valu
   };
   Gradients out{like(call.value, need_value), like(call.reference, need_reference), like(call.points, need_points),
                 like(call.weights, need_weights)};
+  if (s.batch * s.queries * s.row() == 0) {
+    for (Tensor* tensor : {&out.value, &out.reference, &out.points, &out.weights}) torch::stable::zero_(*tensor);
+    return out;
+  }
   CudaBackward args{};
   args.forward = call.args;
   args.grad = array_of(op, "grad", grad);

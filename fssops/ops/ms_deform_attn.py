@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from fssops import reference
 from fssops.ops._backend import check_float, register, use_reference
@@ -17,14 +18,32 @@ _FUSED = "ms_deform_attn_fused"
 Shapes = Sequence[tuple[int, int]] | Tensor
 
 
-def _levels(op: str, value: Tensor, spatial_shapes: Shapes, level_start_index: Sequence[int] | Tensor | None) -> Any:
+_host_copies: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+
+def _numbers(given: Any) -> Any:
+    """A tensor's elements as plain numbers. Waits for the device once a tensor, not once a call: all layers of a model, and
+    their backward passes, are given one and the same tensor of shapes."""
+    if not isinstance(given, Tensor):
+        return given
+    if torch.compiler.is_compiling() or given.device.type == "cpu":
+        return given.tolist()
+    version, numbers = _host_copies.get(given, (None, None))
+    if version != given._version:
+        numbers = given.tolist()
+        _host_copies[given] = (given._version, numbers)
+    return numbers
+
+
+def _levels(
+    op: str, value: Tensor, spatial_shapes: Shapes, level_start_index: Sequence[int] | Tensor | None
+) -> tuple[list[tuple[int, int]], list[int]]:
     """Sizes and first tokens of the levels as plain numbers."""
     if value.dim() != 4:
         raise ValueError(f"{op}: value must have shape [B, S, M, D], got {list(value.shape)}")
     check_float(op, "value", value)
-    rows = spatial_shapes.tolist() if isinstance(spatial_shapes, Tensor) else spatial_shapes
     try:
-        shapes = [(int(height), int(width)) for height, width in rows]
+        shapes = [(int(height), int(width)) for height, width in _numbers(spatial_shapes)]
     except (TypeError, ValueError):
         raise ValueError(f"{op}: spatial_shapes must be one (height, width) a level, got {spatial_shapes}") from None
     if not shapes:
@@ -42,8 +61,7 @@ def _levels(op: str, value: Tensor, spatial_shapes: Shapes, level_start_index: S
                 f"{sum(h * w for h, w in shapes)}"
             )
     else:
-        given = level_start_index.tolist() if isinstance(level_start_index, Tensor) else level_start_index
-        starts = [int(start) for start in given]
+        starts = [int(start) for start in _numbers(level_start_index)]
         if len(starts) != len(shapes):
             raise ValueError(f"{op}: level_start_index must have one number a level ({len(shapes)}), got {starts}")
         for (height, width), start in zip(shapes, starts, strict=True):
@@ -75,6 +93,17 @@ def _check_companion(op: str, name: str, tensor: Tensor, value: Tensor) -> None:
         raise TypeError(f"{op}: {name} must be float64 exactly when value is ({value.dtype}), got {tensor.dtype}")
 
 
+def _check_published(value: Tensor, levels: int, sampling_locations: Tensor, attention_weights: Tensor) -> None:
+    expected = _check_points(_OP, "sampling_locations", sampling_locations, value, levels)
+    if tuple(attention_weights.shape) != expected:
+        raise ValueError(
+            f"{_OP}: attention_weights must have shape [B, Q, M, L, P] = {list(expected)}, got "
+            f"{list(attention_weights.shape)}"
+        )
+    _check_companion(_OP, "sampling_locations", sampling_locations, value)
+    _check_companion(_OP, "attention_weights", attention_weights, value)
+
+
 def _for_kernel(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """The CPU kernels take one dtype, float32 or float64; the CUDA kernels take float32 and half types mixed."""
     if tensors[0].device.type != "cpu":
@@ -102,7 +131,7 @@ def ms_deform_attn(
         value: [B, S, M, D] float32, float64, float16 or bfloat16: the tokens of all levels, level after level, each
             row-major. The last two dimensions contiguous, or it is copied.
         spatial_shapes: (height, width) of each of the L levels, at most 64. A tensor [L, 2] is accepted too; on a CUDA
-            device it costs a copy to the host, which waits for the device.
+            device it is copied to the host, which waits for the device, once for each tensor.
         sampling_locations: [B, Q, M, L, P, 2], (x, y): 0 to 1 spans a level from outer edge to outer edge, so that the
             centre of column j is at (j + 0.5) / width (``align_corners=False``). float32 is advised, since half types
             do not resolve a cell; it may go with a half value on CUDA.
@@ -125,14 +154,7 @@ def ms_deform_attn(
     Source: Deformable DETR (Zhu et al., ICLR 2021), eq. 3.
     """
     shapes, starts = _levels(_OP, value, spatial_shapes, level_start_index)
-    expected = _check_points(_OP, "sampling_locations", sampling_locations, value, len(shapes))
-    if tuple(attention_weights.shape) != expected:
-        raise ValueError(
-            f"{_OP}: attention_weights must have shape [B, Q, M, L, P] = {list(expected)}, got "
-            f"{list(attention_weights.shape)}"
-        )
-    _check_companion(_OP, "sampling_locations", sampling_locations, value)
-    _check_companion(_OP, "attention_weights", attention_weights, value)
+    _check_published(value, len(shapes), sampling_locations, attention_weights)
     if use_reference(backend, _OP):
         return reference.ms_deform_attn(
             value, shapes, sampling_locations, attention_weights, level_start_index=starts
@@ -141,6 +163,54 @@ def ms_deform_attn(
     flat = [size for shape in shapes for size in shape]
     output: Tensor = torch.ops.fssops.ms_deform_attn(tensors[0], flat, starts, *tensors[1:])
     return output if output.dtype == value.dtype or _autocasting(value) else output.to(value.dtype)
+
+
+def ms_deform_attn_gradients(
+    grad: Tensor,
+    value: Tensor,
+    spatial_shapes: Shapes,
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+    *,
+    level_start_index: Sequence[int] | Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of :func:`ms_deform_attn` with respect to value, locations and weights, for code with an autograd of its own.
+
+    Args:
+        grad: [B, Q, M * D], gradient of the output.
+        value: as for :func:`ms_deform_attn`, and so are the others.
+        spatial_shapes: see there.
+        sampling_locations: see there.
+        attention_weights: see there.
+        level_start_index: see there.
+
+    Returns:
+        Three tensors of the shapes and dtypes of value, locations and weights.
+
+    Raises:
+        ValueError, TypeError: naming the argument, the rule and the value.
+    """
+    shapes, starts = _levels(_OP, value, spatial_shapes, level_start_index)
+    _check_published(value, len(shapes), sampling_locations, attention_weights)
+    output_shape = (value.shape[0], sampling_locations.shape[1], value.shape[2] * value.shape[3])
+    if tuple(grad.shape) != output_shape:
+        raise ValueError(f"{_OP}: grad must have shape [B, Q, M * D] = {list(output_shape)}, got {list(grad.shape)}")
+    given = (value, sampling_locations, attention_weights)
+    if use_reference(None, _OP):
+        leaves = [tensor.detach().requires_grad_() for tensor in given]
+        with torch.enable_grad():
+            output = reference.ms_deform_attn(leaves[0], shapes, *leaves[1:], level_start_index=starts)
+        found = torch.autograd.grad(output, leaves, grad, allow_unused=True, materialize_grads=True)
+        return found[0], found[1], found[2]
+    flat = [size for shape in shapes for size in shape]
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    with torch.no_grad():
+        tensors = _for_kernel(given)
+        grads = torch.ops.fssops.ms_deform_attn_backward(
+            grad.to(tensors[0].dtype), tensors[0], flat, starts, *tensors[1:], True, True, True, deterministic
+        )
+    first, second, third = (found.to(tensor.dtype) for found, tensor in zip(grads, given, strict=True))
+    return first, second, third
 
 
 def ms_deform_attn_fused(
