@@ -104,9 +104,11 @@ class PerPixelBaseline(nn.Module):
                 dropout=config.dropout,
             )
         else:
-            self.classifier = nn.Conv2d(config.mask_channels, config.num_classes, 1)
-            nn.init.kaiming_normal_(self.classifier.weight, mode="fan_out", nonlinearity="relu")
-            nn.init.zeros_(self.classifier.bias)
+            classifier = nn.Conv2d(config.mask_channels, config.num_classes, 1)
+            nn.init.kaiming_normal_(classifier.weight, mode="fan_out", nonlinearity="relu")
+            if classifier.bias is not None:
+                nn.init.zeros_(classifier.bias)
+            self.classifier = classifier
 
     def logits(self, images: Tensor, *, auxiliary: bool) -> list[Tensor]:
         """Logits [B, C, h, w] at stride 4 of normalised, padded images, the final ones last.
