@@ -1,5 +1,6 @@
 // Multi-scale deformable attention:
-//   output[b, q, m, :] = sum_{l, p} weight[b, q, m, l, p] * bilinear(value of level l and head m at point[b, q, m, l, p])
+//   output[b, q, m, :] = sum_{l, p} weight[b, q, m, l, p] * bilinear(value of level l and head m at point[b, q, m, l,
+//   p])
 // with zeros outside a level and pixel centres at half integers (align_corners False).
 //
 // Where a point lies is told in one of three ways (Placement). The last two take raw logits instead of weights: the
@@ -55,26 +56,26 @@ struct Inputs {
   Rows<const T> weights;    // [B, Q, M, L, P]: attention weights, or logits
 };
 
-#define FSSOPS_DECLARE(isa)                                                                                            \
-  namespace isa {                                                                                                      \
-  /* rows [begin, end) of B * Q: output [B, Q, M, D]. */                                                               \
-  template <class T>                                                                                                   \
-  void forward_cpu(const Sizes&, const Inputs<T>&, T* output, int64_t begin, int64_t end);                             \
-  /* rows [begin, end) of B * Q: weights [B, Q, M, L, P] = softmax of the logits in Inputs::weights. */                \
-  template <class T>                                                                                                   \
-  void softmax_cpu(const Sizes&, const Inputs<T>&, T* weights, int64_t begin, int64_t end);                            \
-  /* tasks [begin, end) of backward_tasks(), Inputs::weights being weights for every placement. grad_value             \
-     [B, S, M, D], zeroed before; grad_points [B, Q, M, L, P, 2], for locations in their unit, else in cells;          \
-     grad_weights [B, Q, M, L, P]. grad_value, or the other two together, may be null. */                              \
-  template <class T>                                                                                                   \
-  void backward_cpu(const Sizes&, const Inputs<T>&, Rows<const T> grad, T* grad_value, T* grad_points,                 \
-                    T* grad_weights, int64_t begin, int64_t end);                                                      \
-  /* rows [begin, end) of B * Q, after backward_cpu: grad_points from cells to the unit of offsets, grad_weights from  \
-     weights to logits (`weights` as softmax_cpu left them), both in place, and grad_reference [B, Q, L, 2 or 4],      \
-     which may be null. */                                                                                             \
-  template <class T>                                                                                                   \
-  void finish_backward_cpu(const Sizes&, const Inputs<T>&, const T* weights, T* grad_points, T* grad_weights,          \
-                           T* grad_reference, int64_t begin, int64_t end);                                             \
+#define FSSOPS_DECLARE(isa)                                                                                           \
+  namespace isa {                                                                                                     \
+  /* rows [begin, end) of B * Q: output [B, Q, M, D]. */                                                              \
+  template <class T>                                                                                                  \
+  void forward_cpu(const Sizes&, const Inputs<T>&, T* output, int64_t begin, int64_t end);                            \
+  /* rows [begin, end) of B * Q: weights [B, Q, M, L, P] = softmax of the logits in Inputs::weights. */               \
+  template <class T>                                                                                                  \
+  void softmax_cpu(const Sizes&, const Inputs<T>&, T* weights, int64_t begin, int64_t end);                           \
+  /* tasks [begin, end) of backward_tasks(), Inputs::weights being weights for every placement. grad_value            \
+     [B, S, M, D], zeroed before; grad_points [B, Q, M, L, P, 2], for locations in their unit, else in cells;         \
+     grad_weights [B, Q, M, L, P]. grad_value, or the other two together, may be null. */                             \
+  template <class T>                                                                                                  \
+  void backward_cpu(const Sizes&, const Inputs<T>&, Rows<const T> grad, T* grad_value, T* grad_points,                \
+                    T* grad_weights, int64_t begin, int64_t end);                                                     \
+  /* rows [begin, end) of B * Q, after backward_cpu: grad_points from cells to the unit of offsets, grad_weights from \
+     weights to logits (`weights` as softmax_cpu left them), both in place, and grad_reference [B, Q, L, 2 or 4],     \
+     which may be null. */                                                                                            \
+  template <class T>                                                                                                  \
+  void finish_backward_cpu(const Sizes&, const Inputs<T>&, const T* weights, T* grad_points, T* grad_weights,         \
+                           T* grad_reference, int64_t begin, int64_t end);                                            \
   }
 FSSOPS_FOR_EACH_ISA(FSSOPS_DECLARE)
 #undef FSSOPS_DECLARE
@@ -105,15 +106,16 @@ struct CudaBackward {
   // Contiguous; null data where a gradient is not wanted.
   CudaArray grad_value, grad_points, grad_reference, grad_weights;
   // Scratch, where A is the accumulator: float, or double for float64.
-  void* value_sums;         // A [B, S, M, D], or int64 when deterministic; may be grad_value's memory if that is an A too
-  void* cell_grads;         // A [B, Q, M, L, P, 2]; needed for grad_reference only
-  void* weight_grads;       // A [B, Q, M, L, P]; needed for grad_weights of logits; may be grad_weights' memory
+  void* value_sums;    // A [B, S, M, D], or int64 when deterministic; may be grad_value's memory if that is an A too
+  void* cell_grads;    // A [B, Q, M, L, P, 2]; needed for grad_reference only
+  void* weight_grads;  // A [B, Q, M, L, P]; needed for grad_weights of logits; may be grad_weights' memory
   unsigned long long* maxima;  // [2], of the deterministic form
   unsigned char* poisoned;     // [B, S, M], of the deterministic form
 };
 
-// Throw std::runtime_error when a launch fails. B, Q, M and D must be positive for backward_cuda. forward_cuda is deterministic. backward_cuda adds to grad_value atomically,
-// in any order; its deterministic form adds integers, which give the same sum in every order.
+// Throw std::runtime_error when a launch fails. B, Q, M and D must be positive for backward_cuda. forward_cuda is
+// deterministic. backward_cuda adds to grad_value atomically, in any order; its deterministic form adds integers, which
+// give the same sum in every order.
 void forward_cuda(const CudaForward& args, void* stream);
 void backward_cuda(const CudaBackward& args, void* stream);
 

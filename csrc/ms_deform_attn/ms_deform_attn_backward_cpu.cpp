@@ -32,7 +32,8 @@ inline Native add_halves(Native first, Native second, std::integer_sequence<int,
 template <int kLeft, class Native, int... kIndex>
 inline auto fold(Native all, std::integer_sequence<int, kIndex...>) {
   constexpr int kHalf = sizeof...(kIndex);
-  const auto half = __builtin_shufflevector(all, all, kIndex...) + __builtin_shufflevector(all, all, (kHalf + kIndex)...);
+  const auto half =
+      __builtin_shufflevector(all, all, kIndex...) + __builtin_shufflevector(all, all, (kHalf + kIndex)...);
   if constexpr (kHalf == kLeft)
     return half;
   else
@@ -60,16 +61,17 @@ inline void add_sums(const V<T> (&rows)[kCorners], T* totals) {
 template <class T>
 struct Head {
   const T* value;
-  T* grad_value;      // null when not wanted
-  const T* grad;      // [D]
+  T* grad_value;  // null when not wanted
+  const T* grad;  // [D]
   int64_t value_stride, grad_value_stride;
-  const T* zeros;     // what a token of -1 reads
-  T* nowhere;         // what a token of -1 adds to; never read for a result
+  const T* zeros;  // what a token of -1 reads
+  T* nowhere;      // what a token of -1 adds to; never read for a result
 };
 
 // For every point and corner of a head: dots[i][k] += grad . token, and grad_token += corner weight * grad.
 template <class T, int kVectors, bool kFull, bool kValue, bool kPoints>
-inline void scatter(const Taps<T>& taps, int64_t begin, int64_t end, const Head<T>& head, int64_t c, int inside, T* dots) {
+inline void scatter(const Taps<T>& taps, int64_t begin, int64_t end, const Head<T>& head, int64_t c, int inside,
+                    T* dots) {
   V<T> grad[kVectors];
   for (int j = 0; j < kVectors; ++j)
     grad[j] = kFull ? V<T>::load(head.grad + c + j * V<T>::kSize) : V<T>::load_partial(head.grad + c, inside);
@@ -117,7 +119,8 @@ void combine(const Taps<T>& taps, const T* __restrict dots, T* __restrict grad_p
   }
 }
 
-// The part of a backward pass for levels [level_begin, level_end) and heads [head_begin, head_end) of one batch element.
+// The part of a backward pass for levels [level_begin, level_end) and heads [head_begin, head_end) of one batch
+// element.
 template <class T, bool kValue, bool kPoints>
 void backward_part(const Sizes& s, const Inputs<T>& in, const Rows<const T>& grad, T* grad_value, T* grad_points,
                    T* grad_weights, int64_t b, int level_begin, int level_end, int64_t head_begin, int64_t head_end) {
@@ -128,9 +131,9 @@ void backward_part(const Sizes& s, const Inputs<T>& in, const Rows<const T>& gra
   simd::Scratch<T> own(2 * kBlock + taps.count * 9);
   T* zeros = own.data();
   T* nowhere = zeros + kBlock;
-  T* points = nowhere + kBlock;               // [heads, levels, P, 2]
-  T* dots = points + 2 * taps.count;          // [heads, levels, P, 4]
-  T* point_grads = dots + 4 * taps.count;     // [heads, levels, P, 2]
+  T* points = nowhere + kBlock;            // [heads, levels, P, 2]
+  T* dots = points + 2 * taps.count;       // [heads, levels, P, 4]
+  T* point_grads = dots + 4 * taps.count;  // [heads, levels, P, 2]
   T* weight_grads = point_grads + 2 * taps.count;
   for (int i = 0; i < 2 * kBlock; ++i) own[i] = T(0);
   for (int64_t q = 0; q < s.queries; ++q) {
@@ -151,13 +154,14 @@ void backward_part(const Sizes& s, const Inputs<T>& in, const Rows<const T>& gra
       for (int64_t i = 0; i < kCorners * taps.count; ++i) dots[i] = T(0);
     for (int64_t m = 0; m < heads; ++m) {
       const int64_t head = head_begin + m, channel = head * s.channels;
-      const Head<T> arrays{in.value.data + value_offset(b, 0, head, in.value.batch_stride, in.value.row_stride, s.channels),
-                           kValue ? grad_value + value_offset(b, 0, head, s.tokens * row_size, row_size, s.channels) : nullptr,
-                           grad.at(b, q) + channel,
-                           in.value.row_stride,
-                           row_size,
-                           zeros,
-                           nowhere};
+      const Head<T> arrays{
+          in.value.data + value_offset(b, 0, head, in.value.batch_stride, in.value.row_stride, s.channels),
+          kValue ? grad_value + value_offset(b, 0, head, s.tokens * row_size, row_size, s.channels) : nullptr,
+          grad.at(b, q) + channel,
+          in.value.row_stride,
+          row_size,
+          zeros,
+          nowhere};
       for_channel_blocks<T>(s.channels, [&](auto vectors, int64_t c, int inside) {
         constexpr int kVectors = decltype(vectors)::kCount;
         const int64_t begin = m * per_head, end = begin + per_head;
@@ -173,7 +177,8 @@ void backward_part(const Sizes& s, const Inputs<T>& in, const Rows<const T>& gra
       const int64_t row = b * s.queries + q;
       for (int64_t m = 0; m < heads; ++m)
         for (int64_t i = 0; i < per_head; ++i) {
-          const int64_t from = m * per_head + i, to = (row * s.heads + head_begin + m) * samples + level_begin * s.points + i;
+          const int64_t from = m * per_head + i,
+                        to = (row * s.heads + head_begin + m) * samples + level_begin * s.points + i;
           grad_points[2 * to] = point_grads[2 * from] * (scaled ? taps.width(from) : T(1));
           grad_points[2 * to + 1] = point_grads[2 * from + 1] * (scaled ? taps.height(from) : T(1));
           grad_weights[to] = weight_grads[from];
@@ -185,8 +190,8 @@ void backward_part(const Sizes& s, const Inputs<T>& in, const Rows<const T>& gra
 }  // namespace
 
 template <class T>
-void backward_cpu(const Sizes& s, const Inputs<T>& in, Rows<const T> grad, T* grad_value, T* grad_points, T* grad_weights,
-                  int64_t begin, int64_t end) {
+void backward_cpu(const Sizes& s, const Inputs<T>& in, Rows<const T> grad, T* grad_value, T* grad_points,
+                  T* grad_weights, int64_t begin, int64_t end) {
   // A run of tasks that differ in the head only is one part: neighbouring heads are neighbours in memory.
   const int64_t groups = s.disjoint ? s.levels : 1;
   while (begin < end) {
@@ -196,11 +201,14 @@ void backward_cpu(const Sizes& s, const Inputs<T>& in, Rows<const T> grad, T* gr
     const int level = s.disjoint ? static_cast<int>(group % groups) : 0;
     const int level_end = s.disjoint ? level + 1 : s.levels;
     if (grad_value == nullptr)
-      backward_part<T, false, true>(s, in, grad, grad_value, grad_points, grad_weights, b, level, level_end, head, head_end);
+      backward_part<T, false, true>(s, in, grad, grad_value, grad_points, grad_weights, b, level, level_end, head,
+                                    head_end);
     else if (grad_points == nullptr)
-      backward_part<T, true, false>(s, in, grad, grad_value, grad_points, grad_weights, b, level, level_end, head, head_end);
+      backward_part<T, true, false>(s, in, grad, grad_value, grad_points, grad_weights, b, level, level_end, head,
+                                    head_end);
     else
-      backward_part<T, true, true>(s, in, grad, grad_value, grad_points, grad_weights, b, level, level_end, head, head_end);
+      backward_part<T, true, true>(s, in, grad, grad_value, grad_points, grad_weights, b, level, level_end, head,
+                                   head_end);
     begin += head_end - head;
   }
 }
@@ -249,8 +257,8 @@ void finish_backward_cpu(const Sizes& s, const Inputs<T>& in, const T* weights, 
   }
 }
 
-#define FSSOPS_INSTANTIATE(T)                                                                                           \
-  template void backward_cpu<T>(const Sizes&, const Inputs<T>&, Rows<const T>, T*, T*, T*, int64_t, int64_t);           \
+#define FSSOPS_INSTANTIATE(T)                                                                                 \
+  template void backward_cpu<T>(const Sizes&, const Inputs<T>&, Rows<const T>, T*, T*, T*, int64_t, int64_t); \
   template void finish_backward_cpu<T>(const Sizes&, const Inputs<T>&, const T*, T*, T*, T*, int64_t, int64_t);
 FSSOPS_INSTANTIATE(float)
 FSSOPS_INSTANTIATE(double)

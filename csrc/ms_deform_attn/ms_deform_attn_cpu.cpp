@@ -7,11 +7,12 @@ namespace FSSOPS_ISA {
 
 namespace {
 
-// output[c ...] = sum over points [begin, end) and their corners of corner weight * token. A token of -1 is read as zeros:
-// nothing outside a level is touched, and no test stands in the loop. kFull: every vector is full, else `inside` elements.
+// output[c ...] = sum over points [begin, end) and their corners of corner weight * token. A token of -1 is read as
+// zeros: nothing outside a level is touched, and no test stands in the loop. kFull: every vector is full, else `inside`
+// elements.
 template <class T, int kVectors, bool kFull>
-inline void gather(const Taps<T>& taps, int64_t begin, int64_t end, const T* value, int64_t token_stride, const T* zeros,
-                   T* output, int inside) {
+inline void gather(const Taps<T>& taps, int64_t begin, int64_t end, const T* value, int64_t token_stride,
+                   const T* zeros, T* output, int inside) {
   using V = simd::Vec<T>;
   // Several sums of each channel, so that an addition need not wait for the one before it.
   constexpr int kSums = kVectors > 2 ? 2 : 4;
@@ -80,8 +81,8 @@ void softmax_cpu(const Sizes& s, const Inputs<T>& in, T* weights, int64_t begin,
     softmax_heads<T>(s.heads, s.samples(), in.weights.at(row / s.queries, row % s.queries), weights + row * count);
 }
 
-#define FSSOPS_INSTANTIATE(T)                                                          \
-  template void forward_cpu<T>(const Sizes&, const Inputs<T>&, T*, int64_t, int64_t);  \
+#define FSSOPS_INSTANTIATE(T)                                                         \
+  template void forward_cpu<T>(const Sizes&, const Inputs<T>&, T*, int64_t, int64_t); \
   template void softmax_cpu<T>(const Sizes&, const Inputs<T>&, T*, int64_t, int64_t);
 FSSOPS_INSTANTIATE(float)
 FSSOPS_INSTANTIATE(double)

@@ -1,4 +1,5 @@
 // Launch shapes and instantiations. Also compiled by g++ under tests/emulation.
+#include "ms_deform_attn/ms_deform_attn_backward_cuda.cuh"
 #include "ms_deform_attn/ms_deform_attn_cuda.cuh"
 
 namespace fssops::ms_deform_attn {
@@ -64,12 +65,13 @@ void run_forward(const CudaForward& args, void* stream) {
 template <class A>
 void run_maximum(const CudaArray& array, int64_t batch, int64_t rows, int64_t inner, unsigned long long* maximum,
                  void* stream) {
-  FSSOPS_LAUNCH((maximum_kernel<A>), element_blocks(batch * rows * inner / 16 + 1), kThreads, 0, stream, array, batch, rows,
-                inner, maximum);
+  FSSOPS_LAUNCH((maximum_kernel<A>), element_blocks(batch * rows * inner / 16 + 1), kThreads, 0, stream, array, batch,
+                rows, inner, maximum);
 }
 
 void run_zero(void* target, int64_t bytes, void* stream) {
-  FSSOPS_LAUNCH((zero_kernel), element_blocks(bytes / 16 + 1), kThreads, 0, stream, static_cast<unsigned char*>(target), bytes);
+  FSSOPS_LAUNCH((zero_kernel), element_blocks(bytes / 16 + 1), kThreads, 0, stream, static_cast<unsigned char*>(target),
+                bytes);
 }
 
 // Zeroes what is added to, and, for the deterministic form, finds the largest terms.
@@ -101,7 +103,8 @@ void run_backward(const CudaBackward& args, void* stream) {
                   launch.chunk);
   });
   if (args.grad_reference.data != nullptr)
-    FSSOPS_LAUNCH((grad_reference_kernel<A>), element_blocks(s.batch * s.queries * s.levels), kThreads, 0, stream, args);
+    FSSOPS_LAUNCH((grad_reference_kernel<A>), element_blocks(s.batch * s.queries * s.levels), kThreads, 0, stream,
+                  args);
   if (args.value_sums != nullptr && args.value_sums != args.grad_value.data)
     FSSOPS_LAUNCH((grad_value_kernel<T>), element_blocks(s.batch * s.tokens * s.row()), kThreads, 0, stream, args);
 }

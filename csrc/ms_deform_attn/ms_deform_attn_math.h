@@ -14,8 +14,8 @@ FSSOPS_HOST_DEVICE int64_t value_offset(int64_t batch, int64_t token, int64_t he
   return batch * batch_stride + token * token_stride + head * channels;
 }
 
-// Along one axis, a point lies at `base + scale * number` cells from the centre of the first cell, where the number is the
-// location or the offset. `reference` is the centre of the reference point or box, `extent` the box's size.
+// Along one axis, a point lies at `base + scale * number` cells from the centre of the first cell, where the number is
+// the location or the offset. `reference` is the centre of the reference point or box, `extent` the box's size.
 template <class A>
 struct Frame {
   A base, scale;

@@ -14,8 +14,8 @@ namespace simd = ::fssops::simd::FSSOPS_ISA;
 // The four tokens around a point: upper left, upper right, lower left, lower right.
 constexpr int kCorners = 4;
 
-// Arrays over the points of `heads` heads and levels [level_begin, level_end): head, level, point, as in memory. The loops
-// over them are free of branches, so that the compiler vectorises them.
+// Arrays over the points of `heads` heads and levels [level_begin, level_end): head, level, point, as in memory. The
+// loops over them are free of branches, so that the compiler vectorises them.
 template <class T>
 class Taps {
  public:
@@ -29,8 +29,8 @@ class Taps {
         reals_(count * 13),
         integers_(count * 7) {
     T* real = reals_.data();
-    T** reals[] = {&width_, &height_, &base_x_, &base_y_, &scale_x_, &scale_y_, &across, &down, &weights,
-                   &corner[0], &corner[1], &corner[2], &corner[3]};
+    T** reals[] = {&width_, &height_, &base_x_,   &base_y_,   &scale_x_,  &scale_y_, &across,
+                   &down,   &weights, &corner[0], &corner[1], &corner[2], &corner[3]};
     for (T** array : reals) {
       *array = real;
       real += count;
@@ -74,14 +74,14 @@ class Taps {
       for (int64_t j = per_head_; j < count; ++j) array[j] = array[j - per_head_];
   }
 
-  // Finds the tokens around each point; `points` is [count, 2]. A corner that is outside, or belongs to a point that does
-  // not contribute, has token -1.
+  // Finds the tokens around each point; `points` is [count, 2]. A corner that is outside, or belongs to a point that
+  // does not contribute, has token -1.
   void find(const T* points) {
-    const T *__restrict base_x = base_x_, *__restrict base_y = base_y_, *__restrict scale_x = scale_x_;
-    const T *__restrict scale_y = scale_y_, *__restrict width = width_, *__restrict height = height_;
-    const int32_t *__restrict columns = columns_, *__restrict rows = rows_, *__restrict start = start_;
-    T *__restrict across_out = across, *__restrict down_out = down;
-    int32_t *__restrict upper_left = token[0], *__restrict upper_right = token[1], *__restrict lower_left = token[2];
+    const T* __restrict base_x = base_x_, * __restrict base_y = base_y_, * __restrict scale_x = scale_x_;
+    const T* __restrict scale_y = scale_y_, * __restrict width = width_, * __restrict height = height_;
+    const int32_t* __restrict columns = columns_, * __restrict rows = rows_, * __restrict start = start_;
+    T* __restrict across_out = across, * __restrict down_out = down;
+    int32_t* __restrict upper_left = token[0], * __restrict upper_right = token[1], * __restrict lower_left = token[2];
     int32_t* __restrict lower_right = token[3];
 #pragma GCC ivdep
     for (int64_t i = 0; i < count; ++i) {
@@ -104,8 +104,8 @@ class Taps {
 
   // corner[k] = what the token of corner k counts in the output.
   void weigh() {
-    const T *__restrict across_in = across, *__restrict down_in = down, *__restrict weight = weights;
-    T *__restrict upper_left = corner[0], *__restrict upper_right = corner[1], *__restrict lower_left = corner[2];
+    const T* __restrict across_in = across, * __restrict down_in = down, * __restrict weight = weights;
+    T* __restrict upper_left = corner[0], * __restrict upper_right = corner[1], * __restrict lower_left = corner[2];
     T* __restrict lower_right = corner[3];
 #pragma GCC ivdep
     for (int64_t i = 0; i < count; ++i) {

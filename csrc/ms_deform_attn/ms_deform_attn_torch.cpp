@@ -55,8 +55,8 @@ Call published_call(const Tensor& value, const Integers& shapes, const Integers&
   check_weights(kName, "attention_weights", s, weights);
   check_type(kName, "sampling_locations", locations, value);
   check_type(kName, "attention_weights", weights, value);
-  return {s, Placement::locations, with_contiguous_rows(value), with_contiguous_rows(locations), locations,
-          with_contiguous_rows(weights)};
+  return {s,         Placement::locations,         with_contiguous_rows(value), with_contiguous_rows(locations),
+          locations, with_contiguous_rows(weights)};
 }
 
 Call fused_call(const Tensor& value, const Integers& shapes, const Integers& starts, const Tensor& reference,
@@ -67,7 +67,11 @@ Call fused_call(const Tensor& value, const Integers& shapes, const Integers& sta
   check_type(kFusedName, "reference_points", reference, value);
   check_type(kFusedName, "sampling_offsets", offsets, value);
   check_type(kFusedName, "attention_logits", logits, value);
-  return {s, placement, with_contiguous_rows(value), with_contiguous_rows(offsets), with_contiguous_rows(reference),
+  return {s,
+          placement,
+          with_contiguous_rows(value),
+          with_contiguous_rows(offsets),
+          with_contiguous_rows(reference),
           with_contiguous_rows(logits)};
 }
 
@@ -76,9 +80,8 @@ void run_forward(const Call& call, Tensor& output) {
   const Sizes& s = call.sizes;
   const Inputs<T> in = call.inputs<T>();
   T* out = static_cast<T*>(output.mutable_data_ptr());
-  parallel_for(0, s.batch * s.queries, grain(s.row() * s.samples() * 4), [&](int64_t begin, int64_t end) {
-    FSSOPS_CALL_ISA(forward_cpu, s, in, out, begin, end);
-  });
+  parallel_for(0, s.batch * s.queries, grain(s.row() * s.samples() * 4),
+               [&](int64_t begin, int64_t end) { FSSOPS_CALL_ISA(forward_cpu, s, in, out, begin, end); });
 }
 
 Tensor forward(const char* op, const Call& call) {
@@ -106,9 +109,8 @@ void run_backward(const Call& call, const Tensor& grad, Gradients& out, bool nee
   Tensor softmax = new_empty(call.value, {fused ? s.batch * s.queries : 0, s.heads * s.samples()});
   if (fused) {
     T* target = static_cast<T*>(softmax.mutable_data_ptr());
-    parallel_for(0, s.batch * s.queries, grain(s.heads * s.samples() * 8), [&](int64_t begin, int64_t end) {
-      FSSOPS_CALL_ISA(softmax_cpu, s, in, target, begin, end);
-    });
+    parallel_for(0, s.batch * s.queries, grain(s.heads * s.samples() * 8),
+                 [&](int64_t begin, int64_t end) { FSSOPS_CALL_ISA(softmax_cpu, s, in, target, begin, end); });
     weighted.weights = {target, s.queries * s.heads * s.samples(), s.heads * s.samples()};
   }
   const Rows<const T> grad_rows = rows_of<T>(grad);
@@ -128,7 +130,8 @@ void run_backward(const Call& call, const Tensor& grad, Gradients& out, bool nee
   });
 }
 
-Gradients backward(const char* op, const Call& call, Tensor grad, bool need_value, bool need_reference, bool need_points) {
+Gradients backward(const char* op, const Call& call, Tensor grad, bool need_value, bool need_reference,
+                   bool need_points) {
   const Sizes& s = call.sizes;
   check_grad(op, s, grad, call.value);
   grad = with_contiguous_rows(grad);
@@ -165,9 +168,9 @@ std::tuple<Tensor, Tensor, Tensor> published_backward(Tensor grad, Tensor value,
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> fused_backward(Tensor grad, Tensor value, Integers shapes, Integers starts,
-                                                          Tensor reference, Tensor offsets, Tensor logits, bool need_value,
-                                                          bool need_reference, bool need_offsets, bool need_logits,
-                                                          bool /*deterministic*/) {
+                                                          Tensor reference, Tensor offsets, Tensor logits,
+                                                          bool need_value, bool need_reference, bool need_offsets,
+                                                          bool need_logits, bool /*deterministic*/) {
   const Call call = fused_call(value, shapes, starts, reference, offsets, logits);
   const bool need_points = need_reference || need_offsets || need_logits;
   Gradients out = backward(kFusedName, call, grad, need_value, need_reference, need_points);
@@ -191,7 +194,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fssops, m) {
       "Tensor sampling_offsets, Tensor attention_logits) -> Tensor");
   m.def(
       "ms_deform_attn_fused_backward(Tensor grad, Tensor value, int[] spatial_shapes, int[] level_start_index, "
-      "Tensor reference_points, Tensor sampling_offsets, Tensor attention_logits, bool need_value, bool need_reference, "
+      "Tensor reference_points, Tensor sampling_offsets, Tensor attention_logits, bool need_value, bool "
+      "need_reference, "
       "bool need_offsets, bool need_logits, bool deterministic) -> (Tensor grad_value, Tensor grad_reference, "
       "Tensor grad_offsets, Tensor grad_logits)");
 }

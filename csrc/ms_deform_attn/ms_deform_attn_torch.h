@@ -25,7 +25,8 @@ inline bool share_no_token(const Sizes& s) {
   for (int i = 0; i < s.levels; ++i)
     for (int j = 0; j < i; ++j) {
       const Level &a = s.level[i], &b = s.level[j];
-      if (a.start < b.start + int64_t{b.height} * b.width && b.start < a.start + int64_t{a.height} * a.width) return false;
+      if (a.start < b.start + int64_t{b.height} * b.width && b.start < a.start + int64_t{a.height} * a.width)
+        return false;
     }
   return true;
 }
@@ -45,8 +46,8 @@ inline Sizes check_sizes(const char* op, const Tensor& value, const Integers& sh
                "have the batch and heads of value, and 2 coordinates", shape_of(points));
   const int64_t levels = points.size(3);
   FSSOPS_CHECK(levels >= 1 && levels <= kMaxLevels, op, points_name, "have 1 to 64 levels", levels);
-  FSSOPS_CHECK(static_cast<int64_t>(shapes.size()) == 2 * levels, op, "spatial_shapes", "have one (h, w) for each level",
-               text_of(shapes));
+  FSSOPS_CHECK(static_cast<int64_t>(shapes.size()) == 2 * levels, op, "spatial_shapes",
+               "have one (h, w) for each level", text_of(shapes));
   FSSOPS_CHECK(static_cast<int64_t>(starts.size()) == levels, op, "level_start_index", "have one number for each level",
                text_of(starts));
   constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
@@ -60,8 +61,9 @@ inline Sizes check_sizes(const char* op, const Tensor& value, const Integers& sh
     FSSOPS_CHECK(height >= 1 && height < kMost && width >= 1 && width < kMost, op, "spatial_shapes",
                  "have positive heights and widths", text_of(shapes));
     FSSOPS_CHECK(start >= 0 && start <= s.tokens && height * width <= s.tokens - start, op, "level_start_index",
-                 ("keep every level of spatial_shapes " + text_of(shapes) + " inside value's " + std::to_string(s.tokens) +
-                  " tokens").c_str(),
+                 ("keep every level of spatial_shapes " + text_of(shapes) + " inside value's " +
+                  std::to_string(s.tokens) + " tokens")
+                     .c_str(),
                  text_of(starts));
     s.level[l] = {static_cast<int32_t>(height), static_cast<int32_t>(width), static_cast<int32_t>(start)};
   }

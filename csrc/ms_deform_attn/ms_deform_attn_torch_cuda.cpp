@@ -39,10 +39,13 @@ Tensor with_near_rows(const Tensor& value) {
 
 Call fill(const char* op, const Sizes& sizes, Placement placement, const Tensor& value, const char* points_name,
           const Tensor& points, const Tensor& reference, const char* weights_name, const Tensor& weights) {
-  Call call{{}, with_near_rows(value), with_contiguous_rows(points), with_contiguous_rows(reference),
+  Call call{{},
+            with_near_rows(value),
+            with_contiguous_rows(points),
+            with_contiguous_rows(reference),
             with_contiguous_rows(weights)};
-  FSSOPS_CHECK(sizes.row() < std::numeric_limits<int32_t>::max() / 8, op, "value", "have less than 2^28 numbers a token",
-               shape_of(value));
+  FSSOPS_CHECK(sizes.row() < std::numeric_limits<int32_t>::max() / 8, op, "value",
+               "have less than 2^28 numbers a token", shape_of(value));
   call.args.sizes = sizes;
   call.args.placement = placement;
   call.args.value = array_of(op, "value", call.value);
@@ -58,7 +61,8 @@ Call published_call(const Tensor& value, const Integers& shapes, const Integers&
   check_weights(kName, "attention_weights", s, weights);
   check_dtypes(kName, "sampling_locations", locations, value);
   check_dtypes(kName, "attention_weights", weights, value);
-  return fill(kName, s, Placement::locations, value, "sampling_locations", locations, locations, "attention_weights", weights);
+  return fill(kName, s, Placement::locations, value, "sampling_locations", locations, locations, "attention_weights",
+              weights);
 }
 
 Call fused_call(const Tensor& value, const Integers& shapes, const Integers& starts, const Tensor& reference,
@@ -84,8 +88,8 @@ struct Gradients {
   Tensor value, reference, points, weights;
 };
 
-Gradients backward(const char* op, const Call& call, Tensor grad, bool need_value, bool need_reference, bool need_points,
-                   bool need_weights, bool deterministic) {
+Gradients backward(const char* op, const Call& call, Tensor grad, bool need_value, bool need_reference,
+                   bool need_points, bool need_weights, bool deterministic) {
   const Sizes& s = call.args.sizes;
   check_grad(op, s, grad, call.value);
   grad = with_contiguous_rows(grad);
@@ -114,7 +118,8 @@ Gradients backward(const char* op, const Call& call, Tensor grad, bool need_valu
   };
   if (need_value) {
     const bool in_place = !deterministic && call.value.scalar_type() == accumulator;
-    args.value_sums = in_place ? out.value.mutable_data_ptr() : scratch(out.value, deterministic ? ScalarType::Long : accumulator);
+    args.value_sums =
+        in_place ? out.value.mutable_data_ptr() : scratch(out.value, deterministic ? ScalarType::Long : accumulator);
     if (deterministic) {
       keep.push_back(new_empty(call.value, {2}, ScalarType::Long));
       args.maxima = static_cast<unsigned long long*>(keep.back().mutable_data_ptr());
@@ -150,12 +155,13 @@ std::tuple<Tensor, Tensor, Tensor> published_backward(Tensor grad, Tensor value,
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> fused_backward(Tensor grad, Tensor value, Integers shapes, Integers starts,
-                                                          Tensor reference, Tensor offsets, Tensor logits, bool need_value,
-                                                          bool need_reference, bool need_offsets, bool need_logits,
-                                                          bool deterministic) {
+                                                          Tensor reference, Tensor offsets, Tensor logits,
+                                                          bool need_value, bool need_reference, bool need_offsets,
+                                                          bool need_logits, bool deterministic) {
   const torch::stable::accelerator::DeviceGuard guard(value.get_device_index());
   const Call call = fused_call(value, shapes, starts, reference, offsets, logits);
-  Gradients out = backward(kFusedName, call, grad, need_value, need_reference, need_offsets, need_logits, deterministic);
+  Gradients out =
+      backward(kFusedName, call, grad, need_value, need_reference, need_offsets, need_logits, deterministic);
   return {out.value, out.reference, out.points, out.weights};
 }
 

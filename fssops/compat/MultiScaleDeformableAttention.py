@@ -36,8 +36,8 @@ def ms_deform_attn_forward(
 
     Args:
         value: [B, S, M, D].
-        spatial_shapes: [L, 2] integers, (height, width) of each level. They and level_start_index are brought to the host
-            once for each tensor, not once for each call.
+        spatial_shapes: [L, 2] integers, (height, width) of each level. They and level_start_index are brought to the
+            host once for each tensor, not once for each call.
         level_start_index: [L] integers, first token of each level.
         sampling_loc: [B, Q, M, L, P, 2], (x, y) from 0 to 1.
         attn_weight: [B, Q, M, L, P].

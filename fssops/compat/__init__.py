@@ -4,9 +4,9 @@ Importing this package changes nothing. One import replaces the authors' extensi
 
     import fssops.compat.MultiScaleDeformableAttention   # before the code that imports the extension
 
-after which ``import MultiScaleDeformableAttention as MSDA``, as Deformable DETR, Mask2Former, DINO and GroundingDINO have
-it, gives :mod:`fssops.compat.MultiScaleDeformableAttention`, on CPU and CUDA. :func:`install` does the same as a call. Code
-that can be edited may as well say ``from fssops.compat import MultiScaleDeformableAttention as MSDA``.
+after which ``import MultiScaleDeformableAttention as MSDA``, as Deformable DETR, Mask2Former, DINO and GroundingDINO
+have it, gives :mod:`fssops.compat.MultiScaleDeformableAttention`, on CPU and CUDA. :func:`install` does the same as a
+call. Code that can be edited may as well say ``from fssops.compat import MultiScaleDeformableAttention as MSDA``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Multi-scale deformable attention: each query samples a few points of every level and sums them with its own weights."""
+"""Multi-scale deformable attention: each query samples a few points of every level and sums them by its own weights."""
 
 from __future__ import annotations
 
@@ -22,8 +22,11 @@ _host_copies: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 
 def _numbers(given: Any) -> Any:
-    """A tensor's elements as plain numbers. Waits for the device once a tensor, not once a call: all layers of a model, and
-    their backward passes, are given one and the same tensor of shapes."""
+    """A tensor's elements as plain numbers.
+
+    Waits for the device once a tensor, not once a call: all layers of a model, and their backward passes, are given one
+    and the same tensor of shapes.
+    """
     if not isinstance(given, Tensor):
         return given
     if torch.compiler.is_compiling() or given.device.type == "cpu":
@@ -67,8 +70,8 @@ def _levels(
         for (height, width), start in zip(shapes, starts, strict=True):
             if start < 0 or start + height * width > value.shape[1]:
                 raise ValueError(
-                    f"{op}: level_start_index must keep every level inside value's {value.shape[1]} tokens, got {starts} "
-                    f"for {shapes}"
+                    f"{op}: level_start_index must keep every level inside value's {value.shape[1]} tokens, "
+                    f"got {starts} for {shapes}"
                 )
     return shapes, starts
 
@@ -80,7 +83,8 @@ def _check_points(op: str, name: str, points: Tensor, value: Tensor, levels: int
     good = len(shape) == 6 and (shape[0], shape[2], shape[3], shape[5]) == (batch, heads, levels, 2) and shape[4] > 0
     if not good:
         raise ValueError(
-            f"{op}: {name} must have shape [B, Q, M, L, P, 2] = [{batch}, Q, {heads}, {levels}, P, 2], got {list(shape)}"
+            f"{op}: {name} must have shape [B, Q, M, L, P, 2] = [{batch}, Q, {heads}, {levels}, P, 2], "
+            f"got {list(shape)}"
         )
     return shape[:5]
 
@@ -142,11 +146,12 @@ def ms_deform_attn(
 
     Returns:
         [B, Q, M * D] in the dtype of value. Half types are accumulated in float32 (on the CPU: computed in float32).
-        Gradients flow to value, locations and weights. A point one cell or more outside a level contributes nothing and has no gradient,
-        however far it is, infinity included; a NaN location gives NaN. On CUDA the gradient of value is added up
-        atomically, so that its last digits vary between runs, unless ``torch.use_deterministic_algorithms`` is set:
-        then it is added up in integers (fixed point, at least 40 bits below the largest term), with the same result
-        every time. Everything else is deterministic.
+        Gradients flow to value, locations and weights. A point one cell or more outside a level's outermost centres
+        contributes nothing and has no gradient, however far it is, infinity included; a NaN location gives NaN. On CUDA
+        the gradient of value is added up atomically, so that its last digits vary between runs, unless
+        ``torch.use_deterministic_algorithms`` is set: then it is added up in integers (fixed point, at least 40 bits
+        below the largest term for up to 2^20 terms), with the same result every time, and a token with a term that is
+        not finite gets NaN. Everything else is deterministic.
 
     Raises:
         ValueError, TypeError: naming the argument, the rule and the value.
@@ -156,9 +161,7 @@ def ms_deform_attn(
     shapes, starts = _levels(_OP, value, spatial_shapes, level_start_index)
     _check_published(value, len(shapes), sampling_locations, attention_weights)
     if use_reference(backend, _OP):
-        return reference.ms_deform_attn(
-            value, shapes, sampling_locations, attention_weights, level_start_index=starts
-        )
+        return reference.ms_deform_attn(value, shapes, sampling_locations, attention_weights, level_start_index=starts)
     tensors = _for_kernel((value, sampling_locations, attention_weights))
     flat = [size for shape in shapes for size in shape]
     output: Tensor = torch.ops.fssops.ms_deform_attn(tensors[0], flat, starts, *tensors[1:])
@@ -174,7 +177,7 @@ def ms_deform_attn_gradients(
     *,
     level_start_index: Sequence[int] | Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of :func:`ms_deform_attn` with respect to value, locations and weights, for code with an autograd of its own.
+    """Gradients of :func:`ms_deform_attn` for code with an autograd of its own.
 
     Args:
         grad: [B, Q, M * D], gradient of the output.
@@ -257,18 +260,22 @@ def ms_deform_attn_fused(
     batch, queries, heads, levels, points = expected
     if tuple(attention_logits.shape) not in (expected, (batch, queries, heads, levels * points)):
         raise ValueError(
-            f"{_FUSED}: attention_logits must have shape [B, Q, M, L * P] = {[batch, queries, heads, levels * points]} or "
-            f"[B, Q, M, L, P], got {list(attention_logits.shape)}"
+            f"{_FUSED}: attention_logits must have shape [B, Q, M, L * P] = {[batch, queries, heads, levels * points]} "
+            f"or [B, Q, M, L, P], got {list(attention_logits.shape)}"
         )
     if reference_points.dim() != 4 or tuple(reference_points.shape) not in (
         (batch, queries, levels, 2),
         (batch, queries, levels, 4),
     ):
         raise ValueError(
-            f"{_FUSED}: reference_points must have shape [B, Q, L, 2 or 4] = [{batch}, {queries}, {levels}, 2 or 4], got "
-            f"{list(reference_points.shape)}"
+            f"{_FUSED}: reference_points must have shape [B, Q, L, 2 or 4] = [{batch}, {queries}, {levels}, 2 or 4], "
+            f"got {list(reference_points.shape)}"
         )
-    named = (("reference_points", reference_points), ("sampling_offsets", sampling_offsets), ("attention_logits", attention_logits))
+    named = (
+        ("reference_points", reference_points),
+        ("sampling_offsets", sampling_offsets),
+        ("attention_logits", attention_logits),
+    )
     for name, tensor in named:
         _check_companion(_FUSED, name, tensor, value)
     if use_reference(backend, _FUSED):

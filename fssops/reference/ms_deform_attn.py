@@ -19,8 +19,8 @@ def ms_deform_attn(
 ) -> Tensor:
     """Output [B, Q, M * D]: level by level with ``grid_sample``, bilinear, zeros outside, ``align_corners=False``.
 
-    What ``grid_sample`` leaves open is fixed here: a point at infinity lies outside, a NaN location gives NaN. Half types
-    are computed in float32.
+    What ``grid_sample`` leaves open is fixed here: a point at infinity lies outside, a NaN location gives NaN. Half
+    types are computed in float32.
     """
     out_dtype = value.dtype
     dtype = torch.float32 if out_dtype in (torch.float16, torch.bfloat16) else out_dtype
@@ -40,7 +40,8 @@ def ms_deform_attn(
         undefined = points.isnan().any(-1)[:, None]
         sampled = torch.where(undefined, torch.full_like(sampled, torch.nan), sampled)  # [B * M, D, Q, P]
         out = out + (sampled * weights[:, :, :, level].transpose(1, 2).flatten(0, 1)[:, None]).sum(-1)
-    return out.view(batch, heads * channels, queries).transpose(1, 2).to(out_dtype)
+    result: Tensor = out.view(batch, heads * channels, queries).transpose(1, 2).to(out_dtype)
+    return result
 
 
 def ms_deform_attn_fused(
@@ -52,7 +53,7 @@ def ms_deform_attn_fused(
     *,
     level_start_index: Sequence[int] | None = None,
 ) -> Tensor:
-    """Output [B, Q, M * D] from raw offsets and logits: location arithmetic and softmax, then :func:`ms_deform_attn`."""
+    """Output [B, Q, M * D] from raw offsets and logits: locations and softmax, then :func:`ms_deform_attn`."""
     dtype = torch.float32 if value.dtype in (torch.float16, torch.bfloat16) else value.dtype
     shape = sampling_offsets.shape[:-1]  # [B, Q, M, L, P]
     weights = attention_logits.to(dtype).flatten(3).softmax(-1).view(shape)
@@ -63,15 +64,16 @@ def ms_deform_attn_fused(
 def sampling_locations(
     spatial_shapes: Sequence[tuple[int, int]], reference_points: Tensor, sampling_offsets: Tensor
 ) -> Tensor:
-    """Locations [B, Q, M, L, P, 2] of offsets [B, Q, M, L, P, 2] around reference points [B, Q, L, 2] or boxes [B, Q, L, 4].
+    """Locations [B, Q, M, L, P, 2] of offsets of that shape around reference points [B, Q, L, 2] or boxes [B, Q, L, 4].
 
-    Offsets from a point are counted in cells of the level; offsets from a box (centre x, y, width, height) in halves of the
-    box, divided by the number of points.
+    Offsets from a point are counted in cells of the level; offsets from a box (centre x, y, width, height) in halves of
+    the box, divided by the number of points.
     """
     if reference_points.shape[-1] == 2:
         size = sampling_offsets.new_tensor([(width, height) for height, width in spatial_shapes])  # [L, 2]
-        return reference_points[:, :, None, :, None] + sampling_offsets / size[:, None]
-    centre, extent = reference_points[:, :, None, :, None].split(2, dim=-1)
+        around: Tensor = reference_points[:, :, None, :, None] + sampling_offsets / size[:, None]
+        return around
+    centre, extent = reference_points[:, :, None, :, None, :2], reference_points[:, :, None, :, None, 2:]
     return centre + sampling_offsets / sampling_offsets.shape[-2] * extent * 0.5
 
 

@@ -17,7 +17,8 @@ def deformable_inputs(case: DeformableCase) -> list[Tensor]:
     jumps, so that rounding does not move it across.
 
     Returns:
-        [value, sampling_locations, attention_weights], or [value, reference_points, sampling_offsets, attention_logits].
+        [value, sampling_locations, attention_weights], or
+        [value, reference_points, sampling_offsets, attention_logits].
     """
     levels = len(case.shapes)
     tokens = case.tokens or sum(h * w for h, w in case.shapes)
@@ -46,5 +47,4 @@ def gradients(function: Any, case: DeformableCase, tensors: list[Tensor], grad: 
     leaves = [tensor.detach().clone().requires_grad_() for tensor in tensors]
     output = function(leaves[0], case.shapes, *leaves[1:], level_start_index=case.starts)
     output.backward(grad.to(output.dtype))
-    found = [leaf.grad for leaf in leaves]
-    return [output.detach(), *(g if g is not None else torch.zeros_like(leaf) for g, leaf in zip(found, leaves, strict=True))]
+    return [output.detach(), *(torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves)]

@@ -65,8 +65,12 @@ def test_published_function_gives_the_authors_results(
     starts = torch.cat((shapes.new_zeros((1,)), shapes.prod(1).cumsum(0)[:-1]))
     output = _published_function(extension).apply(value, shapes, starts, locations, weights, 128)
     output.backward(oracle["grad_output"].to(device, dtype))
-    results = {"output": output, "grad_value": value.grad, "grad_sampling_locations": locations.grad,
-               "grad_attention_weights": weights.grad}
+    results = {
+        "output": output,
+        "grad_value": value.grad,
+        "grad_sampling_locations": locations.grad,
+        "grad_attention_weights": weights.grad,
+    }
     for name, result in results.items():
         want = oracle[f"{name}_{suffix}"]
         assert float((result.detach().cpu() - want).abs().max() / want.abs().max()) < tolerance, name
@@ -86,8 +90,13 @@ def test_results_have_the_types_of_the_extension(extension: Any, device: str) ->
 
 def test_half_types_keep_their_dtype(extension: Any) -> None:
     shapes, starts = torch.tensor([[2, 2]]), torch.tensor([0])
-    arguments: list[Tensor] = [torch.rand(1, 4, 2, 8).bfloat16(), shapes, starts, torch.rand(1, 5, 2, 1, 4, 2),
-                               torch.rand(1, 5, 2, 1, 4).bfloat16()]
+    arguments: list[Tensor] = [
+        torch.rand(1, 4, 2, 8).bfloat16(),
+        shapes,
+        starts,
+        torch.rand(1, 5, 2, 1, 4, 2),
+        torch.rand(1, 5, 2, 1, 4).bfloat16(),
+    ]
     output = extension.ms_deform_attn_forward(*arguments, 64)
     grads = extension.ms_deform_attn_backward(*arguments, torch.ones_like(output), 64)
     assert output.dtype == torch.bfloat16

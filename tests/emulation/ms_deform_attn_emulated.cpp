@@ -25,7 +25,9 @@ Sizes sizes_of(const int64_t* numbers) {
 
 }  // namespace
 
-extern "C" __attribute__((visibility("default"))) void set_order_seed(unsigned seed) { emulation::set_order_seed(seed); }
+extern "C" __attribute__((visibility("default"))) void set_order_seed(unsigned seed) {
+  emulation::set_order_seed(seed);
+}
 
 extern "C" __attribute__((visibility("default"))) int64_t offset_in_value(int64_t batch, int64_t token, int64_t head,
                                                                           int64_t batch_stride, int64_t token_stride,
@@ -34,17 +36,21 @@ extern "C" __attribute__((visibility("default"))) int64_t offset_in_value(int64_
 }
 
 // arrays: value, points, reference, weights, output, each as CudaArray lays it out.
-extern "C" __attribute__((visibility("default"))) void forward(const int64_t* sizes, int placement, const CudaArray* arrays) {
-  forward_cuda({sizes_of(sizes), static_cast<Placement>(placement), arrays[0], arrays[1], arrays[2], arrays[3], arrays[4]},
-               nullptr);
+extern "C" __attribute__((visibility("default"))) void forward(const int64_t* sizes, int placement,
+                                                               const CudaArray* arrays) {
+  forward_cuda(
+      {sizes_of(sizes), static_cast<Placement>(placement), arrays[0], arrays[1], arrays[2], arrays[3], arrays[4]},
+      nullptr);
 }
 
 // arrays: as above, then grad, grad_value, grad_points, grad_reference, grad_weights.
 // scratch: value_sums, cell_grads, weight_grads, maxima, poisoned.
-extern "C" __attribute__((visibility("default"))) void backward(const int64_t* sizes, int placement, const CudaArray* arrays,
-                                                                void* const* scratch, int deterministic) {
+extern "C" __attribute__((visibility("default"))) void backward(const int64_t* sizes, int placement,
+                                                                const CudaArray* arrays, void* const* scratch,
+                                                                int deterministic) {
   CudaBackward args{};
-  args.forward = {sizes_of(sizes), static_cast<Placement>(placement), arrays[0], arrays[1], arrays[2], arrays[3], arrays[4]};
+  args.forward = {sizes_of(sizes), static_cast<Placement>(placement), arrays[0], arrays[1], arrays[2], arrays[3],
+                  arrays[4]};
   args.grad = arrays[5];
   args.deterministic = deterministic != 0;
   args.grad_value = arrays[6];
