@@ -1,6 +1,6 @@
 """Multi-scale deformable attention at the sizes of Mask2Former's pixel decoder, against the published PyTorch calls.
 
-On CUDA there is a peer too: the usual one-thread-a-channel kernel (peers/deformable_per_channel.cu), compiled with nvcc.
+On CUDA there is a peer too: the usual kernel of one thread a channel (peers/deformable_per_channel.cu).
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class Peer(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        value, shapes, starts, locations, weights = ctx.saved_tensors
+        value, _, _, locations, weights = ctx.saved_tensors
         grads = torch.zeros_like(value), torch.empty_like(locations), torch.empty_like(weights)
         Peer._call("peer_backward", value, locations, (grad.contiguous(), *ctx.saved_tensors, *grads))
         return grads[0], None, None, grads[1], grads[2]
@@ -158,7 +158,7 @@ def test_ms_deform_attn(measure, device, work, entry, dtype, direction, implemen
     if entry == "published":
         locations = sampling_locations(work.shapes, refs, offsets.float())
         weights = logits.float().softmax(-1).view(offsets.shape[:-1])
-        # The published calls want one dtype; ours takes float32 locations with half values, so both get what suits them.
+        # The published calls want one dtype; ours takes float32 locations with half values.
         keep = torch.float32 if implementation == "fssops" else value.dtype
         tensors = [value, locations.to(keep), weights.to(keep)]
     function = _function(entry, implementation, work, device)
