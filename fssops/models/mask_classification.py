@@ -168,7 +168,10 @@ class MaskClassificationModel(nn.Module, ABC):
         sizes = batch.sizes
         outputs = batch.output_sizes or sizes
         wanted = self.config.tasks if tasks is None else tasks
-        return [self.result(predictions, index, sizes[index], outputs[index], wanted) for index in range(len(sizes))]
+        with torch.autocast(images.device.type, enabled=False):
+            return [
+                self.result(predictions, index, sizes[index], outputs[index], wanted) for index in range(len(sizes))
+            ]
 
     def result(
         self,
