@@ -6,7 +6,7 @@ import torch
 from mask_classification_toys import small_batch, small_model
 
 from fssops.models import postprocessing
-from fssops.models.test_time_augmentation import augmented_semantic, resized_to_short_side
+from fssops.models.augmented_inference import augmented_semantic, resized_to_short_side
 from fssops.structures import ImageBatch
 
 
