@@ -1,13 +1,13 @@
-// Cosine correlation of query and support features: for every query position, the mean, the largest or the mean of the k
-// largest cosines with the support positions that a mask keeps (mask != 0), for all layers, images, masks and shots.
+// Cosine correlation of query and support features: for every query position, the mean, the largest or the mean of the
+// k largest cosines with the support positions that a mask keeps (mask != 0), for all layers, images, masks and shots.
 //
 // A support vector is multiplied by its mask value m, so cosine(q, m s) = m (q . s) over a product of lengths |q| and
 // t = |m| |s|; how eps guards that product is EpsRule. The mask therefore acts on one number per column, products are
 // taken of the features as they come, and background columns (m = 0) are never read: they are zero vectors, which add
 // nothing to a mean and enter a maximum as 0. No array of [query positions, support positions] is formed.
 //
-// A unit is one reduction problem: (image, mask, shot), or (image, mask) when the shots are joint. Columns of a unit are
-// numbered shot * support_positions + position. No torch in here.
+// A unit is one reduction problem: (image, mask, shot), or (image, mask) when the shots are joint. Columns of a unit
+// are numbered shot * support_positions + position. No torch in here.
 #pragma once
 
 #include <cstdint>
@@ -31,14 +31,15 @@ struct Rule {
   int k;               // of topk_mean; 1 for max, 0 for mean
   bool all_positions;  // background columns count, as zeros
   bool relu;
-  bool joint;          // the shots of an image form one unit
+  bool joint;  // the shots of an image form one unit
   double eps;
   FSSOPS_HOST_DEVICE int64_t unit_shots() const { return joint ? shots : 1; }
   FSSOPS_HOST_DEVICE int64_t units_per_mask() const { return joint ? 1 : shots; }
   FSSOPS_HOST_DEVICE int64_t units() const { return batch * masks * units_per_mask(); }
 };
 
-// Where features lie: element (b, shot, c, position) is data[b * batch + shot * shot + c * channel + position * position].
+// Where features lie: element (b, shot, c, position) is data[b * batch + shot * shot + c * channel + position *
+// position].
 struct Strides {
   int64_t batch, shot, channel, position;
 };
@@ -48,8 +49,8 @@ struct Layer {
   Strides query_strides, support_strides;
   const void* query;
   const void* support;
-  const void* masks;   // accumulator type, [B, N, K, support_positions]
-  int64_t first_row;   // where this layer's values start; its `chosen` starts at k times that
+  const void* masks;  // accumulator type, [B, N, K, support_positions]
+  int64_t first_row;  // where this layer's values start; its `chosen` starts at k times that
 };
 
 // Image, mask and first shot of a unit of a layer, and where its data lies.
@@ -79,9 +80,9 @@ FSSOPS_HOST_DEVICE int64_t column_offset(const Layer& layer, int64_t column) {
 // ---- CPU ----------------------------------------------------------------------------------------------------------
 // One unit at a time; threads share its row blocks or column panels.
 
-constexpr int64_t kRowBlock = 48;     // query positions of one task of correlate_cpu
-constexpr int64_t kColumnPanel = 8;   // support columns packed side by side
-constexpr int64_t kGradBlock = 64;    // query positions, or columns, of one task of the gradients
+constexpr int64_t kRowBlock = 48;    // query positions of one task of correlate_cpu
+constexpr int64_t kColumnPanel = 8;  // support columns packed side by side
+constexpr int64_t kGradBlock = 64;   // query positions, or columns, of one task of the gradients
 
 // A unit whose kept columns have been listed and packed.
 template <class T>
@@ -98,7 +99,7 @@ struct Columns {
   /* Column panels [begin, end): packed and length of `columns`. S is T, or bf16_t where T is float. `pairs`: two      \
      channels side by side in bfloat16, for dot products in hardware. */                                               \
   template <class T, class S>                                                                                          \
-  void pack_columns_cpu(const Layer&, const S* support, const Columns<T>&, bool pairs, int64_t begin, int64_t end);     \
+  void pack_columns_cpu(const Layer&, const S* support, const Columns<T>&, bool pairs, int64_t begin, int64_t end);    \
   /* Row blocks [begin, end) of a unit: values [query_positions], chosen [k, query_positions] (column, or -1). */      \
   template <class T, class S>                                                                                          \
   void correlate_cpu(const Rule&, const Layer&, const S* query, const Columns<T>&, bool pairs, T* values,              \
@@ -136,46 +137,46 @@ FSSOPS_HOST_DEVICE int64_t divisor_of(const Rule& rule, const Layer& layer, int6
 }
 
 // ---- CUDA ---------------------------------------------------------------------------------------------------------
-// Kept columns are listed and packed on the device, so the host never waits for their number: scratch is for all of them.
-// A is the accumulator type of the features' dtype F.
+// Kept columns are listed and packed on the device, so the host never waits for their number: scratch is for all of
+// them. A is the accumulator type of the features' dtype F.
 
-constexpr int kMaxLayers = 16;              // of one launch: the table of layers is a kernel argument
-constexpr int kColumnSplits = 4;            // blocks that share the columns of a row tile, for mean and max
-constexpr int64_t kTileAlign = 128;         // packed rows and columns are padded to this
-constexpr int64_t kGradChunk = 1024;        // columns whose coefficients the backward pass holds at once
+constexpr int kMaxLayers = 16;        // of one launch: the table of layers is a kernel argument
+constexpr int kColumnSplits = 4;      // blocks that share the columns of a row tile, for mean and max
+constexpr int64_t kTileAlign = 128;   // packed rows and columns are padded to this
+constexpr int64_t kGradChunk = 1024;  // columns whose coefficients the backward pass holds at once
 
 // A layer on the device. Packed features are [C][ld], positions along memory, 16-byte aligned.
 struct CudaLayer {
   Layer layer;
-  bool pack_query;         // else query_packed is the query itself, [C][query_positions]
+  bool pack_query;                // else query_packed is the query itself, [C][query_positions]
   int64_t query_ld, query_batch;  // of query_packed, in elements
-  int64_t support_ld;      // of support_packed, weight, length and index
-  const void* query_packed;  // F [B][C][query_ld]
-  void* query_length;      // A [B][query_positions]
-  int32_t* count;          // [units]
-  int32_t* index;          // [units][support_ld]
-  void* weight;            // A [units][support_ld], zeros behind the kept ones
-  void* length;            // A [units][support_ld]
-  void* support_packed;    // F [units][C][support_ld]
-  void* partial;           // A [kColumnSplits][units * query_positions]
-  int32_t* partial_column; // the same shape; with max only
+  int64_t support_ld;             // of support_packed, weight, length and index
+  const void* query_packed;       // F [B][C][query_ld]
+  void* query_length;             // A [B][query_positions]
+  int32_t* count;                 // [units]
+  int32_t* index;                 // [units][support_ld]
+  void* weight;                   // A [units][support_ld], zeros behind the kept ones
+  void* length;                   // A [units][support_ld]
+  void* support_packed;           // F [units][C][support_ld]
+  void* partial;                  // A [kColumnSplits][units * query_positions]
+  int32_t* partial_column;        // the same shape; with max only
   // Backward pass only.
-  void* grad_query;          // A [B][C][query_positions], or null
-  void* grad_support;        // A [B][K][C][support_positions], or null
-  void* row_term;            // A [B][query_positions]
-  void* column_term;         // A [B][K][support_positions]
-  void* column_partial;      // A [B][row tiles][kGradChunk]
-  void* coefficients;        // A [B][query_positions][kGradChunk]
+  void* grad_query;      // A [B][C][query_positions], or null
+  void* grad_support;    // A [B][K][C][support_positions], or null
+  void* row_term;        // A [B][query_positions]
+  void* column_term;     // A [B][K][support_positions]
+  void* column_partial;  // A [B][row tiles][kGradChunk]
+  void* coefficients;    // A [B][query_positions][kGradChunk]
 };
 
 struct CudaCall {
   Rule rule;
-  int dtype;               // 0 float32, 1 float64, 2 float16, 3 bfloat16
+  int dtype;  // 0 float32, 1 float64, 2 float16, 3 bfloat16
   int layers;
   CudaLayer table[kMaxLayers];
-  void* values;            // A, all rows; in the backward pass their gradient
-  int32_t* chosen;         // [k] rows a unit
-  void* query_grads[kMaxLayers];    // F, out of the backward pass, or null
+  void* values;                   // A, all rows; in the backward pass their gradient
+  int32_t* chosen;                // [k] rows a unit
+  void* query_grads[kMaxLayers];  // F, out of the backward pass, or null
   void* support_grads[kMaxLayers];
 };
 

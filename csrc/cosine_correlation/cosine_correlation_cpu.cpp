@@ -72,7 +72,8 @@ void pack_rows(const Layer& layer, const S* query, int64_t first, int count, T* 
   for (int i = 0; i < kRows; ++i) squares[i] = (parts[0][i] + parts[1][i]) + (parts[2][i] + parts[3][i]);
 }
 
-void pack_row_pairs(const Layer& layer, const bf16_t* query, int64_t first, int count, uint32_t* packed, float* squares) {
+void pack_row_pairs(const Layer& layer, const bf16_t* query, int64_t first, int count, uint32_t* packed,
+                    float* squares) {
   constexpr int kTile = kTileRows<float>;
   const int64_t channel = layer.query_strides.channel, position = layer.query_strides.position;
   const int64_t all_pairs = (layer.channels + 1) / 2;
@@ -104,9 +105,9 @@ void pack_row_pairs(const Layer& layer, const bf16_t* query, int64_t first, int 
 // What one sub-panel of rows needs while the columns go by.
 template <class T>
 struct RowState {
-  Vec<T> sums[kTileVectors];        // mean
-  Vec<T> lengths[kTileVectors];     // |q|
-  Best<T>* best;                    // [kTileVectors][k]
+  Vec<T> sums[kTileVectors];     // mean
+  Vec<T> lengths[kTileVectors];  // |q|
+  Best<T>* best;                 // [kTileVectors][k]
 };
 
 // Reduces one tile of products into the state. `factors` are m / guarded length of the columns (separable rules).
@@ -151,8 +152,8 @@ void start(const Rule& rule, int64_t zeros, RowState<T>& state) {
 
 // Values and chosen columns of rows [first, first + count) of the unit, from one sub-panel's state.
 template <class T>
-void finish(const Rule& rule, const Layer& layer, int64_t kept, const RowState<T>& state, const T* row_factors, int64_t first,
-            int64_t count, T* values, int32_t* chosen) {
+void finish(const Rule& rule, const Layer& layer, int64_t kept, const RowState<T>& state, const T* row_factors,
+            int64_t first, int64_t count, T* values, int32_t* chosen) {
   constexpr int kSize = Vec<T>::kSize;
   const int64_t divisor = divisor_of(rule, layer, kept);
   const bool any = counted_columns(rule, layer, kept) > 0;
@@ -218,8 +219,8 @@ void pack_columns_cpu(const Layer& layer, const S* support, const Columns<T>& co
 }
 
 template <class T, class S>
-void correlate_cpu(const Rule& rule, const Layer& layer, const S* query, const Columns<T>& columns, bool pairs, T* values,
-                   int32_t* chosen, int64_t begin, int64_t end) {
+void correlate_cpu(const Rule& rule, const Layer& layer, const S* query, const Columns<T>& columns, bool pairs,
+                   T* values, int32_t* chosen, int64_t begin, int64_t end) {
   constexpr int kTile = kTileRows<T>, kSubPanels = kRows / kTile;
   static_assert(kRows % kTile == 0 && kPanel % kTileColumns == 0);
   const T eps = static_cast<T>(rule.eps);
@@ -229,10 +230,12 @@ void correlate_cpu(const Rule& rule, const Layer& layer, const S* query, const C
   simd::Scratch<T> packed(depth > 0 ? (depth + 1) * kRows : 0), factors(columns.count + kPanel);
   simd::Scratch<Best<T>> best(static_cast<int64_t>(kTileVectors) * rule.k);
   for (int64_t j = 0; j < columns.count + kPanel; ++j)
-    factors[j] = j < columns.count && split ? columns.weight[j] / guarded_length(rule.eps_rule, columns.length[j], eps) : T(0);
+    factors[j] =
+        j < columns.count && split ? columns.weight[j] / guarded_length(rule.eps_rule, columns.length[j], eps) : T(0);
   for (int64_t block = begin; block < end; ++block) {
     const int64_t first = block * kRowBlock;
-    const int count = static_cast<int>(layer.query_positions - first < kRowBlock ? layer.query_positions - first : kRowBlock);
+    const int count =
+        static_cast<int>(layer.query_positions - first < kRowBlock ? layer.query_positions - first : kRowBlock);
     T squares[kRows], row_factors[kRows];
     if constexpr (sizeof(S) == 2) {
       if (pairs)
@@ -258,16 +261,17 @@ void correlate_cpu(const Rule& rule, const Layer& layer, const S* query, const C
         if constexpr (sizeof(S) == 2) {
           const int64_t all_pairs = (depth + 1) / 2;
           if (pairs)
-            simd::multiply_tile_pairs(all_pairs, reinterpret_cast<const uint32_t*>(packed.data()) + sub * all_pairs * kTile,
-                                      reinterpret_cast<const uint32_t*>(columns.packed) + panel * all_pairs * kPanel + inside,
-                                      kPanel, products);
+            simd::multiply_tile_pairs(
+                all_pairs, reinterpret_cast<const uint32_t*>(packed.data()) + sub * all_pairs * kTile,
+                reinterpret_cast<const uint32_t*>(columns.packed) + panel * all_pairs * kPanel + inside, kPanel,
+                products);
           else
-            simd::multiply_tile(depth, packed.data() + sub * depth * kTile, columns.packed + panel * depth * kPanel + inside,
-                                kPanel, products);
+            simd::multiply_tile(depth, packed.data() + sub * depth * kTile,
+                                columns.packed + panel * depth * kPanel + inside, kPanel, products);
         } else
 #endif
-          simd::multiply_tile(depth, packed.data() + sub * depth * kTile, columns.packed + panel * depth * kPanel + inside,
-                              kPanel, products);
+          simd::multiply_tile(depth, packed.data() + sub * depth * kTile,
+                              columns.packed + panel * depth * kPanel + inside, kPanel, products);
         const int64_t left = columns.count - j;
         const int valid = static_cast<int>(left < kTileColumns ? left : kTileColumns);
         if (split)
@@ -283,10 +287,10 @@ void correlate_cpu(const Rule& rule, const Layer& layer, const S* query, const C
   }
 }
 
-#define FSSOPS_INSTANTIATE(T, S)                                                                                          \
-  template void pack_columns_cpu<T, S>(const Layer&, const S*, const Columns<T>&, bool, int64_t, int64_t);                \
-  template void correlate_cpu<T, S>(const Rule&, const Layer&, const S*, const Columns<T>&, bool, T*, int32_t*, int64_t, \
-                                    int64_t);
+#define FSSOPS_INSTANTIATE(T, S)                                                                                \
+  template void pack_columns_cpu<T, S>(const Layer&, const S*, const Columns<T>&, bool, int64_t, int64_t);      \
+  template void correlate_cpu<T, S>(const Rule&, const Layer&, const S*, const Columns<T>&, bool, T*, int32_t*, \
+                                    int64_t, int64_t);
 FSSOPS_INSTANTIATE(float, float)
 FSSOPS_INSTANTIATE(double, double)
 FSSOPS_INSTANTIATE(float, bf16_t)

@@ -45,9 +45,8 @@ void prepare(const CudaCall& call, const Table& table, void* stream) {
   using A = accumulator_t<F>;
   const Rule& rule = call.rule;
   const unsigned layers = static_cast<unsigned>(call.layers);
-  const int64_t positions = over_layers(call, [](const CudaLayer& l) {
-    return l.pack_query ? l.query_ld : l.layer.query_positions;
-  });
+  const int64_t positions =
+      over_layers(call, [](const CudaLayer& l) { return l.pack_query ? l.query_ld : l.layer.query_positions; });
   const int64_t columns = over_layers(call, [](const CudaLayer& l) { return l.support_ld; });
   FSSOPS_LAUNCH((compact_kernel<A>), dim3(clamp_grid(rule.units(), int64_t(1) << 30), layers), kThreads,
                 kWarps * sizeof(int), stream, rule, table);
@@ -126,8 +125,8 @@ void layer_backward(const CudaCall& call, const CudaLayer& target, void* query_g
         FSSOPS_LAUNCH((grad_support_kernel<F, A>),
                       dim3(static_cast<unsigned>(kGradChunk / kGradTile), static_cast<unsigned>(channel_tiles), images),
                       kThreads, shared, stream, rule, step);
-        FSSOPS_LAUNCH((column_term_kernel<A>), dim3(static_cast<unsigned>(kGradChunk / kThreads), images), kThreads, 0, stream,
-                      rule, step, row_tiles);
+        FSSOPS_LAUNCH((column_term_kernel<A>), dim3(static_cast<unsigned>(kGradChunk / kThreads), images), kThreads, 0,
+                      stream, rule, step, row_tiles);
       }
     }
   if (query_grad)
@@ -137,11 +136,12 @@ void layer_backward(const CudaCall& call, const CudaLayer& target, void* query_g
                   layer.query_strides, static_cast<const F*>(layer.query), static_cast<const A*>(target.grad_query),
                   static_cast<const A*>(target.row_term), static_cast<F*>(query_grad));
   if (support_grad)
-    FSSOPS_LAUNCH((finish_grad_kernel<F, A>),
-                  dim3(static_cast<unsigned>(ceil_div(layer.support_positions, kWarpSize)), clamp_grid(groups, kMaxGridYZ)),
-                  kThreads, kThreads * sizeof(A), stream, groups, rule.shots, layer.channels, layer.support_positions,
-                  layer.support_strides, static_cast<const F*>(layer.support), static_cast<const A*>(target.grad_support),
-                  static_cast<const A*>(target.column_term), static_cast<F*>(support_grad));
+    FSSOPS_LAUNCH(
+        (finish_grad_kernel<F, A>),
+        dim3(static_cast<unsigned>(ceil_div(layer.support_positions, kWarpSize)), clamp_grid(groups, kMaxGridYZ)),
+        kThreads, kThreads * sizeof(A), stream, groups, rule.shots, layer.channels, layer.support_positions,
+        layer.support_strides, static_cast<const F*>(layer.support), static_cast<const A*>(target.grad_support),
+        static_cast<const A*>(target.column_term), static_cast<F*>(support_grad));
 }
 
 template <class F>

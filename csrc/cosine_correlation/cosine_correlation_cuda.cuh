@@ -164,8 +164,7 @@ __global__ void __launch_bounds__(kThreads, 2) correlate_kernel(Rule rule, const
     const A* lengths = static_cast<const A*>(target.length) + u * target.support_ld + base;
     const int32_t* index = target.index + u * target.support_ld + base;
     const F* query = static_cast<const F*>(target.query_packed) + unit.image * target.query_batch + row0;
-    const F* support =
-        static_cast<const F*>(target.support_packed) + u * layer.channels * target.support_ld + base;
+    const F* support = static_cast<const F*>(target.support_packed) + u * layer.channels * target.support_ld + base;
     const A* row_lengths = static_cast<const A*>(target.query_length) + unit.image * layer.query_positions;
     const int64_t valid = (target.pack_query ? target.query_ld : layer.query_positions) - row0;
     // A background column is a zero that the first split brings in.
@@ -177,8 +176,8 @@ __global__ void __launch_bounds__(kThreads, 2) correlate_kernel(Rule rule, const
       best[i] = kMax && !zero ? -static_cast<A>(INFINITY) : A(0);
       best_column[i] = kMax && !zero ? INT32_MAX : -1;
     }
-    multiply_tiles<F>(query, target.query_ld, valid, support, target.support_ld, layer.channels, tiles, kColumnSplits, shared,
-                      [&](int64_t first, A(&sums)[T::kOwn][T::kOwn]) {
+    multiply_tiles<F>(query, target.query_ld, valid, support, target.support_ld, layer.channels, tiles, kColumnSplits,
+                      shared, [&](int64_t first, A(&sums)[T::kOwn][T::kOwn]) {
 #pragma unroll
                         for (int j = 0; j < T::kOwn; ++j) {
                           const int64_t column = first + T::column(j);
@@ -223,7 +222,7 @@ __global__ void __launch_bounds__(kThreads, 2) correlate_kernel(Rule rule, const
       }
     }
     __syncthreads();
-    A* parts = reinterpret_cast<A*>(shared);                                                   // [kColumnWarps][kRows]
+    A* parts = reinterpret_cast<A*>(shared);  // [kColumnWarps][kRows]
     int32_t* part_columns = reinterpret_cast<int32_t*>(parts + T::kColumnWarps * T::kRows);
     const int column_warp = T::kColumnWarps == 1 ? 0 : static_cast<int>(threadIdx.x) / kWarpSize % T::kColumnWarps;
     if (threadIdx.x % T::kColumnLanes == 0)
@@ -281,8 +280,9 @@ __global__ void __launch_bounds__(kThreads)
         total += parts[split * step];
       }
     }
-    total *= row_factor(rule.eps_rule,
-                        static_cast<const A*>(target.query_length)[Unit(rule, u).image * layer.query_positions + p], eps);
+    total *=
+        row_factor(rule.eps_rule,
+                   static_cast<const A*>(target.query_length)[Unit(rule, u).image * layer.query_positions + p], eps);
     if (counted_columns(rule, layer, count) == 0) {
       total = A(0);
       column = -1;
@@ -301,8 +301,8 @@ __global__ void __launch_bounds__(kThreads)
   constexpr int kWidth = T::kColumns + 1;
   FSSOPS_DYNAMIC_SHARED(unsigned char, memory);
   F* shared = reinterpret_cast<F*>(memory);
-  A* tile = reinterpret_cast<A*>(memory + kPipelineBytes<F>);          // [kRows][kWidth]
-  A* list = tile + T::kRows * kWidth;                                  // [k][kRows]
+  A* tile = reinterpret_cast<A*>(memory + kPipelineBytes<F>);  // [kRows][kWidth]
+  A* list = tile + T::kRows * kWidth;                          // [k][kRows]
   int32_t* list_column = reinterpret_cast<int32_t*>(list + rule.k * T::kRows);
   const CudaLayer& target = table.layer[blockIdx.z];
   const Layer& layer = target.layer;
@@ -329,37 +329,38 @@ __global__ void __launch_bounds__(kThreads)
         list_column[i * T::kRows + r] = -1;
       }
     const A row_length = has_row ? row_lengths[row0 + r] : A(0);
-    multiply_tiles<F>(query, target.query_ld, valid, support, target.support_ld, layer.channels, tiles, 1, shared,
-                      [&](int64_t first, A(&sums)[T::kOwn][T::kOwn]) {
-                        __syncthreads();
+    multiply_tiles<F>(
+        query, target.query_ld, valid, support, target.support_ld, layer.channels, tiles, 1, shared,
+        [&](int64_t first, A(&sums)[T::kOwn][T::kOwn]) {
+          __syncthreads();
 #pragma unroll
-                        for (int i = 0; i < T::kOwn; ++i)
+          for (int i = 0; i < T::kOwn; ++i)
 #pragma unroll
-                          for (int j = 0; j < T::kOwn; ++j) tile[T::row(i) * kWidth + T::column(j)] = sums[i][j];
-                        __syncthreads();
-                        if (!has_row) return;
-                        for (int j = 0; j < T::kColumns && first + j < count; ++j) {
-                          const A weight = weights[first + j], length = lengths[first + j];
-                          A value = tile[r * kWidth + j];
-                          if (separable(rule.eps_rule))
-                            value = value * column_factor(rule, eps, weight, length);
-                          else
-                            value = value * weight / (row_length * length + eps);
-                          if (rule.relu && value < A(0)) value = A(0);
-                          // Columns come in ascending order, so an equal value never overtakes.
-                          int i = rule.k;
-                          while (i > 0 && (value > list[(i - 1) * T::kRows + r] ||
-                                           (value != value && list[(i - 1) * T::kRows + r] == list[(i - 1) * T::kRows + r])))
-                            --i;
-                          if (i == rule.k) continue;
-                          for (int n = rule.k - 1; n > i; --n) {
-                            list[n * T::kRows + r] = list[(n - 1) * T::kRows + r];
-                            list_column[n * T::kRows + r] = list_column[(n - 1) * T::kRows + r];
-                          }
-                          list[i * T::kRows + r] = value;
-                          list_column[i * T::kRows + r] = index[first + j];
-                        }
-                      });
+            for (int j = 0; j < T::kOwn; ++j) tile[T::row(i) * kWidth + T::column(j)] = sums[i][j];
+          __syncthreads();
+          if (!has_row) return;
+          for (int j = 0; j < T::kColumns && first + j < count; ++j) {
+            const A weight = weights[first + j], length = lengths[first + j];
+            A value = tile[r * kWidth + j];
+            if (separable(rule.eps_rule))
+              value = value * column_factor(rule, eps, weight, length);
+            else
+              value = value * weight / (row_length * length + eps);
+            if (rule.relu && value < A(0)) value = A(0);
+            // Columns come in ascending order, so an equal value never overtakes.
+            int i = rule.k;
+            while (i > 0 && (value > list[(i - 1) * T::kRows + r] ||
+                             (value != value && list[(i - 1) * T::kRows + r] == list[(i - 1) * T::kRows + r])))
+              --i;
+            if (i == rule.k) continue;
+            for (int n = rule.k - 1; n > i; --n) {
+              list[n * T::kRows + r] = list[(n - 1) * T::kRows + r];
+              list_column[n * T::kRows + r] = list_column[(n - 1) * T::kRows + r];
+            }
+            list[i * T::kRows + r] = value;
+            list_column[i * T::kRows + r] = index[first + j];
+          }
+        });
     if (!has_row) continue;
     const int64_t divisor = divisor_of(rule, layer, count), row = layer.first_row + u * layer.query_positions;
     A total = A(0);

@@ -38,7 +38,8 @@ void own_gradient(int64_t channels, int count, const T* own, int64_t others, con
         product = g.coefficient;
         shared[j] += by_own(g);
       }
-    simd::gemm_nn<T, true>(channels, kBlock, rows, block, other_channel, other_step, products, kBlock, gradient, kBlock);
+    simd::gemm_nn<T, true>(channels, kBlock, rows, block, other_channel, other_step, products, kBlock, gradient,
+                           kBlock);
   }
   for (int j = 0; j < kBlock; ++j) shared[j] = j < count && own_lengths[j] > T(0) ? shared[j] / own_lengths[j] : T(0);
   for (int64_t c = 0; c < channels; ++c)
@@ -59,7 +60,8 @@ void gather_columns_cpu(const Layer& layer, const T* support, const Columns<T>& 
       columns.packed[c * columns.count + j] = value;
     }
     const T weight = columns.weight[j];
-    columns.length[j] = (weight < T(0) ? -weight : weight) * std::sqrt((squares[0] + squares[1]) + (squares[2] + squares[3]));
+    columns.length[j] =
+        (weight < T(0) ? -weight : weight) * std::sqrt((squares[0] + squares[1]) + (squares[2] + squares[3]));
   }
 }
 
@@ -146,12 +148,12 @@ void grad_support_cpu(const Rule& rule, const Layer& layer, const T* query, cons
   }
 }
 
-#define FSSOPS_INSTANTIATE(T)                                                                                             \
-  template void gather_columns_cpu<T>(const Layer&, const T*, const Columns<T>&, int64_t, int64_t);                       \
-  template void query_lengths_cpu<T>(const Layer&, const T*, T*, int64_t, int64_t);                                       \
-  template void grad_query_cpu<T>(const Rule&, const Layer&, const T*, const T*, const Columns<T>&, const T*,             \
-                                  const int32_t*, T*, int64_t, int64_t);                                                  \
-  template void grad_support_cpu<T>(const Rule&, const Layer&, const T*, const T*, const Columns<T>&, const T*,           \
+#define FSSOPS_INSTANTIATE(T)                                                                                   \
+  template void gather_columns_cpu<T>(const Layer&, const T*, const Columns<T>&, int64_t, int64_t);             \
+  template void query_lengths_cpu<T>(const Layer&, const T*, T*, int64_t, int64_t);                             \
+  template void grad_query_cpu<T>(const Rule&, const Layer&, const T*, const T*, const Columns<T>&, const T*,   \
+                                  const int32_t*, T*, int64_t, int64_t);                                        \
+  template void grad_support_cpu<T>(const Rule&, const Layer&, const T*, const T*, const Columns<T>&, const T*, \
                                     const int32_t*, T*, int64_t, int64_t);
 FSSOPS_INSTANTIATE(float)
 FSSOPS_INSTANTIATE(double)

@@ -1,6 +1,6 @@
 // Backward kernels, one layer and one unit of every image at a time. Products are made again for kGradChunk columns,
-// turned into coefficients E[row][column] = d loss / d (q . s), and multiplied with either side. Sums that span launches
-// are added to in launch order, so results do not change from run to run.
+// turned into coefficients E[row][column] = d loss / d (q . s), and multiplied with either side. Sums that span
+// launches are added to in launch order, so results do not change from run to run.
 #pragma once
 
 #include "cosine_correlation/cosine_correlation_tile.cuh"
@@ -52,45 +52,47 @@ __global__ void __launch_bounds__(kThreads)
     A* column_partial = static_cast<A*>(target.column_partial) + (b * gridDim.x + blockIdx.x) * kGradChunk;
     A row_sums[T::kOwn] = {};
     const int tiles = static_cast<int>(ceil_div(count, T::kColumns));
-    multiply_tiles<F>(
-        query, target.query_ld, valid, support, target.support_ld, layer.channels, tiles, 1, shared,
-        [&](int64_t first, A(&sums)[T::kOwn][T::kOwn]) {
-          A by_support[T::kOwn] = {};
-          for (int i = 0; i < T::kOwn; ++i) {
-            const int64_t row = row0 + T::row(i);
-            const bool has_row = row < layer.query_positions;
-            const A row_grad = has_row ? grad[value_row + row] / divisor : A(0);
-            const A row_length = has_row ? row_lengths[row] : A(0);
-            const int32_t* picked = chosen + value_row * rule.k + row;
+    multiply_tiles<F>(query, target.query_ld, valid, support, target.support_ld, layer.channels, tiles, 1, shared,
+                      [&](int64_t first, A(&sums)[T::kOwn][T::kOwn]) {
+                        A by_support[T::kOwn] = {};
+                        for (int i = 0; i < T::kOwn; ++i) {
+                          const int64_t row = row0 + T::row(i);
+                          const bool has_row = row < layer.query_positions;
+                          const A row_grad = has_row ? grad[value_row + row] / divisor : A(0);
+                          const A row_length = has_row ? row_lengths[row] : A(0);
+                          const int32_t* picked = chosen + value_row * rule.k + row;
 #pragma unroll
-            for (int j = 0; j < T::kOwn; ++j) {
-              const int64_t column = first + T::column(j);
-              PairGrad<A> g{A(0), A(0), A(0)};
-              if (has_row && column < count) {
-                const bool active = rule.reduction == Reduction::mean ||
-                                    is_chosen(picked, layer.query_positions, rule.k, index[column]);
-                // sums[i][j] with a run-time i would go to memory; the loop over i is unrolled by the select below.
-                A product = A(0);
+                          for (int j = 0; j < T::kOwn; ++j) {
+                            const int64_t column = first + T::column(j);
+                            PairGrad<A> g{A(0), A(0), A(0)};
+                            if (has_row && column < count) {
+                              const bool active = rule.reduction == Reduction::mean ||
+                                                  is_chosen(picked, layer.query_positions, rule.k, index[column]);
+                              // sums[i][j] with a run-time i would go to memory; the loop over i is unrolled by the
+                              // select below.
+                              A product = A(0);
 #pragma unroll
-                for (int n = 0; n < T::kOwn; ++n) product = n == i ? sums[n][j] : product;
-                g = pair_grad(rule, eps, row_grad, active, product, row_length, weights[column], lengths[column]);
-              }
-              if (has_row) coefficients[T::row(i) * kGradChunk + column] = g.coefficient;
+                              for (int n = 0; n < T::kOwn; ++n) product = n == i ? sums[n][j] : product;
+                              g = pair_grad(rule, eps, row_grad, active, product, row_length, weights[column],
+                                            lengths[column]);
+                            }
+                            if (has_row) coefficients[T::row(i) * kGradChunk + column] = g.coefficient;
 #pragma unroll
-              for (int n = 0; n < T::kOwn; ++n) row_sums[n] += n == i ? g.by_query : A(0);
-              by_support[j] += g.by_support;
-            }
-          }
-          __syncthreads();
+                            for (int n = 0; n < T::kOwn; ++n) row_sums[n] += n == i ? g.by_query : A(0);
+                            by_support[j] += g.by_support;
+                          }
+                        }
+                        __syncthreads();
 #pragma unroll
-          for (int j = 0; j < T::kOwn; ++j) column_sums[T::row_thread() * T::kColumns + T::column(j)] = by_support[j];
-          __syncthreads();
-          if (threadIdx.x < T::kColumns) {
-            A total = A(0);
-            for (int n = 0; n < T::kRowThreads; ++n) total += column_sums[n * T::kColumns + threadIdx.x];
-            column_partial[first + threadIdx.x] = total;
-          }
-        });
+                        for (int j = 0; j < T::kOwn; ++j)
+                          column_sums[T::row_thread() * T::kColumns + T::column(j)] = by_support[j];
+                        __syncthreads();
+                        if (threadIdx.x < T::kColumns) {
+                          A total = A(0);
+                          for (int n = 0; n < T::kRowThreads; ++n) total += column_sums[n * T::kColumns + threadIdx.x];
+                          column_partial[first + threadIdx.x] = total;
+                        }
+                      });
     constexpr int kColumnThreads = kThreads / T::kRowThreads;
     const int column_thread = T::kColumnWarps == 1
                                   ? static_cast<int>(threadIdx.x) % T::kColumnLanes
@@ -113,7 +115,7 @@ __global__ void __launch_bounds__(kThreads)
 // give the element or 0 outside; add(m, n, value) writes.
 template <class A, class LoadA, class LoadB, class Add>
 __device__ __forceinline__ void multiply_block(int64_t depth, A* shared, LoadA load_a, LoadB load_b, Add add) {
-  A* left = shared;                                          // [kGradDepth][kGradTile + 1]
+  A* left = shared;  // [kGradDepth][kGradTile + 1]
   A* right = shared + kGradDepth * (kGradTile + 1);
   const int y = threadIdx.x / 16, x = threadIdx.x % 16;
   A sums[4][4] = {};
@@ -196,8 +198,8 @@ __global__ void __launch_bounds__(kThreads) grad_support_kernel(Rule rule, const
     const F* query = static_cast<const F*>(target.query_packed) + b * target.query_batch;
     const A* coefficients = static_cast<const A*>(target.coefficients) + b * layer.query_positions * kGradChunk;
     const int32_t* index = target.index + u * target.support_ld + step.chunk;
-    A* out = static_cast<A*>(target.grad_support) +
-             (b * rule.shots + unit.shot) * layer.channels * layer.support_positions;
+    A* out =
+        static_cast<A*>(target.grad_support) + (b * rule.shots + unit.shot) * layer.channels * layer.support_positions;
     multiply_block(
         layer.query_positions, shared,
         [&](int64_t p0, A* block) {
@@ -239,19 +241,21 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// grad[v][c] - own[v][c] * term[v] / |own[v]|, in the dtype of the features. One warp's lanes take 32 vectors, the block's
-// warps share the channels. grid (position blocks, groups): groups are images (query) or images * shots (support).
+// grad[v][c] - own[v][c] * term[v] / |own[v]|, in the dtype of the features. One warp's lanes take 32 vectors, the
+// block's warps share the channels. grid (position blocks, groups): groups are images (query) or images * shots
+// (support).
 template <class F, class A>
-__global__ void __launch_bounds__(kThreads) finish_grad_kernel(int64_t groups, int64_t shots, int64_t channels, int64_t positions,
-                                                               Strides strides, const F* own, const A* sums, const A* terms,
-                                                               F* out) {
+__global__ void __launch_bounds__(kThreads)
+    finish_grad_kernel(int64_t groups, int64_t shots, int64_t channels, int64_t positions, Strides strides,
+                       const F* own, const A* sums, const A* terms, F* out) {
   FSSOPS_DYNAMIC_SHARED(A, scratch);  // [warps][32]
   const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
   constexpr int kAllWarps = kThreads / kWarpSize;
   const int64_t p = static_cast<int64_t>(blockIdx.x) * kWarpSize + lane;
   const bool inside = p < positions;
   for (int64_t group = blockIdx.y; group < groups; group += gridDim.y) {
-    const F* source = own + group / shots * strides.batch + group % shots * strides.shot + (inside ? p : 0) * strides.position;
+    const F* source =
+        own + group / shots * strides.batch + group % shots * strides.shot + (inside ? p : 0) * strides.position;
     const A term = inside ? terms[group * positions + p] : A(0);
     A squares = A(0);
     for (int64_t c = warp; c < channels; c += kAllWarps) {

@@ -14,8 +14,8 @@ FSSOPS_HOST_DEVICE A guarded_length(EpsRule rule, A length, A eps) {
 
 FSSOPS_HOST_DEVICE bool separable(EpsRule rule) { return rule != EpsRule::add_to_product; }
 
-// What a query position's reduced value is multiplied by. NaN where the length is not finite: relu has turned what would
-// have been -infinity / infinity into a zero.
+// What a query position's reduced value is multiplied by. NaN where the length is not finite: relu has turned what
+// would have been -infinity / infinity into a zero.
 template <class A>
 FSSOPS_HOST_DEVICE A row_factor(EpsRule rule, A length, A eps) {
   if (!separable(rule)) return A(1);
@@ -50,8 +50,8 @@ struct PairGrad {
 
 // `grad` is the gradient of the query position's value over its divisor; `active` says that the cosine entered it.
 template <class A>
-FSSOPS_HOST_DEVICE PairGrad<A> pair_grad(const Rule& rule, A eps, A grad, bool active, A product, A query_length, A weight,
-                                         A length) {
+FSSOPS_HOST_DEVICE PairGrad<A> pair_grad(const Rule& rule, A eps, A grad, bool active, A product, A query_length,
+                                         A weight, A length) {
   const PairScale<A> s = pair_scale(rule.eps_rule, eps, query_length, weight, length);
   if (!active || (rule.relu && s.scale * product <= A(0))) return {A(0), A(0), A(0)};
   const A coefficient = grad * s.scale;

@@ -64,15 +64,17 @@ struct Tile {  // float and double: 16 x 16 threads
   using A = accumulator_t<F>;
   static constexpr int kOwn = sizeof(F) == 8 ? 4 : 8;
   static constexpr int kRows = 16 * kOwn, kColumns = 16 * kOwn;
-  static constexpr int kDepth = 16;           // channels of a stage
-  static constexpr int kLd = kRows;           // elements of a row in shared memory
-  static constexpr int kColumnLanes = 16;     // lanes side by side that share a row
-  static constexpr int kColumnWarps = 1;      // warps that share a row
-  static constexpr int kRowThreads = 16;      // threads that share a column
+  static constexpr int kDepth = 16;        // channels of a stage
+  static constexpr int kLd = kRows;        // elements of a row in shared memory
+  static constexpr int kColumnLanes = 16;  // lanes side by side that share a row
+  static constexpr int kColumnWarps = 1;   // warps that share a row
+  static constexpr int kRowThreads = 16;   // threads that share a column
   static constexpr int kVector = 16 / sizeof(F);
 
   __device__ static int row(int i) { return i / kGroup * (kRows / kGroups) + threadIdx.x / 16 * kGroup + i % kGroup; }
-  __device__ static int column(int j) { return j / kGroup * (kRows / kGroups) + threadIdx.x % 16 * kGroup + j % kGroup; }
+  __device__ static int column(int j) {
+    return j / kGroup * (kRows / kGroups) + threadIdx.x % 16 * kGroup + j % kGroup;
+  }
   __device__ static int row_thread() { return threadIdx.x / 16; }
 
   __device__ static void multiply(const F* query, const F* support, A (&sums)[kOwn][kOwn]) {
@@ -152,8 +154,8 @@ constexpr int kPipelineBytes = kStages * kStageElements<F> * static_cast<int>(si
 // consume(first column, sums) is called by all threads. query and support point at the first row and the first column.
 template <class F, class Consume>
 __device__ __forceinline__ void multiply_tiles(const F* query, int64_t query_ld, int64_t query_valid, const F* support,
-                                               int64_t support_ld, int64_t channels, int tiles, int64_t tile_step, F* shared,
-                                               Consume consume) {
+                                               int64_t support_ld, int64_t channels, int tiles, int64_t tile_step,
+                                               F* shared, Consume consume) {
   using T = Tile<F>;
   constexpr int kChunks = T::kRows / T::kVector;  // 16-byte pieces of a row of a stage
   const int steps = static_cast<int>(ceil_div(channels, T::kDepth));
@@ -164,7 +166,8 @@ __device__ __forceinline__ void multiply_tiles(const F* query, int64_t query_ld,
     const F* columns = support + step / steps * tile_step * T::kColumns;
 #pragma unroll
     for (int i = 0; i < T::kDepth * kChunks / kThreads; ++i) {
-      const int piece = i * kThreads + static_cast<int>(threadIdx.x), k = piece / kChunks, x = piece % kChunks * T::kVector;
+      const int piece = i * kThreads + static_cast<int>(threadIdx.x), k = piece / kChunks,
+                x = piece % kChunks * T::kVector;
       const bool channel = c0 + k < channels, inside = channel && x < query_valid;
       copy_16(stage + k * T::kLd + x, inside ? query + (c0 + k) * query_ld + x : query, inside);
       copy_16(stage + (T::kDepth + k) * T::kLd + x, channel ? columns + (c0 + k) * support_ld + x : support, channel);

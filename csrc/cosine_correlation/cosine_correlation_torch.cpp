@@ -9,7 +9,8 @@ namespace {
 
 // Lists the kept columns of a unit.
 template <class T>
-void compact(const Rule& rule, const Layer& layer, const Unit& unit, std::vector<int32_t>& index, std::vector<T>& weight) {
+void compact(const Rule& rule, const Layer& layer, const Unit& unit, std::vector<int32_t>& index,
+             std::vector<T>& weight) {
   index.clear();
   weight.clear();
   const T* mask = static_cast<const T*>(layer.masks) + unit.mask_offset(rule, layer);
@@ -45,9 +46,11 @@ void run_forward(const Call& call, T* values, int32_t* chosen) {
       });
       const int64_t row = layer.first_row + u * layer.query_positions;
       const int64_t cost = kRowBlock * (layer.channels + 1) * (count + 1);
-      parallel_for(0, ceil_div(layer.query_positions, kRowBlock), ceil_div(1 << 20, cost), [&](int64_t begin, int64_t end) {
-        FSSOPS_CALL_ISA(correlate_cpu, rule, layer, query, columns, pairs, values + row, chosen + row * rule.k, begin, end);
-      });
+      parallel_for(0, ceil_div(layer.query_positions, kRowBlock), ceil_div(1 << 20, cost),
+                   [&](int64_t begin, int64_t end) {
+                     FSSOPS_CALL_ISA(correlate_cpu, rule, layer, query, columns, pairs, values + row,
+                                     chosen + row * rule.k, begin, end);
+                   });
     }
 }
 
@@ -80,7 +83,8 @@ void run_backward(const Call& call, const T* grad, const int32_t* chosen, Tensor
       const T* g = grad + row;
       const int32_t* picked = chosen + row * rule.k;
       if (!grad_query.empty()) {
-        T* out = static_cast<T*>(grad_query[i].mutable_data_ptr()) + unit.image * layer.channels * layer.query_positions;
+        T* out =
+            static_cast<T*>(grad_query[i].mutable_data_ptr()) + unit.image * layer.channels * layer.query_positions;
         parallel_for(0, ceil_div(layer.query_positions, kGradBlock), 1, [&](int64_t begin, int64_t end) {
           FSSOPS_CALL_ISA(grad_query_cpu, rule, layer, query, l, columns, g, picked, out, begin, end);
         });

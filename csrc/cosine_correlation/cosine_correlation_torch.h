@@ -43,8 +43,16 @@ inline Call prepare(Tensors& query, Tensors& support, Tensors& masks, int64_t re
   check_dim(kName, "masks", masks[0], 5, "[B, N, K, y, x]");
   const Reduction kind = static_cast<Reduction>(reduction);
   const int kept = kind == Reduction::mean ? 0 : (kind == Reduction::max ? 1 : static_cast<int>(k));
-  call.rule = {masks[0].size(0), masks[0].size(1), masks[0].size(2), kind,  static_cast<EpsRule>(eps_rule),
-               kept,             all_positions,    relu,             joint, eps};
+  call.rule = {masks[0].size(0),
+               masks[0].size(1),
+               masks[0].size(2),
+               kind,
+               static_cast<EpsRule>(eps_rule),
+               kept,
+               all_positions,
+               relu,
+               joint,
+               eps};
   const Rule& rule = call.rule;
   call.type = query[0].scalar_type();
   const ScalarType mask_type = call.type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
@@ -57,16 +65,19 @@ inline Call prepare(Tensors& query, Tensors& support, Tensors& masks, int64_t re
                  "have the same images, masks and shots in every layer", shape_of(m));
     FSSOPS_CHECK(rule.shots > 0, kName, "support", "have at least one shot", shape_of(s));
     FSSOPS_CHECK(q.size(0) == rule.batch, kName, "query", "have the batch size of masks", shape_of(q));
-    FSSOPS_CHECK(s.size(0) == rule.batch && s.size(1) == rule.shots, kName, "support", "have the images and shots of masks",
-                 shape_of(s));
+    FSSOPS_CHECK(s.size(0) == rule.batch && s.size(1) == rule.shots, kName, "support",
+                 "have the images and shots of masks", shape_of(s));
     FSSOPS_CHECK(s.size(2) == q.size(1), kName, "support", "have the channels of query", shape_of(s));
-    FSSOPS_CHECK(s.size(3) == m.size(3) && s.size(4) == m.size(4), kName, "masks", "have the size of support", shape_of(m));
+    FSSOPS_CHECK(s.size(3) == m.size(3) && s.size(4) == m.size(4), kName, "masks", "have the size of support",
+                 shape_of(m));
     FSSOPS_CHECK(q.size(2) * q.size(3) > 0, kName, "query", "have at least one position", shape_of(q));
     FSSOPS_CHECK(s.size(3) * s.size(4) > 0, kName, "support", "have at least one position", shape_of(s));
-    FSSOPS_CHECK(rule.shots * s.size(3) * s.size(4) < (int64_t(1) << 31) && q.size(2) * q.size(3) < (int64_t(1) << 31), kName,
-                 "support", "have less than 2^31 positions", shape_of(s));
-    FSSOPS_CHECK(q.scalar_type() == call.type, kName, "query", "have one dtype in all layers", dtype_name(q.scalar_type()));
-    FSSOPS_CHECK(s.scalar_type() == call.type, kName, "support", "have the dtype of query", dtype_name(s.scalar_type()));
+    FSSOPS_CHECK(rule.shots * s.size(3) * s.size(4) < (int64_t(1) << 31) && q.size(2) * q.size(3) < (int64_t(1) << 31),
+                 kName, "support", "have less than 2^31 positions", shape_of(s));
+    FSSOPS_CHECK(q.scalar_type() == call.type, kName, "query", "have one dtype in all layers",
+                 dtype_name(q.scalar_type()));
+    FSSOPS_CHECK(s.scalar_type() == call.type, kName, "support", "have the dtype of query",
+                 dtype_name(s.scalar_type()));
     FSSOPS_CHECK(m.scalar_type() == mask_type, kName, "masks", "be float32, or float64 with float64 features",
                  dtype_name(m.scalar_type()));
     for (const Tensor* t : {&q, &s, &m})
@@ -98,8 +109,8 @@ inline void check_grad(const Call& call, const Tensor& grad, const Tensor& chose
   FSSOPS_CHECK(grad.size(0) == call.rows, kName, "grad", "have as many elements as values", shape_of(grad));
   FSSOPS_CHECK(grad.scalar_type() == call.masks[0].scalar_type(), kName, "grad", "have the dtype of masks",
                dtype_name(grad.scalar_type()));
-  FSSOPS_CHECK(chosen.dim() == 1 && chosen.size(0) == call.rows * call.rule.k, kName, "chosen", "have k elements a value",
-               shape_of(chosen));
+  FSSOPS_CHECK(chosen.dim() == 1 && chosen.size(0) == call.rows * call.rule.k, kName, "chosen",
+               "have k elements a value", shape_of(chosen));
 }
 
 }  // namespace fssops::cosine_correlation

@@ -28,7 +28,8 @@ void in_groups(const Call& call, bool backward, void* values, int32_t* chosen, R
     CudaLayer probe{};
     probe.layer = call.layers[i];
     sizes.push_back(plan_scratch(call.rule, dtype, backward, probe, nullptr));
-    if (i > starts.back() && (used + sizes[i] > kScratchBytes || i - starts.back() == static_cast<size_t>(kMaxLayers))) {
+    if (i > starts.back() &&
+        (used + sizes[i] > kScratchBytes || i - starts.back() == static_cast<size_t>(kMaxLayers))) {
       starts.push_back(i);
       used = 0;
     }

@@ -60,8 +60,8 @@ def _encode(segmentation: Any, width: int, height: int) -> Any:
     from pycocotools import mask as coco_mask
 
     if isinstance(segmentation, list):
-        good = [p for p in segmentation if coco_json._polygon_fault(p, width, height) is None]
-        return coco_mask.merge(coco_mask.frPyObjects(good, height, width))
+        polygons = [list(polygon) for polygon in segmentation]
+        return coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
     if isinstance(segmentation["counts"], list):
         return coco_mask.frPyObjects(segmentation, height, width)
     return {"size": [height, width], "counts": segmentation["counts"].encode()}
@@ -208,8 +208,14 @@ class COCOSource(FewShotSource):
         return [a.id for a in found if not draw(a.segmentation, width, height).any()]
 
     def images_of_annotations(self, class_id: int) -> list[str]:
-        """Images with any annotation of a class, crowds included: PANet's list, which knows no minimum area."""
-        return [name for name in self.names if self.annotations_of(name, class_id)]
+        """Images with any annotation of a class, crowds included: PANet's list, which knows no minimum area.
+
+        The order is that of pycocotools' ``getImgIds``, a Python set of image ids built in the order of the file.
+        """
+        category = self.category_ids[class_id]
+        ordered = list(set(self.file.images_of_category.get(category, [])))
+        names = [self.file.images[identifier][0] for identifier in ordered]
+        return [name for name in names if self.annotations_of(name, class_id)]
 
     def files(self) -> Iterable[str]:
         return [str(self.file.path)]

@@ -46,7 +46,7 @@ def support_picture(image: np.ndarray, foreground: np.ndarray, background: np.nd
         background: bool [H, W].
         way: 0-based.
     """
-    result = image.copy()
+    result: np.ndarray = image.copy()
     neither = ~(foreground | background)
     result[neither] = result[neither] // 3
     if background.mean() < 0.2:
@@ -62,7 +62,7 @@ def query_picture(image: np.ndarray, label: np.ndarray) -> np.ndarray:
         image: uint8 [H, W, 3].
         label: [H, W] of 0, 1..N, 255.
     """
-    result = image.copy()
+    result: np.ndarray = image.copy()
     result[label == IGNORE] = (result[label == IGNORE].astype(np.uint16) // 4 + 140).astype(np.uint8)
     for way in np.unique(label[(label != 0) & (label != IGNORE)]):
         result = overlay(result, label == way, WAY_COLOURS[(int(way) - 1) % len(WAY_COLOURS)])
@@ -75,7 +75,8 @@ def episode_row(episode: Episode, class_names: Mapping[int, str], *, normalised:
     def pixels(tensor: torch.Tensor) -> np.ndarray:
         if normalised:
             return transforms.denormalise(tensor)
-        return np.asarray(tensor.permute(1, 2, 0).byte())
+        plain: np.ndarray = tensor.permute(1, 2, 0).byte().numpy()
+        return plain
 
     tiles: list[tuple[np.ndarray, str]] = []
     ways, shots = episode.support_images.shape[:2]

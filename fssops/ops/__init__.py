@@ -9,5 +9,11 @@ Importing this package loads the native library, or raises one error that says w
 
 from fssops.ops.cosine_correlation import cosine_correlation
 from fssops.ops.masked_average_pooling import masked_average_pooling
+from fssops.ops.ms_deform_attn import ms_deform_attn, ms_deform_attn_fused
 
-__all__ = ["cosine_correlation", "masked_average_pooling"]
+__all__ = [
+    "cosine_correlation",
+    "masked_average_pooling",
+    "ms_deform_attn",
+    "ms_deform_attn_fused",
+]

@@ -35,8 +35,8 @@ def _check_layer(query: Tensor, support: Tensor, masks: Tensor) -> None:
         raise ValueError(f"{_OP}: support must have at least one shot, got {list(support.shape)}")
     if masks.shape[0] != batch or masks.shape[-3] != shots or list(masks.shape[-2:]) != size:
         raise ValueError(
-            f"{_OP}: masks must have the images, shots and size of support, [{batch}, (N,) {shots}, {size[0]}, {size[1]}], "
-            f"got {list(masks.shape)}"
+            f"{_OP}: masks must have the images, shots and size of support, [{batch}, (N,) {shots}, {size[0]}, {size[1]}],"
+            f" got {list(masks.shape)}"
         )
     for name, tensor in (("query", query), ("support", support)):
         check_float(_OP, name, tensor)
@@ -118,7 +118,8 @@ def cosine_correlation(
 
     As published:
 
-    - MSANet, multi-similarity: the defaults; masks = where(m >= mean of the positive m, m, 0); then the mean over shots.
+    - MSANet, multi-similarity: the defaults; masks = where(m >= mean of the positive m, m, 0); then the mean
+      over shots.
     - The same in HSNet's dense form, averaged over all positions: ``divisor="all"``.
     - PFENet and BAM (MSANet), prior mask: ``reduction="max", divisor="all", relu=False, eps=1e-7,
       eps_rule="add_to_product"``; the caller scales the result to 0..1 per image.
@@ -140,8 +141,8 @@ def cosine_correlation(
         backend: ``native`` or ``reference``; by default what FSSOPS_BACKEND says.
 
     Returns:
-        [B, K, h, w] (K = 1 if joint; [B, N, K, h, w] if masks have N), in the dtype of query, or a list of them. 0 where
-        no position counts. Products and sums are float32 (float64 for float64). bfloat16 on the CPU uses its dot
+        [B, K, h, w] (K = 1 if joint; [B, N, K, h, w] if masks have N), in the dtype of query, or a list of them. 0
+        where no position counts. Products and sums are float32 (float64 for float64). bfloat16 on the CPU uses its dot
         products where the processor has them; autocast leaves half types as they are.
         Gradients flow to query and support, not to masks; of equal largest cosines the first one gets it. Results are
         deterministic on every device.
@@ -162,8 +163,8 @@ def cosine_correlation(
         _check_layer(q, s, m)
         if m.dim() != mask_layers[0].dim() or m.shape[:-2] != mask_layers[0].shape[:-2]:
             raise ValueError(
-                f"{_OP}: masks must have the same images, masks and shots in every layer, {list(mask_layers[0].shape)}, "
-                f"got {list(m.shape)}"
+                f"{_OP}: masks must have the same images, masks and shots in every layer, {list(mask_layers[0].shape)},"
+                f" got {list(m.shape)}"
             )
         if q.dtype != queries[0].dtype:
             raise TypeError(f"{_OP}: query must have one dtype in all layers, {queries[0].dtype}, got {q.dtype}")

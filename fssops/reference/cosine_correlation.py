@@ -35,7 +35,7 @@ def cosine_correlation(
 
     Forms all [HW, HW] cosines.
     """
-    batch, channels, *size = query.shape
+    batch, _, *size = query.shape
     count, groups = masks.shape[1], masks.shape[2]
     q = query.flatten(2)  # [B, C, P]
     weights = masks.to(query.dtype).flatten(3)[:, :, :, None]  # [B, N, K, 1, S]

@@ -38,6 +38,39 @@ MASKED_AVERAGE_POOLING = [
 
 
 @dataclass(frozen=True)
+class DeformableCase:
+    """Sizes of one multi-scale deformable attention call."""
+
+    name: str
+    batch: int
+    queries: int
+    heads: int
+    channels: int  # a head
+    shapes: tuple[tuple[int, int], ...]
+    points: int
+    reference: int = 0  # 0 locations and weights are given; 2 points or 4 boxes, with offsets and logits
+    starts: tuple[int, ...] | None = None
+    tokens: int | None = None  # with starts: more than the levels take
+
+
+DEFORMABLE = [
+    DeformableCase("three_levels", 2, 9, 3, 32, ((6, 7), (3, 4), (2, 2)), 4),
+    DeformableCase("three_levels_points", 2, 9, 3, 32, ((6, 7), (3, 4), (2, 2)), 4, 2),
+    DeformableCase("three_levels_boxes", 2, 9, 3, 32, ((6, 7), (3, 4), (2, 2)), 4, 4),
+    DeformableCase("odd_channels", 1, 7, 2, 13, ((5, 3), (4, 4)), 3),
+    DeformableCase("odd_channels_points", 2, 5, 1, 37, ((5, 3), (4, 4)), 3, 2),
+    DeformableCase("one_channel_boxes", 1, 6, 3, 1, ((4, 4), (1, 3)), 2, 4),
+    DeformableCase("narrow_channels", 2, 5, 2, 8, ((3, 3),), 5, 2),
+    DeformableCase("wide_channels", 1, 4, 2, 136, ((3, 5), (2, 2)), 3, 2),
+    DeformableCase("sixty_four_channels", 1, 5, 2, 64, ((3, 5), (2, 2)), 4),
+    DeformableCase("many_points", 1, 3, 2, 32, ((5, 6), (3, 3), (2, 3), (1, 2)), 9, 2),
+    DeformableCase("one_of_everything", 1, 1, 1, 1, ((1, 1),), 1),
+    DeformableCase("levels_reordered", 1, 5, 2, 16, ((2, 3), (4, 4)), 2, 0, (17, 1), 24),
+    DeformableCase("levels_share_tokens", 2, 5, 2, 16, ((4, 4), (2, 4)), 2, 2, (0, 8), 16),
+]
+
+
+@dataclass(frozen=True)
 class CorrelationCase:
     """Sizes and rule of one cosine correlation call."""
 
@@ -67,7 +100,7 @@ COSINE_CORRELATION = [
     CorrelationCase("prior_mask", 1, 33, 2, 1, (9, 7), (9, 7), 0.3, "max", 1, "all", False, "add_to_product"),
     CorrelationCase("max_kept_of_negatives", 1, 5, 1, 2, (4, 5), (3, 4), 0.5, "max", relu=False),
     CorrelationCase("topk", 1, 12, 2, 2, (5, 5), (5, 6), 0.5, "topk_mean", 3, relu=False, soft=True),
-    CorrelationCase("topk_more_than_kept", 2, 8, 1, 1, (5, 4), (4, 4), 0.2, "topk_mean", 7, "all", False, "clamp_norms"),
+    CorrelationCase("topk_beyond_kept", 2, 8, 1, 1, (5, 4), (4, 4), 0.2, "topk_mean", 7, "all", False, "clamp_norms"),
     CorrelationCase("joint_shots", 2, 20, 3, 2, (5, 7), (4, 6), 0.4, shots_rule="joint"),
     CorrelationCase("joint_shots_max", 1, 20, 3, 1, (5, 7), (4, 6), 0.4, "max", shots_rule="joint"),
     CorrelationCase("product_rule_mean", 1, 9, 2, 1, (3, 5), (6, 4), 0.6, eps_rule="add_to_product", soft=True),

@@ -134,7 +134,7 @@ def load_weights(
         old, new = tuple(value.shape), tuple(own[key].shape)
         if old != new and _squeezed(old) != _squeezed(new):
             # A model names the tensors that depend on the number of classes; they alone may differ.
-            other_classes = key.startswith(tuple(getattr(target, "classifier", ())))
+            other_classes = key.startswith(tuple(getattr(target, "class_dependent", ())))
             (report.reinitialised if other_classes else report.replaced).append((key, old, new))
             continue
         if old != new:
@@ -168,6 +168,10 @@ def _recognise(model: nn.Module, checkpoint: Checkpoint) -> tuple[Layout | None,
     own = model.state_dict().keys()
     common = len(keys & own)
     if common * 10 >= len(keys) * 9:
+        # Some layouts name nearly everything as we do (Swin's); what is left over is theirs to explain.
+        for layout in layouts_of(_name_of(model)) if common < len(keys) else ():
+            if layout.recognise(keys):
+                return layout, model, ""
         return None, model, ""
     backbone = getattr(model, "backbone", None)
     targets = [(_name_of(model), model, "")]

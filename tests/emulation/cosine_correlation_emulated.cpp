@@ -4,17 +4,28 @@
 
 using namespace fssops::cosine_correlation;
 
-extern "C" __attribute__((visibility("default"))) void set_order_seed(unsigned seed) { emulation::set_order_seed(seed); }
+extern "C" __attribute__((visibility("default"))) void set_order_seed(unsigned seed) {
+  emulation::set_order_seed(seed);
+}
 
 // rule: B, N, K, reduction, eps_rule, k, all_positions, relu, joint. sizes of a layer: C, query and support positions,
 // query strides (batch, channel, position), support strides (batch, shot, channel, position).
 extern "C" __attribute__((visibility("default"))) void run(const int64_t* r, double eps, int dtype, int layers,
-                                                           const int64_t* sizes, const void** query, const void** support,
-                                                           const void** masks, void* values, int32_t* chosen, void* grad,
-                                                           void** query_grads, void** support_grads) {
+                                                           const int64_t* sizes, const void** query,
+                                                           const void** support, const void** masks, void* values,
+                                                           int32_t* chosen, void* grad, void** query_grads,
+                                                           void** support_grads) {
   CudaCall call{};
-  call.rule = {r[0], r[1], r[2], static_cast<Reduction>(r[3]), static_cast<EpsRule>(r[4]), static_cast<int>(r[5]),
-               r[6] != 0, r[7] != 0, r[8] != 0, eps};
+  call.rule = {r[0],
+               r[1],
+               r[2],
+               static_cast<Reduction>(r[3]),
+               static_cast<EpsRule>(r[4]),
+               static_cast<int>(r[5]),
+               r[6] != 0,
+               r[7] != 0,
+               r[8] != 0,
+               eps};
   call.dtype = dtype;
   call.layers = layers;
   call.chosen = chosen;
@@ -25,7 +36,8 @@ extern "C" __attribute__((visibility("default"))) void run(const int64_t* r, dou
       const int64_t* s = sizes + 10 * i;
       CudaLayer& target = call.table[i];
       target = {};
-      target.layer = {s[0], s[1], s[2], {s[3], 0, s[4], s[5]}, {s[6], s[7], s[8], s[9]}, query[i], support[i], masks[i], row};
+      target.layer = {s[0],       s[1],     s[2], {s[3], 0, s[4], s[5]}, {s[6], s[7], s[8], s[9]}, query[i],
+                      support[i], masks[i], row};
       row += call.rule.units() * s[1];
       // Filled with NaN bits, so that reading what nothing wrote shows.
       scratch.emplace_back(static_cast<size_t>(plan_scratch(call.rule, dtype, backward, target, nullptr)) + 256, 0xff);

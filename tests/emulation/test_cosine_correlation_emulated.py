@@ -117,7 +117,11 @@ def test_query_is_read_in_place_where_its_rows_are_aligned(size: tuple[int, int]
 
 def test_layers_of_different_sizes_go_in_one_launch() -> None:
     case = COSINE_CORRELATION[0]
-    cases = [case, replace(case, channels=16, size=(4, 4), support_size=(3, 3)), replace(case, channels=65, size=(12, 11))]
+    cases = [
+        case,
+        replace(case, channels=16, size=(4, 4), support_size=(3, 3)),
+        replace(case, channels=65, size=(12, 11)),
+    ]
     layers = [_inputs(c, torch.float32) for c in cases]
     for got, layer in zip(_run(case, layers, seed=7), layers, strict=True):
         for name, value in _expected(case, layer).items():

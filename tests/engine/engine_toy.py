@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -109,13 +111,18 @@ def weights(trainer: Trainer) -> dict[str, Tensor]:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Train in a process of its own: FOLDER [resume] [--norm-free] [overrides...]; used by kill and DDP tests."""
+    """Train in a process of its own, for tests that kill it or run several.
+
+    FOLDER [resume] [--norm-free] [--slow] [--die-at=STEP] [table.key=value ...]
+    """
     from fssops.engine.checkpoints import CheckpointError, newest_good_checkpoint
 
     folder, rest = Path(arguments[0]), list(arguments[1:])
     resume = "resume" in rest
-    model = NormFreeModel() if "--norm-free" in rest else None
-    overrides = [text for text in rest if "=" in text]
+    torch.manual_seed(0)
+    model = NormFreeModel() if "--norm-free" in rest else ToyModel()
+    overrides = [text for text in rest if "=" in text and not text.startswith("--")]
+    die_at = next((int(text.partition("=")[2]) for text in rest if text.startswith("--die-at=")), None)
     run = RunFolder(folder)
     trainer = build_trainer(toy_settings(*overrides), run, model=model)
     if resume:
@@ -124,6 +131,14 @@ def main(arguments: Sequence[str]) -> None:
         except CheckpointError as error:
             if "no checkpoint file" not in str(error):
                 raise
+
+    def before_step(*_: Any) -> None:
+        if trainer.step == die_at and trainer.fabric.global_rank == trainer.fabric.world_size - 1:
+            os._exit(9)
+        if "--slow" in rest:
+            time.sleep(0.02)
+
+    next(trainer.model.children()).register_forward_pre_hook(before_step)
     trainer.fit()
     if trainer.fabric.is_global_zero:
         run.unlock()

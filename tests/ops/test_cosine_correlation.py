@@ -153,7 +153,11 @@ def test_eps_rules_are_those_published(device: str) -> None:
     query = torch.tensor([3.0, 4.0], device=device).view(1, 2, 1, 1)  # length 5
     support = torch.tensor([0.0, 1.0], device=device).view(1, 1, 2, 1, 1)  # length 1, product 4
     masks = torch.ones(1, 1, 1, 1, device=device)
-    for rule, expected in (("add_to_norms", 4 / (7 * 3)), ("add_to_product", 4 / (5 + 2)), ("clamp_norms", 4 / (5 * 2))):
+    for rule, expected in (
+        ("add_to_norms", 4 / (7 * 3)),
+        ("add_to_product", 4 / (5 + 2)),
+        ("clamp_norms", 4 / (5 * 2)),
+    ):
         got = ops.cosine_correlation(query, support, masks, eps=2.0, eps_rule=rule)
         assert float(got) == pytest.approx(expected, rel=1e-6)
 
@@ -174,7 +178,9 @@ def test_dense_form_equals_correlation_with_masked_features(reduction: str, devi
         want = cosines.max(dim=2).values
     else:
         want = cosines.topk(9, dim=2).values.mean(dim=2)
-    got = ops.cosine_correlation(query, support, masks, reduction=reduction, k=9, divisor="all", relu=reduction == "mean")
+    got = ops.cosine_correlation(
+        query, support, masks, reduction=reduction, k=9, divisor="all", relu=reduction == "mean"
+    )
     torch.testing.assert_close(got.flatten(2)[:, 0], want, atol=1e-6, rtol=1e-5)
 
 
@@ -229,7 +235,9 @@ def test_masks_without_their_own_axis_drop_it(device: str) -> None:
 @pytest.mark.parametrize("device", DEVICES)
 def test_no_images_give_empty_results(device: str) -> None:
     query = torch.randn(0, 4, 5, 6, device=device, requires_grad=True)
-    got = ops.cosine_correlation(query, torch.randn(0, 2, 4, 3, 3, device=device), torch.ones(0, 2, 3, 3, device=device))
+    got = ops.cosine_correlation(
+        query, torch.randn(0, 2, 4, 3, 3, device=device), torch.ones(0, 2, 3, 3, device=device)
+    )
     assert got.shape == (0, 2, 5, 6)
     got.sum().backward()
     assert query.grad is not None
@@ -239,7 +247,9 @@ def test_no_images_give_empty_results(device: str) -> None:
 @pytest.mark.parametrize("device", DEVICES)
 def test_no_channels_give_zero(device: str) -> None:
     got = ops.cosine_correlation(
-        torch.randn(1, 0, 3, 3, device=device), torch.randn(1, 1, 0, 2, 2, device=device), torch.ones(1, 1, 2, 2, device=device)
+        torch.randn(1, 0, 3, 3, device=device),
+        torch.randn(1, 1, 0, 2, 2, device=device),
+        torch.ones(1, 1, 2, 2, device=device),
     )
     assert torch.equal(got, torch.zeros_like(got))
 
@@ -298,7 +308,9 @@ def test_result_does_not_depend_on_the_number_of_threads() -> None:
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_autocast_leaves_half_features_as_they_are(device: str) -> None:
-    query, support = (t.bfloat16() for t in (torch.randn(1, 8, 3, 3, device=device), torch.randn(1, 1, 8, 3, 3, device=device)))
+    query, support = (
+        t.bfloat16() for t in (torch.randn(1, 8, 3, 3, device=device), torch.randn(1, 1, 8, 3, 3, device=device))
+    )
     masks = torch.ones(1, 1, 3, 3, device=device)
     with torch.autocast(device, dtype=torch.bfloat16):
         got = ops.cosine_correlation(query, support, masks)
@@ -338,7 +350,10 @@ GOOD: dict[str, Any] = {
         ({"query": torch.ones(2, 3, 4, 4).int()}, "query must be float32, float64, float16 or bfloat16"),
         ({"support": torch.ones(2, 3, 5, 5)}, r"support must have shape \[B, K, C, y, x\]"),
         ({"support": torch.ones(2, 1, 4, 5, 5)}, r"support must have the images and channels of query, \[2, K, 3"),
-        ({"support": torch.ones(2, 0, 3, 5, 5), "masks": torch.ones(2, 0, 5, 5)}, "support must have at least one shot"),
+        (
+            {"support": torch.ones(2, 0, 3, 5, 5), "masks": torch.ones(2, 0, 5, 5)},
+            "support must have at least one shot",
+        ),
         ({"support": torch.ones(2, 1, 3, 5, 5).double()}, "support must have the dtype of query, torch.float32"),
         ({"support": [torch.ones(2, 1, 3, 5, 5)] * 2}, "support must have as many layers as query, 1, got 2"),
         ({"masks": torch.ones(2, 1, 5)}, r"masks must have shape \[B, K, y, x\] or \[B, N, K, y, x\]"),
@@ -372,7 +387,18 @@ def test_wrong_arguments_are_named(change: dict[str, Any], message: str) -> None
     ],
 )
 def test_the_operator_itself_checks_its_arguments(index: int, value: Any, message: str) -> None:
-    arguments: list[Any] = [[GOOD["query"]], [GOOD["support"]], [GOOD["masks"][:, None]], 0, 1, False, True, 1e-5, 0, False]
+    arguments: list[Any] = [
+        [GOOD["query"]],
+        [GOOD["support"]],
+        [GOOD["masks"][:, None]],
+        0,
+        1,
+        False,
+        True,
+        1e-5,
+        0,
+        False,
+    ]
     arguments[index] = value
     with pytest.raises(RuntimeError, match="cosine_correlation: " + message):
         torch.ops.fssops.cosine_correlation(*arguments)

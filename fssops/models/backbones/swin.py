@@ -213,7 +213,8 @@ class SwinTransformer(nn.Module):
         super().__init__()
         self.form = form
         self.patch_embed = PatchEmbedding(form.channels)
-        rates = torch.linspace(0, drop_path, sum(form.depths)).tolist()
+        blocks = sum(form.depths)
+        rates = [drop_path * index / max(blocks - 1, 1) for index in range(blocks)]
         self.layers = nn.ModuleList()
         self.channels: dict[str, int] = {}
         self.strides: dict[str, int] = {}
@@ -230,6 +231,7 @@ class SwinTransformer(nn.Module):
         features: dict[str, Tensor] = {}
         x = self.patch_embed(images)
         for stage, layer in enumerate(self.layers):
+            assert isinstance(layer, SwinStage)
             x = layer(x)
             norm = self.get_submodule(f"norm{stage}")
             features[f"res{stage + 2}"] = norm(x).permute(0, 3, 1, 2)
