@@ -35,8 +35,8 @@ def _check_layer(query: Tensor, support: Tensor, masks: Tensor) -> None:
         raise ValueError(f"{_OP}: support must have at least one shot, got {list(support.shape)}")
     if masks.shape[0] != batch or masks.shape[-3] != shots or list(masks.shape[-2:]) != size:
         raise ValueError(
-            f"{_OP}: masks must have the images, shots and size of support, [{batch}, (N,) {shots}, {size[0]}, {size[1]}],"
-            f" got {list(masks.shape)}"
+            f"{_OP}: masks must have the images, shots and size of support, "
+            f"[{batch}, (N,) {shots}, {size[0]}, {size[1]}], got {list(masks.shape)}"
         )
     for name, tensor in (("query", query), ("support", support)):
         check_float(_OP, name, tensor)

@@ -62,7 +62,7 @@ def _run(
 
     library.run(
         rule, ctypes.c_double(EPS), DTYPES[layers[0][0].dtype], len(layers), (ctypes.c_int64 * len(sizes))(*sizes),
-        pointers([l[0] for l in layers]), pointers([l[1] for l in layers]), pointers([l[2] for l in layers]),
+        *[pointers([layer[i] for layer in layers]) for i in range(3)],
         pointer(values), pointer(chosen), pointer(grad),
         pointers([o["grad_query"] for o in outs]), pointers([o["grad_support"] for o in outs]),
     )  # fmt: skip
@@ -106,8 +106,8 @@ def test_matrix_units_equal_the_definition(case: CorrelationCase, dtype: torch.d
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_several_tiles_of_rows_columns_and_channels(dtype: torch.dtype) -> None:
     # More than one row tile, more column tiles than splits, and more channel steps than pipeline stages.
-    _compare(replace(COSINE_CORRELATION[0], batch=1, shots=1, channels=136, size=(12, 13), support_size=(28, 29), kept=0.9),
-             dtype, seed=5)  # fmt: skip
+    case = replace(COSINE_CORRELATION[0], batch=1, shots=1, channels=136, size=(12, 13), support_size=(28, 29), kept=0.9)
+    _compare(case, dtype, seed=5)
 
 
 @pytest.mark.parametrize("size", [(8, 16), (4, 8), (5, 5)], ids=str)
