@@ -17,7 +17,7 @@
 
 namespace fssops::masked_attention {
 
-constexpr int64_t kMaxHeadSize = 128;
+constexpr int64_t kMaxHeadSize = 128, kMaxQueries = int64_t{1} << 19;
 
 // Steps, in elements, of an array [B, M, rows, D] whose last step is 1. All address arithmetic is in 64 bits.
 struct Strides {

@@ -82,20 +82,13 @@ std::tuple<Tensor, Tensor, Tensor> backward(Tensor grad, Tensor query, Tensor ke
                                             bool need_value) {
   Sizes s = check_inputs(query, key, value, bits, false);
   check_backward(s, grad, query, out, logsumexp);
-  // `out` of the sizes describes both the output of the forward pass and the gradient of query, which is made alike.
-  Tensor made = new_heads_last(query, s.batch, s.heads, s.queries, s.head_size);
-  if (strides_of(out).row != strides_of(made).row || strides_of(out).head != strides_of(made).head ||
-      strides_of(out).batch != strides_of(made).batch) {
-    Tensor copy = new_heads_last(query, s.batch, s.heads, s.queries, s.head_size);
-    torch::stable::copy_(copy, out);
-    out = copy;
-  }
-  s.out = strides_of(made);
-  Tensor grad_query = need_query ? made : new_empty(query, {0});
+  // Both out and the gradient of query are described by s.out.
+  out = as_heads_last(out, s);
+  s.out = heads_last_strides(s, s.queries);
+  s.grad_key = heads_last_strides(s, s.keys);
+  Tensor grad_query = need_query ? new_heads_last(query, s.batch, s.heads, s.queries, s.head_size) : new_empty(query, {0});
   Tensor grad_key = need_key ? new_heads_last(query, s.batch, s.heads, s.keys, s.head_size) : new_empty(query, {0});
   Tensor grad_value = need_value ? new_heads_last(query, s.batch, s.heads, s.keys, s.head_size) : new_empty(query, {0});
-  const int64_t m = s.heads, d = s.head_size;
-  s.grad_key = {s.keys * m * d, d, m * d};
   if (s.batch * s.heads * s.queries * s.keys == 0) {
     for (Tensor* t : {&grad_query, &grad_key, &grad_value}) torch::stable::zero_(*t);
     return {grad_query, grad_key, grad_value};

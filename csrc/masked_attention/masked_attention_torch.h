@@ -15,6 +15,19 @@ inline Tensor new_heads_last(const Tensor& like, int64_t batch, int64_t heads, i
   return torch::stable::transpose(torch::stable::new_empty(like, {batch, rows, heads, depth}), 1, 2);
 }
 
+inline Strides heads_last_strides(const Sizes& s, int64_t rows) {
+  return {rows * s.heads * s.head_size, s.head_size, s.heads * s.head_size};
+}
+
+// As it is when it lies as new_heads_last makes it, else a copy that does.
+inline Tensor as_heads_last(const Tensor& t, const Sizes& s) {
+  const Strides wanted = heads_last_strides(s, t.size(2));
+  if (t.stride(0) == wanted.batch && t.stride(1) == wanted.head && t.stride(2) == wanted.row && t.stride(3) == 1) return t;
+  Tensor copy = new_heads_last(t, s.batch, s.heads, t.size(2), s.head_size);
+  torch::stable::copy_(copy, t);
+  return copy;
+}
+
 inline Strides strides_of(const Tensor& t) { return {t.stride(0), t.stride(1), t.stride(2)}; }
 
 // As it is when its rows are contiguous, else a copy.
@@ -53,7 +66,7 @@ inline Sizes check_inputs(Tensor& query, Tensor& key, Tensor& value, std::option
   s.queries = query.size(2);
   s.keys = key.size(2);
   s.head_size = query.size(3);
-  FSSOPS_CHECK(s.queries < (int64_t{1} << 31), kName, "query", "have fewer than 2^31 queries", shape_of(query));
+  FSSOPS_CHECK(s.queries <= kMaxQueries, kName, "query", "have at most 2^19 queries", shape_of(query));
   if (bits.has_value()) {
     check_dim(kName, "bits", *bits, 4, "[B, 1 or M, Q, words]");
     FSSOPS_CHECK(bits->scalar_type() == ScalarType::Int, kName, "bits", "be int32", dtype_name(bits->scalar_type()));
@@ -89,7 +102,6 @@ inline void check_backward(Sizes& s, Tensor& grad, const Tensor& query, Tensor& 
   FSSOPS_CHECK(logsumexp.scalar_type() == accumulator, kName, "logsumexp", "be of the accumulator's dtype",
                dtype_name(logsumexp.scalar_type()));
   grad = with_contiguous_rows(grad);
-  out = with_contiguous_rows(out);
   logsumexp = torch::stable::contiguous(logsumexp);
   s.grad_out = strides_of(grad);
 }
@@ -127,6 +139,7 @@ inline void check_embeddings(const Tensor& embeddings, const Tensor& features, b
                "be on the device of mask_embeddings", features.get_device_index());
   FSSOPS_CHECK(features.size(0) == embeddings.size(0) && features.size(1) == embeddings.size(2), kOp, "mask_features",
                "have the batch size and channels of mask_embeddings", shape_of(features));
+  FSSOPS_CHECK(embeddings.size(1) <= kMaxQueries, kOp, "mask_embeddings", "have at most 2^19 queries", shape_of(embeddings));
 }
 
 inline Tensor new_bits(const Tensor& like, int64_t batch, int64_t heads, int64_t queries, int64_t keys) {
