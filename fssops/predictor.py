@@ -135,7 +135,7 @@ class FewShotPredictor:
             labels = annotation_sets[name]
             if len(labels) != len(found):
                 raise ValueError(
-                    f"set_support: class {name!r} must have as many {kind} as images, got {len(labels)} and {len(found)}"
+                    f"set_support: class {name!r} must have one of {kind} an image, got {len(labels)} for {len(found)}"
                 )
             for number, (image, label) in enumerate(zip(found, labels, strict=True)):
                 where = f"set_support: image {_called(image, number)} of class {name!r}"
@@ -169,7 +169,10 @@ class FewShotPredictor:
             ValueError: the image is of another form, or smaller than the model's stride.
         """
         if isinstance(image, (list, tuple)):
-            return [self.segment(one) for one in image]
+            return [self._segment_one(one) for one in image]
+        return self._segment_one(image)
+
+    def _segment_one(self, image: ImageLike) -> Segmentation:
         if self._support is None:
             raise RuntimeError("FewShotPredictor.segment: call set_support first")
         started = time.perf_counter()
@@ -297,15 +300,18 @@ def _area(label: Any, kind: str, width: int, height: int, where: str) -> np.ndar
         raise ValueError(f"{where} must have a mask [H, W], got {list(values.shape)}")
     if values.shape != (height, width):
         raise ValueError(
-            f"{where} is {width} x {height}, and its mask must have that size, got {values.shape[1]} x {values.shape[0]}"
+            f"{where} is {width} x {height}, and its mask must have that size, "
+            f"got {values.shape[1]} x {values.shape[0]}"
         )
     if kind == "scribbles":
         if values.dtype == bool:
             raise ValueError(f"{where} must have a scribble map of numbers (0, 255, strokes), got booleans")
-        return np.where(values == NEITHER, NEITHER, np.where(values == 0, 0, 1)).astype(np.uint8)
-    if values.dtype == bool or not ((values != 0) & (values != NEITHER)).any():
-        return (values != 0).astype(np.uint8)
-    return np.where(values == NEITHER, NEITHER, values != 0).astype(np.uint8)
+        strokes: np.ndarray[Any, Any] = np.where(values == NEITHER, NEITHER, values != 0).astype(np.uint8)
+        return strokes
+    area: np.ndarray[Any, Any] = (values != 0).astype(np.uint8)
+    if values.dtype != bool and ((values != 0) & (values != NEITHER)).any():
+        area[values == NEITHER] = NEITHER
+    return area
 
 
 def _area_of_boxes(label: Any, width: int, height: int, where: str) -> np.ndarray[Any, Any]:

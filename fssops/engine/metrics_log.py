@@ -25,7 +25,7 @@ class MetricsLog:
         if path.exists():
             kept = [record for record in read_metrics(path) if record["step"] <= start_step] if start_step else []
             write_text_atomically(path, "".join(json.dumps(record) + "\n" for record in kept))
-        self._file = open(path, "a", encoding="utf-8")
+        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115  closed by close()
         self._writer: Any = None
         if tensorboard is not None:
             from torch.utils.tensorboard import SummaryWriter

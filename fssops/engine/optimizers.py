@@ -105,7 +105,10 @@ def _weight_decay(module: nn.Module, leaf: str, settings: OptimSettings) -> floa
     special: float | None = None
     if isinstance(module, nn.Embedding) or leaf in _POSITION_NAMES:
         special = settings.weight_decay_embedding
-    elif isinstance(module, _NORMS) or "norm" in type(module).__name__.lower():
+    elif isinstance(module, _NORMS) or (
+        # Own normalisation layers go by their name; a convolution that carries one is none itself.
+        "norm" in type(module).__name__.lower() and not isinstance(module, nn.modules.conv._ConvNd)
+    ):
         special = settings.weight_decay_norm
     elif leaf == "bias":
         special = settings.weight_decay_bias

@@ -14,14 +14,14 @@ import torch
 def seed_everything(seed: int) -> None:
     """Seed the global generators of Python, NumPy and torch; parts of models (dropout) draw from them."""
     random.seed(seed)
-    np.random.seed(seed % (1 << 32))
+    np.random.seed(seed % (1 << 32))  # noqa: NPY002  third-party code draws from it
     torch.manual_seed(seed)
 
 
 def capture_random_state() -> dict[str, Any]:
     """Return the states of Python's, NumPy's, torch's and all CUDA generators."""
     version, words, gauss = random.getstate()
-    _, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    _, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # noqa: NPY002
     return {
         "python": {
             "version": version,
@@ -43,7 +43,7 @@ def restore_random_state(state: dict[str, Any]) -> None:
     """Restore what :func:`capture_random_state` returned; CUDA states of absent devices are left out."""
     python, numpy = state["python"], state["numpy"]
     random.setstate((python["version"], tuple(python["words"].tolist()), python["gauss"]))
-    np.random.set_state(
+    np.random.set_state(  # noqa: NPY002
         (
             "MT19937",
             numpy["keys"].numpy().astype(np.uint32),

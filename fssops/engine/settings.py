@@ -288,6 +288,8 @@ def _one_line(error: ValidationError, schema: type[BaseModel], model_options: Se
     key = ".".join(str(part) for part in first["loc"])
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     if first["type"] == "extra_forbidden":
+        if isinstance(first["input"], Mapping) and first["input"]:
+            key += f".{next(iter(first['input']))}"
         near = nearest_key(key, known_keys(schema, model_options))
         return f"unknown key {key!r}; did you mean {near!r}?{more}"
     if first["type"] == "missing":

@@ -42,12 +42,12 @@ def label_image(labels: np.ndarray) -> Image.Image:
     return image
 
 
-def overlay(image: np.ndarray, labels: np.ndarray, opacity: float = 0.5) -> np.ndarray:
-    """Tint the ways of a label map and draw their outlines.
+def overlay(image: np.ndarray, labels: np.ndarray, opacity: float = 0.45) -> np.ndarray:
+    """Tint the ways of a label map, draw their outlines, and pale everything else so that they stand out.
 
     Args:
         image: [H, W, 3] uint8.
-        labels: [H, W]; 0 stays as it is, ``IGNORE`` is greyed.
+        labels: [H, W]; ``IGNORE`` is light grey.
         opacity: of the tint, in [0, 1]. Outlines are opaque.
 
     Returns:
@@ -56,9 +56,11 @@ def overlay(image: np.ndarray, labels: np.ndarray, opacity: float = 0.5) -> np.n
     colours = np.array(palette(), dtype=np.float32).reshape(256, 3)
     tint = colours[labels.astype(np.uint8)]
     covered = (labels > 0)[..., None]
-    mixed = np.where(covered, (1.0 - opacity) * image + opacity * tint, image.astype(np.float32))
+    grey = image.astype(np.float32) @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
+    pale = 0.25 * image + 0.45 * grey[..., None] + 0.3 * 255.0
+    mixed = np.where(covered, (1.0 - opacity) * image + opacity * tint, pale)
     edge = outline(labels)[..., None] & covered & (labels != IGNORE)[..., None]
-    return np.where(edge, tint, mixed).round().astype(np.uint8)
+    return np.where(edge, tint, mixed).clip(0, 255).round().astype(np.uint8)
 
 
 def outline(labels: np.ndarray) -> np.ndarray:

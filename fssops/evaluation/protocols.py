@@ -17,7 +17,8 @@ class FewShotProtocol:
         runs: number of runs, each with its own episode list; scores are means over runs.
         episodes: episodes of a run.
         first_seed: run ``i`` draws its list with ``first_seed + i``.
-        draw: rule by which the data layer draws episodes.
+        data: key of the data layer's protocol, which decides how episodes are drawn and supports labelled; where that
+            table has a row ``<data>_<data set>``, it holds for that data set.
         size: compare at the "network" size, on resized labels, or at the query's "original" size.
         false_positives: see :func:`fssops.evaluation.counts.count_pixels`.
         binary: binary (foreground-background) IoU from "class_sums", the counts of all classes added up, or from
@@ -30,7 +31,7 @@ class FewShotProtocol:
     runs: int = 5
     episodes: int = 1000
     first_seed: int = 1234
-    draw: str = "fssops"
+    data: str = "fssops"
     size: Literal["network", "original"] = "original"
     false_positives: Literal["present", "all"] = "all"
     binary: Literal["class_sums", "pixels"] = "pixels"
@@ -54,7 +55,7 @@ PROTOCOLS: dict[str, FewShotProtocol] = {
         FewShotProtocol(
             name="panet",
             source="kaixin96/PANet test.py and util/metric.py at 1695bf3",
-            draw="panet",
+            data="panet",
             size="network",
             false_positives="present",
             binary="class_sums",

@@ -198,12 +198,15 @@ def class_table(result: FewShotResult) -> list[list[str]]:
     rows = [["class", "name", "IoU", *(f"run {seed}" for seed in result.seeds)]]
     for column, (class_id, name) in enumerate(result.classes.items()):
         values = [run[column] for run in result.class_iou]
-        rows.append([str(class_id), name, percent(values), *(f"{100 * value:.2f}" for value in values)])
+        seen = [value for value in values if not math.isnan(value)]
+        rows.append([str(class_id), name, percent(seen) if seen else "-", *(f"{100 * v:.2f}" for v in values)])
     return rows
 
 
 def percent(values: Sequence[float]) -> str:
     """Mean and, of several runs, the standard deviation over them (population, as published), in percent."""
+    if any(math.isnan(value) for value in values):
+        return "nan"
     text = f"{100 * statistics.fmean(values):.2f}"
     return f"{text} ± {100 * statistics.pstdev(values):.2f}" if len(values) > 1 else text
 

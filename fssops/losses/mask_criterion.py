@@ -51,9 +51,13 @@ class SetCriterion(nn.Module):
         weights: of the terms.
         no_object_weight: class weight of "no object".
         reduce_num_masks: mean over processes of the number of targets.
+
+    Attributes:
+        allow_no_object_targets: whether a target may have label C (a track that is absent where its class was read).
     """
 
     class_weights: Tensor
+    allow_no_object_targets = False
 
     def __init__(
         self,
@@ -80,12 +84,11 @@ class SetCriterion(nn.Module):
         if len(targets) != images:
             raise ValueError(f"SetCriterion: targets must be one an image ({images}), got {len(targets)}")
         height, width = predictions.padded_size
+        last = self.num_classes - (0 if self.allow_no_object_targets else 1)
         for index, target in enumerate(targets):
-            if target.labels.numel() and not 0 <= int(target.labels.min()) <= int(target.labels.max()) <= (
-                self.num_classes
-            ):
+            if target.labels.numel() and not 0 <= int(target.labels.min()) <= int(target.labels.max()) <= last:
                 raise ValueError(
-                    f"SetCriterion: targets[{index}].labels must be in 0..{self.num_classes - 1}, got"
+                    f"SetCriterion: targets[{index}].labels must be in 0..{last}, got"
                     f" {int(target.labels.min())}..{int(target.labels.max())}"
                 )
             shape = tuple(target.masks.shape)

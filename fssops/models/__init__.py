@@ -57,6 +57,33 @@ MODELS: dict[str, ModelRow] = {
             paper="Wang et al., PANet, ICCV 2019",
             weights=("fssops", "authors (kaixin96/PANet)", "torchvision VGG-16 / ResNet backbone"),
         ),
+        ModelRow(
+            name="maskformer",
+            module="fssops.models.maskformer",
+            model="MaskFormer",
+            config="MaskFormerConfig",
+            task="universal",
+            paper="Cheng et al., Per-pixel classification is not all you need, NeurIPS 2021",
+            weights=("fssops", "authors (facebookresearch/MaskFormer)", "transformers", "ResNet / Swin backbone"),
+        ),
+        ModelRow(
+            name="mask2former",
+            module="fssops.models.mask2former",
+            model="Mask2Former",
+            config="Mask2FormerConfig",
+            task="universal",
+            paper="Cheng et al., Masked-attention mask transformer, CVPR 2022",
+            weights=("fssops", "authors (facebookresearch/Mask2Former)", "transformers", "ResNet / Swin backbone"),
+        ),
+        ModelRow(
+            name="per_pixel_baseline",
+            module="fssops.models.per_pixel_baseline",
+            model="PerPixelBaseline",
+            config="PerPixelBaselineConfig",
+            task="semantic",
+            paper="Cheng et al., Per-pixel classification is not all you need, NeurIPS 2021",
+            weights=("fssops", "authors (facebookresearch/MaskFormer)", "ResNet / Swin backbone"),
+        ),
     )
 }
 """Every system that has landed, by name."""

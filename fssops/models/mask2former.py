@@ -58,8 +58,6 @@ class Mask2FormerConfig(MaskClassificationConfig):
             ValueError: an option breaks its rule.
         """
         super().__post_init__()
-        if self.channels % 32:
-            raise ValueError(f"Mask2FormerConfig: channels must be divisible by 32 (GroupNorm), got {self.channels}")
         if self.train_points < 1 or self.oversample_ratio < 1 or not 0 <= self.importance_ratio <= 1:
             raise ValueError(
                 "Mask2FormerConfig: train_points and oversample_ratio must be at least 1 and importance_ratio in 0..1,"

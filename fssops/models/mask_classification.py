@@ -77,9 +77,9 @@ class MaskClassificationConfig:
         for field in ("num_classes", "num_queries", "channels", "mask_channels", "heads", "detections"):
             if getattr(self, field) < 1:
                 raise ValueError(f"{name}: {field} must be at least 1, got {getattr(self, field)}")
-        if self.channels % 4 or self.channels % self.heads:
+        if self.channels % 32 or self.channels % self.heads:
             raise ValueError(
-                f"{name}: channels must be divisible by 4 and by heads ({self.heads}), got {self.channels}"
+                f"{name}: channels must be divisible by 32 (GroupNorm) and by heads ({self.heads}), got {self.channels}"
             )
         if self.size_divisor < 0:
             raise ValueError(f"{name}: size_divisor must not be negative, got {self.size_divisor}")
@@ -102,6 +102,8 @@ class MaskClassificationModel(nn.Module, ABC):
         criterion: computes the training losses.
     """
 
+    class_dependent = ("transformer_decoder.class_embed.",)
+    """Names of tensors that a checkpoint with another number of classes leaves at their initial values."""
     cut_panoptic_at_half: bool
     """See :func:`fssops.models.postprocessing.panoptic_map`."""
 

@@ -164,7 +164,7 @@ class PANet(nn.Module):
         episodes, ways, shots = foreground.shape[:3]
         images = _at_least_float32(features["features"])
         masks = torch.stack([foreground.flatten(0, 2), background.flatten(0, 2)], dim=1).to(images.dtype)
-        pooled = ops.masked_average_pooling(images, masks, eps=POOLING_EPS, resize=self.config.pooling)
+        pooled = _pooled(images, masks, self.config.pooling)
         pooled = pooled.view(episodes, ways, shots, 2, -1)
         behind = pooled[..., 1, :]
         behind = behind.flatten(1, 2) if self.config.background == "nearest" else behind.mean((1, 2))[:, None]
@@ -179,8 +179,8 @@ class PANet(nn.Module):
             size: (H, W).
         """
         scores = self._scores(support, features["features"])
-        logits = F.interpolate(scores, size=size, mode="bilinear", align_corners=False)
-        return logits.unflatten(0, (support.foreground.shape[0], -1))
+        logits: Tensor = F.interpolate(scores, size=size, mode="bilinear", align_corners=False)
+        return logits.view(support.foreground.shape[0], -1, *logits.shape[1:])
 
     def alignment_losses(
         self, support: Tensor, foreground: Tensor, background: Tensor, query: Tensor, scores: Tensor
@@ -205,7 +205,7 @@ class PANet(nn.Module):
         predicted = scores.detach().argmax(1).view(episodes, -1, width)
         columns = _at_least_float32(query).unflatten(0, (episodes, -1)).transpose(1, 2).flatten(2, 3)
         masks = torch.stack([predicted == k for k in range(ways + 1)], dim=1).to(columns.dtype)
-        prototypes = ops.masked_average_pooling(columns, masks, eps=POOLING_EPS, resize="none")
+        prototypes = _pooled(columns, masks, "none")
         present = masks.flatten(2).any(2)[:, 1:]  # [B, N]
 
         target = torch.full_like(foreground, IGNORE, dtype=torch.long)
@@ -268,6 +268,12 @@ def _backbone(config: PANetConfig) -> VGG16 | ResNet:
     )
 
 
+def _pooled(features: Tensor, masks: Tensor, resize: str) -> Tensor:
+    """[B, N, C] in the features' precision, also under autocast: prototypes are sums over many pixels."""
+    with torch.autocast(features.device.type, enabled=False):
+        return ops.masked_average_pooling(features, masks, eps=POOLING_EPS, resize=resize)
+
+
 def _at_least_float32(features: Tensor) -> Tensor:
     return features.float() if features.dtype in (torch.float16, torch.bfloat16) else features
 
@@ -278,7 +284,8 @@ def _cosine_scores(features: Tensor, prototypes: Tensor, scale: float) -> Tensor
         features = _at_least_float32(features)
         lengths = torch.linalg.vector_norm(features, dim=1, keepdim=True).clamp(min=1e-8)
         directions = prototypes / torch.linalg.vector_norm(prototypes, dim=2, keepdim=True).clamp(min=1e-8)
-        return torch.einsum("bchw,bnc->bnhw", features, scale * directions) / lengths
+        cosines: Tensor = torch.einsum("bchw,bnc->bnhw", features, scale * directions) / lengths
+        return cosines
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor, *, each: bool = False) -> Tensor:

@@ -39,6 +39,9 @@ class Layout:
 
 LAYOUT_MODULES: tuple[str, ...] = (
     "fssops.weights.panet",
+    "fssops.weights.mask_classification",
+    "fssops.weights.transformers_names",
+    "fssops.weights.swin",
     "fssops.weights.backbones",
 )
 """Files with a tuple ``LAYOUTS``. The first layout that recognises a checkpoint is taken, so systems come first."""

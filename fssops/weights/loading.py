@@ -38,6 +38,7 @@ class LoadReport:
         unexpected: names in the checkpoint that the model does not have.
         replaced: (name, shape in the file, shape in the model) of tensors that do not fit and kept the model's values;
             only with ``strict=False``.
+        reinitialised: the same for the classifier of a checkpoint with another number of classes; never an error.
         ignored: entries of the checkpoint that are known not to matter.
         untouched: number of the model's tensors outside the target.
     """
@@ -50,6 +51,7 @@ class LoadReport:
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
     replaced: list[tuple[str, Shape, Shape]] = field(default_factory=list)
+    reinitialised: list[tuple[str, Shape, Shape]] = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)
     untouched: int = 0
 
@@ -73,10 +75,15 @@ class LoadReport:
             ("missing", len(self.missing), names(self.missing)),
             ("unexpected", len(self.unexpected), names(self.unexpected)),
             ("replaced", len(self.replaced), shapes(self.replaced)),
+            ("classifier", len(self.reinitialised), f"other classes, starts anew: {shapes(self.reinitialised)}"),
             ("ignored", len(self.ignored), names(self.ignored)),
             ("untouched", self.untouched, f"tensors outside the {self.target}" if self.untouched else ""),
         ]
-        shown = [(name, str(count) if count else "", text) for name, count, text in rows if count or text]
+        shown = [
+            (name, str(count) if count else "", text)
+            for name, count, text in rows
+            if count or (text and name != "classifier")
+        ]
         return "\n".join(f"{name:<11}{count:>6}  {text}".rstrip() for name, count, text in shown)
 
 
@@ -116,14 +123,19 @@ def load_weights(
         kept = {key: value for key, value in state.items() if not any(pattern.search(key) for pattern in known)}
         state = layout.convert(kept, target)
 
+    # Stages that this backbone leaves out, since nothing uses them.
+    unbuilt = getattr(target, "unbuilt", ())
     ready: dict[str, Tensor] = {}
     for key, value in state.items():
         if key not in own:
-            (report.ignored if key.endswith(_COUNTER) else report.unexpected).append(key)
+            known_absent = key.endswith(_COUNTER) or key.split(".")[0] in unbuilt
+            (report.ignored if known_absent else report.unexpected).append(key)
             continue
         old, new = tuple(value.shape), tuple(own[key].shape)
         if old != new and _squeezed(old) != _squeezed(new):
-            report.replaced.append((key, old, new))
+            # A model names the tensors that depend on the number of classes; they alone may differ.
+            other_classes = key.startswith(tuple(getattr(target, "class_dependent", ())))
+            (report.reinitialised if other_classes else report.replaced).append((key, old, new))
             continue
         if old != new:
             report.reshaped.append((key, old, new))
@@ -156,6 +168,10 @@ def _recognise(model: nn.Module, checkpoint: Checkpoint) -> tuple[Layout | None,
     own = model.state_dict().keys()
     common = len(keys & own)
     if common * 10 >= len(keys) * 9:
+        # Some layouts name nearly everything as we do (Swin's); what is left over is theirs to explain.
+        for layout in layouts_of(_name_of(model)) if common < len(keys) else ():
+            if layout.recognise(keys):
+                return layout, model, ""
         return None, model, ""
     backbone = getattr(model, "backbone", None)
     targets = [(_name_of(model), model, "")]
@@ -168,8 +184,8 @@ def _recognise(model: nn.Module, checkpoint: Checkpoint) -> tuple[Layout | None,
                 if layout.model == name:
                     return layout, module, prefix
             raise CheckpointError(
-                f"load_weights: {checkpoint.source} looks like {layout.name} weights of {layout.model}, and the model is "
-                f"{' with backbone '.join(applicable)}; build the matching model, or give weights for this one"
+                f"load_weights: {checkpoint.source} looks like {layout.name} weights of {layout.model}, and the model "
+                f"is {' with backbone '.join(applicable)}; build the matching model, or give weights for this one"
             )
     if isinstance(backbone, nn.Module) and len(keys & backbone.state_dict().keys()) * 2 >= len(keys):
         return None, backbone, "backbone."

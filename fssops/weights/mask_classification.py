@@ -7,13 +7,16 @@ Mask2Former's query features ``static_query``.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from fssops.weights.layouts import Layout, State
 from fssops.weights.renaming import Renaming
+
+_Value = TypeVar("_Value")
 
 PIXEL = "sem_seg_head.pixel_decoder."
 PREDICTOR = "sem_seg_head.predictor."
@@ -55,25 +58,35 @@ MASK2FORMER = Renaming(
 )
 """Our names and the authors' of Mask2Former; MP-Former's add ``label_enc``."""
 
-MASKFORMER = Renaming(
-    (
-        ("pixel_decoder.input_proj.*", PIXEL + "input_proj.*"),
-        *_SHARED,
-        ("transformer_decoder.layers.{}.self_attn.*", PREDICTOR + "transformer.decoder.layers.{}.self_attn.*"),
-        ("transformer_decoder.layers.{}.cross_attn.*", PREDICTOR + "transformer.decoder.layers.{}.multihead_attn.*"),
-        ("transformer_decoder.layers.{}.ffn.linear{}.*", PREDICTOR + "transformer.decoder.layers.{}.linear{}.*"),
-        ("transformer_decoder.layers.{}.self_norm.*", PREDICTOR + "transformer.decoder.layers.{}.norm1.*"),
-        ("transformer_decoder.layers.{}.cross_norm.*", PREDICTOR + "transformer.decoder.layers.{}.norm2.*"),
-        ("transformer_decoder.layers.{}.ffn_norm.*", PREDICTOR + "transformer.decoder.layers.{}.norm3.*"),
-        ("transformer_decoder.decoder_norm.*", PREDICTOR + "transformer.decoder.norm.*"),
-    )
+_MASKFORMER_RULES = (
+    ("pixel_decoder.input_proj.*", PIXEL + "input_proj.*"),
+    *_SHARED,
+    ("transformer_decoder.layers.{}.self_attn.*", PREDICTOR + "transformer.decoder.layers.{}.self_attn.*"),
+    ("transformer_decoder.layers.{}.cross_attn.*", PREDICTOR + "transformer.decoder.layers.{}.multihead_attn.*"),
+    ("transformer_decoder.layers.{}.ffn.linear{}.*", PREDICTOR + "transformer.decoder.layers.{}.linear{}.*"),
+    ("transformer_decoder.layers.{}.self_norm.*", PREDICTOR + "transformer.decoder.layers.{}.norm1.*"),
+    ("transformer_decoder.layers.{}.cross_norm.*", PREDICTOR + "transformer.decoder.layers.{}.norm2.*"),
+    ("transformer_decoder.layers.{}.ffn_norm.*", PREDICTOR + "transformer.decoder.layers.{}.norm3.*"),
+    ("transformer_decoder.decoder_norm.*", PREDICTOR + "transformer.decoder.norm.*"),
 )
+
+MASKFORMER = Renaming(_MASKFORMER_RULES)
 """Our names and the authors' of MaskFormer."""
 
 
-def modernised(state: State) -> dict[str, Tensor]:
+PER_PIXEL = Renaming(
+    (
+        ("classifier.weight", PREDICTOR + "weight"),
+        ("classifier.bias", PREDICTOR + "bias"),
+        *((ours, theirs) for ours, theirs in _MASKFORMER_RULES if "class_embed" not in ours),
+    )
+)
+"""Our names and the authors' of the per-pixel baselines."""
+
+
+def modernised(state: Mapping[str, _Value]) -> dict[str, _Value]:
     """The authors' state dict with the names of their later files."""
-    renamed: dict[str, Tensor] = {}
+    renamed: dict[str, _Value] = {}
     for name, value in state.items():
         name = _OLD_PIXEL.sub(lambda match: PIXEL + match[1], name)
         renamed[name.replace(PREDICTOR + "static_query", PREDICTOR + "query_feat")] = value
@@ -88,6 +101,11 @@ def mask2former_from_authors(state: State, model: nn.Module) -> dict[str, Tensor
 def maskformer_from_authors(state: State, model: nn.Module) -> dict[str, Tensor]:
     """MaskFormer's tensors under our names."""
     return MASKFORMER.state_to_ours(modernised(state))
+
+
+def per_pixel_from_authors(state: State, model: nn.Module) -> dict[str, Tensor]:
+    """A per-pixel baseline's tensors under our names."""
+    return PER_PIXEL.state_to_ours(modernised(state))
 
 
 def to_authors(state: State, renaming: Renaming, no_object_weight: float) -> dict[str, Tensor]:
@@ -111,6 +129,12 @@ def _is_maskformer(keys: Collection[str]) -> bool:
     )
 
 
+def _is_per_pixel(keys: Collection[str]) -> bool:
+    if PREDICTOR + "class_embed.weight" in keys or PIXEL + "layer_4.weight" not in modernised(dict.fromkeys(keys)):
+        return False
+    return PREDICTOR + "weight" in keys or PREDICTOR + "transformer.decoder.layers.0.norm1.weight" in keys
+
+
 _IGNORED = (r"^criterion\.empty_weight$", r"relative_position_index$", r"num_batches_tracked$", r"^pixel_(mean|std)$")
 
 LAYOUTS = (
@@ -118,4 +142,7 @@ LAYOUTS = (
         "authors (facebookresearch/Mask2Former)", "mask2former", _is_mask2former, mask2former_from_authors, _IGNORED
     ),
     Layout("authors (facebookresearch/MaskFormer)", "maskformer", _is_maskformer, maskformer_from_authors, _IGNORED),
+    Layout(
+        "authors (facebookresearch/MaskFormer)", "per_pixel_baseline", _is_per_pixel, per_pixel_from_authors, _IGNORED
+    ),
 )

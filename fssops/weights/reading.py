@@ -156,8 +156,8 @@ def _read_folder(path: Path) -> Checkpoint:
         checkpoint = read_checkpoint(path / "pytorch_model.bin")
     else:
         raise CheckpointError(
-            f"load_weights: folder {path} must hold model.safetensors, model.safetensors.index.json with its shards, or "
-            f"pytorch_model.bin, got {sorted(p.name for p in path.iterdir())[:10]}"
+            f"load_weights: folder {path} must hold model.safetensors, model.safetensors.index.json with its shards, "
+            f"or pytorch_model.bin, got {sorted(p.name for p in path.iterdir())[:10]}"
         )
     checkpoint.source, checkpoint.config = str(path), config
     return checkpoint
@@ -196,7 +196,7 @@ def _unwrapped(loaded: Any, source: str, kind: str) -> Checkpoint:
     skipped: list[str] = []
     for key, value in loaded.items():
         if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
-            value = torch.from_numpy(np.ascontiguousarray(value.astype(value.dtype.newbyteorder("="))))
+            value = torch.from_numpy(np.array(value, dtype=value.dtype.newbyteorder("="), order="C"))
         if isinstance(key, str) and isinstance(value, Tensor):
             state[key] = value.detach()
         else:

@@ -34,7 +34,7 @@ class _DType:
     def __setstate__(self, state: Any) -> None:
         order = state[1].decode("ascii") if isinstance(state[1], bytes) else state[1]
         if order in ("<", ">"):
-            self.dtype = self.dtype.newbyteorder(order)
+            self.dtype = np.dtype(order + self.dtype.str[1:])
 
 
 class _NDArray:
@@ -61,6 +61,14 @@ class _Array:
         self.array = flat.reshape(tuple(int(n) for n in shape), order="F" if fortran else "C").copy()
 
 
+def _frombuffer(data: Any, dtype: Any, shape: Any, order: Any = "C") -> np.ndarray[Any, Any]:
+    """Stands for ``numpy.core.numeric._frombuffer``, which pickles of protocol 5 build arrays with."""
+    if not isinstance(dtype, _DType) or not isinstance(data, (bytes, bytearray, pickle.PickleBuffer)):
+        raise ForbiddenPickleError("arrays must hold plain numbers")
+    flat = np.frombuffer(data, dtype=dtype.dtype)
+    return flat.reshape(tuple(int(n) for n in shape), order="F" if order == "F" else "C").copy()
+
+
 def _scalar(dtype: Any, data: Any = b"") -> Any:
     if not isinstance(dtype, _DType) or not isinstance(data, (bytes, str)):
         raise ForbiddenPickleError("scalars must be plain numbers")
@@ -74,14 +82,24 @@ def _encode(text: Any, encoding: Any = "latin1") -> bytes:
     return text.encode(encoding)
 
 
+def _empty_bytes(*arguments: Any) -> bytes:
+    if arguments:
+        raise ForbiddenPickleError("bytes() must be called without arguments")
+    return b""
+
+
 ALLOWED: dict[tuple[str, str], Any] = {
     ("numpy", "ndarray"): _NDArray,
     ("numpy", "dtype"): _DType,
     ("numpy.core.multiarray", "_reconstruct"): _Array,
     ("numpy._core.multiarray", "_reconstruct"): _Array,
+    ("numpy.core.numeric", "_frombuffer"): _frombuffer,
+    ("numpy._core.numeric", "_frombuffer"): _frombuffer,
     ("numpy.core.multiarray", "scalar"): _scalar,
     ("numpy._core.multiarray", "scalar"): _scalar,
     ("_codecs", "encode"): _encode,
+    ("__builtin__", "bytes"): _empty_bytes,
+    ("builtins", "bytes"): _empty_bytes,
     ("collections", "OrderedDict"): OrderedDict,
 }
 

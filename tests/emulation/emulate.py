@@ -27,18 +27,18 @@ DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 
 
 
 def _sources(op: str) -> list[Path]:
-    return [ROOT / "csrc" / op / f"{op}_cuda.cu", HERE / f"{op}_emulated.cpp"]
+    launchers = [ROOT / "csrc" / op / f"{op}_cuda.cu"] if (ROOT / "csrc" / op).is_dir() else []
+    return [*launchers, HERE / f"{op}_emulated.cpp"]
 
 
 def emulated(op: str) -> ctypes.CDLL:
     """The library of ``op``'s kernels for this machine's CPU; compiled once per content of its sources."""
     sanitize = os.environ.get("FSSOPS_EMULATION_SANITIZE", "")
-    folders = [ROOT / "csrc" / "common", ROOT / "csrc" / op, HERE]
     digest = hashlib.sha256(sanitize.encode())
-    for folder in folders:
-        for path in sorted(folder.iterdir()):
-            if path.suffix in (".h", ".cuh", ".cu", ".cpp"):
-                digest.update(path.name.encode() + path.read_bytes())
+    headers = [*(ROOT / "csrc" / "common").glob("*"), *(ROOT / "csrc" / op).glob("*"), HERE / "cuda_emulation.h"]
+    for path in sorted({*headers, *_sources(op)}):
+        if path.suffix in (".h", ".cuh", ".cu", ".cpp"):
+            digest.update(path.name.encode() + path.read_bytes())
     folder = Path(tempfile.gettempdir()) / f"fssops-emulation-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     library = folder / f"{op}-{digest.hexdigest()[:16]}.so"

@@ -6,5 +6,7 @@ A system's module offers ``recognise(description) -> bool`` for the contents of 
 
 SYSTEMS: dict[str, str] = {
     "panet": "parity_cases.panet",
+    "maskformer": "parity_cases.maskformer",
+    "mask2former": "parity_cases.mask2former",
 }
 """Name of a system to the module that runs its cases."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -41,6 +42,22 @@ def batch_of(case: Case) -> FewShotBatch:
         query_labels=labels.unflatten(0, (query.shape[1], episodes)).transpose(0, 1),
         classes=torch.tensor(case.description["config"]["class_ids"]).expand(episodes, ways),
     )
+
+
+def what_input(case: Case, name: str) -> str:
+    """What an input is, and for masks whether the dense rule of the published code gives them."""
+    if name == "support_labels":
+        return "what the masks were built from"
+    if name not in ("support_fg_mask", "support_bg_mask") or "support_labels" not in case.arrays:
+        return "input of the model"
+    labels, masks = case.arrays["support_labels"], case.arrays[name]
+    classes = np.asarray(case.description["config"]["class_ids"])
+    if name == "support_fg_mask":
+        dense = labels == classes.reshape(-1, *[1] * (labels.ndim - 1))
+    else:
+        dense = ~np.isin(labels, classes)
+    same = np.array_equal(dense, masks == 1)
+    return "input of the model; " + ("the dense mask of support_labels" if same else "a weak mask, not support_labels'")
 
 
 def computed(case: Case, model: PANet) -> dict[str, Tensor]:
@@ -96,9 +113,7 @@ def run(case: Case) -> Iterator[Line]:
     inputs = case.inputs()
     for name, want in case.arrays.items():
         if name in inputs:
-            yield not_compared(
-                name, "input of the model" if name != "support_labels" else "what the masks were built from"
-            )
+            yield not_compared(name, what_input(case, name))
         elif name.startswith("grad."):
             key, _, form = name.removeprefix("grad.").rpartition(".")
             if form not in ("stats", "sample"):

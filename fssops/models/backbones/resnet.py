@@ -149,7 +149,7 @@ class ResNet(nn.Module):
         self.channels: dict[str, int] = {"stem": channels}
         self.strides: dict[str, int] = {"stem": stride}
         last = max((*STAGES, "stem").index(name) if name != "stem" else -1 for name in out_features)
-        self.stages = STAGES[: last + 1]
+        self.stages, self.unbuilt = STAGES[: last + 1], STAGES[last + 1 :]
         for index, name in enumerate(self.stages):
             spread = dilations[index]
             grid = [spread] if isinstance(spread, int) else list(spread)

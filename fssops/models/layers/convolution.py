@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -59,9 +59,9 @@ def normalisation(kind: Norm, channels: int) -> nn.Module | None:
     raise ValueError(f"normalisation: kind must be none, frozen, batch, sync or group, got {kind!r}")
 
 
-def affine_of(norm: nn.Module) -> tuple[Tensor, Tensor]:
+def affine_of(norm: Any) -> tuple[Tensor, Tensor]:
     """Scale and shift, each [C], of a batch normalisation that uses its stored statistics."""
-    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+    scale: Tensor = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
     return scale, norm.bias - norm.running_mean * scale
 
 
@@ -134,7 +134,8 @@ class ConvNorm(nn.Conv2d):
 
     def raw(self, x: Tensor) -> Tensor:
         """The convolution alone, before normalisation and activation."""
-        return self._conv_forward(x, self.weight, self.bias)
+        out: Tensor = self._conv_forward(x, self.weight, self.bias)
+        return out
 
     def finish(self, x: Tensor) -> Tensor:
         """Normalisation and activation of the result of :meth:`raw`, which is left untouched."""

@@ -1,0 +1,231 @@
+"""Turns an episode list into tensors."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from fssops.data import boxes, scribbles, transforms
+from fssops.data.episodes import EpisodeList, EpisodeSpec
+from fssops.data.errors import MaskError
+from fssops.data.sources import FewShotSource
+from fssops.data.transforms import Sample, Transform
+from fssops.structures import IGNORE, Episode
+
+ANNOTATIONS = ("mask", "box", "component_boxes", "scribble")
+"""What marks the support objects: dense masks; PANet's box of the largest instance; MSANet's box of every connected
+component; one scribble stroke."""
+
+
+_KEPT_SCRIBBLES = 256
+"""Drawing the scribbles of a picture takes some tenths of a second; small data sets draw each one once."""
+
+
+class EpisodeDataset(Dataset[Episode]):
+    """Few-shot episodes as tensors; item i depends on the list, ``seed``, the epoch and i, on nothing else.
+
+    Args:
+        source: the data set.
+        episodes: which images each episode takes.
+        size: (height, width) of every image and mask.
+        augment: one of :data:`fssops.data.transforms.AUGMENTATIONS`, or a transform of one's own that gives ``size``.
+            Every image of an episode is augmented on its own.
+        annotation: one of :data:`ANNOTATIONS`, for the supports; query labels are always dense.
+        geometry: ``square`` or ``letterbox``, see :func:`fssops.data.transforms.pipeline`.
+        ignore_in_support: pixels labelled 255 are ``background`` in support masks (PANet's published protocol), or
+            ``neither`` (they do not count at all).
+        other_ways: an image shows the episode's other ways by their ``label``, or only the way it was drawn for, the
+            others being ``background`` (PANet's published COCO protocol).
+        empty_support: a support whose object has vanished by resizing: ``keep`` gives an empty foreground (a zero
+            prototype, as published for masks and scribbles), ``error`` raises.
+        normalise: scale by ImageNet's mean and deviation; else images stay 0..255.
+        seed: of augmentation and of the choice among scribble strokes.
+
+    Raises:
+        ValueError: an unknown option.
+        AnnotationError: the list names images or classes that the source has not.
+    """
+
+    def __init__(
+        self,
+        source: FewShotSource,
+        episodes: EpisodeList,
+        size: Sequence[int] = (417, 417),
+        *,
+        augment: str | Transform = "none",
+        annotation: str = "mask",
+        geometry: str = "square",
+        ignore_in_support: Literal["background", "neither"] = "background",
+        other_ways: Literal["label", "background"] = "label",
+        empty_support: Literal["keep", "error"] = "keep",
+        normalise: bool = True,
+        seed: int = 0,
+    ) -> None:
+        for name, value, choices in (
+            ("annotation", annotation, ANNOTATIONS),
+            ("ignore_in_support", ignore_in_support, ("background", "neither")),
+            ("other_ways", other_ways, ("label", "background")),
+            ("empty_support", empty_support, ("keep", "error")),
+        ):
+            if value not in choices:
+                raise ValueError(f"EpisodeDataset: {name} must be one of {', '.join(choices)}, got {value!r}")
+        episodes.check(source)
+        self.source = source
+        self.episodes = episodes
+        self.size = transforms.check_size("EpisodeDataset", size)
+        self.transform = transforms.pipeline(self.size, augment, geometry) if isinstance(augment, str) else augment
+        self.annotation = annotation
+        self.ignore_in_support = ignore_in_support
+        self.other_ways = other_ways
+        self.empty_support = empty_support
+        self.normalise = normalise
+        self.seed = seed
+        self._fixed_geometry = augment == "none"
+        self._drawn: OrderedDict[str, np.ndarray] = OrderedDict()
+        # In shared memory, so that loader processes that live on see a new epoch as well.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose other augmentations for the same episodes."""
+        self._epoch.fill_(epoch)
+
+    def __len__(self) -> int:
+        return len(self.episodes)
+
+    def __getitem__(self, index: int) -> Episode:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"EpisodeDataset: index must be below {len(self)}, got {index}")
+        index %= len(self)
+        spec = self.episodes[index]
+        ways, shots = len(spec.classes), len(spec.support[0])
+        images = torch.empty(ways, shots, 3, *self.size)
+        foreground = torch.empty(ways, shots, *self.size)
+        background = torch.empty(ways, shots, *self.size)
+        for way in range(ways):
+            for shot, name in enumerate(spec.support[way]):
+                rng = self._generator(index, way * shots + shot)
+                sample = self._load(name, self._shown(spec, way), rng, support_class=spec.classes[way])
+                images[way, shot] = self._tensor(sample.image)
+                fg, bg = self._support_masks(sample, spec, way, name, rng)
+                foreground[way, shot] = torch.from_numpy(fg)
+                background[way, shot] = torch.from_numpy(bg)
+        query_images = torch.empty(len(spec.query), 3, *self.size)
+        query_labels = torch.empty(len(spec.query), *self.size, dtype=torch.int64)
+        for number, name in enumerate(spec.query):
+            shown = self._shown(spec, spec.query_ways[number])
+            sample = self._load(name, shown, self._generator(index, ways * shots + number))
+            query_images[number] = self._tensor(sample.image)
+            query_labels[number] = torch.from_numpy(_way_labels(sample.maps["label"], spec.classes))
+        return Episode(
+            support_images=images,
+            support_foreground=foreground,
+            support_background=background,
+            query_images=query_images,
+            query_labels=query_labels,
+            classes=torch.tensor(spec.classes, dtype=torch.int64),
+            support_names=[list(names) for names in spec.support],
+            query_names=list(spec.query),
+            index=index,
+        )
+
+    def query_truth(self, index: int) -> list[np.ndarray]:
+        """Labels of an episode's queries at their original sizes, for protocols that score there.
+
+        Returns:
+            One int64 [H, W] a query: 0 background, n = way n, 255.
+        """
+        spec = self.episodes[index]
+        return [
+            _way_labels(self.source.label_map(name, self._shown(spec, way)), spec.classes)
+            for name, way in zip(spec.query, spec.query_ways, strict=True)
+        ]
+
+    def _generator(self, index: int, position: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, int(self._epoch), index, position])
+
+    def _shown(self, spec: EpisodeSpec, way: int) -> list[int]:
+        """Classes that the label of an image drawn for ``way`` shows."""
+        return list(spec.classes) if self.other_ways == "label" else [spec.classes[way]]
+
+    def _load(self, name: str, shown: list[int], rng: np.random.Generator, support_class: int | None = None) -> Sample:
+        maps = {"label": self.source.label_map(name, shown)}
+        if support_class is not None and self.annotation == "box":
+            maps["instance"] = self.source.instance_map(name, support_class)
+        if support_class is not None and self.annotation == "scribble":
+            maps.update(self._scribble_inputs(name))
+        sample = self.transform(Sample(np.asarray(self.source.image(name)), maps), rng)
+        if sample.size != self.size or sample.maps["label"].shape != self.size:
+            raise MaskError(
+                f"EpisodeDataset: augment must give images and labels of {self.size}, "
+                f"got {sample.size} and {sample.maps['label'].shape} for {name}"
+            )
+        return sample
+
+    def _scribble_inputs(self, name: str) -> dict[str, np.ndarray]:
+        """Stored scribbles, or what is needed to draw some after resizing: every object of the image, numbered."""
+        stored = self.source.scribble_map(name)
+        if stored is not None:
+            return {"scribble": stored}
+        everything = self.source.label_map(name)
+        objects = np.zeros(everything.shape, dtype=np.int32)
+        for class_id in np.unique(everything[(everything != 0) & (everything != IGNORE)]):
+            numbers = self.source.instance_map(name, int(class_id))
+            objects = np.where(numbers > 0, numbers + int(objects.max()), objects)
+        return {"everything": everything, "objects": objects}
+
+    def _strokes(self, maps: dict[str, np.ndarray], name: str) -> np.ndarray:
+        """Scribble map at the network's size: strokes drawn there stay whole, stored ones are resized as published."""
+        if "scribble" in maps:
+            return maps["scribble"]
+        if name in self._drawn:
+            return self._drawn[name]
+        numbers, areas = np.unique(maps["objects"][maps["objects"] > 0], return_counts=True)
+        largest = numbers[np.argsort(-areas, kind="stable")][: IGNORE - 1]
+        drawn = scribbles.scribble_map(maps["everything"] == 0, [maps["objects"] == number for number in largest])
+        if self._fixed_geometry:
+            self._drawn[name] = drawn
+            if len(self._drawn) > _KEPT_SCRIBBLES:
+                self._drawn.popitem(last=False)
+        return drawn
+
+    def _tensor(self, image: np.ndarray) -> torch.Tensor:
+        if self.normalise:
+            return transforms.normalise(image)
+        return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1), dtype=np.float32))
+
+    def _support_masks(
+        self, sample: Sample, spec: EpisodeSpec, way: int, name: str, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
+        label, class_id = sample.maps["label"], spec.classes[way]
+        dense = label == class_id
+        if not dense.any() and self.empty_support == "error":
+            raise MaskError(
+                f"{name}: support must show class {self.source.classes[class_id]!r} ({class_id}) at {self.size}, "
+                "got no pixel of it"
+            )
+        if self.annotation == "box":
+            return boxes.largest_instance_box(dense, sample.maps["instance"])
+        if self.annotation == "scribble":
+            strokes = self._strokes(sample.maps, name)
+            return scribbles.choose_stroke(dense, strokes, rng).astype(np.float32), (strokes == 0).astype(np.float32)
+        if self.annotation == "component_boxes":
+            label = boxes.component_boxes(label, class_id)
+            dense = label == class_id
+        outside = ~np.isin(label, spec.classes)
+        if self.ignore_in_support == "neither":
+            outside &= label != IGNORE
+        return dense.astype(np.float32), outside.astype(np.float32)
+
+
+def _way_labels(label: np.ndarray, classes: Sequence[int]) -> np.ndarray:
+    """Replace class ids by ways 1..N, int64; other classes become 0, 255 stays."""
+    ways = np.zeros(label.shape, dtype=np.int64)
+    ways[label == IGNORE] = IGNORE
+    for way, class_id in enumerate(classes, start=1):
+        ways[label == class_id] = way
+    return ways

@@ -1,0 +1,398 @@
+"""Episode lists: which images each N-way K-shot task takes, drawn from a seed, kept in a file, named by a hash.
+
+Everything random about *which* images is decided here, before any loader starts, so it cannot depend on the number of
+workers. The random generator is Python's Mersenne Twister with its own state; its integer draws have not changed since
+Python 3.2, and PANet's and BAM's published lists come from it.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import random
+import tempfile
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from fssops.data.errors import AnnotationError, TooFewImagesError
+from fssops.data.sources import FewShotSource
+
+FILE_FORMAT = "fssops-episodes-1"
+_ATTEMPTS = 100
+
+
+@dataclass(frozen=True)
+class EpisodeSpec:
+    """One task by names.
+
+    Attributes:
+        classes: class id of each way.
+        support: for each way the names of its K images.
+        query: names of the Q query images.
+        query_ways: for each query the (0-based) way it was drawn for; other ways may show in it too.
+    """
+
+    classes: tuple[int, ...]
+    support: tuple[tuple[str, ...], ...]
+    query: tuple[str, ...]
+    query_ways: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class EpisodeList:
+    """Episodes of one setting.
+
+    Attributes:
+        episodes: the tasks, in order.
+        ways: N.
+        shots: K.
+        queries: Q.
+        seed: what they were drawn from; None for a list of one's own.
+        class_names: class id -> name, of every class that could be drawn.
+        fold: text that names the fold, or "".
+        source: ``FewShotSource.describe()`` of the data set.
+        options: the options of :meth:`draw` that decided what could be drawn.
+        dropped: classes left out for want of images: id -> images it had.
+    """
+
+    episodes: tuple[EpisodeSpec, ...]
+    ways: int
+    shots: int
+    queries: int
+    seed: int | None
+    class_names: dict[int, str]
+    fold: str = ""
+    source: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
+    dropped: dict[int, int] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.episodes)
+
+    def __getitem__(self, index: int) -> EpisodeSpec:
+        return self.episodes[index]
+
+    def __iter__(self) -> Iterator[EpisodeSpec]:
+        return iter(self.episodes)
+
+    @functools.cached_property
+    def hash(self) -> str:
+        """sha256 (hex) over everything in the list."""
+        text = json.dumps(self._content(), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @classmethod
+    def draw(
+        cls,
+        source: FewShotSource,
+        classes: Sequence[int],
+        *,
+        ways: int = 1,
+        shots: int = 1,
+        queries: int = 1,
+        episodes: int = 1000,
+        seed: int = 1234,
+        draw: Literal["balanced", "panet", "list"] = "balanced",
+        min_area: int = 1,
+        avoid: Collection[int] = (),
+        too_few: Literal["error", "skip"] = "error",
+        fold: object = "",
+    ) -> EpisodeList:
+        """Draw episodes from a seed.
+
+        - ``balanced``: for every episode its own generator, seeded by (seed, index), so a longer list begins with the
+          shorter one. N classes without replacement, all equally likely; each query is given to a way at random; no
+          image occurs twice in an episode, neither as support and query nor for two ways.
+        - ``panet``: PANet's published draw, number for number. Which ways supply the queries is drawn once for the
+          whole list; images are drawn without replacement within a class only, so with several ways one image can serve
+          two classes, even as support and query.
+        - ``list``: BAM's and MSANet's (1 way, 1 query), number for number for a loader without worker processes.
+          Queries run through the images that hold any of the classes; the class is drawn from those in the query,
+          whatever their size; supports from the class's images without the query. Classes are not balanced.
+
+        Args:
+            source: the data set.
+            classes: class ids to draw from.
+            ways: N >= 1.
+            shots: K >= 1.
+            queries: Q >= 1.
+            episodes: how many.
+            seed: any integer.
+            draw: see above.
+            min_area: pixels of the class at original size that an image needs to be drawn for it (2048 in BAM and
+                MSANet).
+            avoid: leave out images with any pixel of these classes; the fold's novel classes, to drop training images
+                that hold them.
+            too_few: a class with too few images is an ``error`` or left out (``skip``, recorded in ``dropped``).
+            fold: what to call the fold, e.g. a ``FoldClasses``.
+
+        Raises:
+            ValueError: a number out of range, an unknown class or option.
+            TooFewImagesError: a class has fewer images than an episode needs, or too few classes are left.
+        """
+        _check_counts(ways=ways, shots=shots, queries=queries, episodes=episodes)
+        if draw not in ("balanced", "panet", "list"):
+            raise ValueError(f"EpisodeList.draw: draw must be balanced, panet or list, got {draw!r}")
+        if too_few not in ("error", "skip"):
+            raise ValueError(f"EpisodeList.draw: too_few must be error or skip, got {too_few!r}")
+        if draw == "list" and (ways, queries) != (1, 1):
+            raise ValueError(f"EpisodeList.draw: draw 'list' must have 1 way and 1 query, got {ways} and {queries}")
+        unknown = [c for c in classes if c not in source.classes]
+        if unknown or len(set(classes)) != len(classes):
+            got = f"unknown {unknown}" if unknown else f"repeated {sorted(classes)}"
+            raise ValueError(f"EpisodeList.draw: classes must be different classes of {source.label}, got {got}")
+
+        pools = {c: _images_of(source, c, min_area, avoid, draw) for c in sorted(classes)}
+        need = shots + queries
+        small = {c: len(pool) for c, pool in pools.items() if len(pool) < need}
+        if small and too_few == "error":
+            raise TooFewImagesError(_too_few(source, small, need, min_area, avoid, fold))
+        pools = {c: pool for c, pool in pools.items() if c not in small}
+        if len(pools) < ways:
+            detail = f" ({_too_few(source, small, need, min_area, avoid, fold)})" if small else ""
+            raise TooFewImagesError(
+                f"{source.label}: {ways}-way episodes must have at least {ways} usable classes, "
+                f"got {len(pools)}{detail}"
+            )
+        if draw == "balanced":
+            drawn = [_draw_balanced(source, pools, ways, shots, queries, seed, i) for i in range(episodes)]
+        elif draw == "panet":
+            drawn = _draw_panet(pools, ways, shots, queries, episodes, seed)
+        else:
+            drawn = _draw_list(source, pools, shots, episodes, seed)
+        return cls(
+            tuple(drawn),
+            ways,
+            shots,
+            queries,
+            seed,
+            {c: source.classes[c] for c in sorted(classes)},
+            str(fold),
+            source.describe(),
+            {"draw": draw, "min_area": min_area, "avoid": sorted(avoid)},
+            small,
+        )
+
+    # Files.
+
+    def _content(self) -> dict[str, Any]:
+        return {
+            "format": FILE_FORMAT,
+            "source": self.source,
+            "fold": self.fold,
+            "ways": self.ways,
+            "shots": self.shots,
+            "queries": self.queries,
+            "seed": self.seed,
+            "options": self.options,
+            "classes": {str(c): name for c, name in self.class_names.items()},
+            "dropped": {str(c): count for c, count in self.dropped.items()},
+            "episodes": [
+                {
+                    "classes": list(e.classes),
+                    "support": [list(names) for names in e.support],
+                    "query": list(e.query),
+                    "query_ways": list(e.query_ways),
+                }
+                for e in self.episodes
+            ],
+        }
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a JSON file with the hash; in one step, so that no half of it is ever read.
+
+        Raises:
+            OSError: the folder cannot be written.
+        """
+        file = Path(path)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        content = self._content()
+        lines = ",\n".join("  " + json.dumps(e) for e in content.pop("episodes"))
+        head = json.dumps({**content, "hash": self.hash}, indent=1)[:-2]
+        handle, temporary = tempfile.mkstemp(dir=file.parent, suffix=".tmp")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as out:
+                out.write(f'{head},\n "episodes": [\n{lines}\n ]\n}}\n')
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, file)
+        except OSError:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> EpisodeList:
+        """Read a file that :meth:`save` wrote, and check its hash.
+
+        Raises:
+            FileNotFoundError: no such file.
+            AnnotationError: not such a file, or changed since it was written.
+        """
+        file = Path(path)
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise FileNotFoundError(f"{file}: episode list must exist, got nothing of that name") from None
+        except ValueError as error:
+            raise AnnotationError(f"{file}: episode list must be complete JSON, got {error}") from error
+        if not isinstance(content, dict) or content.get("format") != FILE_FORMAT:
+            got = content.get("format") if isinstance(content, dict) else type(content).__name__
+            raise AnnotationError(f"{file}: episode list must have format {FILE_FORMAT!r}, got {got!r}")
+        try:
+            loaded = cls(
+                tuple(
+                    EpisodeSpec(
+                        tuple(e["classes"]),
+                        tuple(tuple(names) for names in e["support"]),
+                        tuple(e["query"]),
+                        tuple(e["query_ways"]),
+                    )
+                    for e in content["episodes"]
+                ),
+                content["ways"],
+                content["shots"],
+                content["queries"],
+                content["seed"],
+                {int(c): name for c, name in content["classes"].items()},
+                content["fold"],
+                content["source"],
+                content["options"],
+                {int(c): count for c, count in content["dropped"].items()},
+            )
+            stated = content["hash"]
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise AnnotationError(f"{file}: episode list must have every field, got a fault at {error}") from error
+        if loaded.hash != stated:
+            raise AnnotationError(
+                f"{file}: episode list must be as it was written (hash {str(stated)[:12]}..), got {loaded.hash[:12]}.."
+            )
+        return loaded
+
+    def names(self) -> set[str]:
+        """Every image that some episode takes."""
+        return {n for e in self.episodes for names in (*e.support, e.query) for n in names}
+
+    def check(self, source: FewShotSource) -> None:
+        """Check that a data set has every image and class of the list.
+
+        Raises:
+            AnnotationError: it has not; the message names the first that is missing.
+        """
+        missing = sorted(self.names() - set(source.names))
+        if missing:
+            raise AnnotationError(
+                f"{source.label}: data set must have every image of the episode list, "
+                f"got none named {missing[0]!r} ({len(missing)} missing)"
+            )
+        for number, name in self.class_names.items():
+            if source.classes.get(number) != name:
+                raise AnnotationError(
+                    f"{source.label}: class {number} must be {name!r} as in the episode list, "
+                    f"got {source.classes.get(number)!r}"
+                )
+
+
+def _check_counts(**values: Any) -> None:
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"EpisodeList.draw: {name} must be an integer of at least 1, got {value!r}")
+
+
+def _too_few(
+    source: FewShotSource, small: dict[int, int], need: int, min_area: int, avoid: Collection[int], fold: object
+) -> str:
+    rules = [f"at least {min_area} px of it"] * (min_area > 1) + ["no avoided class in them"] * bool(avoid)
+    where = f" of {fold}" if str(fold) else ""
+    shown = [f"{source.classes[c]!r} ({c}): {count}" for c, count in list(small.items())[:5]]
+    more = f" and {len(small) - 5} more classes" if len(small) > 5 else ""
+    return (
+        f"{source.label}: every class{where} must have at least {need} images"
+        f"{' with ' + ' and '.join(rules) if rules else ''}, got {', '.join(shown)}{more}"
+    )
+
+
+def _images_of(source: FewShotSource, class_id: int, min_area: int, avoid: Collection[int], draw: str) -> list[str]:
+    published = getattr(source, "images_of_annotations", None)
+    if draw == "panet" and published is not None and min_area <= 1 and not avoid:
+        return list(published(class_id))
+    return source.images_of(class_id, min_area, avoid)
+
+
+def _draw_balanced(
+    source: FewShotSource, pools: dict[int, list[str]], ways: int, shots: int, queries: int, seed: int, index: int
+) -> EpisodeSpec:
+    rng = random.Random(f"fssops {seed} {index}")
+    classes = list(pools)
+    for _ in range(_ATTEMPTS):
+        chosen = rng.sample(classes, ways)
+        query_ways = sorted(rng.randrange(ways) for _ in range(queries))
+        used: set[str] = set()
+        support: list[tuple[str, ...]] = []
+        query: list[str] = []
+        for way, class_id in enumerate(chosen):
+            count = shots + query_ways.count(way)
+            left = [name for name in pools[class_id] if name not in used] if used else pools[class_id]
+            if len(left) < count:
+                break
+            images = rng.sample(left, count)
+            used.update(images)
+            support.append(tuple(images[:shots]))
+            query.extend(images[shots:])
+        else:
+            return EpisodeSpec(tuple(chosen), tuple(support), tuple(query), tuple(query_ways))
+    raise TooFewImagesError(
+        f"{source.label}: a {ways}-way {shots}-shot episode must have {ways * shots + queries} different images, "
+        f"got none such in {_ATTEMPTS} draws: the classes share too many of their images"
+    )
+
+
+def _draw_panet(
+    pools: dict[int, list[str]], ways: int, shots: int, queries: int, episodes: int, seed: int
+) -> list[EpisodeSpec]:
+    """The order of draws of PANet's ``voc_fewshot`` / ``coco_fewshot`` and ``PairedDataset``."""
+    rng = random.Random(seed)
+    classes = list(pools)
+    chosen_ways = rng.choices(range(ways), k=queries)
+    counts = [chosen_ways.count(way) for way in range(ways)]
+    query_ways = tuple(way for way in range(ways) for _ in range(counts[way]))
+    result = []
+    for _ in range(episodes):
+        chosen = rng.sample(range(len(classes)), k=ways)
+        support: list[tuple[str, ...]] = []
+        query: list[str] = []
+        for way, position in enumerate(chosen):
+            pool = pools[classes[position]]
+            images = [pool[i] for i in rng.sample(range(len(pool)), k=shots + counts[way])]
+            support.append(tuple(images[:shots]))
+            query.extend(reversed(images[shots:]))
+        result.append(EpisodeSpec(tuple(classes[p] for p in chosen), tuple(support), tuple(query), query_ways))
+    return result
+
+
+def _draw_list(
+    source: FewShotSource, pools: dict[int, list[str]], shots: int, episodes: int, seed: int
+) -> list[EpisodeSpec]:
+    """The order of draws of BAM's ``SemData.__getitem__``, called for 0, 1, 2, ... over and over."""
+    rng = random.Random(seed)
+    listed = {name for pool in pools.values() for name in pool}
+    order = [name for name in source.names if name in listed]
+    result = []
+    for index in range(episodes):
+        query = order[index % len(order)]
+        present = [c for c in source.classes_of(query) if c in pools]
+        class_id = present[rng.randint(1, len(present)) - 1]
+        pool = pools[class_id]
+        taken: list[int] = []
+        for _ in range(shots):
+            # The published code draws one number that it does not use, then draws until the image is a new one.
+            rng.randint(1, len(pool))
+            number = rng.randint(1, len(pool)) - 1
+            while pool[number] == query or number in taken:
+                number = rng.randint(1, len(pool)) - 1
+            taken.append(number)
+        support = tuple(pool[number] for number in reversed(taken))
+        result.append(EpisodeSpec((class_id,), (support,), (query,), (0,)))
+    return result

@@ -1,0 +1,35 @@
+"""What can be wrong with data, as exceptions whose message names the file, the rule and the value."""
+
+from __future__ import annotations
+
+
+class DataError(ValueError):
+    """Data on disk, or a request about it, breaks a rule: ``<file>: <what> must <rule>, got <value>``."""
+
+
+class ImageFileError(DataError):
+    """A file that should hold a picture cannot be used as one."""
+
+
+class MaskError(DataError):
+    """A mask does not fit its image or its class list."""
+
+
+class MaskSizeError(MaskError):
+    """A mask has another size than its image."""
+
+
+class MaskValueError(MaskError):
+    """A mask holds values outside the class list."""
+
+
+class AnnotationError(DataError):
+    """An annotation file (COCO JSON, list file, episode list) breaks its own format."""
+
+
+class TooFewImagesError(DataError):
+    """A class has fewer images than an episode needs."""
+
+
+class DataWarning(UserWarning):
+    """Something was left out or repaired; the message says what and why."""

@@ -1,0 +1,268 @@
+"""Reading pictures and masks from disk: once, carefully, and with errors that name the file.
+
+Everything that opens a picture for training or prediction goes through :func:`read_image`, every mask through
+:func:`read_mask`. The format is decided by content, never by the file's name.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import warnings
+import zlib
+from collections.abc import Collection
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from fssops.data.errors import DataWarning, ImageFileError, MaskError, MaskSizeError, MaskValueError
+
+MAX_PIXELS = 1 << 26
+"""Pictures of more pixels than this (67 million) are refused before they are decoded: a few kilobytes of PNG can
+announce gigabytes."""
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+"""Formats that are tried; others of Pillow's decoders (EPS, WMF, ...) start programs or are no photographs."""
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
+"""Which files of a folder are taken for pictures; their content still decides how they are read."""
+
+Image.init()
+_REGISTERED = [name for name in FORMATS if name in Image.OPEN]
+_DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, IndexError, KeyError, TypeError)
+_LOSSY = ("JPEG", "MPO")
+
+
+def _open(path: str | os.PathLike[str], max_pixels: int, what: str = "image") -> Image.Image:
+    """Open a picture and check what its header says; nothing is decoded yet."""
+    file = Path(path)
+    if file.is_dir():
+        raise ImageFileError(f"{file}: {what} must be a file, got a folder")
+    try:
+        size = file.stat().st_size
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{file}: {what} must exist, got no such file") from None
+    except OSError as error:
+        raise ImageFileError(f"{file}: {what} must be readable, got {error.strerror or error}") from error
+    if size == 0:
+        raise ImageFileError(f"{file}: {what} must not be empty, got a file of 0 bytes")
+    try:
+        image = Image.open(file, formats=_REGISTERED)
+    except Image.DecompressionBombError as error:
+        raise ImageFileError(f"{file}: {what} must have at most {max_pixels} pixels, got more ({error})") from error
+    except PermissionError as error:
+        raise ImageFileError(f"{file}: {what} must be readable, got {error.strerror}") from error
+    except _DECODE_ERRORS as error:
+        raise ImageFileError(
+            f"{file}: {what} must be one of {', '.join(FORMATS)}, got {size} bytes of something else ({error})"
+        ) from error
+    width, height = image.size
+    if width * height > max_pixels:
+        image.close()
+        raise ImageFileError(f"{file}: {what} must have at most {max_pixels} pixels, got {width} x {height}")
+    return image
+
+
+def _decode(image: Image.Image, file: Path, what: str = "image") -> Image.Image:
+    """Decode fully and turn upright; a file that ends early is an error, never a half-grey picture."""
+    try:
+        image.load()
+    except _DECODE_ERRORS as error:
+        raise ImageFileError(
+            f"{file}: {what} must decode completely, got a broken or truncated file ({error})"
+        ) from error
+    return _upright(image, file)
+
+
+def _upright(image: Image.Image, file: Path) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except _DECODE_ERRORS as error:
+        warnings.warn(f"{file}: EXIF data cannot be read ({error}); orientation taken as upright", DataWarning, 3)
+        return image
+
+
+def to_rgb(image: Image.Image, name: str = "image") -> Image.Image:
+    """Convert a decoded picture to 8-bit RGB.
+
+    Palettes are expanded, grey is repeated, alpha is dropped (the colours stored under transparent pixels are
+    kept), CMYK is converted with Adobe's inversion handled by the decoder, 16-bit grey is scaled by 1 / 257.
+
+    Args:
+        image: a Pillow image of any mode.
+        name: what errors call it.
+
+    Raises:
+        ImageFileError: floating-point pictures, or integers outside 16 bits: their range is not defined.
+    """
+    if image.mode == "RGB":
+        return image
+    if image.mode == "F":
+        raise ImageFileError(f"{name}: image must hold integers of 8 or 16 bits, got floating-point pixels (mode F)")
+    if image.mode == "I" or image.mode.startswith("I;"):
+        values = np.asarray(image).astype(np.int64)
+        if values.size and (values.min() < 0 or values.max() > 65535):
+            raise ImageFileError(
+                f"{name}: image must hold integers of 8 or 16 bits, got values {values.min()} to {values.max()}"
+            )
+        grey = ((values + 128) // 257).astype(np.uint8)
+        return Image.fromarray(grey).convert("RGB")
+    if image.mode in ("P", "PA") and "transparency" in image.info:
+        # Straight to RGB would be right as well, but Pillow warns about byte transparency; RGBA keeps it quiet.
+        return image.convert("RGBA").convert("RGB")
+    return image.convert("RGB")
+
+
+def read_image(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Read a picture as upright 8-bit RGB.
+
+    Args:
+        path: the file; its format is decided by content.
+        max_pixels: larger pictures are refused.
+
+    Returns:
+        A Pillow image of mode RGB, EXIF orientation applied; of files with several frames the first.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ImageFileError: empty, truncated, too large, of an unknown format or an undefined value range.
+    """
+    file = Path(path)
+    with _open(file, max_pixels) as image:
+        return to_rgb(_decode(image, file), str(file))
+
+
+def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Width and height of a picture as :func:`read_image` would return it, from the header alone."""
+    with _open(path, MAX_PIXELS) as image:
+        width, height = image.size
+        try:
+            turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+        except _DECODE_ERRORS:
+            turned = False
+    return (height, width) if turned else (width, height)
+
+
+def read_mask(
+    path: str | os.PathLike[str],
+    *,
+    size: tuple[int, int] | None = None,
+    allowed: Collection[int] | None = None,
+    unknown: Literal["error", "ignore"] = "error",
+    ignore: int = 255,
+    max_pixels: int = MAX_PIXELS,
+) -> np.ndarray:
+    """Read a mask of class or instance numbers as stored: palette indices, grey values or bits.
+
+    Args:
+        path: a PNG, BMP, TIFF or GIF; lossy formats are refused, since their values are not what was written.
+        size: (width, height) that the mask must have, usually its image's.
+        allowed: the values it may hold besides ``ignore``; None allows 0..255.
+        unknown: what to do with values outside ``allowed``: ``error``, or ``ignore`` to map them to ``ignore``
+            with a warning.
+        ignore: value of pixels without truth.
+        max_pixels: larger pictures are refused.
+
+    Returns:
+        uint8 [H, W].
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ImageFileError: the file cannot be decoded.
+        MaskError: a lossy or colour picture; its kinds :class:`MaskSizeError` (another size than asked) and
+            :class:`MaskValueError` (values outside the class list).
+    """
+    file = Path(path)
+    with _open(file, max_pixels, "mask") as image:
+        if image.format in _LOSSY:
+            raise MaskError(f"{file}: mask must be stored without loss (PNG), got {image.format}")
+        values = _mask_values(_decode(image, file, "mask"), file)
+    if size is not None and (values.shape[1], values.shape[0]) != tuple(size):
+        raise MaskSizeError(
+            f"{file}: mask must have the size of its image, {size[0]} x {size[1]}, "
+            f"got {values.shape[1]} x {values.shape[0]}"
+        )
+    if allowed is not None:
+        values = check_values(values, allowed, where=str(file), unknown=unknown, ignore=ignore)
+    return values
+
+
+def read_grey(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Read a picture as brightness, uint8 [H, W]; for masks that were stored as smoothed or coloured pictures."""
+    file = Path(path)
+    with _open(file, max_pixels, "mask") as image:
+        return np.array(to_rgb(_decode(image, file, "mask"), str(file)).convert("L"))
+
+
+def _mask_values(image: Image.Image, file: Path) -> np.ndarray:
+    if image.mode in ("P", "L", "1"):
+        return np.array(image, dtype=np.uint8)
+    if image.mode == "I" or image.mode.startswith("I;"):
+        wide = np.asarray(image).astype(np.int64)
+        if wide.size and (wide.min() < 0 or wide.max() > 255):
+            raise MaskError(f"{file}: mask must hold values from 0 to 255, got {wide.min()} to {wide.max()}")
+        return wide.astype(np.uint8)
+    if image.mode == "LA":
+        return np.array(image.getchannel("L"))
+    if image.mode in ("RGB", "RGBA"):
+        channels = np.array(image)[..., :3]
+        if (channels == channels[..., :1]).all():
+            return np.ascontiguousarray(channels[..., 0])
+        raise MaskError(
+            f"{file}: mask must hold one number a pixel (grey or palette), got colours (mode {image.mode}); "
+            "colour-coded labels have to be converted to class numbers first"
+        )
+    raise MaskError(f"{file}: mask must hold one number a pixel (grey or palette), got mode {image.mode}")
+
+
+def check_values(
+    values: np.ndarray,
+    allowed: Collection[int],
+    *,
+    where: str,
+    unknown: Literal["error", "ignore"] = "error",
+    ignore: int = 255,
+) -> np.ndarray:
+    """Check that a mask holds no value outside the class list; see :func:`read_mask`.
+
+    Args:
+        values: uint8 [H, W].
+        allowed: the values it may hold besides ``ignore``.
+        where: what errors call it.
+        unknown: ``error`` or ``ignore``.
+        ignore: value of pixels without truth.
+
+    Returns:
+        ``values``, or a copy with unknown values mapped to ``ignore``.
+
+    Raises:
+        MaskValueError: unknown values under ``unknown="error"``.
+    """
+    if unknown not in ("error", "ignore"):
+        raise ValueError(f"check_values: unknown must be error or ignore, got {unknown!r}")
+    counts = np.bincount(values.reshape(-1), minlength=256)
+    known = np.zeros(256, dtype=bool)
+    known[[value for value in allowed if 0 <= value < 256]] = True
+    known[ignore] = True
+    bad = np.flatnonzero((counts > 0) & ~known)
+    if not len(bad):
+        return values
+    found = ", ".join(f"{value} ({counts[value]} px)" for value in bad[:8]) + (", ..." if len(bad) > 8 else "")
+    rule = f"mask must hold only class ids {_ranges(allowed)} and {ignore} (ignored)"
+    if unknown == "error":
+        raise MaskValueError(f"{where}: {rule}, got {found}")
+    warnings.warn(f"{where}: {rule}, got {found}; mapped to {ignore}", DataWarning, 3)
+    return np.where(known[values], values, np.uint8(ignore))
+
+
+def _ranges(values: Collection[int]) -> str:
+    """Write numbers briefly: 0-20 or 1, 4, 9-12."""
+    parts: list[list[int]] = []
+    for value in sorted(set(values)):
+        if parts and value == parts[-1][1] + 1:
+            parts[-1][1] = value
+        else:
+            parts.append([value, value])
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in parts)

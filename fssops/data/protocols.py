@@ -1,0 +1,85 @@
+"""The choices of published few-shot protocols that change results, each with a name.
+
+What an evaluation counts (mean IoU over which classes, binary IoU) is decided in ``fssops.evaluation``; here is what
+concerns folds, episodes and masks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """One set of choices.
+
+    Attributes:
+        name: how settings and reports call it.
+        definition: which definition of COCO-20i.
+        draw: how episodes are drawn: ``balanced`` (classes uniform, every episode independent of the others, no image
+            twice in an episode), ``panet`` (the published generator: the ways that supply the queries are drawn once a
+            list; with several ways an image may serve two of them) or ``list`` (BAM and MSANet: queries run through the
+            list of images, over and over; the class is drawn from those in the query).
+        min_area: pixels of the class, at original size, that an image must have to be listed for it.
+        drop_novel: leave out training images that hold novel classes (else they are background there).
+        ignore_in_support: what pixels labelled 255 are in support masks: ``background`` or ``neither``.
+        other_ways: what an image of one way shows of the episode's other ways: their ``label``, or ``background`` (each
+            image labelled for the class that it was drawn for, PANet on COCO).
+        crowd: COCO's crowd regions: ``ignore`` or ``object``.
+        geometry: ``square`` (aspect not kept) or ``letterbox`` (aspect kept, padded).
+        augment: training augmentation for PASCAL; ``augment_coco`` for COCO.
+        seeds: seeds of the published runs.
+    """
+
+    name: str
+    definition: Literal["panet", "msanet"] = "panet"
+    draw: Literal["balanced", "panet", "list"] = "balanced"
+    min_area: int = 1
+    drop_novel: bool = False
+    ignore_in_support: Literal["background", "neither"] = "background"
+    other_ways: Literal["label", "background"] = "label"
+    crowd: Literal["ignore", "object"] = "ignore"
+    geometry: Literal["square", "letterbox"] = "square"
+    augment: str = "flip"
+    augment_coco: str = "flip"
+    seeds: tuple[int, ...] = (1234, 1235, 1236, 1237, 1238)
+
+    def draw_options(self) -> dict[str, Any]:
+        """Arguments of ``EpisodeList.draw`` that follow from it."""
+        return {"draw": self.draw, "min_area": self.min_area}
+
+    def dataset_options(self) -> dict[str, Any]:
+        """Arguments of ``EpisodeDataset`` that follow from it (augmentation left out: it is for training only)."""
+        return {
+            "ignore_in_support": self.ignore_in_support,
+            "other_ways": self.other_ways,
+            "geometry": self.geometry,
+        }
+
+
+PROTOCOLS: dict[str, Protocol] = {
+    p.name: p
+    for p in (
+        # Ours: sound choices where papers' quirks are accidents.
+        Protocol("fssops", drop_novel=True, ignore_in_support="neither"),
+        # PANet on PASCAL: panet.md sections 3 and 8.
+        Protocol("panet", draw="panet"),
+        # PANet on COCO: binary map a category, crowds part of it, other ways of an episode not marked.
+        Protocol("panet_coco", draw="panet", other_ways="background", crowd="object"),
+        # BAM and MSANet: msanet.md sections 5 and 7.
+        Protocol(
+            "msanet",
+            definition="msanet",
+            draw="list",
+            min_area=2048,
+            drop_novel=True,
+            ignore_in_support="neither",
+            geometry="letterbox",
+            augment="msanet_pascal",
+            augment_coco="msanet_coco",
+            seeds=(510, 365, 382, 322, 988),
+        ),
+    )
+}
+"""Published and own protocols by name."""

@@ -1,0 +1,166 @@
+"""``python -m fssops.evaluate``: score checkpoints by a named protocol, and say exactly what was measured."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fssops.command_line import Parser, run_verb
+from fssops.engine.checkpoints import write_text_atomically
+from fssops.engine.launch import build_fabric
+from fssops.engine.random_state import seed_everything
+from fssops.engine.settings import Settings, SettingsError, apply_overrides
+from fssops.evaluation.protocols import PROTOCOLS
+from fssops.evaluation.results import FewShotResult, class_table, fold_mean_line, fold_table, to_json
+from fssops.recipes import list_recipes, read_named_recipe
+from fssops.tasks import settings_from_tables, task_of
+from fssops.tasks.loading import build_model, load_for_use
+
+_EXAMPLES = """\
+examples:
+  python -m fssops.evaluate runs/panet_generated-20260101-120000
+      a run of fssops.train: its data, its fold, the protocol of its recipe
+  python -m fssops.evaluate runs/fold0 runs/fold1 runs/fold2 runs/fold3 --protocol panet --fold all
+      one run a fold, each evaluated on its own fold, and their mean
+  python -m fssops.evaluate vgg16_authors.pth --recipe panet_pascal5i --set data.root=/data/VOCdevkit/VOC2012 \\
+      --fold 0 --set eval.shots=5
+      weights of any known layout, with a recipe that says which model and data they are for
+  python -m fssops.evaluate --recipe panet_generated --set eval.annotation=box
+      an untrained model; supports marked by boxes
+
+protocols:
+"""
+
+
+def parser() -> Parser:
+    """Build the argument parser."""
+    protocols = "\n".join(f"  {row.name:<10}{row.describe()}\n{'':<12}({row.source})" for row in PROTOCOLS.values())
+    arguments = Parser("evaluate", "Evaluate trained models by a protocol.", _EXAMPLES + protocols)
+    arguments.add_argument(
+        "checkpoints",
+        nargs="*",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="run folder, checkpoint of a run, or weights file",
+    )
+    arguments.add_argument(
+        "--recipe", help=f"for weights without settings: {', '.join(list_recipes())} or a .toml file"
+    )
+    arguments.add_argument("--protocol", help=f"one of {', '.join(PROTOCOLS)} (default: the recipe's)")
+    arguments.add_argument("--fold", help="0, 1, 2, 3 or all (default: the fold that was trained)")
+    arguments.add_argument(
+        "--which", choices=("last", "best"), default="last", help="checkpoint of a run folder (default: last)"
+    )
+    arguments.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="override a setting"
+    )
+    arguments.add_argument("--out", type=Path, metavar="FOLDER", help="default: <run>/evaluation-<protocol>-<time>")
+    arguments.add_argument("--classes", action="store_true", help="print a table of the classes as well")
+    return arguments
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the verb and return its exit code."""
+    options = parser().parse_args(arguments)
+    if not options.checkpoints and not options.recipe:
+        raise SettingsError("CHECKPOINT: give a run folder or a weights file, or --recipe for an untrained model")
+    overrides = list(options.overrides)
+    if options.protocol:
+        overrides.append(f"eval.protocol={json.dumps(options.protocol)}")
+    loaded = [load_for_use(path, options.recipe, overrides, options.which) for path in options.checkpoints]
+    if not loaded:
+        settings = settings_from_tables(apply_overrides(read_named_recipe(options.recipe), overrides), options.recipe)
+        seed_everything(settings.engine.seed)
+        model = build_model(settings)
+        loaded = [(settings, model, f"{settings.name}{'' if settings.model.weights else ', random weights'}")]
+    pairs = _folds(options.fold, [settings for settings, _, _ in loaded])
+    fabric = build_fabric(loaded[0][0].engine)
+    fabric.launch()
+    first = fabric.is_global_zero
+    results: list[FewShotResult] = []
+    trained_on: list[int] = []
+    folder = options.out or _default_folder(options.checkpoints, loaded[0][0])
+    if first:
+        folder.mkdir(parents=True, exist_ok=True)
+    for index, fold in pairs:
+        settings, model, label = loaded[index]
+        task = task_of(settings)
+        model.to(fabric.device).eval()
+        result = task.evaluate(model, fabric, fold, label, f"fold {fold}")
+        results.append(result)
+        if fold != settings.data.fold and options.checkpoints:  # type: ignore[attr-defined]
+            trained_on.append(fold)
+        if first:
+            pictures = folder if len(pairs) == 1 else folder / f"fold{fold}"
+            pictures.mkdir(exist_ok=True)
+            task.gallery(model, fabric, result, pictures)
+            _save_lists(task, fold, pictures)
+    if first:
+        _report(results, folder, options.classes, trained_on)
+    return 0
+
+
+def _folds(text: str | None, settings: Sequence[Settings]) -> list[tuple[int, int]]:
+    """Return pairs of (index of the model, fold)."""
+    own = [one.data.fold for one in settings]  # type: ignore[attr-defined]
+    if text is None:
+        return list(enumerate(own))
+    if text == "all":
+        if len(settings) == 1:
+            return [(0, fold) for fold in range(4)]
+        if sorted(own) != [0, 1, 2, 3]:
+            raise SettingsError(f"--fold: all needs one run of each fold 0 to 3 (or a single model), got folds {own}")
+        return sorted(enumerate(own), key=lambda pair: pair[1])
+    if text not in ("0", "1", "2", "3"):
+        raise SettingsError(f"--fold: fold must be 0, 1, 2, 3 or all, got {text!r}")
+    return [(index, int(text)) for index in range(len(settings))]
+
+
+def _default_folder(checkpoints: Sequence[Path], settings: Settings) -> Path:
+    name = f"evaluation-{settings.eval.protocol}-{time.strftime('%Y%m%d-%H%M%S')}"  # type: ignore[attr-defined]
+    if len(checkpoints) == 1 and checkpoints[0].is_dir():
+        return checkpoints[0] / name
+    return Path("runs") / f"{settings.name}-{name}"
+
+
+def _save_lists(task: Any, fold: int, folder: Path) -> None:
+    _, runs, seeds = task.novel_runs(fold)
+    for run, seed in zip(runs, seeds, strict=True):
+        run.episodes.save(folder / f"episodes-seed{seed}.json")
+
+
+def _report(results: Sequence[FewShotResult], folder: Path, classes: bool, trained_on: Sequence[int]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(width=None if Console().is_terminal else 160, markup=False, highlight=False)
+
+    def show(rows: Sequence[Sequence[str]], title: str) -> None:
+        table = Table(*rows[0], title=title, title_justify="left")
+        for row in rows[1:]:
+            table.add_row(*row)
+        console.print(table)
+
+    for result in results:
+        if classes:
+            show(class_table(result), f"fold {result.fold}, IoU of each class in percent")
+    show(fold_table(results), "percent, mean ± standard deviation over runs")
+    for result in results:
+        print(result.line())
+    if len(results) > 1:
+        print(fold_mean_line(results))
+    for fold in trained_on:
+        print(f"warning: fold {fold} is not the fold that was trained: its classes may have been seen in training")
+    images, passes = sum(r.images for r in results), sum(r.passes for r in results)
+    seconds = sum(r.seconds for r in results)
+    saved = images / max(passes, 1)
+    print(f"{seconds:.1f} s; {passes} passes through the backbone for {images} images ({saved:.1f} x fewer)")
+    write_text_atomically(folder / "results.json", to_json(results))
+    print(f"written: {folder}/ (results.json, grid.png, best.png, worst.png, episode lists)")
+
+
+if __name__ == "__main__":
+    run_verb("evaluate", main)

@@ -1,0 +1,63 @@
+"""Episodes as pictures: supports, query, truth and prediction side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from fssops.evaluation.counts import count_foreground, iou
+from fssops.evaluation.pictures import Tile, denormalised, grid, overlay
+from fssops.structures import Episode
+
+
+@dataclass(frozen=True)
+class Shown:
+    """An episode and the label map predicted for each of its queries, at the size of its images."""
+
+    episode: Episode
+    predictions: list[np.ndarray]
+
+
+def episode_grid(
+    shown: Sequence[Shown], classes: Mapping[int, str], title: str, before: Sequence[Shown] | None = None
+) -> Image.Image:
+    """Draw one row an episode.
+
+    Args:
+        shown: the episodes; of each the first query is drawn, and at most two supports.
+        classes: class id -> name.
+        title: above the grid.
+        before: the same episodes as segmented by another model (the untrained one), or None.
+    """
+    ways, shots = shown[0].episode.support_images.shape[:2]
+    slots = [(way, 0) for way in range(min(ways, 3))] if ways > 1 else [(0, shot) for shot in range(min(shots, 2))]
+    headings = [f"support {number + 1}" if len(slots) > 1 else "support" for number in range(len(slots))]
+    headings += ["query", "truth", "prediction"] + (["before training"] if before is not None else [])
+    rows = []
+    for number, entry in enumerate(shown):
+        episode = entry.episode
+        rows.append([_support(episode, way, shot, classes) for way, shot in slots])
+        query = denormalised(episode.query_images[0].numpy())
+        truth = episode.query_labels[0].numpy()
+        rows[-1] += [Tile(query, episode.query_names[0]), Tile(overlay(query, truth))]
+        rows[-1].append(_prediction(query, entry.predictions[0], episode))
+        if before is not None:
+            rows[-1].append(_prediction(query, before[number].predictions[0], episode))
+    return grid(rows, headings, title)
+
+
+def _support(episode: Episode, way: int, shot: int, classes: Mapping[int, str]) -> Tile:
+    image = denormalised(episode.support_images[way, shot].numpy())
+    labels = (episode.support_foreground[way, shot].numpy() > 0.5).astype(np.int64) * (way + 1)
+    class_id = int(episode.classes[way])
+    return Tile(overlay(image, labels), classes.get(class_id, f"class {class_id}"))
+
+
+def _prediction(query: np.ndarray, prediction: np.ndarray, episode: Episode) -> Tile:
+    import torch
+
+    counts = count_foreground(torch.from_numpy(prediction), episode.query_labels[0])
+    return Tile(overlay(query, prediction), f"IoU {100 * float(iou(counts)[1]):.0f} %")

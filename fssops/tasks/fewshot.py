@@ -1,0 +1,322 @@
+"""Few-shot segmentation as the verbs run it: data from settings, validation, evaluation by protocol, pictures."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+from torch import Tensor, nn
+
+from fssops.data import fewshot, folds
+from fssops.engine.progress import ProgressBar
+from fssops.engine.settings import SettingsError
+from fssops.engine.trainer import Validate
+from fssops.evaluation import episode_pictures
+from fssops.evaluation.feature_cache import FeatureCache
+from fssops.evaluation.fewshot import count_runs, segment
+from fssops.evaluation.protocols import PROTOCOLS, FewShotProtocol, find_protocol
+from fssops.evaluation.results import FewShotResult, score
+from fssops.structures import FewShotBatch, move_to
+from fssops.tasks.fewshot_settings import FewShotSettings
+
+Say = Callable[[str], None]
+
+
+class FewShotTask:
+    """Builds what settings describe.
+
+    Args:
+        settings: the resolved recipe.
+
+    Raises:
+        SettingsError: the protocol does not exist.
+    """
+
+    settings_class = FewShotSettings
+    collate = staticmethod(FewShotBatch.stack)
+    batch_class = FewShotBatch
+
+    def __init__(self, settings: FewShotSettings) -> None:
+        self.settings = settings
+        try:
+            self.protocol = find_protocol(settings.eval.protocol)
+        except ValueError as error:
+            raise SettingsError(f"eval.{error}") from None
+        self._sources: dict[tuple[str, str], fewshot.FewShotSource] = {}
+
+    # -- data -------------------------------------------------------------------------------------------------
+
+    def source(self, *, evaluation: bool = False) -> fewshot.FewShotSource:
+        """Open the data set; the split of training, or that of evaluation."""
+        data, rules = self.settings.data, self.settings.eval
+        root, split = data.root, data.split
+        if evaluation:
+            root = data.root if rules.root is None else rules.root
+            split = data.split if rules.split is None else rules.split
+        if (root, split) not in self._sources:
+            self._sources[root, split] = fewshot.open_source(
+                data.source, root or None, split=split or None, **data.options
+            )
+        return self._sources[root, split]
+
+    def fold_classes(self, fold: int, source: fewshot.FewShotSource) -> folds.FoldClasses:
+        """Return the classes of a fold.
+
+        Raises:
+            SettingsError: the data set does not have the classes of the benchmark.
+        """
+        data = self.settings.data
+        classes = folds.by_name(data.folds, fold, data.definition, sorted(source.classes))
+        unknown = [number for number in (*classes.train, *classes.test) if number not in source.classes]
+        if unknown:
+            raise SettingsError(
+                f"data.folds: {data.folds} must be folds of {source.label}, got classes that it has not: {unknown[:5]}"
+            )
+        return classes
+
+    def training_data(self) -> tuple[fewshot.EpisodeDataset, list[str]]:
+        """Return the training episodes, one for every item of every step, and lines that describe them."""
+        data, steps = self.settings.data, self.settings.schedule.steps
+        source = self.source()
+        fold = self.fold_classes(data.fold, source)
+        seed = self.settings.engine.seed if data.seed is None else data.seed
+        episodes = fewshot.EpisodeList.draw(
+            source,
+            fold.train,
+            ways=data.ways,
+            shots=data.shots,
+            queries=data.queries,
+            episodes=max(steps, 1) * self.settings.engine.batch_size,
+            seed=seed,
+            draw=data.draw,
+            min_area=data.min_area,
+            avoid=fold.test if data.drop_novel else (),
+            too_few=data.too_few,
+            fold=fold,
+        )
+        dataset = self._dataset(source, episodes, augment=data.augment, seed=seed)
+        lines = [
+            f"training data  {source.label}, {len(source.names)} images; {fold}: {len(fold.train)} training classes, "
+            f"{data.ways}-way {data.shots}-shot, {data.queries} query, {data.size[0]} x {data.size[1]} pixels",
+            f"episodes       {len(episodes)}, seed {seed}, list {episodes.hash[:8]}",
+        ]
+        if episodes.dropped:
+            names = ", ".join(f"{source.classes[number]} ({count})" for number, count in episodes.dropped.items())
+            lines.append(f"left out       classes with too few images: {names}")
+        return dataset, lines
+
+    def _dataset(
+        self, source: fewshot.FewShotSource, episodes: fewshot.EpisodeList, **options: Any
+    ) -> fewshot.EpisodeDataset:
+        data = self.settings.data
+        rules = {
+            "ignore_in_support": data.ignore_in_support,
+            "other_ways": data.other_ways,
+            "geometry": data.geometry,
+        }
+        return fewshot.EpisodeDataset(source, episodes, data.size, **{**rules, **options})
+
+    def novel_runs(self, fold: int) -> tuple[folds.FoldClasses, list[fewshot.EpisodeDataset], list[int]]:
+        """Return the fold, the episodes of each run, and the runs' seeds, as the protocol has them."""
+        rules, data, protocol = self.settings.eval, self.settings.data, self.protocol
+        source = self.source(evaluation=True)
+        fold_classes = self.fold_classes(fold, source)
+        drawn = _data_protocol(protocol, source.format)
+        count = rules.runs or protocol.runs
+        seeds = list(drawn.seeds[:count])
+        if rules.seed is not None or len(seeds) < count:
+            first = seeds[0] if rules.seed is None else rules.seed
+            seeds = list(range(first, first + count))
+        runs = []
+        for seed in seeds:
+            episodes = fewshot.EpisodeList.draw(
+                source,
+                fold_classes.test,
+                ways=rules.ways or data.ways,
+                shots=rules.shots or data.shots,
+                queries=rules.queries,
+                episodes=rules.episodes or protocol.episodes,
+                seed=seed,
+                too_few=data.too_few,
+                fold=fold_classes,
+                **drawn.draw_options(),
+            )
+            runs.append(
+                self._dataset(source, episodes, annotation=rules.annotation, seed=seed, **drawn.dataset_options())
+            )
+        return fold_classes, runs, seeds
+
+    # -- evaluation -------------------------------------------------------------------------------------------
+
+    def evaluate(
+        self, model: nn.Module, fabric: Fabric, fold: int, label: str, title: str = "evaluate"
+    ) -> FewShotResult:
+        """Evaluate a fold; every process must call, each gets the whole result."""
+        fold_classes, runs, seeds = self.novel_runs(fold)
+        present = {number: runs[0].source.classes[number] for number in fold_classes.test}
+        lists = [run.episodes for run in runs]
+        for number in lists[0].dropped:
+            present.pop(number)
+        return self._score(
+            model,
+            fabric,
+            runs,
+            self.protocol,
+            present,
+            title,
+            model=label,
+            dataset=runs[0].source.label,
+            fold=fold,
+            folds=f"{fold_classes.name} ({fold_classes.definition})",
+            ways=lists[0].ways,
+            shots=lists[0].shots,
+            queries=lists[0].queries,
+            episodes=len(lists[0]),
+            seeds=seeds,
+            list_hashes=[episodes.hash for episodes in lists],
+            annotation=self.settings.eval.annotation,
+            size=list(self.settings.data.size),
+        )
+
+    def validation(self, fabric: Fabric) -> Validate | None:
+        """Return a callback that scores episodes of training classes on images of the evaluation split, or None."""
+        rules, data = self.settings.eval, self.settings.data
+        if not rules.validation_episodes:
+            return None
+        source = self.source(evaluation=True)
+        fold = self.fold_classes(data.fold, source)
+        episodes = fewshot.EpisodeList.draw(
+            source,
+            fold.train,
+            ways=data.ways,
+            shots=data.shots,
+            episodes=rules.validation_episodes,
+            seed=self.settings.engine.seed + 1,
+            min_area=data.min_area,
+            avoid=fold.test if data.drop_novel else (),
+            too_few="skip",
+            fold=fold,
+        )
+        run = self._dataset(source, episodes)
+        classes = {number: source.classes[number] for number in fold.train if number not in episodes.dropped}
+        setting = {
+            "model": self.settings.name,
+            "dataset": source.label,
+            "fold": data.fold,
+            "folds": str(fold),
+            "ways": data.ways,
+            "shots": data.shots,
+            "queries": 1,
+            "episodes": len(episodes),
+            "seeds": [self.settings.engine.seed + 1],
+            "list_hashes": [episodes.hash],
+            "annotation": "mask",
+            "size": list(data.size),
+        }
+
+        def validate(model: nn.Module, step: int) -> Mapping[str, float]:
+            result = self._score(model, fabric, [run], PROTOCOLS["fssops"], classes, "", **setting)
+            return {"val/miou": result.mean_iou, "val/fb_iou": result.fb_iou}
+
+        return validate
+
+    def _score(
+        self,
+        model: nn.Module,
+        fabric: Fabric,
+        runs: Sequence[fewshot.EpisodeDataset],
+        protocol: FewShotProtocol,
+        classes: Mapping[int, str],
+        title: str,
+        /,
+        **setting: Any,
+    ) -> FewShotResult:
+        rules, started = self.settings.eval, time.perf_counter()
+        was_training = model.training
+        model.eval()
+        total = len(range(fabric.global_rank, len(runs) * len(runs[0]), fabric.world_size))
+        quiet = not title or not fabric.is_global_zero
+        with (
+            FeatureCache(model.encode, memory=rules.cache_mb << 20, disk=rules.cache_disk_mb << 20) as cache,  # type: ignore[arg-type]
+            ProgressBar(title, total, quiet=quiet) as bar,
+        ):
+            counts = count_runs(
+                model,  # type: ignore[arg-type]
+                runs,
+                protocol,
+                cache,
+                classes=list(classes),
+                device=fabric.device,
+                original_labels=lambda run, index: [torch.from_numpy(truth) for truth in runs[run].query_truth(index)],
+                rank=fabric.global_rank,
+                world_size=fabric.world_size,
+                workers=rules.workers,
+                autocast=fabric.autocast,
+                advance=bar.advance,
+            )
+        model.train(was_training)
+        if fabric.world_size > 1:
+            counts = counts.summed(lambda flat: _sum_over_processes(fabric, flat))
+        return score(counts, protocol, classes, seconds=round(time.perf_counter() - started, 2), **setting)
+
+    # -- pictures ---------------------------------------------------------------------------------------------
+
+    def predictions(self, model: nn.Module, fabric: Fabric, places: Sequence[tuple[int, int]], fold: int) -> list[Any]:
+        """Segment single episodes again, for pictures: each place is (run, episode)."""
+        _, runs, _ = self.novel_runs(fold)
+        was_training = model.training
+        model.eval()
+        shown = []
+        with FeatureCache(model.encode, memory=0) as cache, torch.inference_mode(), fabric.autocast():  # type: ignore[arg-type]
+            for run, index in places:
+                episode = runs[run][index]
+                logits = segment(model, cache, move_to(episode, fabric.device))  # type: ignore[arg-type]
+                maps = [scores.float().argmax(0).cpu().numpy() for scores in logits]
+                shown.append(episode_pictures.Shown(episode, maps))
+        model.train(was_training)
+        return shown
+
+    def gallery(
+        self, model: nn.Module, fabric: Fabric, result: FewShotResult, folder: Path, before: nn.Module | None = None
+    ) -> list[Path]:
+        """Draw ``grid.png`` (an episode of each class) and, where asked for, the best and the worst episodes.
+
+        Args:
+            model: as evaluated.
+            fabric: launched.
+            result: of this model.
+            folder: where the pictures go.
+            before: the untrained model, shown in a column of its own.
+        """
+        _, runs, _ = self.novel_runs(result.fold)
+        first_of_class: dict[int, tuple[int, int]] = {}
+        for index, spec in enumerate(runs[0].episodes):
+            first_of_class.setdefault(spec.classes[0], (0, index))
+        best, worst = result.best_and_worst(self.settings.eval.pictures)
+        groups = {"grid.png": (list(first_of_class.values())[:6], "novel classes"), "best.png": (best, "best episodes")}
+        groups["worst.png"] = (worst, "worst episodes")
+        written = []
+        for name, (places, title) in groups.items():
+            if not places:
+                continue
+            shown = self.predictions(model, fabric, places, result.fold)
+            earlier = self.predictions(before, fabric, places, result.fold) if before is not None else None
+            picture = episode_pictures.episode_grid(
+                shown, result.classes, f"{result.model}: {title}, {result.setting()}", earlier
+            )
+            picture.save(folder / name)
+            written.append(folder / name)
+        return written
+
+
+def _data_protocol(protocol: FewShotProtocol, source_format: str) -> fewshot.Protocol:
+    special = f"{protocol.data}_{source_format}"
+    return fewshot.PROTOCOLS[special if special in fewshot.PROTOCOLS else protocol.data]
+
+
+def _sum_over_processes(fabric: Fabric, flat: Tensor) -> Tensor:
+    return fabric.all_reduce(flat.to(fabric.device), reduce_op="sum")  # type: ignore[return-value]

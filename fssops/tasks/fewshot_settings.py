@@ -1,0 +1,86 @@
+"""What the recipe of a few-shot system may say about data and evaluation."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, Strict
+
+from fssops.engine.settings import Settings, Table
+
+
+class FewShotData(Table):
+    """``[data]``: where images come from, which classes are novel, and how training episodes are drawn."""
+
+    source: Literal["auto", "generated", "voc", "coco", "fss1000", "folder"] = "generated"
+    root: str = ""
+    """Folder of the data set; not used by ``generated``."""
+    split: str = ""
+    """Part that training draws from; empty takes the layout's usual one."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Further arguments of the layout, e.g. ``{ crowd = "object" }`` for coco."""
+    folds: Literal["pascal5i", "coco20i", "generated", "custom"] = "custom"
+    """``custom`` cuts the sorted classes into four blocks."""
+    definition: Literal["panet", "msanet"] = "panet"
+    """Which papers' COCO-20i."""
+    fold: int = Field(0, ge=0, le=3)
+    ways: int = Field(1, ge=1)
+    shots: int = Field(1, ge=1)
+    queries: int = Field(1, ge=1)
+    size: Annotated[tuple[int, int], Strict(False)] = (417, 417)
+    """Height and width of the network's input."""
+    draw: Literal["balanced", "panet", "list"] = "balanced"
+    seed: int | None = Field(None, ge=0)
+    """Of the training episodes; unset: engine.seed."""
+    min_area: int = Field(1, ge=1)
+    drop_novel: bool = True
+    """Leave out training images that hold novel classes; otherwise they are background there."""
+    ignore_in_support: Literal["background", "neither"] = "neither"
+    other_ways: Literal["label", "background"] = "label"
+    geometry: Literal["square", "letterbox"] = "square"
+    augment: Literal["none", "flip", "msanet_pascal", "msanet_coco"] = "flip"
+    too_few: Literal["error", "skip"] = "error"
+    """What to do about a class with too few images, in training and evaluation."""
+
+
+class FewShotEval(Table):
+    """``[eval]``: the protocol, and what may deviate from it; every deviation shows in the result lines."""
+
+    protocol: str = "fssops"
+    root: str | None = None
+    """Folder of the data set; unset: data.root."""
+    split: str | None = None
+    """Part that episodes are drawn from; unset: data.split."""
+    runs: int = Field(0, ge=0)
+    """0: the protocol's number."""
+    episodes: int = Field(0, ge=0)
+    """Of each run; 0: the protocol's number."""
+    seed: int | None = Field(None, ge=0)
+    """Of the first run; unset: the protocol's seeds."""
+    ways: int = Field(0, ge=0)
+    """0: as in training."""
+    shots: int = Field(0, ge=0)
+    """0: as in training."""
+    queries: int = Field(1, ge=1)
+    annotation: Literal["mask", "box", "component_boxes", "scribble"] = "mask"
+    workers: int = Field(0, ge=0)
+    cache_mb: int = Field(2048, ge=0)
+    """Memory for features that are kept over episodes and runs; 0 encodes every image anew."""
+    cache_disk_mb: int = Field(0, ge=0)
+    """Disk for features beyond that."""
+    pictures: int = Field(4, ge=0)
+    """Number of best and of worst episodes drawn."""
+    baseline: bool = False
+    """Training also evaluates the model as it was before the first step, on the same episodes."""
+    checkpoint: Literal["last", "best"] = "last"
+    """Which checkpoint training evaluates at its end."""
+    validation_episodes: int = Field(0, ge=0)
+    """Episodes of training classes, drawn from the evaluation split, that validation scores; novel classes never
+    take part in it."""
+
+
+class FewShotSettings(Settings):
+    """A recipe of a few-shot system."""
+
+    data: FewShotData = Field(default_factory=FewShotData)
+    eval: FewShotEval = Field(default_factory=FewShotEval)

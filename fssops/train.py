@@ -1,0 +1,246 @@
+"""``python -m fssops.train``: train a recipe, evaluate it on classes it never saw, leave everything in one folder."""
+
+from __future__ import annotations
+
+import copy
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+from torch import nn
+
+import fssops
+from fssops.command_line import Parser, run_verb
+from fssops.engine import nonfinite
+from fssops.engine.checkpoints import newest_good_checkpoint, read_checkpoint, write_text_atomically
+from fssops.engine.curves import draw_curves
+from fssops.engine.interrupts import Interrupted
+from fssops.engine.launch import build_fabric, run_on_first
+from fssops.engine.random_state import preserved_random_state, restore_random_state, seed_everything
+from fssops.engine.run_folder import RunFolder, latest_run, new_run_path
+from fssops.engine.settings import Settings, SettingsError, apply_overrides, changed_settings
+from fssops.engine.trainer import Trainer
+from fssops.evaluation.results import without_nan
+from fssops.recipes import DEFAULT, list_recipes
+from fssops.tasks import load_settings, settings_from_tables, task_of
+from fssops.tasks.loading import build_model
+
+_EXAMPLES = """\
+examples:
+  python -m fssops.train
+      the default: a small PANet on generated images, two minutes on two CPU cores
+  python -m fssops.train panet_pascal5i --set data.root=/data/VOCdevkit/VOC2012 --set model.weights=vgg16.pth
+      a published recipe; --set changes any key, as often as needed
+  python -m fssops.train panet_pascal5i --set data.fold=2 --set engine.precision=bf16 --set engine.devices=4 \\
+      --set engine.batch_size=4
+      another fold, mixed precision, four GPUs
+  python -m fssops.train --resume runs/panet_generated-20260101-120000
+      go on exactly where a run stopped; --resume alone takes the newest run of the recipe
+  python -m fssops.train my_recipe.toml --out runs/mine
+      a recipe of one's own
+
+a run leaves in its folder: settings.toml, versions.json, metrics.jsonl, tensorboard/, checkpoints/{last,best}.pt,
+curves.png, grid.png, best.png, worst.png and result.json."""
+
+
+def parser() -> Parser:
+    """Build the argument parser."""
+    arguments = Parser("train", f"Train a model from a recipe.\n\nrecipes: {', '.join(list_recipes())}", _EXAMPLES)
+    arguments.add_argument("recipe", nargs="?", help=f"name of a recipe or a .toml file (default: {DEFAULT})")
+    arguments.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="override a setting"
+    )
+    arguments.add_argument("--out", type=Path, metavar="FOLDER", help="run folder (default: runs/<recipe>-<time>)")
+    arguments.add_argument(
+        "--resume",
+        nargs="?",
+        const="",
+        metavar="FOLDER",
+        help="continue a run; without FOLDER the newest of the recipe",
+    )
+    arguments.add_argument("--no-eval", action="store_true", help="train only")
+    arguments.add_argument("--replay", type=Path, metavar="FILE", help="run a step again that the NaN guard has kept")
+    arguments.add_argument("--show", action="store_true", help="print the resolved settings and exit")
+    return arguments
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the verb and return its exit code."""
+    options = parser().parse_args(arguments)
+    if options.replay is not None:
+        return replay(options.replay)
+    folder = _folder_to_resume(options)
+    settings, earlier = _settings(options, folder)
+    if options.show:
+        from fssops.engine.toml_text import to_toml
+
+        print(to_toml(settings.as_tables()), end="")
+        return 0
+    fabric = build_fabric(settings.engine)
+    fabric.launch()
+    run = RunFolder(run_on_first(fabric, lambda: _prepare(folder, options, settings)))
+    try:
+        return _train(settings, fabric, run, earlier, evaluate=not options.no_eval)
+    finally:
+        if fabric.is_global_zero:
+            _locked.pop(run.path).unlock()
+
+
+_locked: dict[Path, RunFolder] = {}
+
+
+def _prepare(folder: Path | None, options: Any, settings: Settings) -> Path:
+    """On the first process: make the folder and lock it."""
+    run = RunFolder(folder or options.out or new_run_path(Path("runs"), settings.name))
+    if folder is None and (run.checkpoints / "last.pt").exists():
+        raise SettingsError(
+            f"--out: {run.path} must be a new folder, got one with a run in it; continue it with --resume"
+        )
+    run.create()
+    run.lock()
+    _locked[run.path] = run
+    if run.took_over:
+        print(f"note: {run.took_over}", file=sys.stderr)
+    return run.path
+
+
+def _folder_to_resume(options: Any) -> Path | None:
+    if options.resume is None:
+        return None
+    if options.resume and options.recipe:
+        raise SettingsError("--resume: give either a folder or a recipe, got both; change settings with --set")
+    if options.resume:
+        return Path(options.resume)
+    if options.out is not None:
+        return Path(options.out)
+    name = load_settings(options.recipe or DEFAULT).name
+    return latest_run(Path("runs"), name)
+
+
+def _settings(options: Any, folder: Path | None) -> tuple[Settings, Mapping[str, Any] | None]:
+    """Return the settings and, of a resumed run, those that it had."""
+    if folder is None:
+        return load_settings(options.recipe or DEFAULT, options.overrides), None
+    earlier = RunFolder(folder).load_settings()
+    return settings_from_tables(apply_overrides(earlier, options.overrides), f"run {folder}"), earlier
+
+
+def _train(
+    settings: Settings, fabric: Fabric, run: RunFolder, earlier: Mapping[str, Any] | None, *, evaluate: bool
+) -> int:
+    started = time.perf_counter()
+    say = print if fabric.is_global_zero else _silent
+    task = task_of(settings)
+    seed_everything(settings.engine.seed)
+    model = build_model(settings, say)
+    count = sum(p.numel() for p in model.parameters())
+    say(f"run            {run.path}")
+    say(f"model          {settings.model.name}, {count / 1e6:.2f} million parameters, {settings.model.options}")
+    dataset, lines = task.training_data()
+    for line in lines:
+        say(line)
+    if fabric.is_global_zero:
+        run.save_settings(settings.as_tables())
+    untrained = copy.deepcopy(model) if evaluate and settings.eval.baseline else None  # type: ignore[attr-defined]
+    trainer = Trainer(settings, fabric, model, dataset, task.collate, run, task.validation(fabric))
+    if earlier is not None:
+        path, checkpoint, problems = newest_good_checkpoint(run.checkpoints)
+        for line in (*problems, *changed_settings(earlier, settings.as_tables())):
+            say(f"changed        {line}" if line not in problems else f"passed over    {line}")
+        trainer.restore(checkpoint)
+        say(f"resumed        {path} at step {trainer.step} of {settings.schedule.steps}")
+    try:
+        fitted = trainer.fit()
+    except Interrupted as stopped:
+        say(f"{stopped}; saved. Continue with: python -m fssops.train --resume {run.path}")
+        return 130
+    say(f"trained        {fitted.steps} steps")
+    result: dict[str, Any] = {"run": str(run.path), "steps": fitted.steps, "losses": fitted.losses, "best": fitted.best}
+    if evaluate:
+        result.update(_evaluate(task, settings, fabric, run, model, untrained, say))
+    result["seconds"] = round(time.perf_counter() - started, 1)
+    if fabric.is_global_zero:
+        finals = {"novel": result["miou"]} if "miou" in result else {}
+        if "untrained_miou" in result:
+            finals["novel, untrained"] = result["untrained_miou"]
+        draw_curves(run.metrics, run.path / "curves.png", f"{settings.name}, {fitted.steps} steps", finals)
+        write_text_atomically(run.path / "result.json", json.dumps(without_nan(result), indent=2) + "\n")
+    say(f"finished in {result['seconds']:.0f} s; everything is in {run.path}/:")
+    say("  result.json  metrics.jsonl  curves.png  grid.png  settings.toml  checkpoints/last.pt  checkpoints/best.pt")
+    say(f"  next: python -m fssops.evaluate {run.path}    python -m fssops.predict --checkpoint {run.path} --help")
+    return 0
+
+
+def _evaluate(
+    task: Any,
+    settings: Settings,
+    fabric: Fabric,
+    run: RunFolder,
+    model: nn.Module,
+    untrained: nn.Module | None,
+    say: Any,
+) -> dict[str, Any]:
+    """Evaluate novel classes, with the untrained model on the same episodes where the recipe asks for it."""
+    fold, label = settings.data.fold, settings.name  # type: ignore[attr-defined]
+    if settings.eval.checkpoint == "best":  # type: ignore[attr-defined]
+        model.load_state_dict(read_checkpoint(run.checkpoints / "best.pt")["model"])
+    found = {}
+    with preserved_random_state():
+        trained = task.evaluate(model, fabric, fold, label, "novel classes")
+        found.update(miou=trained.mean_iou, fb_iou=trained.fb_iou, novel=trained.as_json())
+        before = None
+        if untrained is not None:
+            untrained = untrained.to(fabric.device)
+            before = task.evaluate(untrained, fabric, fold, f"{label}, untrained", "untrained model")
+            found.update(untrained_miou=before.mean_iou, untrained=before.as_json())
+            found["gain"] = trained.mean_iou - before.mean_iou
+        if fabric.is_global_zero:
+            task.gallery(model, fabric, trained, run.path, untrained)
+    if before is not None:
+        say(f"untrained      {before.line()}")
+    say(f"trained        {trained.line()}")
+    if before is not None:
+        say(f"gain           {100 * found['gain']:+.2f} points of mIoU on classes never seen in training")
+    return found
+
+
+def replay(path: Path) -> int:
+    """Run the step again that the guard against NaN has kept, and say what goes wrong where."""
+    state = read_checkpoint(path)
+    if state.get("kind") != "replay":
+        raise SettingsError(
+            f"--replay: {path} must be a file of the NaN guard, got a {state.get('kind', 'foreign')} checkpoint"
+        )
+    settings = settings_from_tables(json.loads(state["settings"]), str(path))
+    task = task_of(settings)
+    model = fssops.create_model(settings.model.name, **settings.model.options)
+    model.load_state_dict(state["model"])
+    model.train()
+    batch, _ = nonfinite.load_replay(path, task.batch_class)
+    restore_random_state(state["random"])
+    with torch.autograd.set_detect_anomaly(True, check_nan=False):
+        losses = model.losses(batch)  # type: ignore[operator]
+    print(f"step {state['step']}; images: {', '.join(nonfinite.image_names(batch))}")
+    for name, value in losses.items():
+        print(f"  {name} = {float(value.detach())}")
+    bad = nonfinite.first_nonfinite_loss(losses)
+    torch.stack(list(losses.values())).sum().backward()
+    restore_random_state(state["random"])
+    module = nonfinite.first_nonfinite_module(model, batch)
+    gradient = nonfinite.first_nonfinite_gradient(model)
+    for what, found in (("loss", bad), ("module", module), ("gradient", gradient)):
+        print(f"first bad {what}: {found or 'none'}")
+    return 1 if bad or gradient or module else 0
+
+
+def _silent(*_: Any) -> None:
+    return None
+
+
+if __name__ == "__main__":
+    run_verb("train", main)

@@ -1,0 +1,228 @@
+"""Folders in the layout of ``transformers``: writing ``config.json`` and ``model.safetensors``, reading the former."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fssops.models.backbones.swin import SWIN, relative_position_index
+from fssops.models.mask2former import Mask2Former
+from fssops.models.mask_classification import MaskClassificationModel
+from fssops.models.maskformer import MaskFormer
+from fssops.weights import transformers_names as names
+
+
+def to_transformers(model: MaskClassificationModel) -> dict[str, Tensor]:
+    """A model's tensors under transformers' names (version 5), complete for ``from_pretrained``.
+
+    Raises:
+        ValueError: transformers has no such model: a pixel decoder with a transformer encoder, a deep stem, or a system
+            other than these two.
+    """
+    state = model.state_dict()
+    if isinstance(model, Mask2Former) and model.name == "mask2former":
+        renamed = names.MASK2FORMER.state_to_theirs(names.split_packed(state, keep="cross_attn"))
+        root = "swin."
+    elif isinstance(model, MaskFormer):
+        if model.config.encoder_layers:
+            raise ValueError(
+                "to_transformers: encoder_layers must be 0, as transformers has no transformer encoder in MaskFormer's"
+                f" pixel decoder, got {model.config.encoder_layers}"
+            )
+        renamed = names.MASKFORMER.state_to_theirs(names.split_packed(state))
+        root = "model."
+    else:
+        raise ValueError(f"to_transformers: model must be mask2former or maskformer, got {type(model).__name__}")
+    for name in list(renamed):
+        if name.endswith("running_var"):
+            renamed[name.removesuffix("running_var") + "num_batches_tracked"] = torch.zeros((), dtype=torch.int64)
+    if model.config.backbone in SWIN:  # transformers builds a last LayerNorm that it does not use
+        channels = SWIN[model.config.backbone].channels * 8
+        renamed[names.ENCODER + root + "layernorm.weight"] = torch.ones(channels)
+        renamed[names.ENCODER + root + "layernorm.bias"] = torch.zeros(channels)
+        if isinstance(model, MaskFormer):
+            for name in list(renamed):
+                if name.endswith("relative_position_bias_table"):
+                    index = relative_position_index(SWIN[model.config.backbone].window)
+                    renamed[name.replace("bias_table", "index")] = index
+    renamed["criterion.empty_weight"] = model.criterion.class_weights
+    return renamed
+
+
+def _backbone_config(model: MaskClassificationModel) -> dict[str, Any]:
+    name = model.config.backbone
+    stages = [f"stage{n}" for n in range(1, 5)]
+    if name in SWIN:
+        form = SWIN[name]
+        return {
+            "model_type": "maskformer-swin" if isinstance(model, MaskFormer) else "swin",
+            "embed_dim": form.channels,
+            "depths": list(form.depths),
+            "num_heads": list(form.heads),
+            "window_size": form.window,
+            "image_size": 224 if form.window == 7 else 384,
+            "drop_path_rate": model.config.drop_path,
+            "out_features": stages,
+        }
+    depths = {"resnet18": [2, 2, 2, 2], "resnet34": [3, 4, 6, 3], "resnet50": [3, 4, 6, 3], "resnet101": [3, 4, 23, 3]}
+    if name not in depths:
+        raise ValueError(f"transformers_config: backbone must be {', '.join(depths)} or a Swin, got {name}")
+    basic = name in ("resnet18", "resnet34")
+    return {
+        "model_type": "resnet",
+        "depths": depths[name],
+        "layer_type": "basic" if basic else "bottleneck",
+        "hidden_sizes": [64, 128, 256, 512] if basic else [256, 512, 1024, 2048],
+        "embedding_size": 64,
+        "out_features": stages,
+    }
+
+
+def transformers_config(model: MaskClassificationModel, class_names: Sequence[str] | None = None) -> dict[str, Any]:
+    """What ``config.json`` must say for ``from_pretrained`` to build the same network.
+
+    Args:
+        model: of this family.
+        class_names: C names; None writes LABEL_0, LABEL_1, ...
+
+    Raises:
+        ValueError: transformers has no such backbone, or the number of names is wrong.
+    """
+    config = model.config
+    labels = list(class_names) if class_names is not None else [f"LABEL_{n}" for n in range(config.num_classes)]
+    if len(labels) != config.num_classes:
+        raise ValueError(f"transformers_config: class_names must be {config.num_classes}, got {len(labels)}")
+    table: dict[str, Any] = {
+        "id2label": {str(index): label for index, label in enumerate(labels)},
+        "label2id": {label: index for index, label in enumerate(labels)},
+        "backbone_config": _backbone_config(model),
+        "mask_feature_size": config.mask_channels,
+        "no_object_weight": config.no_object_weight,
+    }
+    if isinstance(model, Mask2Former):
+        own = model.config
+        table |= {
+            "model_type": "mask2former",
+            "architectures": ["Mask2FormerForUniversalSegmentation"],
+            "feature_size": own.channels,
+            "hidden_dim": own.channels,
+            "num_queries": own.num_queries,
+            "num_attention_heads": own.heads,
+            "encoder_layers": own.encoder_layers,
+            "encoder_feedforward_dim": own.encoder_hidden,
+            "decoder_layers": own.decoder_layers + 1,
+            "dim_feedforward": own.decoder_hidden,
+            "dropout": own.dropout,
+            "class_weight": own.class_weight,
+            "mask_weight": own.mask_weight,
+            "dice_weight": own.dice_weight,
+            "train_num_points": own.train_points,
+            "oversample_ratio": own.oversample_ratio,
+            "importance_sample_ratio": own.importance_ratio,
+        }
+    elif isinstance(model, MaskFormer):
+        table |= {
+            "model_type": "maskformer",
+            "architectures": ["MaskFormerForInstanceSegmentation"],
+            "fpn_feature_size": config.channels,
+            "decoder_config": {
+                "model_type": "detr",
+                "d_model": config.channels,
+                "num_queries": config.num_queries,
+                "decoder_layers": model.config.decoder_layers,
+                "decoder_attention_heads": config.heads,
+                "decoder_ffn_dim": model.config.hidden,
+                "dropout": model.config.dropout,
+            },
+        }
+    return table
+
+
+def write_transformers(
+    model: MaskClassificationModel, folder: str | os.PathLike[str], class_names: Sequence[str] | None = None
+) -> None:
+    """Write ``config.json`` and ``model.safetensors`` that ``from_pretrained`` reads.
+
+    Args:
+        model: MaskFormer or Mask2Former.
+        folder: made if it is not there.
+        class_names: C names, or None.
+
+    Raises:
+        ValueError: transformers has no such model.
+        OSError: the folder cannot be written.
+    """
+    from safetensors.torch import save_file
+
+    table = transformers_config(model, class_names)
+    state = {key: value.detach().cpu().contiguous().clone() for key, value in to_transformers(model).items()}
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    save_file(state, target / "model.safetensors", {"format": "pt"})
+    (target / "config.json").write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
+
+
+def options_of(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Model name and options for ``create_model`` from a ``config.json`` of transformers.
+
+    Raises:
+        ValueError: it is not of MaskFormer or Mask2Former, or its backbone is none of ours.
+    """
+    kind = config.get("model_type")
+    if kind not in ("mask2former", "maskformer"):
+        raise ValueError(f"options_of: model_type must be mask2former or maskformer, got {kind!r}")
+    options: dict[str, Any] = {
+        "backbone": _backbone_name(config.get("backbone_config") or {}),
+        "num_classes": len(config.get("id2label") or {0: "", 1: ""}),
+        "mask_channels": config.get("mask_feature_size", 256),
+        "no_object_weight": config.get("no_object_weight", 0.1),
+    }
+    if kind == "mask2former":
+        options |= {
+            "channels": config.get("hidden_dim", 256),
+            "num_queries": config.get("num_queries", 100),
+            "heads": config.get("num_attention_heads", 8),
+            "encoder_layers": config.get("encoder_layers", 6),
+            "encoder_hidden": config.get("encoder_feedforward_dim", 1024),
+            "decoder_layers": config.get("decoder_layers", 10) - 1,
+            "decoder_hidden": config.get("dim_feedforward", 2048),
+        }
+    else:
+        decoder = config.get("decoder_config") or {}
+        options |= {
+            "channels": config.get("fpn_feature_size", 256),
+            "num_queries": decoder.get("num_queries", 100),
+            "heads": decoder.get("decoder_attention_heads", 8),
+            "decoder_layers": decoder.get("decoder_layers", 6),
+            "hidden": decoder.get("decoder_ffn_dim", 2048),
+            # transformers always projects the memory.
+            "enforce_input_proj": True,
+        }
+    return kind, options
+
+
+def _backbone_name(config: Mapping[str, Any]) -> str:
+    kind = config.get("model_type")
+    if kind in ("swin", "maskformer-swin"):
+        found = (config.get("embed_dim", 96), tuple(config.get("depths", (2, 2, 6, 2))), config.get("window_size", 7))
+        for name, form in SWIN.items():
+            if found == (form.channels, form.depths, form.window):
+                return name
+        raise ValueError(f"options_of: backbone_config must be of Swin {', '.join(SWIN)}, got {found}")
+    if kind == "resnet":
+        depths, basic = tuple(config.get("depths", (3, 4, 6, 3))), config.get("layer_type") == "basic"
+        table = {
+            ((2, 2, 2, 2), True): "resnet18",
+            ((3, 4, 6, 3), True): "resnet34",
+            ((3, 4, 6, 3), False): "resnet50",
+            ((3, 4, 23, 3), False): "resnet101",
+        }
+        if (depths, basic) in table:
+            return table[depths, basic]
+    raise ValueError(f"options_of: backbone_config must be a ResNet or Swin that fssops has, got {kind!r}")

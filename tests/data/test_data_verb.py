@@ -1,0 +1,234 @@
+"""python -m fssops.data: what check finds, exit codes, and the other commands."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fssops.command_line import exit_code_of
+from fssops.data import check, fewshot, folds
+from fssops.data.__main__ import main
+from fssops.data.episodes import EpisodeList
+
+
+def run(*arguments: object) -> int:
+    try:
+        return exit_code_of("data", main, [str(a) for a in arguments])
+    except SystemExit as stop:
+        return int(stop.code or 0)
+
+
+def kinds(report: check.Report) -> dict[str, int]:
+    return {k: n for k, n in report.counts().items() if k != "empty_class"}
+
+
+def save(path: Path, array: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array.astype(np.uint8)).save(path)
+
+
+def test_sound_data_set_passes_with_exit_code_0(voc_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert kinds(check.check_data("voc", voc_folder)) == {}
+    assert run("check", voc_folder) == 1, "17 of VOC's classes are empty here"
+    assert "empty_class" in capsys.readouterr().out
+    assert run("check", voc_folder, "--allow", "empty_class") == 0
+    assert "no problems" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("spoil", "kind", "text"),
+    [
+        (
+            lambda r: (r / "JPEGImages/im03.jpg").write_bytes(b""),
+            "unreadable_image",
+            "im03.jpg: image must not be empty",
+        ),
+        (lambda r: (r / "JPEGImages/im03.jpg").unlink(), "unreadable_image", "im03.jpg: image must exist"),
+        (
+            lambda r: (r / "JPEGImages/im03.jpg").write_bytes((r / "JPEGImages/im03.jpg").read_bytes()[:900]),
+            "unreadable_image",
+            "im03.jpg: image must decode completely",
+        ),
+        (lambda r: (r / "SegmentationClass/im03.png").unlink(), "unreadable_mask", "im03.png: mask must exist"),
+        (
+            lambda r: (r / "SegmentationClass/im03.png").write_text("no"),
+            "unreadable_mask",
+            "im03.png: mask must be one",
+        ),
+        (lambda r: save(r / "SegmentationClass/im03.png", np.zeros((9, 9))), "wrong_size", "60 x 40, got 9 x 9"),
+        (lambda r: save(r / "SegmentationClass/im03.png", np.full((40, 60), 77)), "unknown_id", "got 77 (2400 px)"),
+        (
+            lambda r: (r / "ImageSets/Segmentation/val.txt").write_text("im09\nim09\n"),
+            "duplicate_id",
+            "'im09' in lines 1",
+        ),
+        (lambda r: (r / "ImageSets/Segmentation/val.txt").write_text(""), "unreadable_layout", "at least one image"),
+        (
+            lambda r: shutil.copy(r / "JPEGImages/im00.jpg", r / "JPEGImages/im10.jpg"),
+            "fold_leakage",
+            "im10 of val must not be in train, got the same picture as im00",
+        ),
+        (
+            lambda r: (r / "ImageSets/Segmentation/val.txt").write_text("im09\nim10\nim02\n"),
+            "fold_leakage",
+            "im02 of val must not be in train",
+        ),
+    ],
+)
+def test_each_fault_of_a_voc_folder_is_found_and_named(
+    voc_folder: Path, spoil: Callable[[Path], object], kind: str, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spoil(voc_folder)
+    report = check.check_data("voc", voc_folder)
+    assert kinds(report) == {kind: 1}
+    assert text in next(f.message for f in report.findings if f.kind == kind)
+    assert run("check", voc_folder, "--allow", "empty_class") == 1
+    assert kind in capsys.readouterr().out
+
+
+def test_faults_of_coco_annotations_are_found_all_at_once(coco_folder: Callable[..., Path]) -> None:
+    good = [[5, 5, 25, 5, 25, 25]]
+    root = coco_folder(
+        [
+            {"image_id": 1, "category_id": 1, "segmentation": good},
+            {"image_id": 1, "category_id": 4, "segmentation": [[1, 1, 2, 2]]},
+            {"image_id": 77, "category_id": 4, "segmentation": good},
+            {"image_id": 2, "category_id": 99, "segmentation": good},
+            {"image_id": 2, "category_id": 9, "segmentation": [[5.1, 5.1, 5.2, 5.1, 5.2, 5.2]]},
+            {"id": 1, "image_id": 2, "category_id": 9, "segmentation": good},
+        ]
+    )
+    report = check.check_data("coco", root)
+    found = {k: [f.message.split(": ", 1)[-1] for f in report.findings if f.kind == k] for k in report.counts()}
+    assert found["bad_annotation"] == [
+        "annotation 2: fewer than 3 points",
+        "annotation 3: image id 77 not in images",
+        "annotation 4: category id 99 not in categories",
+        "annotation 5 must cover a pixel of 000000000002.jpg, got none; not used",
+    ]
+    assert found["duplicate_id"] == ["annotation id 1 occurs more than once"]
+    assert [f.message for f in report.findings if f.kind == "empty_class"] == [
+        "class 'dog' (2) must have an image, got none"
+    ]
+
+
+def test_truncated_json_is_a_finding_not_a_traceback(
+    coco_folder: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = coco_folder([])
+    file = root / "annotations" / "instances_train2017.json"
+    file.write_text(file.read_text()[:-20])
+    assert run("check", root) == 1
+    captured = capsys.readouterr()
+    assert "unreadable_layout" in captured.out
+    assert captured.err == ""
+
+
+def test_fold_reports_novel_classes_in_training_as_a_note_and_small_classes_as_problems(voc_folder: Path) -> None:
+    report = check.check_data("voc", voc_folder, splits=["train"], fold=folds.pascal5i(1), need=2)
+    (note,) = [f for f in report.findings if f.kind == "fold_leakage"]
+    assert note.severity == "note"
+    assert "1 of 9 images hold novel classes of pascal5i fold 1" in note.message
+    (small,) = [f for f in report.findings if f.kind == "too_few_images"]
+    assert "'car' (7), a novel class of pascal5i fold 1 (panet), must have at least 2 images, got 1" in small.message
+
+
+def test_episode_lists_are_searched_for_leakage(voc_folder: Path, tmp_path: Path) -> None:
+    source = fewshot.open_source("voc", voc_folder, split="train")
+    EpisodeList.draw(source, [1, 2], episodes=20).save(tmp_path / "train.json")
+    EpisodeList.draw(source, [2, 3], episodes=20).save(tmp_path / "test.json")
+    found = list(
+        check.check_episodes(
+            EpisodeList.load(tmp_path / "train.json"),
+            EpisodeList.load(tmp_path / "test.json"),
+            source,
+            folds.pascal5i(0),
+        )
+    )
+    messages = [f.message for f in found if f.severity == "problem"]
+    assert "class 'bicycle' (2) must not be trained and tested, got it in both" in messages
+    assert "class 'aeroplane' (1) must not be a novel class of pascal5i fold 0 (panet)" in messages
+    arguments = ("--allow", "empty_class", "--train-episodes", tmp_path / "train.json")
+    assert run("check", voc_folder, *arguments) == 0
+    assert run("check", voc_folder, *arguments, "--test-episodes", tmp_path / "test.json") == 1
+
+
+def test_support_that_is_also_the_query_is_leakage(voc_folder: Path) -> None:
+    source = fewshot.open_source("voc", voc_folder, split="train")
+    drawn = EpisodeList.draw(source, [1, 2, 3], episodes=3)
+    spoilt = drawn.episodes[0].__class__((1,), (("im00",),), ("im00",), (0,))
+    bad = EpisodeList((spoilt,), 1, 1, 1, None, drawn.class_names)
+    (finding,) = check.check_episodes(bad, None, None, None)
+    assert "support and query must be different images, got 'im00' as both" in finding.message
+
+
+def test_json_report_holds_every_finding(voc_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save(voc_folder / "SegmentationClass/im03.png", np.zeros((9, 9)))
+    assert run("check", voc_folder, "--json", tmp_path / "r.json", "--allow", "empty_class") == 1
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert report["ok"] is False
+    assert report["counts"]["wrong_size"] == 1
+    assert report["splits"]["train"]["images"] == 9
+    capsys.readouterr()
+    assert run("check", voc_folder, "--json", "-") == 1
+    assert json.loads(capsys.readouterr().out)["format"] == "voc"
+
+
+def test_wrong_usage_and_missing_folders_exit_with_2_and_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (
+        ["check", "/no/such/folder"],
+        ["list", "/no/such/folder"],
+        ["check", "--fold", "9"],
+        ["lsit"],
+        [],
+    ):
+        assert run(*arguments) == 2, arguments
+        captured = capsys.readouterr()
+        assert "Traceback" not in captured.err
+        assert 1 <= len(captured.err.strip().splitlines()) <= 2
+    assert run("check", "--help") == 0
+    assert "kinds of findings" in capsys.readouterr().out
+
+
+def test_list_counts_images_of_each_class_and_its_fold(voc_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("list", voc_folder, "--json") == 0
+    classes = {c["class"]: c for c in json.loads(capsys.readouterr().out)["classes"]}
+    assert classes["aeroplane"] == {
+        "id": 1,
+        "class": "aeroplane",
+        "tested in fold": 0,
+        "images": 3,
+        "median pixels": 400,
+    }
+    assert classes["car"]["tested in fold"] == 1
+    assert classes["tvmonitor"]["images"] == 0
+    assert run("list", voc_folder) == 0
+    assert "aeroplane" in capsys.readouterr().out
+
+
+def test_episodes_are_written_once_and_for_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a.json", "b.json"):
+        arguments = ("--fold", 1, "--shots", 2, "--episodes", 7, "--seed", 5, "-o", tmp_path / name)
+        assert run("episodes", *arguments) == 0
+    loaded = EpisodeList.load(tmp_path / "a.json")
+    assert loaded == EpisodeList.load(tmp_path / "b.json")
+    assert loaded.hash in capsys.readouterr().out
+    assert (len(loaded), loaded.shots, loaded.seed, loaded.fold) == (7, 2, 5, "generated fold 1 (interleaved)")
+    assert set(loaded.class_names) == set(range(2, 29, 4))
+    assert run("episodes", "--shots", 10_000, "-o", tmp_path / "c.json") == 2
+    assert "must have at least 10001 images" in capsys.readouterr().err
+
+
+def test_preview_draws_a_row_an_episode(tmp_path: Path) -> None:
+    file = tmp_path / "new" / "grid.png"
+    assert run("preview", "--episodes", 3, "--shots", 2, "--size", 64, "--annotation", "box", "-o", file) == 0
+    width, height = Image.open(file).size
+    assert width == 3 * 64 + 2 * 4
+    assert height == 3 * (64 + 14 + 4)
+    assert len(np.unique(np.asarray(Image.open(file)).reshape(-1, 3), axis=0)) > 500

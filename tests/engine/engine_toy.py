@@ -1,0 +1,148 @@
+"""A task small enough for tests of the engine: noisy regression with dropout, so that every random state matters."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fssops.engine.launch import build_fabric, run_on_first
+from fssops.engine.run_folder import RunFolder
+from fssops.engine.settings import Settings, apply_overrides, validate
+from fssops.engine.trainer import Trainer
+
+
+@dataclass
+class ToyBatch:
+    inputs: Tensor
+    targets: Tensor
+    image_names: list[str] = field(default_factory=list)
+
+    @staticmethod
+    def stack(items: Sequence[tuple[Tensor, Tensor, str]]) -> ToyBatch:
+        inputs, targets, names = zip(*items, strict=True)
+        return ToyBatch(torch.stack(inputs), torch.stack(targets), list(names))
+
+
+class ToyData:
+    """37 items whose inputs are drawn anew each time they occur in the stream."""
+
+    def __init__(self, length: int = 37, bad: int | None = None, unreadable: int | None = None) -> None:
+        self.length, self.bad, self.unreadable = length, bad, unreadable
+
+    def __len__(self) -> int:
+        return self.length
+
+    def draw(self, index: int, generator: torch.Generator) -> tuple[Tensor, Tensor, str]:
+        if index == self.unreadable:
+            raise OSError(f"image{index}.jpg: cannot identify image file")
+        inputs = torch.randn(4, generator=generator)
+        if index == self.bad:
+            inputs[0] = float("nan")
+        return inputs, torch.tensor(float(index % 5)), f"image{index}.jpg"
+
+
+class ToyModel(nn.Module):
+    def __init__(self, dropout: float = 0.3) -> None:
+        super().__init__()
+        self.backbone = nn.Linear(4, 8)
+        self.norm = nn.BatchNorm1d(8)
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(8, 1)
+
+    def losses(self, batch: ToyBatch) -> dict[str, Tensor]:
+        hidden = self.dropout(self.norm(self.backbone(batch.inputs)).relu())
+        error = self.head(hidden)[:, 0] - batch.targets
+        return {"squared": error.square().mean(), "absolute": 0.1 * error.abs().mean()}
+
+
+class NormFreeModel(nn.Module):
+    """Without batch statistics and dropout: its gradients do not depend on how a batch is cut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
+
+    def losses(self, batch: ToyBatch) -> dict[str, Tensor]:
+        return {"squared": (self.layers(batch.inputs)[:, 0] - batch.targets).square().mean()}
+
+
+def toy_settings(*overrides: str) -> Settings:
+    tables = {
+        "name": "toy",
+        "model": {"name": "toy"},
+        "optim": {"lr": 0.01},
+        "schedule": {"steps": 30, "name": "poly", "warmup_steps": 5},
+        "engine": {"accelerator": "cpu", "batch_size": 4, "save_every": 10, "log_every": 5, "workers": 0},
+    }
+    quiet = ["engine.tensorboard=false"]
+    return validate(Settings, apply_overrides(tables, [*quiet, *overrides]), "toy")
+
+
+def build_trainer(
+    settings: Settings,
+    run: RunFolder,
+    *,
+    data: ToyData | None = None,
+    model: nn.Module | None = None,
+    validate: Any = None,
+) -> Trainer:
+    fabric = build_fabric(settings.engine)
+    fabric.launch()
+    torch.manual_seed(settings.engine.seed)
+
+    def prepare() -> None:
+        run.create()
+        run.lock()
+
+    run_on_first(fabric, prepare)
+    return Trainer(settings, fabric, model or ToyModel(), data or ToyData(), ToyBatch.stack, run, validate)
+
+
+def weights(trainer: Trainer) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in trainer.model.state_dict().items()}
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Train in a process of its own, for tests that kill it or run several.
+
+    FOLDER [resume] [--norm-free] [--slow] [--die-at=STEP] [table.key=value ...]
+    """
+    from fssops.engine.checkpoints import CheckpointError, newest_good_checkpoint
+
+    folder, rest = Path(arguments[0]), list(arguments[1:])
+    resume = "resume" in rest
+    torch.manual_seed(0)
+    model = NormFreeModel() if "--norm-free" in rest else ToyModel()
+    overrides = [text for text in rest if "=" in text and not text.startswith("--")]
+    die_at = next((int(text.partition("=")[2]) for text in rest if text.startswith("--die-at=")), None)
+    run = RunFolder(folder)
+    trainer = build_trainer(toy_settings(*overrides), run, model=model)
+    if resume:
+        try:
+            trainer.restore(newest_good_checkpoint(run.checkpoints)[1])
+        except CheckpointError as error:
+            if "no checkpoint file" not in str(error):
+                raise
+
+    def before_step(*_: Any) -> None:
+        if trainer.step == die_at and trainer.fabric.global_rank == trainer.fabric.world_size - 1:
+            os._exit(9)
+        if "--slow" in rest:
+            time.sleep(0.02)
+
+    next(trainer.model.children()).register_forward_pre_hook(before_step)
+    trainer.fit()
+    if trainer.fabric.is_global_zero:
+        run.unlock()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

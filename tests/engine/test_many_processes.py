@@ -1,0 +1,103 @@
+"""Several processes under torchrun equal one process with the same global batch; a kill at any moment loses nothing."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from fssops.engine.checkpoints import newest_good_checkpoint, read_checkpoint
+from fssops.engine.metrics_log import read_metrics
+
+TOY = Path(__file__).with_name("engine_toy.py")
+
+
+def environment() -> dict[str, str]:
+    # The tests' own search path, so that the package is found however it was installed.
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "OMP_NUM_THREADS": "1"}
+
+
+def run_toy(folder: Path, *arguments: str, processes: int = 1) -> subprocess.CompletedProcess[str]:
+    launcher = [sys.executable]
+    if processes > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    command = [*launcher, str(TOY), str(folder), *arguments]
+    return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300, check=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_together_equal_one_process(tmp_path: Path, processes: int) -> None:
+    arguments = ["--norm-free", "engine.batch_size=8", "optim.clip_norm=0.5", "schedule.steps=12", "engine.log_every=1"]
+    for name, count in (("one", 1), ("many", processes)):
+        done = run_toy(tmp_path / name, *arguments, processes=count)
+        assert done.returncode == 0, done.stderr[-2000:]
+    one, many = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("one", "many"))
+    assert [r["step"] for r in many] == list(range(1, 13))
+    for first, second in zip(one, many, strict=True):
+        assert second["loss"] == pytest.approx(first["loss"], rel=1e-5)
+    weights = [read_checkpoint(tmp_path / name / "checkpoints" / "last.pt")["model"] for name in ("one", "many")]
+    for key, value in weights[0].items():
+        torch.testing.assert_close(value, weights[1][key], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_resumed_processes_end_in_the_same_bits(tmp_path: Path) -> None:
+    common = ["engine.batch_size=4", "engine.save_every=5"]
+    whole = run_toy(tmp_path / "whole", *common, "schedule.steps=12", processes=2)
+    assert whole.returncode == 0, whole.stderr[-2000:]
+    # The schedule must be that of the whole run, so the first part is cut by a kill, not by fewer steps.
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command += [str(TOY), str(tmp_path / "parts"), *common, "schedule.steps=12", "--die-at=8"]
+    died = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300, check=False)
+    assert died.returncode != 0
+    assert newest_good_checkpoint(tmp_path / "parts" / "checkpoints")[1]["step"] == 5
+    resumed = run_toy(tmp_path / "parts", *common, "schedule.steps=12", "resume", processes=2)
+    assert resumed.returncode == 0, resumed.stderr[-2000:]
+    weights = [read_checkpoint(tmp_path / n / "checkpoints" / "last.pt")["model"] for n in ("whole", "parts")]
+    for key, value in weights[0].items():
+        assert torch.equal(value, weights[1][key]), key
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_the_run_still_ends_in_the_same_bits(tmp_path: Path) -> None:
+    """Each attempt is killed at a moment of its own, in training or in writing, until one gets through."""
+    arguments = ["schedule.steps=30", "engine.save_every=1", "engine.log_every=1"]
+    whole = run_toy(tmp_path / "whole", *arguments)
+    assert whole.returncode == 0, whole.stderr[-2000:]
+    rng, kills, folder = random.Random(0), 0, tmp_path / "parts"
+    command = [sys.executable, str(TOY), str(folder), *arguments, "resume", "--slow"]
+    while kills < 4:
+        process = subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True)
+        while process.poll() is None and not (folder / "run.lock").exists():
+            time.sleep(0.01)
+        before = step_of(folder)
+        while process.poll() is None and step_of(folder) == before:
+            time.sleep(0.005)
+        time.sleep(rng.uniform(0.0, 0.03))
+        if process.poll() is not None:
+            break
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        kills += 1
+    assert kills >= 3
+    resumed = run_toy(folder, *arguments, "resume")
+    assert resumed.returncode == 0, resumed.stderr[-2000:]
+    weights = [read_checkpoint(tmp_path / n / "checkpoints" / "last.pt")["model"] for n in ("whole", "parts")]
+    for key, value in weights[0].items():
+        assert torch.equal(value, weights[1][key]), key
+    steps = [record["step"] for record in read_metrics(folder / "metrics.jsonl")]
+    assert steps == list(range(1, 31))
+
+
+def step_of(folder: Path) -> int:
+    """Time stamp of the newest checkpoint, cheap enough to poll."""
+    path = folder / "checkpoints" / "last.pt"
+    return path.stat().st_mtime_ns if path.exists() else 0

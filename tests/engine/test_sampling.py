@@ -1,0 +1,130 @@
+"""The stream of items: exact, endless, the same for any number of workers and processes."""
+
+from __future__ import annotations
+
+from itertools import islice
+
+import pytest
+import torch
+from engine_toy import ToyBatch, ToyData
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fssops.engine.loading import TrainingStream
+from fssops.engine.sampling import DrawnDataset, StepSampler, UnreadableItemError
+from fssops.engine.settings import EngineSettings
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    length=st.integers(1, 50),
+    micro=st.integers(1, 4),
+    world=st.integers(1, 5),
+    accumulate=st.integers(1, 3),
+    start=st.integers(0, 9),
+)
+def test_processes_share_the_stream_without_overlap_or_gap(
+    length: int, micro: int, world: int, accumulate: int, start: int
+) -> None:
+    batch = micro * world * accumulate
+
+    def steps(rank: int, world_size: int, first: int, count: int) -> list[list[tuple[int, int]]]:
+        sampler = StepSampler(
+            length, batch, 7, start_step=first, rank=rank, world_size=world_size, accumulate=accumulate
+        )
+        micros = list(islice(sampler, count * accumulate))
+        return [[tuple(d) for m in micros[i : i + accumulate] for d in m] for i in range(0, len(micros), accumulate)]
+
+    whole = steps(0, 1, 0, start + 2)
+    parts = [steps(rank, world, start, 2) for rank in range(world)]
+    for step in range(2):
+        together = sorted((d for part in parts for d in part[step]), key=lambda d: d[1])
+        assert together == whole[start + step]
+    positions = [position for step in whole for _, position in step]
+    assert positions == list(range(len(positions)))
+
+
+def test_each_pass_holds_every_item_once_in_its_own_order() -> None:
+    sampler = StepSampler(10, 5, seed=3)
+    drawn = [draw.index for batch in islice(sampler, 4) for draw in batch]
+    assert sorted(drawn[:10]) == sorted(drawn[10:]) == list(range(10))
+    assert drawn[:10] != drawn[10:]
+
+
+def test_seed_decides_the_order() -> None:
+    def order(seed: int) -> list[int]:
+        return [draw.index for batch in islice(StepSampler(40, 4, seed), 10) for draw in batch]
+
+    assert order(1) == order(1)
+    assert order(1) != order(2)
+
+
+def stream(workers: int, start: int = 0, count: int = 6, **options: object) -> list[ToyBatch]:
+    engine = EngineSettings(batch_size=4, workers=workers, **options)  # type: ignore[arg-type]
+    source = TrainingStream(ToyData(), ToyBatch.stack, engine, start_step=start)
+    try:
+        return list(islice(source, count))
+    finally:
+        source.close()
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_worker_count_does_not_change_the_data(workers: int) -> None:
+    for here, there in zip(stream(0), stream(workers), strict=True):
+        assert here.image_names == there.image_names
+        assert torch.equal(here.inputs, there.inputs)
+
+
+def test_stream_can_start_at_any_step() -> None:
+    for here, there in zip(stream(0)[4:], stream(0, start=4, count=2), strict=True):
+        assert torch.equal(here.inputs, there.inputs)
+
+
+def test_an_item_is_drawn_anew_in_every_pass() -> None:
+    batches = stream(0, count=20)
+    seen = [
+        batch.inputs[row] for batch in batches for row, name in enumerate(batch.image_names) if name == "image5.jpg"
+    ]
+    assert len(seen) == 2
+    assert not torch.equal(seen[0], seen[1])
+
+
+def test_loader_leaves_the_global_random_state_alone() -> None:
+    before = torch.get_rng_state()
+    stream(0)
+    stream(1)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_unreadable_item_stops_with_its_name(workers: int) -> None:
+    source = TrainingStream(ToyData(unreadable=3), ToyBatch.stack, EngineSettings(batch_size=4, workers=workers))
+    with pytest.raises(
+        UnreadableItemError, match=r"item 3 must be readable, got image3\.jpg: cannot identify"
+    ) as caught:
+        list(islice(source, 12))
+    source.close()
+    assert "Traceback" not in str(caught.value)
+    assert "engine.on_unreadable=skip" in str(caught.value)
+
+
+def test_unreadable_item_is_replaced_and_reported_on_request() -> None:
+    reports: list[str] = []
+    data = DrawnDataset(ToyData(unreadable=3), 0, skip_unreadable=True, report=reports.append)
+    sampler = StepSampler(37, 1, seed=0, shuffle=False)
+    names = [data[draws[0]][2] for draws in islice(sampler, 5)]
+    assert names == ["image0.jpg", "image1.jpg", "image2.jpg", "image4.jpg", "image4.jpg"]
+    assert reports == ["skipped item 3: image3.jpg: cannot identify image file"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "rule"),
+    [
+        ({"length": 0, "batch_size": 1}, "length must be at least 1, got 0"),
+        ({"length": 5, "batch_size": 3, "world_size": 2}, "multiple of world_size \\* accumulate = 2, got 3"),
+        ({"length": 5, "batch_size": 2, "world_size": 2, "rank": 2}, "rank must lie in \\[0, 2\\), got 2"),
+    ],
+)
+def test_impossible_sampler_is_refused(arguments: dict[str, int], rule: str) -> None:
+    with pytest.raises(ValueError, match=rule):
+        StepSampler(seed=0, **arguments)

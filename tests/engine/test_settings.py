@@ -1,0 +1,113 @@
+"""Recipes and overrides: what is accepted, and how a mistake is told."""
+
+from __future__ import annotations
+
+import pytest
+
+from fssops.engine.settings import (
+    Settings,
+    SettingsError,
+    apply_overrides,
+    changed_settings,
+    nearest_key,
+    read_recipe,
+    validate,
+)
+from fssops.engine.toml_text import parse_toml, to_toml
+
+TABLES = {"name": "r", "model": {"name": "panet", "backbone": "vgg16"}, "optim": {"lr": 0.001}}
+
+
+def checked(*overrides: str) -> Settings:
+    return validate(Settings, apply_overrides(TABLES, overrides), "recipe r", ["backbone", "align"])
+
+
+def message(*overrides: str) -> str:
+    with pytest.raises(SettingsError) as caught:
+        checked(*overrides)
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+def test_overrides_change_values_of_every_kind() -> None:
+    settings = checked(
+        "optim.lr=1e-4", "schedule.milestones=[10, 20]", "schedule.name=step", "optim.betas=[0.8, 0.9]", "optim.lr = 2"
+    )
+    assert settings.optim.lr == 2.0
+    assert settings.schedule.milestones == [10, 20]
+    assert settings.schedule.name == "step"
+    assert settings.optim.betas == (0.8, 0.9)
+
+
+def test_options_of_the_model_stand_directly_in_its_table() -> None:
+    settings = checked("model.align=false", "model.backbone=resnet50")
+    assert settings.model.options == {"backbone": "resnet50", "align": False}
+    assert settings.as_tables()["model"] == {"name": "panet", "weights": "", "backbone": "resnet50", "align": False}
+
+
+@pytest.mark.parametrize(
+    ("override", "nearest"),
+    [
+        ("optim.momentun=0.9", "optim.momentum"),
+        ("optimm.lr=1e-4", "optim.lr"),
+        ("schedule.step=3", "schedule.steps"),
+        ("engine.precison=bf16", "engine.precision"),
+        ("engine.lr=1e-4", "optim.lr"),
+    ],
+)
+def test_unknown_key_names_the_nearest_valid_one(override: str, nearest: str) -> None:
+    text = message(override)
+    assert f"unknown key {override.partition('=')[0]!r}; did you mean {nearest!r}?" in text
+
+
+@pytest.mark.parametrize(
+    ("override", "rule"),
+    [
+        ("optim.lr=fast", "optim.lr must be a valid number, got 'fast'"),
+        ("optim.lr=-1", "optim.lr must be greater than 0, got -1"),
+        ("schedule.steps=1.5", "schedule.steps must be a valid integer"),
+        ("optim.nesterov=1", "optim.nesterov must be a valid boolean, got 1"),
+        ("engine.precision=half", "'32', 'bf16' or 'fp16', got 'half'"),
+        ("optim=3", "optim must be"),
+    ],
+)
+def test_ill_typed_value_names_key_rule_and_value(override: str, rule: str) -> None:
+    assert rule in message(override)
+
+
+def test_batch_that_cannot_be_cut_into_micro_batches_is_refused() -> None:
+    assert "multiple of devices * nodes * accumulate = 4, got 6" in message(
+        "engine.batch_size=6", "engine.accumulate=4"
+    )
+
+
+def test_override_without_value_is_refused() -> None:
+    with pytest.raises(SettingsError, match=r"must read table\.key=value, got 'optim\.lr'"):
+        apply_overrides(TABLES, ["optim.lr"])
+
+
+def test_missing_and_malformed_recipe_files_are_named(tmp_path) -> None:
+    with pytest.raises(SettingsError, match=r"none\.toml must be a readable file"):
+        read_recipe(tmp_path / "none.toml")
+    (tmp_path / "bad.toml").write_text("[optim\nlr = 1")
+    with pytest.raises(SettingsError, match=r"bad\.toml must be valid TOML"):
+        read_recipe(tmp_path / "bad.toml")
+
+
+def test_changed_settings_are_listed_by_dotted_key() -> None:
+    before, after = checked().as_tables(), checked("optim.lr=1e-4", "model.align=false").as_tables()
+    assert changed_settings(before, after) == ["model.align: None -> False", "optim.lr: 0.001 -> 0.0001"]
+    assert changed_settings(before, before) == []
+
+
+def test_settings_survive_writing_and_reading() -> None:
+    settings = checked('optim.groups=[{match = "norm", weight_decay = 0.0}]', 'description=Quote " and \\ and ü')
+    again = validate(Settings, parse_toml(to_toml(settings.as_tables())), "again")
+    assert again == settings
+
+
+def test_nearest_key_prefers_the_same_table() -> None:
+    keys = ["data.size", "model.scale", "optim.lr", "schedule.steps"]
+    assert nearest_key("data.sise", keys) == "data.size"
+    assert nearest_key("steps", keys) == "schedule.steps"

@@ -1,0 +1,89 @@
+"""Convolution with normalisation: folding is exact, passes gradients, and can be made permanent."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fssops.models.layers.convolution import ConvNorm, FrozenBatchNorm2d, fold_normalisation
+
+
+def layer(norm: str, **options: object) -> ConvNorm:
+    made = ConvNorm(3, 32, 3, norm=norm, **options).double()  # type: ignore[arg-type]
+    for name, value in made.state_dict().items():
+        if name.startswith("norm") and value.is_floating_point():
+            value.copy_(torch.rand_like(value) + 0.25)
+    return made
+
+
+def unfolded(made: ConvNorm, x: torch.Tensor) -> torch.Tensor:
+    norm = made.norm
+    assert norm is not None
+    y = F.conv2d(x, made.weight, made.bias, made.stride, made.padding, made.dilation)
+    return F.batch_norm(y, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0.1, norm.eps)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("norm", ["frozen", "batch", "sync"])
+@pytest.mark.parametrize("bias", [False, True])
+def test_fixed_normalisation_folds_with_equal_values_and_gradients(norm: str, bias: bool) -> None:
+    made = layer(norm, bias=bias, stride=2, dilation=2).eval()
+    x = torch.randn(2, 3, 11, 9, dtype=torch.float64, requires_grad=True)
+    assert made.folds()
+    expected = unfolded(made, x)
+    found = made(x)
+    torch.testing.assert_close(found, expected)
+    leaves = [x, *made.parameters()]
+    upstream = torch.randn_like(found)
+    for got, want in zip(
+        torch.autograd.grad(found, leaves, upstream), torch.autograd.grad(expected, leaves, upstream), strict=True
+    ):
+        torch.testing.assert_close(got, want)
+
+
+def test_batch_norm_in_training_uses_and_updates_batch_statistics() -> None:
+    made = layer("batch", activation=True).train()
+    before = made.norm.running_mean.clone()  # type: ignore[union-attr,operator]
+    out = made(torch.randn(4, 3, 8, 8, dtype=torch.float64))
+    assert not made.folds()
+    assert not torch.equal(made.norm.running_mean, before)  # type: ignore[union-attr,arg-type]
+    assert (out >= 0).all()
+
+
+def test_frozen_statistics_never_change_and_are_no_parameters() -> None:
+    made = layer("frozen").train()
+    before = {key: value.clone() for key, value in made.state_dict().items()}
+    made(torch.randn(4, 3, 8, 8, dtype=torch.float64)).sum().backward()
+    assert [name for name, _ in made.named_parameters()] == ["weight"]
+    assert all(torch.equal(value, before[key]) for key, value in made.state_dict().items())
+
+
+def test_frozen_norm_alone_equals_batch_norm_in_eval_mode() -> None:
+    frozen, batch = FrozenBatchNorm2d(5).double(), nn.BatchNorm2d(5).double().eval()
+    for name, value in frozen.state_dict().items():
+        value.copy_(torch.rand_like(value) + 0.1)
+        batch.state_dict()[name].copy_(value)
+    x = torch.randn(2, 5, 3, 3, dtype=torch.float64)
+    torch.testing.assert_close(frozen(x), batch(x))
+
+
+def test_permanent_folding_keeps_the_output_and_removes_the_normalisation() -> None:
+    model = nn.Sequential(layer("frozen", activation=True), ConvNorm(32, 32, 1, norm="group").double()).eval()
+    folded = copy.deepcopy(model)
+    assert fold_normalisation(folded) == 1  # group normalisation depends on the image and stays
+    x = torch.randn(1, 3, 6, 6, dtype=torch.float64)
+    torch.testing.assert_close(folded(x), model(x))
+    assert [key for key in folded.state_dict() if key.startswith("0.")] == ["0.weight", "0.bias"]
+
+
+def test_raw_and_finish_compose_to_forward() -> None:
+    for norm in ("none", "group", "batch", "frozen"):
+        made = layer(norm, activation=True).eval()
+        x = torch.randn(1, 3, 6, 6, dtype=torch.float64)
+        raw = made.raw(x)
+        kept = raw.clone()
+        torch.testing.assert_close(made.finish(raw), made(x))
+        assert torch.equal(raw, kept)

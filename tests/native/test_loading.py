@@ -1,0 +1,94 @@
+"""A missing, stale or foreign native library gives one clear error; the PyTorch definitions are chosen on purpose only."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fssops import _native
+
+PACKAGE = Path(_native.__file__).resolve().parent
+
+
+def _python(code: str, path: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "FSSOPS_BACKEND", "FSSOPS_CPU_ISA")}
+    environment.update(PYTHONPATH=str(path), **variables)
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment, cwd=path)
+
+
+@pytest.fixture
+def bare_copy(tmp_path: Path) -> Path:
+    """The Python files alone, as in a checkout that was never built; installed copies are hidden by the test's code."""
+    shutil.copytree(PACKAGE, tmp_path / "fssops", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    return tmp_path
+
+
+HIDE_INSTALLED = "import sys, sysconfig; sysconfig.get_path = lambda *a, **k: '/nowhere'; sys.path = [p for p in sys.path if 'packages' not in p or not __import__('os').path.exists(p + '/fssops')]\n"
+
+
+def test_missing_library_names_cause_and_mend(bare_copy: Path) -> None:
+    done = _python(HIDE_INSTALLED + "import fssops.ops", bare_copy)
+    assert done.returncode != 0
+    assert "NativeLibraryError: fssops has no native library" in done.stderr
+    assert "build it with: pip install -c constraints.txt ." in done.stderr
+
+
+def test_import_fssops_alone_needs_no_library(bare_copy: Path) -> None:
+    done = _python(HIDE_INSTALLED + "import fssops; print(fssops.__version__)", bare_copy)
+    assert done.returncode == 0, done.stderr
+
+
+def test_reference_backend_runs_without_library(bare_copy: Path) -> None:
+    code = (
+        "import torch; from fssops import ops\n"
+        "print(ops.masked_average_pooling(torch.ones(1, 2, 3, 3), torch.ones(1, 1, 3, 3), eps=0.0).tolist())"
+    )
+    done = _python(HIDE_INSTALLED + code, bare_copy, FSSOPS_BACKEND="reference")
+    assert done.stdout.strip() == "[[[1.0, 1.0]]]", done.stderr
+
+
+def test_unknown_backend_is_refused(bare_copy: Path) -> None:
+    done = _python("import fssops.ops", bare_copy, FSSOPS_BACKEND="fast")
+    assert "FSSOPS_BACKEND must be one of native, reference, got 'fast'" in done.stderr
+
+
+def test_library_of_other_sources_is_refused(bare_copy: Path) -> None:
+    libraries = _native.load()
+    shutil.copy(libraries / "libfssops_cpu.so", bare_copy / "fssops")
+    (bare_copy / "csrc").mkdir()
+    (bare_copy / "csrc" / "changed.cpp").write_text("// not what the library was built from\n")
+    (bare_copy / "python").mkdir()
+    done = _python(HIDE_INSTALLED + "import fssops.ops", bare_copy)
+    assert done.returncode != 0
+    assert "was built from other sources" in done.stderr
+    assert "rebuild it with: pip install -c constraints.txt ." in done.stderr
+
+
+def test_broken_library_is_named(bare_copy: Path) -> None:
+    (bare_copy / "fssops" / "libfssops_cpu.so").write_bytes(b"not a library")
+    done = _python(HIDE_INSTALLED + "import fssops.ops", bare_copy)
+    assert done.returncode != 0
+    assert "fssops cannot load" in done.stderr
+    assert "libfssops_cpu.so" in done.stderr
+
+
+def test_source_hash_is_the_builds_own() -> None:
+    root = PACKAGE.parent
+    expected = _native.source_hash(root)
+    if expected is None:
+        pytest.skip("no sources beside the package")
+    assert _native.extension().build_info()["source_hash"] == expected
+
+
+def test_build_information_is_complete() -> None:
+    info = _native.extension().build_info()
+    assert set(info) == {
+        "torch", "cuda_toolkit", "cuda_architectures", "instruction_sets", "cpu_flags", "source_hash", "compiler",
+    }
+    assert info["torch"]
+    assert "plain" in info["instruction_sets"].split()

@@ -1,0 +1,142 @@
+"""Cases of Mask2Former on images: draws of the published run are handed over, all else is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+import fssops
+from fssops.losses.draws import RecordedPoints
+from fssops.losses.mask_criterion import head_of, matched_mask_logits
+from fssops.models.mask2former import Mask2Former, Mask2FormerConfig
+from fssops.structures import MaskPredictions
+from fssops.weights.mask_classification import MASK2FORMER
+from parity_cases import mask_classification as common
+from parity_cases.case import Case, Line, compared
+
+
+def recognise(description: dict[str, Any]) -> bool:
+    """Whether a case.json is one of Mask2Former's on images."""
+    return description.get("system") == "Mask2Former"
+
+
+def build(case: Case) -> Mask2Former:
+    """The model of the case with its weights."""
+    used = case.description["config_used"]
+    former, head = used["MODEL.MASK_FORMER"], used["MODEL.SEM_SEG_HEAD"]
+    config = Mask2FormerConfig(
+        **common.shared_options(case),
+        encoder_layers=head["TRANSFORMER_ENC_LAYERS"],
+        decoder_layers=former["DEC_LAYERS"] - 1,
+        decoder_hidden=former["DIM_FEEDFORWARD"],
+        class_weight=former["CLASS_WEIGHT"],
+        train_points=former["TRAIN_NUM_POINTS"],
+        oversample_ratio=former["OVERSAMPLE_RATIO"],
+        importance_ratio=former["IMPORTANCE_SAMPLE_RATIO"],
+    )
+    model = Mask2Former(config)
+    fssops.load_weights(model, case.weights())
+    return model
+
+
+def drawn(case: Case, name: str, index: int) -> torch.Tensor:
+    """The ``index``-th draw of a name."""
+    own = f"{name}__{index:03d}"
+    return case.tensor(own) if own in case.arrays else case.tensor(name)[index]
+
+
+def points_of(case: Case, images: int, heads: int) -> RecordedPoints:
+    """The published run's draws, which come head after head in call order."""
+    order = [head_of(head, heads) for head in common.call_order(heads)]
+    counts = {name: sum(1 for entry in case.description["rng_order"] if entry[0] == name) for name in ("pts_over",)}
+    return RecordedPoints(
+        {
+            (head, image): drawn(case, "pts_match", position * images + image)[0]
+            for position, head in enumerate(order)
+            for image in range(images)
+        },
+        {head: drawn(case, "pts_over", p) for p, head in enumerate(order) if p < counts["pts_over"]},
+        {head: drawn(case, "pts_rand", p) for p, head in enumerate(order) if p < counts["pts_over"]},
+    )
+
+
+def run(case: Case) -> Iterator[Line]:
+    """Compare every array of the case."""
+    model = build(case).train()
+    batch = common.batch_of(case)
+    assert batch.targets is not None
+    images, _ = model.image_input(batch.images)
+    features = model.backbone(images)
+    decoded = model.pixel_decoder(features)
+    found = common.backbone_arrays(case, features, decoded)
+    for level, tokens in enumerate(decoded.memory):
+        maps = tokens.transpose(1, 2).unflatten(2, decoded.sizes[level])
+        found[f"pixdec_ms{level}"] = maps[:, :: case.description["strides"][f"ms{level}"]]
+
+    decoder = model.transformer_decoder
+    memory = decoder.prepare(decoded.memory, decoded.sizes, decoded.mask_features[:, None])
+    queries = decoder.query_feat.weight.expand(len(images), -1, -1)
+
+    def record(layer: int, mask: Any) -> Any:
+        blocked = mask if isinstance(mask, torch.Tensor) else mask.blocked()
+        found[f"attn_mask{layer}"] = np.packbits(blocked.numpy(), axis=-1)
+        return mask
+
+    positions = None if decoder.query_embed is None else decoder.query_embed.weight
+    said = decoder.decode(queries, positions, memory, auxiliary=True, mask_hook=record)
+    size = (int(images.shape[2]), int(images.shape[3]))
+    predictions = MaskPredictions(said.class_logits, said.mask_embeddings, decoded.mask_features[:, None], size)
+    found["pred_logits"] = predictions.class_logits
+    found["pred_masks"] = common.all_mask_logits(predictions)
+
+    heads = predictions.class_logits.shape[0]
+    points = points_of(case, len(images), heads)
+    matches = model.criterion.match(predictions, batch.targets, points)
+    found |= common.assignment_arrays(matches)
+    for image, target in enumerate(batch.targets):
+        found[f"cost{image}"] = torch.stack(
+            [
+                model.criterion.matching_cost(
+                    predictions,
+                    head,
+                    image,
+                    target,
+                    points.matching(head_of(head, heads), image, model.config.train_points),
+                )
+                for head in common.call_order(heads)
+            ]
+        )
+    losses = model.losses(batch, points)
+    found |= {f"loss/{name}": value for name, value in losses.items()}
+    found["loss_total"] = torch.stack(list(losses.values())).sum()
+    found["loss_total"].backward()
+    found |= common.gradient_arrays(case, model, MASK2FORMER)
+
+    fresh = build(case).eval()
+    results = fresh.segment(batch)
+    found |= common.result_arrays(case, results)
+    yield from common.group_lines(case, model, MASK2FORMER)
+    yield from point_lines(case, model, predictions, matches, points)
+    yield from common.lines(case, found, results)
+
+
+def point_lines(
+    case: Case, model: Mask2Former, predictions: MaskPredictions, matches: Any, points: RecordedPoints
+) -> Iterator[Line]:
+    """``pts_final``: the same set of points a mask, in any order."""
+    want = case.arrays.get("pts_final")
+    if want is None:
+        return
+    heads = predictions.class_logits.shape[0]
+    with torch.no_grad():
+        logits = matched_mask_logits(predictions, matches)[:, :, 0]
+        got = [model.criterion.choose_points(logits[h], head_of(h, heads), points) for h in common.call_order(heads)]
+
+    def ordered(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        keys = values[..., 0].astype(np.float64) * 4096 + values[..., 1]
+        return np.take_along_axis(values, np.argsort(keys, axis=-1)[..., None], axis=-2)
+
+    yield compared("pts_final", ordered(torch.stack(got).numpy()), ordered(want), common.FLOATS)

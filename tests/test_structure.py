@@ -1,0 +1,150 @@
+"""The tree keeps its rules: who may include or import whom, and that an operator or a system is found in every layer."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+CSRC, PACKAGE = ROOT / "csrc", ROOT / "fssops"
+
+pytestmark = pytest.mark.skipif(not CSRC.is_dir(), reason="needs the source tree")
+
+OPERATORS = sorted(p.name for p in CSRC.glob("*") if p.is_dir() and (p / f"{p.name}_torch.cpp").is_file())
+SYSTEMS = sorted(
+    p.stem for p in (PACKAGE / "models").glob("*.py") if "class " in p.read_text() and "Config" in p.read_text()
+)
+
+
+def _includes(path: Path) -> list[str]:
+    return re.findall(r'^\s*#include\s*[<"]([^>"]+)[>"]', path.read_text(), re.MULTILINE)
+
+
+def _native_files() -> list[Path]:
+    return sorted(p for p in CSRC.rglob("*") if p.suffix in (".h", ".cuh", ".cpp", ".cu"))
+
+
+def test_only_registration_files_include_torch_and_only_its_stable_part() -> None:
+    allowed = ("torch/csrc/stable/", "torch/headeronly/", "torch/csrc/inductor/aoti_torch/c/shim.h")
+    for path in _native_files():
+        from_torch = [i for i in _includes(path) if i.startswith(("torch/", "ATen/", "c10/"))]
+        if "_torch" not in path.stem and path.name not in ("check.h", "check_cuda.h"):
+            assert not from_torch, f"{path.relative_to(ROOT)} includes {from_torch}"
+        assert all(i.startswith(allowed) for i in from_torch), f"{path.relative_to(ROOT)} includes {from_torch}"
+
+
+def test_operators_include_common_and_themselves_only() -> None:
+    folders = {p.name for p in CSRC.iterdir() if p.is_dir()}
+    for path in _native_files():
+        own = path.relative_to(CSRC).parts[0]
+        others = {i.split("/")[0] for i in _includes(path)} & folders - {own, "common"}
+        assert not others, f"{path.relative_to(ROOT)} includes from {sorted(others)}"
+
+
+def test_files_compiled_per_instruction_set_share_no_template_instances() -> None:
+    # Standard containers would be instantiated once per set and merged by the linker: one processor, another's code.
+    shared = {"vector", "algorithm", "functional", "memory", "string", "map", "array", "sstream", "iostream", "numeric"}
+    for path in CSRC.rglob("*_cpu.cpp"):
+        assert not shared & set(_includes(path)), path.name
+
+
+def test_no_two_translation_units_share_a_stem() -> None:
+    stems = [p.name for p in _native_files() if p.suffix in (".cpp", ".cu")]
+    assert len(stems) == len(set(stems))
+
+
+@pytest.mark.parametrize("op", OPERATORS)
+def test_operator_is_found_by_its_name_in_every_layer(op: str) -> None:
+    roles = [f"{op}.h", f"{op}_cpu.cpp", f"{op}_cuda.cuh", f"{op}_cuda.cu", f"{op}_torch.cpp", f"{op}_torch_cuda.cpp"]
+    places = [CSRC / op / role for role in roles]
+    places += [PACKAGE / "ops" / f"{op}.py", PACKAGE / "reference" / f"{op}.py", ROOT / "tests" / "ops" / f"test_{op}.py"]
+    places += [ROOT / "tests" / "emulation" / f"test_{op}_emulated.py", ROOT / "benchmarks" / f"bench_{op}.py"]
+    missing = [str(p.relative_to(ROOT)) for p in places if not p.is_file()]
+    assert not missing
+    from fssops import doctor, ops, reference
+
+    assert op in ops.__all__
+    assert hasattr(reference, op)
+    assert op in doctor.OPERATORS
+    assert f"`{op}`" in (ROOT / "README.md").read_text(), "the README's table has a row for it"
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_system_is_found_by_its_name_in_every_layer(system: str) -> None:
+    from fssops.models import MODELS
+
+    assert system in MODELS
+    assert (ROOT / "tests" / "models" / f"test_{system}.py").is_file()
+    assert f"`{system}`" in (ROOT / "README.md").read_text()
+
+
+def _imports(path: Path) -> set[str]:
+    """Dotted names of the package's modules that a file imports at any level, type checking aside."""
+    tree = ast.parse(path.read_text())
+    guarded = {
+        id(child)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+        for child in ast.walk(node)
+    }
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if id(node) in guarded:
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            found.add(node.module)
+            if node.module == "fssops":
+                found |= {f"fssops.{alias.name}" for alias in node.names}
+    return {name for name in found if name.startswith("fssops.")}
+
+
+VERBS = {"fssops.train", "fssops.evaluate", "fssops.predict", "fssops.convert", "fssops.doctor"}
+MAY_IMPORT = {
+    "structures.py": set(),
+    "reference": {"fssops.reference"},
+    "ops": {"fssops.ops", "fssops.reference", "fssops._native"},
+    "losses": {"fssops.losses", "fssops.ops", "fssops.structures"},
+    "models": {"fssops.models", "fssops.ops", "fssops.losses", "fssops.structures"},
+    "data": {"fssops.data", "fssops.structures", "fssops._version", "fssops.command_line"},
+    "evaluation": {"fssops.evaluation", "fssops.structures", "fssops._version"},
+    "engine": {"fssops.engine", "fssops.structures", "fssops.models.interface", "fssops._version"},
+}
+
+
+@pytest.mark.parametrize("part", MAY_IMPORT)
+def test_imports_go_one_way(part: str) -> None:
+    target = PACKAGE / part
+    files = [target] if target.is_file() else sorted(target.rglob("*.py"))
+    for path in files:
+        if path.name == "__main__.py":  # the verb of a package is a verb
+            continue
+        for name in _imports(path):
+            allowed = any(name == a or name.startswith(a + ".") for a in MAY_IMPORT[part])
+            assert allowed, f"{path.relative_to(ROOT)} imports {name}"
+
+
+def test_nothing_imports_a_verb_and_testing_is_for_tests() -> None:
+    for path in sorted(PACKAGE.rglob("*.py")):
+        assert not _imports(path) & VERBS, path.relative_to(ROOT)
+        if "testing" not in path.relative_to(PACKAGE).parts:
+            assert not {n for n in _imports(path) if n.startswith("fssops.testing")}, path.relative_to(ROOT)
+
+
+def test_no_file_is_called_after_nothing() -> None:
+    vague = {"utils", "util", "misc", "helpers", "common_utils"}
+    assert not [p for p in ROOT.rglob("*.py") if p.stem in vague and ".venv" not in p.parts and "build" not in p.parts]
+
+
+def test_no_generated_or_binary_file_is_tracked() -> None:
+    import subprocess
+
+    done = subprocess.run(["git", "ls-files"], capture_output=True, text=True, check=False, cwd=ROOT)
+    if done.returncode != 0:
+        pytest.skip("not a git checkout")
+    tracked = done.stdout.split()
+    assert not [name for name in tracked if name.endswith((".so", ".o", ".pyc", ".pth", ".pkl", ".jpg", ".jpeg"))]
