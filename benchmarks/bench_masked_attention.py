@@ -1,10 +1,10 @@
 """Masked attention against the calls that Mask2Former's code makes, at the shapes of its decoder.
 
-The composition: mask logits of every query at stride 4, resized bilinearly, sigmoid, < 0.5, repeated for the heads, rows
-with no open key opened; then what nn.MultiheadAttention computes (weights and their mean over the heads included, as the
-published call leaves need_weights at its default). Peers: PyTorch's scaled_dot_product_attention with the mask as
-booleans, and FlexAttention with its BlockMask already built. Masks are regions, drawn as smooth noise above a quantile;
-the share of open keys is in the group's name. "scattered" draws every key alone, which no image does.
+The composition: mask logits of every query at stride 4, resized bilinearly, sigmoid, < 0.5, repeated for the heads,
+rows with no open key opened; then what nn.MultiheadAttention computes (weights and their mean over the heads included,
+as the published call leaves need_weights at its default). Peers: PyTorch's scaled_dot_product_attention with the mask
+as booleans, and FlexAttention with its BlockMask already built. Masks are regions, drawn as smooth noise above a
+quantile; the share of open keys is in the group's name. "scattered" draws every key alone, which no image does.
 """
 
 from __future__ import annotations
@@ -214,13 +214,17 @@ def test_attention_alone(
         forward = _flex(inputs, closed)
     function = _with_backward(forward, inputs) if backward else lambda: _no_grad(forward)
     what = "attention+backward" if backward else "attention"
-    measure(function, group=f"{what} {shape.name(device)}", implementation=implementation, **_work(shape, inputs, backward))
+    measure(
+        function, group=f"{what} {shape.name(device)}", implementation=implementation, **_work(shape, inputs, backward)
+    )
 
 
 @pytest.mark.parametrize("implementation", ["fssops", "fssops embeddings", "composition", "composition embeddings"])
-@pytest.mark.parametrize(("shape", "where"), [s for s in SHAPES if s[0].share == "half"], ids=[
-    i for i, s in zip(ids, SHAPES, strict=True) if s[0].share == "half"
-])
+@pytest.mark.parametrize(
+    ("shape", "where"),
+    [s for s in SHAPES if s[0].share == "half"],
+    ids=[i for i, s in zip(ids, SHAPES, strict=True) if s[0].share == "half"],
+)
 def test_mask_alone(measure: Any, device: torch.device, shape: Shape, where: str, implementation: str) -> None:
     _skip_elsewhere(device, where)
     inputs = _inputs(shape, device)

@@ -25,7 +25,8 @@ class AttentionMask(NamedTuple):
     A query whose mask closes every key is open to all of them already, so ``bits`` says what will be attended to.
 
     Attributes:
-        bits: [B, 1 or M, Q, ceil(S / 32)] int32; bit i of word w is 1 where key 32 w + i is open. 1 = shared by the heads.
+        bits: [B, 1 or M, Q, ceil(S / 32)] int32; bit i of word w is 1 where key 32 w + i is open.
+            The second size is 1 where the heads share the mask.
         keys: S.
     """
 
@@ -52,8 +53,8 @@ class AttentionMask(NamedTuple):
         """This mask with every key closed to the queries outside its group.
 
         Groups are how mask-piloted queries (MP-Former) are kept apart in self-attention: group k of them is numbered k,
-        normal queries and keys -1. A key of group -1 is open to all, a key of group k >= 0 to queries of group k only. A
-        query left with no open key attends to every key that its group permits.
+        normal queries and keys -1. A key of group -1 is open to all, a key of group k >= 0 to queries of group k only.
+        A query left with no open key attends to every key that its group permits.
 
         Args:
             query_groups: [Q] or [B, Q] integers.
@@ -95,8 +96,8 @@ def concatenate_attention_masks(masks: Sequence[AttentionMask]) -> AttentionMask
     for mask in masks[1:]:
         if mask.keys != first.keys or mask.bits.shape[0] != first.bits.shape[0]:
             raise ValueError(
-                f"concatenate_attention_masks: masks must be of one batch and number of keys, {first.bits.shape[0]} and "
-                f"{first.keys}, got {mask.bits.shape[0]} and {mask.keys}"
+                f"concatenate_attention_masks: masks must be of one batch and number of keys, {first.bits.shape[0]} "
+                f"and {first.keys}, got {mask.bits.shape[0]} and {mask.keys}"
             )
     heads = max(mask.bits.shape[1] for mask in masks)
     bits = [mask.bits.expand(-1, heads, -1, -1) for mask in masks]
@@ -131,7 +132,9 @@ def pack_attention_mask(closed: Tensor, *, backend: str | None = None) -> Attent
     if closed.dtype != torch.bool:
         raise TypeError(f"pack_attention_mask: closed must be bool, got {closed.dtype}")
     if closed.dim() not in (3, 4):
-        raise ValueError(f"pack_attention_mask: closed must have shape [B, Q, S] or [B, M, Q, S], got {list(closed.shape)}")
+        raise ValueError(
+            f"pack_attention_mask: closed must have shape [B, Q, S] or [B, M, Q, S], got {list(closed.shape)}"
+        )
     if closed.dim() == 3:
         closed = closed[:, None]
     return AttentionMask(pack_bits(closed, open_empty=True, backend=backend), closed.shape[-1])
@@ -186,7 +189,7 @@ def attention_mask_from_embeddings(
 
     Resizing is linear: resized ``einsum(embedding, features)`` equals ``einsum(embedding, resized features)``. So the
     features are resized once an image and level, and every decoder layer's mask comes from them. A key is closed where
-    <embedding, feature> is negative; exactly 0 and NaN are open; a query with every key closed is opened to all of them.
+    <embedding, feature> is negative; exactly 0 and NaN are open; a query with every key closed is opened to all keys.
 
     Args:
         mask_embeddings: [B, Q, C] float32, float64, float16 or bfloat16 (accumulated in float32). No gradient.
@@ -204,7 +207,9 @@ def attention_mask_from_embeddings(
     if mask_embeddings.dim() != 3:
         raise ValueError(f"{op}: mask_embeddings must have shape [B, Q, C], got {list(mask_embeddings.shape)}")
     if mask_features.dim() not in (3, 4):
-        raise ValueError(f"{op}: mask_features must have shape [B, C, h, w] or [B, C, S], got {list(mask_features.shape)}")
+        raise ValueError(
+            f"{op}: mask_features must have shape [B, C, h, w] or [B, C, S], got {list(mask_features.shape)}"
+        )
     check_float(op, "mask_embeddings", mask_embeddings)
     check_float(op, "mask_features", mask_features)
     batch, _, channels = mask_embeddings.shape
@@ -220,7 +225,9 @@ def attention_mask_from_embeddings(
     mask_embeddings, mask_features = mask_embeddings.to(common), mask_features.to(common)
     if size is not None and tuple(mask_features.shape[2:]) != tuple(size):
         if mask_features.dim() != 4:
-            raise ValueError(f"{op}: mask_features must have shape [B, C, h, w] to be resized, got {list(mask_features.shape)}")
+            raise ValueError(
+                f"{op}: mask_features must have shape [B, C, h, w] to be resized, got {list(mask_features.shape)}"
+            )
         mask_features = F.interpolate(mask_features, size=size, mode="bilinear", align_corners=False)
     mask_features = mask_features.flatten(2)
     if use_reference(backend, op):

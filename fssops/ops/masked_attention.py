@@ -64,9 +64,9 @@ def masked_attention(
     .. math:: o_{bmq} = \sum_s \operatorname{softmax}_{s \in \text{open}(b, q)}\bigl(\sigma\,
         q_{bmq} \cdot k_{bms}\bigr)\, v_{bms}
 
-    Nothing of size Q S is formed but the mask's bits: keys are read tile by tile with a running softmax, and the backward
-    pass computes the weights anew. Closed tiles are skipped. Half types are accumulated in float32 (on the CPU: computed
-    in float32). Results are deterministic on every device, forward and backward.
+    Nothing of size Q S is formed but the mask's bits: keys are read tile by tile with a running softmax, and the
+    backward pass computes the weights anew. Closed tiles are skipped. Half types are accumulated in float32 (on the
+    CPU: computed in float32). Results are deterministic on every device, forward and backward.
 
     Args:
         query: [B, M, Q, D] float32, float64, float16 or bfloat16; D is 1 to 128. Views such as
@@ -74,7 +74,8 @@ def masked_attention(
         key: [B, M, S, D], dtype and device of query.
         value: [B, M, S, D].
         mask: an :class:`AttentionMask`; or bool [B, Q, S] or [B, 1 or M, Q, S], True = may not attend (packed by
-            :func:`pack_attention_mask`, which opens a query with no open key to all keys, as published); None: all open.
+            :func:`pack_attention_mask`, which opens a query with no open key to all keys, as published); None: all
+            open.
         scale: :math:`\sigma`; by default :math:`D^{-1/2}`.
         backend: ``native`` or ``reference``; by default what FSSOPS_BACKEND says.
 

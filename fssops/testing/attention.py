@@ -22,7 +22,9 @@ def draw_closed(case: AttentionCase, generator: torch.Generator) -> Tensor | Non
         place = torch.arange(case.keys)
         closed = (place < start) | (place >= start + length)
     elif case.pattern == "last":
-        closed = (torch.arange(case.keys) < case.keys - max(1, round(case.open_share * case.keys))).expand(shape).clone()
+        closed = (
+            (torch.arange(case.keys) < case.keys - max(1, round(case.open_share * case.keys))).expand(shape).clone()
+        )
     else:
         raise ValueError(f"AttentionCase: pattern must be scattered, runs or last, got {case.pattern!r}")
     if case.queries > 1:

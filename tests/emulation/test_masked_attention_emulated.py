@@ -29,7 +29,9 @@ def _heads_last(case: AttentionCase, rows: int, dtype: torch.dtype) -> Tensor:
     return guarded_empty((case.batch, rows, case.heads, case.head_size), dtype).transpose(1, 2)
 
 
-def _run(case: AttentionCase, dtype: torch.dtype, *, parts: int, scale: float, seed: int) -> tuple[dict[str, Tensor], ...]:
+def _run(
+    case: AttentionCase, dtype: torch.dtype, *, parts: int, scale: float, seed: int
+) -> tuple[dict[str, Tensor], ...]:
     """What the kernels give, and what the definition gives in float64."""
     library = emulated("masked_attention")
     library.set_order_seed(seed)
@@ -155,7 +157,9 @@ def test_booleans_are_packed(keys: int, open_empty: bool) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize(("source", "size"), [((16, 12), (8, 6)), ((7, 9), (13, 5)), ((5, 6), (5, 6)), ((1, 1), (3, 3))])
+@pytest.mark.parametrize(
+    ("source", "size"), [((16, 12), (8, 6)), ((7, 9), (13, 5)), ((5, 6), (5, 6)), ((1, 1), (3, 3))]
+)
 def test_logits_are_resized_and_thresholded(source: tuple[int, int], size: tuple[int, int], dtype: torch.dtype) -> None:
     logits = torch.randn(2, 3, *source).to(dtype)
     logits[0, 1] = -1
@@ -168,7 +172,9 @@ def test_logits_are_resized_and_thresholded(source: tuple[int, int], size: tuple
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize(("queries", "channels", "keys"), [(5, 40, 70), (20, 16, 128), (3, 7, 33), (150, 32, 64), (1, 1, 1)])
+@pytest.mark.parametrize(
+    ("queries", "channels", "keys"), [(5, 40, 70), (20, 16, 128), (3, 7, 33), (150, 32, 64), (1, 1, 1)]
+)
 def test_embeddings_are_projected_and_thresholded(queries: int, channels: int, keys: int, dtype: torch.dtype) -> None:
     embeddings = torch.randn(2, queries, channels).to(dtype)
     features = torch.randn(2, channels, keys).to(dtype)

@@ -20,7 +20,9 @@ LARGER = [
 ]
 
 
-def _inputs(case: AttentionCase, dtype: torch.dtype, device: str) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+def _inputs(
+    case: AttentionCase, dtype: torch.dtype, device: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
     generator = torch.Generator().manual_seed(11)
     query, key, value, grad = (t.to(device) for t in draw_inputs(case, dtype, generator))
     closed = draw_closed(case, generator)
@@ -83,7 +85,9 @@ def test_float32_keeps_its_accuracy_over_2_to_the_20_keys(device: str) -> None:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("needed", [(True, False, False), (False, True, False), (False, False, True), (False, True, True)])
+@pytest.mark.parametrize(
+    "needed", [(True, False, False), (False, True, False), (False, False, True), (False, True, True)]
+)
 def test_only_the_gradients_asked_for_are_computed(needed: tuple[bool, bool, bool], device: str) -> None:
     query, key, value, grad, closed = _inputs(CASES["small"], torch.float64, device)
     inputs = [t.detach().requires_grad_(n) for t, n in zip((query, key, value), needed, strict=True)]
@@ -197,13 +201,19 @@ def test_any_strides_are_read(device: str) -> None:
     fused = torch.stack([key, value], dim=2)  # [B, M, 2, S, D], as chunks of one projection lie
     assert torch.equal(ops.masked_attention(query.contiguous(), fused[:, :, 0], fused[:, :, 1], closed), expected)
     columns = query.transpose(2, 3).contiguous().transpose(2, 3)
-    assert torch.equal(ops.masked_attention(columns, key, value, closed.transpose(2, 3).contiguous().transpose(2, 3)), expected)
+    assert torch.equal(
+        ops.masked_attention(columns, key, value, closed.transpose(2, 3).contiguous().transpose(2, 3)), expected
+    )
     shared = key[:, :1].expand(-1, case.heads, -1, -1)
-    assert torch.equal(ops.masked_attention(query, shared, value), ops.masked_attention(query, shared.contiguous(), value))
+    assert torch.equal(
+        ops.masked_attention(query, shared, value), ops.masked_attention(query, shared.contiguous(), value)
+    )
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize(("batch", "heads", "queries", "keys"), [(0, 2, 3, 4), (2, 0, 3, 4), (2, 2, 0, 4), (2, 2, 3, 0)])
+@pytest.mark.parametrize(
+    ("batch", "heads", "queries", "keys"), [(0, 2, 3, 4), (2, 0, 3, 4), (2, 2, 0, 4), (2, 2, 3, 0)]
+)
 def test_empty_sizes_give_empty_or_zero_results(batch: int, heads: int, queries: int, keys: int, device: str) -> None:
     query = torch.randn(batch, heads, queries, 8, device=device, requires_grad=True)
     key, value = (torch.randn(batch, heads, keys, 8, device=device, requires_grad=True) for _ in range(2))
@@ -226,7 +236,7 @@ def test_query_with_no_open_key_attends_everywhere(device: str) -> None:
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_padding_closes_keys_even_to_opened_queries(device: str) -> None:
-    query, key, value, grad, _ = _inputs(CASES["small"], torch.float64, device)
+    query, key, value, _, _ = _inputs(CASES["small"], torch.float64, device)
     closed = torch.rand(2, 5, 70, device=device) < 0.5
     closed[0, 2] = True  # opened to all real keys
     closed[0, 3, :40] = True  # open among the padding only: so is this one
@@ -293,7 +303,8 @@ def test_booleans_are_packed_and_unpacked(keys: int, device: str) -> None:
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(
-    ("source", "size"), [((64, 48), (32, 24)), ((64, 64), (8, 8)), ((7, 9), (13, 25)), ((5, 6), (5, 6)), ((1, 1), (3, 3))]
+    ("source", "size"),
+    [((64, 48), (32, 24)), ((64, 64), (8, 8)), ((7, 9), (13, 25)), ((5, 6), (5, 6)), ((1, 1), (3, 3))],
 )
 def test_mask_from_logits_equals_the_definition(
     source: tuple[int, int], size: tuple[int, int], dtype: torch.dtype, device: str
