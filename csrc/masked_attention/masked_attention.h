@@ -115,7 +115,7 @@ inline int64_t embedding_tiles(int64_t keys) { return (keys + kEmbeddingTile - 1
 
 // How many parts the keys are split into so that `blocks` blocks fill `processors` multiprocessors.
 inline int64_t cuda_parts(int64_t blocks, int64_t keys, int64_t processors) {
-  constexpr int64_t kBlocksPerProcessor = 4, kLeastKeys = 256;
+  constexpr int64_t kBlocksPerProcessor = 8, kLeastKeys = 256;  // several waves, so that the last is short
   if (blocks <= 0) return 1;
   int64_t parts = kBlocksPerProcessor * processors / blocks;
   if (parts > keys / kLeastKeys) parts = keys / kLeastKeys;

@@ -31,22 +31,25 @@ struct HalfArgs {
   H* grad_value;
 };
 
-// A word of a query's mask; 0 outside.
-__device__ __forceinline__ uint32_t mask_word(const Sizes& s, const uint32_t* bits, int64_t b, int64_t m, int64_t q,
-                                              int64_t word) {
-  if (q >= s.queries || word >= s.words()) return 0;
-  return bits != nullptr ? bits[s.mask_row(b, m, q) + word] : valid_bits(s.keys, word);
-}
+// One query's mask. A query that is not there has no open key.
+struct MaskRow {
+  const uint32_t* row;  // null: every key is open
+  int64_t keys;         // 0 for a query that is not there
+  __device__ MaskRow(const Sizes& s, const uint32_t* bits, int64_t b, int64_t m, int64_t q)
+      : row(bits != nullptr && q < s.queries ? bits + s.mask_row(b, m, q) : nullptr), keys(q < s.queries ? s.keys : 0) {}
+  __device__ __forceinline__ uint32_t word(int index) const {
+    const uint32_t valid = valid_bits(keys, index);
+    return row != nullptr && valid != 0 ? row[index] : valid;
+  }
+};
 
 // The next tile of keys, from `tile` on, in which a query of this block has an open key; `end` if there is none. All
-// threads must call it; it is also a barrier. `ahead` holds this thread's word of `tile`, on return that of the tile
-// after the one returned, so that the memory answers while the block computes.
-__device__ __forceinline__ int next_open_tile(const Sizes& s, const uint32_t* bits, int64_t b, int64_t m, int64_t first_query,
-                                              int tile, int end, uint32_t& ahead) {
-  const int64_t q = first_query + threadIdx.x / 2;
+// threads must call it; it is also a barrier. Two threads watch each query, a word of the tile each: `ahead` holds that
+// of `tile`, on return that of the tile after the one returned, so that the memory answers while the block computes.
+__device__ __forceinline__ int next_open_tile(const MaskRow& watched, int tile, int end, uint32_t& ahead) {
   while (tile < end) {
     const bool open = __syncthreads_or(ahead != 0) != 0;
-    ahead = tile + 1 < end ? mask_word(s, bits, b, m, q, (tile + 1) * 2 + threadIdx.x % 2) : 0;
+    ahead = tile + 1 < end ? watched.word((tile + 1) * 2 + threadIdx.x % 2) : 0;
     if (open) return tile;
     ++tile;
   }
@@ -87,7 +90,7 @@ __device__ __forceinline__ void part_of(const Sizes& s, int part, int parts, int
 
 // grid (parts * blocks of queries, B * M); a block of w warps takes 16 w queries.
 template <class H, int kD>
-__global__ void __launch_bounds__(256) forward_half_kernel(HalfArgs<H> args) {
+__global__ void __launch_bounds__(256, kD <= 64 ? 2 : 1) forward_half_kernel(HalfArgs<H> args) {
   FSSOPS_DYNAMIC_SHARED(H, shared);
   constexpr int kSteps = kD / 16, kTiles = kTileKeys / 8, kPitch = pitch_of(kD);
   const Sizes& s = args.s;
@@ -110,13 +113,15 @@ __global__ void __launch_bounds__(256) forward_half_kernel(HalfArgs<H> args) {
     float sums[kD / 8][4] = {};
     float largest[2] = {-INFINITY, -INFINITY}, total[2] = {0.f, 0.f};
     uint32_t seen[2] = {0, 0};
-    uint32_t ahead = mask_word(s, args.bits, b, m, first_query + threadIdx.x / 2, begin * 2 + threadIdx.x % 2);
-    int tile = next_open_tile(s, args.bits, b, m, first_query, begin, end, ahead), index = 0;
+    const MaskRow watched(s, args.bits, b, m, first_query + threadIdx.x / 2);
+    const MaskRow own[2] = {{s, args.bits, b, m, q0 + group}, {s, args.bits, b, m, q0 + group + 8}};
+    uint32_t ahead = watched.word(begin * 2 + threadIdx.x % 2);
+    int tile = next_open_tile(watched, begin, end, ahead), index = 0;
     if (tile < end) load_keys<H, kD>(args, b, m, tile, Stage<H, kD>(shared, kTileKeys, 0));
     commit_copies();
     while (tile < end) {
       // This barrier also says that everybody has left the stage that is filled next.
-      const int next = next_open_tile(s, args.bits, b, m, first_query, tile + 1, end, ahead);
+      const int next = next_open_tile(watched, tile + 1, end, ahead);
       if (next < end) load_keys<H, kD>(args, b, m, next, Stage<H, kD>(shared, kTileKeys, index ^ 1));
       commit_copies();
       uint32_t words[2][2];
@@ -124,12 +129,13 @@ __global__ void __launch_bounds__(256) forward_half_kernel(HalfArgs<H> args) {
       for (int i = 0; i < 2; ++i)
 #pragma unroll
         for (int w = 0; w < 2; ++w) {
-          words[i][w] = mask_word(s, args.bits, b, m, q0 + group + 8 * i, tile * 2 + w);
+          words[i][w] = own[i].word(tile * 2 + w);
           seen[i] |= words[i][w];
+          words[i][w] >>= pair;  // bit 8 n and the next are this lane's of n-tile n
         }
       wait_copies<1>();
       __syncthreads();
-      if (__any_sync(kFullWarp, (words[0][0] | words[0][1] | words[1][0] | words[1][1]) != 0)) {
+      if (__any_sync(kFullWarp, ((words[0][0] | words[0][1] | words[1][0] | words[1][1]) & 0x03030303u) != 0)) {
         const Stage<H, kD> stage(shared, kTileKeys, index);
         float scores[kTiles][4] = {};
 #pragma unroll
@@ -147,7 +153,7 @@ __global__ void __launch_bounds__(256) forward_half_kernel(HalfArgs<H> args) {
           float highest = largest[i];
 #pragma unroll
           for (int n = 0; n < kTiles; ++n) {
-            const uint32_t open = words[i][n / 4] >> (n % 4 * 8 + pair);
+            const uint32_t open = words[i][n / 4] >> (n % 4 * 8);
             if (!(open & 1u)) scores[n][2 * i] = -INFINITY;
             if (!(open & 2u)) scores[n][2 * i + 1] = -INFINITY;
             highest = fmaxf(highest, fmaxf(scores[n][2 * i], scores[n][2 * i + 1]));
@@ -254,7 +260,7 @@ __device__ __forceinline__ void weigh_piece(const float (&products)[2][4], const
 
 // Gradient of query, this part's share [parts, B * M * Q, D]. Grid as forward_half_kernel.
 template <class H, int kD>
-__global__ void __launch_bounds__(256) grad_query_half_kernel(HalfArgs<H> args) {
+__global__ void __launch_bounds__(256, kD <= 32 ? 2 : 1) grad_query_half_kernel(HalfArgs<H> args) {
   FSSOPS_DYNAMIC_SHARED(H, shared);
   constexpr int kSteps = kD / 16, kPitch = pitch_of(kD);
   const Sizes& s = args.s;
@@ -281,12 +287,14 @@ __global__ void __launch_bounds__(256) grad_query_half_kernel(HalfArgs<H> args) 
       delta[i] = inside ? args.delta[at] : 0.f;
     }
     float sums[kD / 8][4] = {};
-    uint32_t ahead = mask_word(s, args.bits, b, m, first_query + threadIdx.x / 2, begin * 2 + threadIdx.x % 2);
-    int tile = next_open_tile(s, args.bits, b, m, first_query, begin, end, ahead), index = 0;
+    const MaskRow watched(s, args.bits, b, m, first_query + threadIdx.x / 2);
+    const MaskRow own[2] = {{s, args.bits, b, m, q0 + group}, {s, args.bits, b, m, q0 + group + 8}};
+    uint32_t ahead = watched.word(begin * 2 + threadIdx.x % 2);
+    int tile = next_open_tile(watched, begin, end, ahead), index = 0;
     if (tile < end) load_keys<H, kD>(args, b, m, tile, Stage<H, kD>(shared, kTileKeys, 0));
     commit_copies();
     while (tile < end) {
-      const int next = next_open_tile(s, args.bits, b, m, first_query, tile + 1, end, ahead);
+      const int next = next_open_tile(watched, tile + 1, end, ahead);
       if (next < end) load_keys<H, kD>(args, b, m, next, Stage<H, kD>(shared, kTileKeys, index ^ 1));
       commit_copies();
       uint32_t words[2][2];
@@ -294,14 +302,13 @@ __global__ void __launch_bounds__(256) grad_query_half_kernel(HalfArgs<H> args) 
       for (int i = 0; i < 2; ++i)
 #pragma unroll
         for (int w = 0; w < 2; ++w)
-          words[i][w] = mask_word(s, args.bits, b, m, q0 + group + 8 * i, tile * 2 + w);
+          words[i][w] = own[i].word(tile * 2 + w) >> pair;
       wait_copies<1>();
       __syncthreads();
       const Stage<H, kD> stage(shared, kTileKeys, index);
 #pragma unroll
       for (int c = 0; c < kTileKeys / 16; ++c) {
-        const int place = c % 2 * 16 + pair;
-        const uint32_t open[2] = {words[0][c / 2] >> place, words[1][c / 2] >> place};
+        const uint32_t open[2] = {words[0][c / 2] >> c % 2 * 16, words[1][c / 2] >> c % 2 * 16};
         if (!__any_sync(kFullWarp, ((open[0] | open[1]) & 0x0303u) != 0)) continue;
         float products[2][4] = {}, grads[2][4] = {};
 #pragma unroll
@@ -364,7 +371,8 @@ __global__ void __launch_bounds__(kKeyWarps* kWarpSize) grad_key_half_kernel(Hal
   const Sizes& s = args.s;
   const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
   const int group = lane / 4, pair = 2 * (lane % 4), depth = static_cast<int>(s.head_size);
-  const int64_t first_word = static_cast<int64_t>(blockIdx.x) * 2, k0 = first_word * kWordBits + warp * kWarpRows;
+  const int word = static_cast<int>(blockIdx.x) * 2 + warp / 2;  // holds the bits of the warp's keys
+  const int64_t k0 = (static_cast<int64_t>(blockIdx.x) * kKeyWarps + warp) * kWarpRows;
   const int rows = static_cast<int>(s.keys - k0 < kWarpRows ? (s.keys > k0 ? s.keys - k0 : 0) : kWarpRows);
   const float scale = args.scale * kLog2E;
   const int tiles = static_cast<int>(ceil_div(s.queries, kTileQueries));
@@ -399,7 +407,7 @@ __global__ void __launch_bounds__(kKeyWarps* kWarpSize) grad_key_half_kernel(Hal
         for (int n = 0; n < 2; ++n)
 #pragma unroll
           for (int j = 0; j < 2; ++j)
-            open[n][j] = mask_word(s, args.bits, b, m, q0 + 8 * n + j, first_word + warp / 2) >> (warp % 2 * 16);
+            open[n][j] = MaskRow(s, args.bits, b, m, q0 + 8 * n + j).word(word) >> (warp % 2 * 16);
         if (!__any_sync(kFullWarp, ((open[0][0] | open[0][1] | open[1][0] | open[1][1]) & 0xffffu) != 0)) continue;
         float logsumexp[2][2], delta[2][2];
 #pragma unroll

@@ -95,14 +95,11 @@ __device__ __forceinline__ void load_tile(H* tile, const H* source, int64_t step
       copy_16_bytes_async(target, from);
       continue;
     }
-    H chunk[8];
-#pragma unroll
+#pragma unroll 1
     for (int j = 0; j < 8; ++j) {
-      chunk[j].bits = 0;
-      if (row < rows && d + j < depth) chunk[j] = from[j];
+      target[j].bits = 0;
+      if (row < rows && d + j < depth) target[j] = from[j];
     }
-#pragma unroll
-    for (int j = 0; j < 8; ++j) target[j] = chunk[j];
   }
 }
 
