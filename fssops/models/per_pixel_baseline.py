@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fssops.models import postprocessing
 from fssops.models.backbones.build import BackboneName, build_backbone
 from fssops.models.layers.convolution import Norm
 from fssops.models.layers.image_input import ImageInput
+from fssops.models.mask_classification import postprocessing
 from fssops.models.pixel_decoders.fpn import FPNPixelDecoder
 from fssops.models.transformer_decoders.standard import StandardTransformerDecoder
 from fssops.structures import IGNORE, ImageBatch, SegmentationResult, SemanticResult

@@ -16,6 +16,7 @@ from fssops.ops.attention_mask import (
 )
 from fssops.ops.masked_attention import masked_attention
 from fssops.ops.masked_average_pooling import masked_average_pooling
+from fssops.ops.ms_deform_attn import ms_deform_attn, ms_deform_attn_fused
 
 __all__ = [
     "AttentionMask",
@@ -24,5 +25,7 @@ __all__ = [
     "concatenate_attention_masks",
     "masked_attention",
     "masked_average_pooling",
+    "ms_deform_attn",
+    "ms_deform_attn_fused",
     "pack_attention_mask",
 ]

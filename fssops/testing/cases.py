@@ -73,4 +73,36 @@ MASKED_ATTENTION = [
     AttentionCase("one_of_each", 1, 1, 1, 1, 8),
     AttentionCase("one_query", 1, 2, 1, 700, 32, 0.2, "runs"),
     AttentionCase("one_key", 2, 2, 3, 1, 24),
+
+
+@dataclass(frozen=True)
+class DeformableCase:
+    """Sizes of one multi-scale deformable attention call."""
+
+    name: str
+    batch: int
+    queries: int
+    heads: int
+    channels: int  # a head
+    shapes: tuple[tuple[int, int], ...]
+    points: int
+    reference: int = 0  # 0 locations and weights are given; 2 points or 4 boxes, with offsets and logits
+    starts: tuple[int, ...] | None = None
+    tokens: int | None = None  # with starts: more than the levels take
+
+
+DEFORMABLE = [
+    DeformableCase("three_levels", 2, 9, 3, 32, ((6, 7), (3, 4), (2, 2)), 4),
+    DeformableCase("three_levels_points", 2, 9, 3, 32, ((6, 7), (3, 4), (2, 2)), 4, 2),
+    DeformableCase("three_levels_boxes", 2, 9, 3, 32, ((6, 7), (3, 4), (2, 2)), 4, 4),
+    DeformableCase("odd_channels", 1, 7, 2, 13, ((5, 3), (4, 4)), 3),
+    DeformableCase("odd_channels_points", 2, 5, 1, 37, ((5, 3), (4, 4)), 3, 2),
+    DeformableCase("one_channel_boxes", 1, 6, 3, 1, ((4, 4), (1, 3)), 2, 4),
+    DeformableCase("narrow_channels", 2, 5, 2, 8, ((3, 3),), 5, 2),
+    DeformableCase("wide_channels", 1, 4, 2, 136, ((3, 5), (2, 2)), 3, 2),
+    DeformableCase("sixty_four_channels", 1, 5, 2, 64, ((3, 5), (2, 2)), 4),
+    DeformableCase("many_points", 1, 3, 2, 32, ((5, 6), (3, 3), (2, 3), (1, 2)), 9, 2),
+    DeformableCase("one_of_everything", 1, 1, 1, 1, ((1, 1),), 1),
+    DeformableCase("levels_reordered", 1, 5, 2, 16, ((2, 3), (4, 4)), 2, 0, (17, 1), 24),
+    DeformableCase("levels_share_tokens", 2, 5, 2, 16, ((4, 4), (2, 4)), 2, 2, (0, 8), 16),
 ]
