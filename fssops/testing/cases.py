@@ -73,6 +73,7 @@ MASKED_ATTENTION = [
     AttentionCase("one_of_each", 1, 1, 1, 1, 8),
     AttentionCase("one_query", 1, 2, 1, 700, 32, 0.2, "runs"),
     AttentionCase("one_key", 2, 2, 3, 1, 24),
+]
 
 
 @dataclass(frozen=True)
