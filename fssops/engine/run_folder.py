@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import socket
 import sys
 import time
@@ -22,6 +23,8 @@ if sys.platform != "win32":
 
 class RunFolderError(RuntimeError):
     """The run folder cannot be used; the message names the folder and the cause."""
+
+    exit_code = 2
 
 
 class RunFolder:
@@ -117,6 +120,13 @@ class RunFolder:
         os.close(self._descriptor)
         self._descriptor = None
         self._held.discard((self.path / "run.lock").resolve())
+
+    def remove_if_nothing_happened(self) -> None:
+        """Remove a folder in which no step was made: a mistake in the settings should leave nothing behind."""
+        ours = {"checkpoints", "run.lock", "settings.json", "settings.toml", "versions.json"}
+        found = {path.name for path in self.path.iterdir()}
+        if found <= ours and not any(self.checkpoints.iterdir()):
+            shutil.rmtree(self.path)
 
     def save_settings(self, tables: Mapping[str, Any]) -> None:
         """Write the resolved settings (JSON and TOML) and the versions they were resolved with."""

@@ -144,7 +144,7 @@ class Trainer:
         Raises:
             Interrupted: Ctrl-C or SIGTERM came; the state is saved.
             NonFiniteError: a loss or gradient is NaN or infinite, and ``engine.on_nonfinite`` says stop.
-            CheckpointError: a checkpoint could not be written.
+            CheckpointWriteError: a checkpoint could not be written.
         """
         engine, fabric, total = (
             self.settings.engine,

@@ -8,12 +8,14 @@ from fssops.reference.cosine_correlation import (
     cosine_similarity_to_prototypes,
     prototype_similarity,
 )
+from fssops.reference.masked_attention import masked_attention
 from fssops.reference.masked_average_pooling import masked_average_pooling
 from fssops.reference.ms_deform_attn import ms_deform_attn, ms_deform_attn_fused
 
 __all__ = [
     "cosine_correlation",
     "cosine_similarity_to_prototypes",
+    "masked_attention",
     "masked_average_pooling",
     "ms_deform_attn",
     "ms_deform_attn_fused",
