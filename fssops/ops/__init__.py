@@ -8,5 +8,17 @@ Importing this package loads the native library, or raises one error that says w
 """
 
 from fssops.ops.masked_average_pooling import masked_average_pooling
+from fssops.ops.point_mask_loss import pairwise_mask_cost, point_mask_loss
+from fssops.ops.point_sampling import sample_points, uncertain_points
+from fssops.reference.mask_sources import FactoredMasks, PackedMasks, RunLengthMasks
 
-__all__ = ["masked_average_pooling"]
+__all__ = [
+    "FactoredMasks",
+    "PackedMasks",
+    "RunLengthMasks",
+    "masked_average_pooling",
+    "pairwise_mask_cost",
+    "point_mask_loss",
+    "sample_points",
+    "uncertain_points",
+]

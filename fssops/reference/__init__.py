@@ -3,6 +3,17 @@
 They import torch only, so that what judges the kernels does not depend on them.
 """
 
+from fssops.reference.mask_sources import FactoredMasks, PackedMasks, RunLengthMasks
 from fssops.reference.masked_average_pooling import masked_average_pooling
+from fssops.reference.point_mask_loss import pairwise_mask_cost, point_mask_loss, sample_points, uncertain_points
 
-__all__ = ["masked_average_pooling"]
+__all__ = [
+    "FactoredMasks",
+    "PackedMasks",
+    "RunLengthMasks",
+    "masked_average_pooling",
+    "pairwise_mask_cost",
+    "point_mask_loss",
+    "sample_points",
+    "uncertain_points",
+]
