@@ -266,7 +266,11 @@ def build(output: Path, work: Path, *, extension_name: str, pybind11_include: st
         compiler,
         [*common, f"-isystem{python_include}", f"-isystem{pybind11_include}", *defines],
     )
-    made.append(ninja.edge("link", [bindings], output / extension_name, compiler, ["-lpthread"]))
+    helpers = [  # host-side code that knows no torch
+        ninja.edge("cxx", [source], work / f"{source.stem}_host.o", compiler, common)
+        for source in sorted((csrc / "assignment").glob("*.cpp"))
+    ]
+    made.append(ninja.edge("link", [bindings, *helpers], output / extension_name, compiler, ["-lpthread"]))
 
     ninja_file = work / "build.ninja"
     text = "\n".join(ninja.lines) + "\n"

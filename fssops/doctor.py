@@ -63,8 +63,19 @@ def _masked_average_pooling(device: str, backend: str) -> Tensor:
     return ops.masked_average_pooling(features, masks, eps=1e-5, resize="bilinear", backend=backend)
 
 
+def _ms_deform_attn(device: str, backend: str) -> Tensor:
+    from fssops import ops
+
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(8, 8), (16, 16)]
+    numbers = [(1, 320, 8, 32), (1, 100, 2, 2), (1, 100, 8, 2, 4, 2), (1, 100, 8, 8)]
+    value, points, offsets, logits = (torch.rand(shape, generator=generator).to(device) for shape in numbers)
+    return ops.ms_deform_attn_fused(value, shapes, points, 8 * offsets - 4, logits, backend=backend)
+
+
 OPERATORS: dict[str, Callable[[str, str], Tensor]] = {
     "masked_average_pooling": _masked_average_pooling,
+    "ms_deform_attn": _ms_deform_attn,
 }
 """A numeric self-check per operator: (device, backend) to a result; native and reference must agree."""
 
@@ -125,7 +136,9 @@ def examine() -> Report:
                 f"{check.operator} on {check.device} is off by {check.error:.1e}; rebuild with: {_native.INSTALL}"
             )
         elif not check.runs and (check.device == "cpu" or no_cuda is None):
-            report.problems.append(f"{check.operator} on {check.device}: {check.reason}; rebuild with: {_native.INSTALL}")
+            report.problems.append(
+                f"{check.operator} on {check.device}: {check.reason}; rebuild with: {_native.INSTALL}"
+            )
     if torch.version.cuda is not None and torch.cuda.is_available() and no_cuda is not None:
         report.problems.append(f"there is a GPU that fssops cannot use: {no_cuda}")
     return report

@@ -7,6 +7,7 @@ Python 3.2, and PANet's and BAM's published lists come from it.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -78,7 +79,7 @@ class EpisodeList:
     def __iter__(self) -> Iterator[EpisodeSpec]:
         return iter(self.episodes)
 
-    @property
+    @functools.cached_property
     def hash(self) -> str:
         """sha256 (hex) over everything in the list."""
         text = json.dumps(self._content(), sort_keys=True, separators=(",", ":"), ensure_ascii=True)

@@ -275,11 +275,11 @@ class Letterbox:
             raise ValueError(f"Letterbox: size must be square, got {self.size}")
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
-        side = self.size[0]
-        scale = side / max(sample.size)
-        inner = [max(1, int(n * scale + 1e-9)) for n in sample.size]
-        inner = [max(n // self.multiple * self.multiple, min(n, self.multiple)) for n in inner]
-        size = (inner[0], inner[1])
+        side, (height, width) = self.size[0], sample.size
+        ratio = side / max(height, width)
+        size = (side, int(width * ratio)) if height >= width else (int(height * ratio), side)
+        # A picture so narrow that flooring leaves nothing keeps a strip; the published code fails on it.
+        size = (max(size[0] // self.multiple * self.multiple, 1), max(size[1] // self.multiple * self.multiple, 1))
         image = np.zeros((side, side, 3), dtype=np.float32)
         image[: size[0], : size[1]] = _linear(sample.image, size)
         maps = {}

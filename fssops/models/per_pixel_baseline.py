@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fssops.models import postprocessing
 from fssops.models.backbones.build import BackboneName, build_backbone
 from fssops.models.layers.convolution import Norm
 from fssops.models.layers.image_input import ImageInput
+from fssops.models.mask_classification import postprocessing
 from fssops.models.pixel_decoders.fpn import FPNPixelDecoder
 from fssops.models.transformer_decoders.standard import StandardTransformerDecoder
 from fssops.structures import IGNORE, ImageBatch, SegmentationResult, SemanticResult
@@ -104,9 +104,11 @@ class PerPixelBaseline(nn.Module):
                 dropout=config.dropout,
             )
         else:
-            self.classifier = nn.Conv2d(config.mask_channels, config.num_classes, 1)
-            nn.init.kaiming_normal_(self.classifier.weight, mode="fan_out", nonlinearity="relu")
-            nn.init.zeros_(self.classifier.bias)
+            classifier = nn.Conv2d(config.mask_channels, config.num_classes, 1)
+            nn.init.kaiming_normal_(classifier.weight, mode="fan_out", nonlinearity="relu")
+            if classifier.bias is not None:
+                nn.init.zeros_(classifier.bias)
+            self.classifier = classifier
 
     def logits(self, images: Tensor, *, auxiliary: bool) -> list[Tensor]:
         """Logits [B, C, h, w] at stride 4 of normalised, padded images, the final ones last.

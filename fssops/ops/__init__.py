@@ -7,7 +7,9 @@ Importing this package loads the native library, or raises one error that says w
 ``FSSOPS_BACKEND=reference`` runs the PyTorch definitions of ``fssops.reference`` instead, on purpose.
 """
 
+from fssops.ops.assignment import assign
 from fssops.ops.masked_average_pooling import masked_average_pooling
+from fssops.ops.ms_deform_attn import ms_deform_attn, ms_deform_attn_fused
 from fssops.ops.point_mask_loss import pairwise_mask_cost, point_mask_loss
 from fssops.ops.point_sampling import sample_points, uncertain_points
 from fssops.reference.mask_sources import FactoredMasks, PackedMasks, RunLengthMasks
@@ -16,7 +18,10 @@ __all__ = [
     "FactoredMasks",
     "PackedMasks",
     "RunLengthMasks",
+    "assign",
     "masked_average_pooling",
+    "ms_deform_attn",
+    "ms_deform_attn_fused",
     "pairwise_mask_cost",
     "point_mask_loss",
     "sample_points",

@@ -35,3 +35,66 @@ MASKED_AVERAGE_POOLING = [
     PoolingCase("channels_last_upsample", 2, 36, 2, (7, 9), (26, 35), "upsample_features", channels_last=True),
     PoolingCase("many_masks", 1, 34, 21, (8, 8), (8, 8), "none"),
 ]
+
+
+@dataclass(frozen=True)
+class DeformableCase:
+    """Sizes of one multi-scale deformable attention call."""
+
+    name: str
+    batch: int
+    queries: int
+    heads: int
+    channels: int  # a head
+    shapes: tuple[tuple[int, int], ...]
+    points: int
+    reference: int = 0  # 0 locations and weights are given; 2 points or 4 boxes, with offsets and logits
+    starts: tuple[int, ...] | None = None
+    tokens: int | None = None  # with starts: more than the levels take
+
+
+DEFORMABLE = [
+    DeformableCase("three_levels", 2, 9, 3, 32, ((6, 7), (3, 4), (2, 2)), 4),
+    DeformableCase("three_levels_points", 2, 9, 3, 32, ((6, 7), (3, 4), (2, 2)), 4, 2),
+    DeformableCase("three_levels_boxes", 2, 9, 3, 32, ((6, 7), (3, 4), (2, 2)), 4, 4),
+    DeformableCase("odd_channels", 1, 7, 2, 13, ((5, 3), (4, 4)), 3),
+    DeformableCase("odd_channels_points", 2, 5, 1, 37, ((5, 3), (4, 4)), 3, 2),
+    DeformableCase("one_channel_boxes", 1, 6, 3, 1, ((4, 4), (1, 3)), 2, 4),
+    DeformableCase("narrow_channels", 2, 5, 2, 8, ((3, 3),), 5, 2),
+    DeformableCase("wide_channels", 1, 4, 2, 136, ((3, 5), (2, 2)), 3, 2),
+    DeformableCase("sixty_four_channels", 1, 5, 2, 64, ((3, 5), (2, 2)), 4),
+    DeformableCase("many_points", 1, 3, 2, 32, ((5, 6), (3, 3), (2, 3), (1, 2)), 9, 2),
+    DeformableCase("one_of_everything", 1, 1, 1, 1, ((1, 1),), 1),
+    DeformableCase("levels_reordered", 1, 5, 2, 16, ((2, 3), (4, 4)), 2, 0, (17, 1), 24),
+    DeformableCase("levels_share_tokens", 2, 5, 2, 16, ((4, 4), (2, 4)), 2, 2, (0, 8), 16),
+]
+
+
+@dataclass(frozen=True)
+class PointLossCase:
+    """Sizes of one point loss call."""
+
+    name: str
+    masks: int
+    size: tuple[int, int]
+    mask_size: tuple[int, int]
+    points: int
+    targets: int = 0
+    """Number of targets that an index chooses from; 0: one target a mask, in order."""
+    shared_points: bool = False
+    outside: float = 0.0
+    """How far beyond [0, 1] points may lie."""
+
+
+POINT_MASK_LOSS = [
+    PointLossCase("own_points", 3, (16, 20), (64, 80), 300),
+    PointLossCase("per_mask", 4, (11, 7), (23, 31), 257, targets=9),
+    PointLossCase("shared_points", 5, (9, 9), (9, 9), 64, shared_points=True),
+    PointLossCase("several_chunks", 2, (13, 14), (27, 40), 4500),
+    PointLossCase("points_outside", 2, (6, 5), (12, 10), 200, outside=0.3),
+    PointLossCase("one_point", 2, (6, 5), (12, 10), 1),
+    PointLossCase("one_pixel", 2, (1, 1), (1, 1), 17, outside=0.5),
+    PointLossCase("one_row", 2, (1, 8), (1, 9), 33, outside=0.2),
+    PointLossCase("one_column", 2, (8, 1), (9, 1), 33, outside=0.2),
+    PointLossCase("one_mask", 1, (12, 12), (30, 30), 100),
+]

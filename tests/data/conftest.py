@@ -50,11 +50,6 @@ def voc_folder(tmp_path: Path) -> Path:
     return root
 
 
-def square(x: float, y: float, side: float) -> list[float]:
-    """Polygon of a square, clockwise from its top left corner."""
-    return [x, y, x + side, y, x + side, y + side, x, y + side]
-
-
 @pytest.fixture
 def coco_folder(tmp_path: Path) -> Callable[..., Path]:
     """A function that writes a COCO layout: ``write(annotations, images=3, split="train2017", categories=...)``.

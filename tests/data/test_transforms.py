@@ -109,7 +109,16 @@ def test_crop_is_drawn_again_until_it_keeps_the_object() -> None:
     assert min(blind) < 85
 
 
-@pytest.mark.parametrize(("size", "inner"), [((37, 53), (328, 472)), ((500, 375), (472, 352)), ((1, 1), (472, 472))])
+@pytest.mark.parametrize(
+    ("size", "inner"),
+    [
+        ((37, 53), (328, 472)),
+        ((500, 375), (472, 352)),
+        ((1, 1), (472, 472)),
+        ((9, 900), (1, 472)),
+        ((900, 9), (472, 1)),
+    ],
+)
 def test_letterbox_floors_to_multiples_of_eight_and_ignores_the_rest(
     size: tuple[int, int], inner: tuple[int, int]
 ) -> None:

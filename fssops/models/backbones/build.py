@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-from torch import nn
-
 from fssops.models.backbones.resnet import ResNet
 from fssops.models.backbones.swin import SWIN, SwinTransformer
 from fssops.models.layers.convolution import Norm
@@ -26,7 +24,7 @@ BackboneName = Literal[
 STAGE_NAMES = ("res2", "res3", "res4", "res5")
 
 
-def build_backbone(name: BackboneName, norm: Norm = "frozen", drop_path: float = 0.3) -> nn.Module:
+def build_backbone(name: BackboneName, norm: Norm = "frozen", drop_path: float = 0.3) -> ResNet | SwinTransformer:
     """A backbone that returns "res2".."res5" at strides 4, 8, 16, 32 and has a dict ``channels`` of their widths.
 
     Args:

@@ -230,6 +230,7 @@ class SwinTransformer(nn.Module):
         features: dict[str, Tensor] = {}
         x = self.patch_embed(images)
         for stage, layer in enumerate(self.layers):
+            assert isinstance(layer, SwinStage)
             x = layer(x)
             norm = self.get_submodule(f"norm{stage}")
             features[f"res{stage + 2}"] = norm(x).permute(0, 3, 1, 2)

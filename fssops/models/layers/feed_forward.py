@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+
+def _relu(tokens: Tensor) -> Tensor:
+    """ReLU, in place in inference only: a linear layer's output is a view, whose change autograd would replay."""
+    return F.relu(tokens) if torch.is_grad_enabled() else F.relu_(tokens)
 
 
 class FeedForward(nn.Module):
@@ -27,8 +33,7 @@ class FeedForward(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Tokens [..., C] to [..., C]."""
-        # In place: the ReLU needs only its output for the backward pass, and this is the widest activation.
-        hidden = F.relu_(self.linear1(tokens))
+        hidden = _relu(self.linear1(tokens))
         if self.dropout and self.training:
             hidden = F.dropout(hidden, self.dropout)
         out: Tensor = self.linear2(hidden)
@@ -49,6 +54,6 @@ class MLP(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Tokens [..., channels[0]] to [..., channels[-1]]."""
         for layer in self.layers[:-1]:
-            tokens = F.relu_(layer(tokens))
+            tokens = _relu(layer(tokens))
         out: Tensor = self.layers[-1](tokens)
         return out

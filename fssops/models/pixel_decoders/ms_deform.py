@@ -77,12 +77,12 @@ class MSDeformPixelDecoder(nn.Module):
         super().__init__()
         levels = len(IN_FEATURES)
         self.channels = channels
-        self.input_proj = nn.ModuleList(
-            ConvNorm(in_channels[name], channels, 1, bias=True, norm="group") for name in IN_FEATURES
-        )
-        for conv in self.input_proj:
+        projections = [ConvNorm(in_channels[name], channels, 1, bias=True, norm="group") for name in IN_FEATURES]
+        for conv in projections:
             nn.init.xavier_uniform_(conv.weight)
-            nn.init.zeros_(conv.bias)
+            if conv.bias is not None:
+                nn.init.zeros_(conv.bias)
+        self.input_proj = nn.ModuleList(projections)
         self.level_embed = nn.Parameter(torch.randn(levels, channels))
         self.encoder = nn.ModuleList(
             MSDeformEncoderLayer(channels, heads, levels, points, hidden, dropout) for _ in range(layers)
@@ -90,8 +90,8 @@ class MSDeformPixelDecoder(nn.Module):
         self.adapter_1 = ConvNorm(in_channels["res2"], channels, 1, norm="group")
         self.layer_1 = ConvNorm(channels, channels, 3, norm="group", activation=True)
         self.mask_features = nn.Conv2d(channels, mask_channels, 1)
-        for conv in (self.adapter_1, self.layer_1, self.mask_features):
-            xavier_fill(conv)
+        for module in (self.adapter_1, self.layer_1, self.mask_features):
+            xavier_fill(module)
         self._positions = PositionEncodingCache(channels)
         self._references: dict[tuple[tuple[tuple[int, int], ...], torch.device], Tensor] = {}
 

@@ -128,9 +128,10 @@ class MaskedTransformerDecoder(nn.Module):
         self.level_embed = nn.Embedding(levels, channels)
         self.input_proj: nn.ModuleList | None = None
         if in_channels != channels or enforce_input_proj:
-            self.input_proj = nn.ModuleList(nn.Conv2d(in_channels, channels, 1) for _ in range(levels))
-            for conv in self.input_proj:
+            projections = [nn.Conv2d(in_channels, channels, 1) for _ in range(levels)]
+            for conv in projections:
                 xavier_fill(conv)
+            self.input_proj = nn.ModuleList(projections)
         self.class_embed = nn.Linear(channels, num_classes + 1)
         self.mask_embed = MLP(channels, channels, channels, mask_channels)
         self._positions = PositionEncodingCache(channels)
@@ -156,6 +157,7 @@ class MaskedTransformerDecoder(nn.Module):
         for level, (tokens, size) in enumerate(zip(memory, sizes, strict=True)):
             if self.input_proj is not None:
                 conv = self.input_proj[level]
+                assert isinstance(conv, nn.Conv2d)
                 tokens = F.linear(tokens, conv.weight.flatten(1), conv.bias)
             tokens = tokens.reshape(batch, -1, tokens.shape[-1])
             value = tokens + self.level_embed.weight[level]
