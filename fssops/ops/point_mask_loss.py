@@ -217,6 +217,8 @@ def pairwise_mask_cost(
         else:
             if points is None:
                 raise ValueError(f"{_COST}: points must be given for masks, got None")
+            if isinstance(targets, Tensor) and targets.is_floating_point():
+                targets = targets.to(x.dtype)  # half types would round what is sampled
             t = sample_points(targets, points.to(x.dtype), padded_size=padded_size, backend=backend)
             t = t.reshape(t.shape[0] // frames, -1) if t.numel() else t.new_zeros(0, x.shape[1])
         t = t.to(x.dtype)

@@ -225,7 +225,7 @@ def test_masks_of_every_form_are_sampled_alike(padded: tuple[int, int] | None) -
     want = reference.sample_points(masks, points.double(), index=index, padded_size=padded)
     for name, source in mask_sources(masks).items():
         got = _sample(source, points, 4, index=index, padded=padded)[:, 0]
-        assert relative_error(got, want) < 2e-6, name
+        assert relative_error(got, want) < TOLERANCE[got.dtype], name
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
