@@ -1,5 +1,5 @@
-// The module fssops._C: what was built, and host-side helpers. No tensor operator is bound here; those are registered with
-// torch.ops by the two libraries.
+// The module fssops._C: what was built, and host-side helpers. No tensor operator is bound here; those are registered
+// with torch.ops by the two libraries.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -29,7 +29,8 @@ std::map<std::string, std::string> build_info() {
   };
 }
 
-// The pairs of a batch of cost matrices: `costs` holds their entries one after the other, `shapes` their rows and columns.
+// The pairs of a batch of cost matrices: `costs` holds their entries one after the other, `shapes` their rows and
+// columns.
 std::pair<py::array_t<int64_t>, py::array_t<int64_t>> assign(
     const py::array_t<double, py::array::c_style | py::array::forcecast>& costs,
     const std::vector<std::pair<int64_t, int64_t>>& shapes, unsigned threads) {
@@ -63,7 +64,8 @@ std::pair<py::array_t<int64_t>, py::array_t<int64_t>> assign(
 
 PYBIND11_MODULE(_C, module) {
   module.doc() = "Build information and host-side helpers of fssops.";
-  module.def("build_info", &build_info, "A dict of strings: versions, architectures, instruction sets, flags of this build.");
+  module.def("build_info", &build_info,
+             "A dict of strings: versions, architectures, instruction sets, flags of this build.");
   module.def("assign", &assign, py::arg("costs"), py::arg("shapes"), py::arg("threads") = 0,
              "Rows and columns of the optimal pairs of a batch of cost matrices, one after the other.");
 }

@@ -18,9 +18,9 @@ namespace {
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr int64_t kFree = -1;
 
-// The state of the method for a matrix with no more rows than columns (Crouse, "On implementing 2D rectangular assignment
-// algorithms", IEEE Transactions on Aerospace and Electronic Systems, 2016): dual values of rows and columns, the partial
-// assignment, and the search tree of the row that is being added.
+// The state of the method for a matrix with no more rows than columns (Crouse, "On implementing 2D rectangular
+// assignment algorithms", IEEE Transactions on Aerospace and Electronic Systems, 2016): dual values of rows and
+// columns, the partial assignment, and the search tree of the row that is being added.
 class Solver {
  public:
   Solver(int64_t rows, int64_t columns, const double* cost)
@@ -150,7 +150,8 @@ std::string solve(const Problem& problem) {
   }
   std::vector<int64_t> order(static_cast<size_t>(few));
   std::iota(order.begin(), order.end(), int64_t{0});
-  std::sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return solver.column_of(a) < solver.column_of(b); });
+  std::sort(order.begin(), order.end(),
+            [&](int64_t a, int64_t b) { return solver.column_of(a) < solver.column_of(b); });
   for (int64_t i = 0; i < few; ++i) {
     problem.chosen_rows[i] = solver.column_of(order[static_cast<size_t>(i)]);
     problem.chosen_columns[i] = order[static_cast<size_t>(i)];

@@ -35,11 +35,13 @@ __global__ void __launch_bounds__(kThreads)
   A(*t)[kTilePoints + 1] = sigmoid + kTileQueries;
   const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
   const int column = threadIdx.x % 16, line = threadIdx.x / 16;
-  const int64_t q0 = static_cast<int64_t>(blockIdx.y) * kTileQueries, g0 = static_cast<int64_t>(blockIdx.z) * kTileTargets;
+  const int64_t q0 = static_cast<int64_t>(blockIdx.y) * kTileQueries,
+                g0 = static_cast<int64_t>(blockIdx.z) * kTileTargets;
   const int64_t share = ceil_div(ceil_div(s.points, splits), kTilePoints) * kTilePoints;
   const int64_t from = blockIdx.x * share, to = from + share < s.points ? from + share : s.points;
   A of_logits[2][2] = {}, of_sigmoids[2][2] = {};
-  A softplus_sum[kTileQueries / kWarps] = {}, sigmoid_sum[kTileQueries / kWarps] = {}, target_sum[kTileTargets / kWarps] = {};
+  A softplus_sum[kTileQueries / kWarps] = {}, sigmoid_sum[kTileQueries / kWarps] = {},
+                                target_sum[kTileTargets / kWarps] = {};
   for (int64_t start = from; start < to; start += kTilePoints) {
     const int64_t p = start + lane;
     __syncthreads();
@@ -109,8 +111,8 @@ __global__ void __launch_bounds__(kThreads)
 
 // One block a query: its softmax, the sums of the parts, the cost.
 template <class A>
-__global__ void __launch_bounds__(kThreads) finish_cost_kernel(CostSizes s, int64_t splits, A* partial, const A* class_logits,
-                                                               const int64_t* labels, A* cost) {
+__global__ void __launch_bounds__(kThreads)
+    finish_cost_kernel(CostSizes s, int64_t splits, A* partial, const A* class_logits, const int64_t* labels, A* cost) {
   FSSOPS_DYNAMIC_SHARED(A, scratch);  // [2 * kWarps]
   const int64_t q = blockIdx.x;
   const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
@@ -118,7 +120,8 @@ __global__ void __launch_bounds__(kThreads) finish_cost_kernel(CostSizes s, int6
   A largest = A(0), scale = A(0);
   if (classes != nullptr) {
     A own = classes[0];
-    for (int64_t c = threadIdx.x; c < s.classes; c += kThreads) own = own < classes[c] || classes[c] != classes[c] ? classes[c] : own;
+    for (int64_t c = threadIdx.x; c < s.classes; c += kThreads)
+      own = own < classes[c] || classes[c] != classes[c] ? classes[c] : own;
     own = warp_max(own);
     if (lane == 0) scratch[warp] = own;
     __syncthreads();

@@ -62,7 +62,8 @@ void sample_backward_cpu(const Maps& maps, const Points& points, int64_t channel
     const int64_t row = task / blocks, first = task % blocks * kChannelBlock;
     const int64_t last = first + kChannelBlock < channels ? first + kChannelBlock : channels;
     const T* own = static_cast<const T*>(points.data) + points.offset(row);
-    std::memset(grad_maps + (row * channels + first) * pixels, 0, static_cast<size_t>((last - first) * pixels) * sizeof(T));
+    std::memset(grad_maps + (row * channels + first) * pixels, 0,
+                static_cast<size_t>((last - first) * pixels) * sizeof(T));
     for (int64_t start = 0; start < points.count; start += kBlock) {
       const int count = block_of(start, points.count);
       Located<T> at;
@@ -75,8 +76,8 @@ void sample_backward_cpu(const Maps& maps, const Points& points, int64_t channel
 }
 
 template <class T>
-void loss_cpu(const Maps& logits, const Maps& targets, const Points& points, T* probabilities, T* targets_at, T* partial,
-              int64_t begin, int64_t end) {
+void loss_cpu(const Maps& logits, const Maps& targets, const Points& points, T* probabilities, T* targets_at,
+              T* partial, int64_t begin, int64_t end) {
   using V = simd::Vec<T>;
   const int64_t parts = chunks(points.count);
   for (int64_t task = begin; task < end; ++task) {
@@ -164,8 +165,8 @@ namespace {
 
 // products[0] [rows][kTargets] += x t, products[1] += s t over `count` points (a multiple of the vector's size).
 template <class T, int kTargets>
-inline void add_products(int rows, const T (*x)[kCostColumns], const T (*s)[kCostColumns], const T* targets, int64_t stride,
-                         int64_t whole, int rest, T* of_logits, T* of_sigmoids, int64_t row_stride) {
+inline void add_products(int rows, const T (*x)[kCostColumns], const T (*s)[kCostColumns], const T* targets,
+                         int64_t stride, int64_t whole, int rest, T* of_logits, T* of_sigmoids, int64_t row_stride) {
   using V = simd::Vec<T>;
   for (int q = 0; q < rows; ++q) {
     V logit[kTargets], sigmoid[kTargets];
@@ -268,13 +269,14 @@ void cost_cpu(const CostSizes& size, const T* logits, const T* targets, const T*
   }
 }
 
-#define FSSOPS_INSTANTIATE(T)                                                                                             \
-  template void sample_cpu<T>(const Maps&, const Points&, int64_t, T*, int64_t, int64_t);                                 \
-  template void sample_backward_cpu<T>(const Maps&, const Points&, int64_t, const T*, T*, int64_t, int64_t);              \
-  template void loss_cpu<T>(const Maps&, const Maps&, const Points&, T*, T*, T*, int64_t, int64_t);                       \
-  template void loss_backward_cpu<T>(const Maps&, const Points&, const T*, const T*, const T*, T*, int64_t, int64_t);     \
-  template void target_sums_cpu<T>(const T*, int64_t, T*, int64_t, int64_t);                                              \
-  template void cost_cpu<T>(const CostSizes&, const T*, const T*, const T*, const T*, const int64_t*, T*, int64_t, int64_t);
+#define FSSOPS_INSTANTIATE(T)                                                                                         \
+  template void sample_cpu<T>(const Maps&, const Points&, int64_t, T*, int64_t, int64_t);                             \
+  template void sample_backward_cpu<T>(const Maps&, const Points&, int64_t, const T*, T*, int64_t, int64_t);          \
+  template void loss_cpu<T>(const Maps&, const Maps&, const Points&, T*, T*, T*, int64_t, int64_t);                   \
+  template void loss_backward_cpu<T>(const Maps&, const Points&, const T*, const T*, const T*, T*, int64_t, int64_t); \
+  template void target_sums_cpu<T>(const T*, int64_t, T*, int64_t, int64_t);                                          \
+  template void cost_cpu<T>(const CostSizes&, const T*, const T*, const T*, const T*, const int64_t*, T*, int64_t,    \
+                            int64_t);
 FSSOPS_INSTANTIATE(float)
 FSSOPS_INSTANTIATE(double)
 

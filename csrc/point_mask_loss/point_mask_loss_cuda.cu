@@ -43,8 +43,8 @@ void launch_spread(const Maps& maps, const Points& points, int64_t channels, Gra
     return;
   }
   if (points.count > 0)
-    FSSOPS_LAUNCH((spread_kernel<A, Grad>), dim3(blocks_of(points.count), rows), kThreads, 0, stream, maps, points, channels,
-                  grad, static_cast<A*>(accumulator));
+    FSSOPS_LAUNCH((spread_kernel<A, Grad>), dim3(blocks_of(points.count), rows), kThreads, 0, stream, maps, points,
+                  channels, grad, static_cast<A*>(accumulator));
   if (accumulator != grad_maps) {
     const int64_t count = planes * maps.pixels();
     FSSOPS_LAUNCH((convert_kernel<A, F>), grid_of(blocks_of(count), kMaxElementBlocks), kThreads, 0, stream, count,
@@ -71,8 +71,8 @@ void sample_cuda(const CudaSample& args, void* stream) {
   const unsigned channel_groups = grid_of(ceil_div(args.channels, 8), kMaxGridYZ);
   dispatch(args.dtype, [&](auto zero) {
     using F = decltype(zero);
-    FSSOPS_LAUNCH((sample_kernel<accumulator_t<F>, F>), dim3(columns, rows, channel_groups), kThreads, 0, stream, args.maps,
-                  args.points, args.channels, static_cast<F*>(args.sampled));
+    FSSOPS_LAUNCH((sample_kernel<accumulator_t<F>, F>), dim3(columns, rows, channel_groups), kThreads, 0, stream,
+                  args.maps, args.points, args.channels, static_cast<F*>(args.sampled));
   });
 }
 
@@ -94,8 +94,8 @@ void uncertain_cuda(const CudaUncertain& args, void* stream) {
     FSSOPS_LAUNCH((uncertainty_kernel<A, F>), dim3(blocks_of(args.points.count), grid_of(args.points.rows, kMaxGridYZ)),
                   kThreads, 0, stream, args.maps, args.points, static_cast<Key*>(args.keys));
     FSSOPS_LAUNCH((select_kernel<A>), static_cast<unsigned>(args.points.rows), kSelectThreads,
-                  (kBins + 2 * (kSelectThreads / kWarpSize) + 2) * sizeof(int), stream, args.points, args.keep, args.stride,
-                  static_cast<const Key*>(args.keys), static_cast<A*>(args.chosen));
+                  (kBins + 2 * (kSelectThreads / kWarpSize) + 2) * sizeof(int), stream, args.points, args.keep,
+                  args.stride, static_cast<const Key*>(args.keys), static_cast<A*>(args.chosen));
   });
 }
 
@@ -106,8 +106,8 @@ void loss_cuda(const CudaLoss& args, void* stream) {
     using A = accumulator_t<F>;
     A* partial = static_cast<A*>(args.partial);
     if (args.points.rows > 0)
-      FSSOPS_LAUNCH((loss_kernel<A, F>), dim3(static_cast<unsigned>(parts), grid_of(args.points.rows, kMaxGridYZ)), kThreads,
-                    kWarps * kSums * sizeof(A), stream, args.logits, args.targets, args.points,
+      FSSOPS_LAUNCH((loss_kernel<A, F>), dim3(static_cast<unsigned>(parts), grid_of(args.points.rows, kMaxGridYZ)),
+                    kThreads, kWarps * kSums * sizeof(A), stream, args.logits, args.targets, args.points,
                     static_cast<A*>(args.probabilities), static_cast<A*>(args.targets_at), partial);
     FSSOPS_LAUNCH((finish_loss_kernel<A>), 1, kThreads, kWarps * sizeof(A), stream, args.points.rows, args.points.count,
                   parts, args.reduce, static_cast<A>(args.divisor), static_cast<const A*>(args.num_masks),
@@ -132,10 +132,12 @@ void loss_backward_cuda(const CudaLossBackward& args, void* stream) {
     grad.points = args.points.count;
     grad.reduce = args.reduce;
     if (args.logits.format == Format::values)
-      FSSOPS_LAUNCH((values_grad_kernel<A, F>), dim3(blocks_of(args.points.count), grid_of(args.points.rows, kMaxGridYZ)),
-                    kThreads, 0, stream, args.points.rows, args.points.count, grad, static_cast<F*>(args.grad_logits));
+      FSSOPS_LAUNCH((values_grad_kernel<A, F>),
+                    dim3(blocks_of(args.points.count), grid_of(args.points.rows, kMaxGridYZ)), kThreads, 0, stream,
+                    args.points.rows, args.points.count, grad, static_cast<F*>(args.grad_logits));
     else
-      launch_spread<F>(args.logits, args.points, 1, grad, args.deterministic, args.accumulator, args.grad_logits, stream);
+      launch_spread<F>(args.logits, args.points, 1, grad, args.deterministic, args.accumulator, args.grad_logits,
+                       stream);
   });
 }
 
@@ -150,8 +152,9 @@ void cost_cuda(const CudaCost& args, void* stream) {
     FSSOPS_LAUNCH((cost_partial_kernel<A>), grid, kThreads,
                   (2 * kTileQueries + kTileTargets) * (kTilePoints + 1) * sizeof(A), stream, s, args.splits,
                   static_cast<const A*>(args.logits), static_cast<const A*>(args.targets), partial);
-    FSSOPS_LAUNCH((finish_cost_kernel<A>), static_cast<unsigned>(s.queries), kThreads, 2 * kWarps * sizeof(A), stream, s,
-                  args.splits, partial, static_cast<const A*>(args.class_logits), args.labels, static_cast<A*>(args.cost));
+    FSSOPS_LAUNCH((finish_cost_kernel<A>), static_cast<unsigned>(s.queries), kThreads, 2 * kWarps * sizeof(A), stream,
+                  s, args.splits, partial, static_cast<const A*>(args.class_logits), args.labels,
+                  static_cast<A*>(args.cost));
   };
   if (args.dtype == 1)
     run(double{});

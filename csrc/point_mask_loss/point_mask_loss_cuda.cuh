@@ -78,7 +78,8 @@ __device__ A target_value(const Maps& maps, int64_t row, const A* point, int64_t
     const int32_t* columns = maps.columns + map * (maps.width + 1);
     int upper[2], lower[2];
     run_values(ends, columns, last_y + 1, taps.y.first, taps.x.first, upper[0], lower[0]);
-    run_values(ends, columns, last_y + 1, taps.y.first, taps.x.first < last_x ? taps.x.first + 1 : last_x, upper[1], lower[1]);
+    run_values(ends, columns, last_y + 1, taps.y.first, taps.x.first < last_x ? taps.x.first + 1 : last_x, upper[1],
+               lower[1]);
     return interpolate(taps, [&](int y, int x) {
       const bool first_row = y == taps.y.first;
       if (x == taps.x.first) return A(first_row ? upper[0] : lower[0]);
@@ -122,7 +123,8 @@ __global__ void __launch_bounds__(kThreads) sample_kernel(Maps maps, Points poin
 
 // sampled [N, P] of masks of any form. grid (blocks of points, N).
 template <class A>
-__global__ void __launch_bounds__(kThreads) sample_masks_kernel(Maps maps, Points points, int64_t channels, A* sampled) {
+__global__ void __launch_bounds__(kThreads)
+    sample_masks_kernel(Maps maps, Points points, int64_t channels, A* sampled) {
   const int64_t p = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (p >= points.count) return;
   for (int64_t row = blockIdx.y; row < points.rows; row += gridDim.y) {
@@ -157,8 +159,9 @@ __device__ __forceinline__ void add_to_pixels(const Maps& maps, const Taps<A>& t
 
 // grad of the loss at points [p, ..) of a row, from what the forward pass kept.
 template <class A>
-__device__ __forceinline__ LossScales<A> scales_of(int64_t row, int64_t points, bool reduce, A divisor, const A* num_masks,
-                                                   const A* grad_mask, const A* grad_dice, const A* stats) {
+__device__ __forceinline__ LossScales<A> scales_of(int64_t row, int64_t points, bool reduce, A divisor,
+                                                   const A* num_masks, const A* grad_mask, const A* grad_dice,
+                                                   const A* stats) {
   const A scale = num_masks == nullptr ? divisor : divisor * num_masks[0];
   const int64_t i = reduce ? 0 : row;
   return LossScales<A>(grad_mask[i] / scale, grad_dice[i] / scale, stats[2 * row], stats[2 * row + 1], points);
@@ -204,8 +207,9 @@ __global__ void __launch_bounds__(kThreads)
 
 // The same without atomics: one thread a pixel visits all points in order. grid (blocks of pixels, planes).
 template <class A, class F, class Grad>
-__global__ void __launch_bounds__(kThreads) gather_kernel(Maps maps, Points points, int64_t channels, Grad grad, F* grad_maps) {
-  FSSOPS_DYNAMIC_SHARED(A, weights);  // [kThreads][5]: weights of y, of x, gradient
+__global__ void __launch_bounds__(kThreads)
+    gather_kernel(Maps maps, Points points, int64_t channels, Grad grad, F* grad_maps) {
+  FSSOPS_DYNAMIC_SHARED(A, weights);                            // [kThreads][5]: weights of y, of x, gradient
   int* cells = reinterpret_cast<int*>(weights + 5 * kThreads);  // [kThreads][2]
   const int64_t pixel = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   const int own_y = static_cast<int>(pixel / maps.width), own_x = static_cast<int>(pixel % maps.width);
@@ -303,9 +307,9 @@ __global__ void __launch_bounds__(kThreads)
 
 // One block: stats [N, 2] and the losses.
 template <class A>
-__global__ void __launch_bounds__(kThreads) finish_loss_kernel(int64_t rows, int64_t count, int64_t parts, bool reduce,
-                                                               A divisor, const A* num_masks, const A* partial, A* stats,
-                                                               A* loss_mask, A* loss_dice) {
+__global__ void __launch_bounds__(kThreads)
+    finish_loss_kernel(int64_t rows, int64_t count, int64_t parts, bool reduce, A divisor, const A* num_masks,
+                       const A* partial, A* stats, A* loss_mask, A* loss_dice) {
   FSSOPS_DYNAMIC_SHARED(A, scratch);  // [kWarps]
   const A scale = num_masks == nullptr ? divisor : divisor * num_masks[0];
   A mask_total = A(0), dice_total = A(0);
@@ -336,7 +340,8 @@ __global__ void __launch_bounds__(kThreads) finish_loss_kernel(int64_t rows, int
 
 // grad_logits [N, P] where logits were given at the points. grid (blocks of points, N).
 template <class A, class F>
-__global__ void __launch_bounds__(kThreads) values_grad_kernel(int64_t rows, int64_t count, LossGrad<A> grad, F* grad_logits) {
+__global__ void __launch_bounds__(kThreads)
+    values_grad_kernel(int64_t rows, int64_t count, LossGrad<A> grad, F* grad_logits) {
   const int64_t p = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (p >= count) return;
   for (int64_t row = blockIdx.y; row < rows; row += gridDim.y) {

@@ -8,8 +8,8 @@
 
 namespace fssops::point_mask_loss {
 
-// The two pixels of an axis between which a point lies: first and first + 1, always inside (first + 1 only if size > 1),
-// with weights that are 0 for a pixel that the point does not touch. `p` in [0, 1] spans `extent` pixels.
+// The two pixels of an axis between which a point lies: first and first + 1, always inside (first + 1 only if size >
+// 1), with weights that are 0 for a pixel that the point does not touch. `p` in [0, 1] spans `extent` pixels.
 template <class T>
 struct AxisTaps {
   int first;
@@ -62,9 +62,9 @@ FSSOPS_HOST_DEVICE void run_values(const int32_t* ends, const int32_t* columns, 
 // What the backward pass multiplies with, per mask.
 template <class T>
 struct LossScales {
-  T mask;          // gradient of loss_mask / P
-  T dice_constant; // gradient of loss_dice * numerator / denominator^2
-  T dice_target;   // gradient of loss_dice * 2 / denominator
+  T mask;           // gradient of loss_mask / P
+  T dice_constant;  // gradient of loss_dice * numerator / denominator^2
+  T dice_target;    // gradient of loss_dice * 2 / denominator
 
   FSSOPS_HOST_DEVICE LossScales() {}
   FSSOPS_HOST_DEVICE LossScales(T grad_mask, T grad_dice, T numerator, T denominator, int64_t points)

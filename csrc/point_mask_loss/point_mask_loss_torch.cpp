@@ -1,7 +1,7 @@
 #include <cstring>
 
-#include "point_mask_loss/point_mask_loss_torch.h"
 #include "point_mask_loss/point_mask_loss_math.h"
+#include "point_mask_loss/point_mask_loss_torch.h"
 
 namespace fssops::point_mask_loss {
 
@@ -64,7 +64,8 @@ Tensor sample_backward(Tensor grad, std::vector<int64_t> extent, Tensor points, 
   check_dim(op, "grad", grad, 3, "[N, C, P]");
   check_cpu_float(op, "grad", grad);
   FSSOPS_CHECK(extent.size() == 4, op, "extent", "be (h, w, padded h, padded w)", extent.size());
-  const Maps maps{Format::dense, MaskType::float32, extent[0], extent[1], extent[2], extent[3], nullptr, nullptr, nullptr};
+  const Maps maps{Format::dense, MaskType::float32, extent[0], extent[1], extent[2],
+                  extent[3],     nullptr,           nullptr,   nullptr};
   check_map_size(op, "extent", maps);
   grad = torch::stable::contiguous(grad);
   const int64_t rows = grad.size(0), channels = grad.size(1);
@@ -99,7 +100,8 @@ Tensor uncertain(Tensor logits, Tensor candidates, Tensor uniform, int64_t keep)
     parallel_for(0, rows, grain(where.count * 8), [&](int64_t begin, int64_t end) {
       FSSOPS_CALL_ISA(uncertain_cpu, maps, where, keep, stride, out, begin, end);
       for (int64_t row = begin; row < end; ++row)
-        std::memcpy(out + (row * stride + keep) * 2, rest + row * extra * 2, static_cast<size_t>(extra) * 2 * sizeof(T));
+        std::memcpy(out + (row * stride + keep) * 2, rest + row * extra * 2,
+                    static_cast<size_t>(extra) * 2 * sizeof(T));
     });
   });
   return chosen;
@@ -118,9 +120,10 @@ void check_num_masks(const char* op, const OptionalTensor& num_masks, ScalarType
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> loss(Tensor logits, Tensor targets, OptionalTensor columns,
-                                                        OptionalTensor index, int64_t format, std::vector<int64_t> extent,
-                                                        OptionalTensor points, OptionalTensor num_masks, double divisor,
-                                                        bool reduce, bool save) {
+                                                        OptionalTensor index, int64_t format,
+                                                        std::vector<int64_t> extent, OptionalTensor points,
+                                                        OptionalTensor num_masks, double divisor, bool reduce,
+                                                        bool save) {
   constexpr const char* op = "point_mask_loss";
   check_cpu_float(op, "logits", logits);
   const ScalarType type = logits.scalar_type();
@@ -132,8 +135,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> loss(Tensor logits, Tensor ta
     FSSOPS_CHECK(targets.scalar_type() == type, op, "targets", "be bool, uint8 or of the dtype of logits on the CPU",
                  dtype_name(targets.scalar_type()));
   check_index(op, of_targets, target_rows, map_count(of_targets, targets, columns));
-  const Points where = points.has_value() ? make_points(op, *points, rows, type)
-                                          : Points{rows, logits.size(1), false, nullptr};
+  const Points where =
+      points.has_value() ? make_points(op, *points, rows, type) : Points{rows, logits.size(1), false, nullptr};
   check_loss_arguments(op, logits, points, where, of_targets, target_rows);
   check_num_masks(op, num_masks, type);
   const int64_t parts = chunks(where.count), kept = save ? rows : 0;
@@ -172,8 +175,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> loss(Tensor logits, Tensor ta
 }
 
 Tensor loss_backward(Tensor grad_mask, Tensor grad_dice, Tensor probabilities, Tensor targets_at, Tensor stats,
-                     std::vector<int64_t> size, int64_t, OptionalTensor points, OptionalTensor num_masks, double divisor,
-                     bool reduce, bool) {
+                     std::vector<int64_t> size, int64_t, OptionalTensor points, OptionalTensor num_masks,
+                     double divisor, bool reduce, bool) {
   constexpr const char* op = "point_mask_loss_backward";
   const BackwardSizes s = check_loss_backward(op, grad_mask, grad_dice, probabilities, targets_at, stats, size, reduce);
   const ScalarType type = probabilities.scalar_type();
@@ -194,7 +197,8 @@ Tensor loss_backward(Tensor grad_mask, Tensor grad_dice, Tensor probabilities, T
     for (int64_t row = 0; row < s.rows; ++row) {
       const T* kept = read_of<T>(stats) + 2 * row;
       const int64_t i = reduce ? 0 : row;
-      const LossScales<T> own(read_of<T>(grad_mask)[i] / scale, read_of<T>(grad_dice)[i] / scale, kept[0], kept[1], s.count);
+      const LossScales<T> own(read_of<T>(grad_mask)[i] / scale, read_of<T>(grad_dice)[i] / scale, kept[0], kept[1],
+                              s.count);
       factors[4 * row] = own.mask;
       factors[4 * row + 1] = own.dice_constant;
       factors[4 * row + 2] = own.dice_target;
@@ -215,15 +219,17 @@ Tensor cost(Tensor logits, Tensor targets, OptionalTensor class_logits, Optional
   check_cost_arguments(op, logits, targets, class_logits, labels);
   logits = torch::stable::contiguous(logits);
   targets = torch::stable::contiguous(targets);
-  const CostSizes s{logits.size(0), targets.size(0), logits.size(1),
-                    class_logits.has_value() ? class_logits->size(1) : 0, mask_weight, class_weight, dice_weight};
+  const CostSizes s{
+      logits.size(0), targets.size(0), logits.size(1), class_logits.has_value() ? class_logits->size(1) : 0,
+      mask_weight,    class_weight,    dice_weight};
   const int64_t* of_class = nullptr;
   if (labels.has_value()) {
     class_logits = torch::stable::contiguous(*class_logits);
     labels = torch::stable::contiguous(*labels);
     of_class = read_of<int64_t>(*labels);
     for (int64_t g = 0; g < s.targets; ++g)
-      FSSOPS_CHECK(of_class[g] >= 0 && of_class[g] < s.classes, op, "labels", "be classes of class_logits", of_class[g]);
+      FSSOPS_CHECK(of_class[g] >= 0 && of_class[g] < s.classes, op, "labels", "be classes of class_logits",
+                   of_class[g]);
   }
   Tensor costs = new_empty(logits, {s.queries, s.targets}), sums = new_empty(logits, {s.targets});
   dispatch(logits.scalar_type(), [&](auto zero) {
@@ -231,9 +237,8 @@ Tensor cost(Tensor logits, Tensor targets, OptionalTensor class_logits, Optional
     const T *x = read_of<T>(logits), *t = read_of<T>(targets);
     const T* classes = class_logits.has_value() ? read_of<T>(*class_logits) : nullptr;
     T *total = data_of<T>(sums), *out = data_of<T>(costs);
-    parallel_for(0, s.targets, grain(s.points), [&](int64_t begin, int64_t end) {
-      FSSOPS_CALL_ISA(target_sums_cpu, t, s.points, total, begin, end);
-    });
+    parallel_for(0, s.targets, grain(s.points),
+                 [&](int64_t begin, int64_t end) { FSSOPS_CALL_ISA(target_sums_cpu, t, s.points, total, begin, end); });
     const T* sums_of_targets = total;
     const int64_t tasks = (s.queries + kQueryBlock - 1) / kQueryBlock;
     parallel_for(0, tasks, grain(s.points * kQueryBlock * (8 + s.targets)), [&](int64_t begin, int64_t end) {

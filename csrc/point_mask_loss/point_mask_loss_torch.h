@@ -17,15 +17,17 @@ using torch::stable::new_empty;
 #define FSSOPS_SAMPLE_BACKWARD_SCHEMA \
   "sample_points_backward(Tensor grad, int[] extent, Tensor points, bool deterministic) -> Tensor"
 #define FSSOPS_UNCERTAIN_SCHEMA "uncertain_points(Tensor logits, Tensor candidates, Tensor uniform, int keep) -> Tensor"
-#define FSSOPS_LOSS_SCHEMA                                                                                               \
-  "point_mask_loss(Tensor logits, Tensor targets, Tensor? columns, Tensor? index, int format, int[] extent, "            \
-  "Tensor? points, Tensor? num_masks, float divisor, bool reduce, bool save) -> (Tensor loss_mask, Tensor loss_dice, "   \
+#define FSSOPS_LOSS_SCHEMA                                                                                             \
+  "point_mask_loss(Tensor logits, Tensor targets, Tensor? columns, Tensor? index, int format, int[] extent, "          \
+  "Tensor? points, Tensor? num_masks, float divisor, bool reduce, bool save) -> (Tensor loss_mask, Tensor loss_dice, " \
   "Tensor probabilities, Tensor targets_at, Tensor stats)"
-#define FSSOPS_LOSS_BACKWARD_SCHEMA                                                                                      \
-  "point_mask_loss_backward(Tensor grad_mask, Tensor grad_dice, Tensor probabilities, Tensor targets_at, Tensor stats, " \
-  "int[] size, int dtype, Tensor? points, Tensor? num_masks, float divisor, bool reduce, bool deterministic) -> Tensor"
-#define FSSOPS_COST_SCHEMA                                                                                               \
-  "pairwise_mask_cost(Tensor logits, Tensor targets, Tensor? class_logits, Tensor? labels, float mask_weight, "          \
+#define FSSOPS_LOSS_BACKWARD_SCHEMA                                                                               \
+  "point_mask_loss_backward(Tensor grad_mask, Tensor grad_dice, Tensor probabilities, Tensor targets_at, Tensor " \
+  "stats, "                                                                                                       \
+  "int[] size, int dtype, Tensor? points, Tensor? num_masks, float divisor, bool reduce, bool deterministic) -> " \
+  "Tensor"
+#define FSSOPS_COST_SCHEMA                                                                                      \
+  "pairwise_mask_cost(Tensor logits, Tensor targets, Tensor? class_logits, Tensor? labels, float mask_weight, " \
   "float class_weight, float dice_weight) -> Tensor"
 
 inline bool is_byte(const Tensor& t) {
@@ -59,16 +61,19 @@ inline ScalarType accumulator_type(ScalarType type) {
 
 inline void check_map_size(const char* op, const char* argument, const Maps& maps) {
   FSSOPS_CHECK(maps.height > 0 && maps.width > 0, op, argument, "have at least one pixel", maps.height * maps.width);
-  FSSOPS_CHECK(maps.height < 32768 && maps.width < 32768, op, argument, "be less than 32768 pixels high and wide",
-               maps.height > maps.width ? maps.height : maps.width);
+  FSSOPS_CHECK(
+      maps.height < 32768 &&
+              maps.width<32768, op, argument, "be less than 32768 pixels high and wide", maps.height> maps.width
+          ? maps.height
+          : maps.width);
   FSSOPS_CHECK(maps.extent_height >= maps.height && maps.extent_width >= maps.width, op, argument,
                "be no larger than the padded size", maps.height);
 }
 
 // Maps and what belongs to them; the tensors (made contiguous here) must outlive the result. `count` is set to the
 // number of maps.
-inline Maps make_maps(const char* op, const char* argument, Tensor& data, OptionalTensor& columns, OptionalTensor& index,
-                      int64_t format, const std::vector<int64_t>& extent, int64_t& count) {
+inline Maps make_maps(const char* op, const char* argument, Tensor& data, OptionalTensor& columns,
+                      OptionalTensor& index, int64_t format, const std::vector<int64_t>& extent, int64_t& count) {
   FSSOPS_CHECK(format >= 0 && format <= 3, op, "format", "be 0 (dense), 1 (bits), 2 (runs) or 3 (values)", format);
   FSSOPS_CHECK(extent.size() == 4, op, "extent", "be (h, w, padded h, padded w)", extent.size());
   Maps maps{};
@@ -78,12 +83,13 @@ inline Maps make_maps(const char* op, const char* argument, Tensor& data, Option
   count = data.dim() > 0 ? data.size(0) : 0;
   switch (maps.format) {
     case Format::dense:
-      FSSOPS_CHECK(data.dim() >= 3 && data.size(data.dim() - 2) == maps.height && data.size(data.dim() - 1) == maps.width,
-                   op, argument, "have shape [M, ..., h, w] as extent says", shape_of(data));
+      FSSOPS_CHECK(
+          data.dim() >= 3 && data.size(data.dim() - 2) == maps.height && data.size(data.dim() - 1) == maps.width, op,
+          argument, "have shape [M, ..., h, w] as extent says", shape_of(data));
       break;
     case Format::bits:
-      FSSOPS_CHECK(data.dim() == 3 && is_byte(data) && data.size(1) == maps.height && data.size(2) == maps.row_bytes(), op,
-                   argument, "be uint8 [M, h, ceil(w / 8)]", shape_of(data));
+      FSSOPS_CHECK(data.dim() == 3 && is_byte(data) && data.size(1) == maps.height && data.size(2) == maps.row_bytes(),
+                   op, argument, "be uint8 [M, h, ceil(w / 8)]", shape_of(data));
       break;
     case Format::runs: {
       FSSOPS_CHECK(columns.has_value(), op, "columns", "be given for runs", "none");
@@ -116,8 +122,8 @@ inline Maps make_maps(const char* op, const char* argument, Tensor& data, Option
 
 // Points [N or 1, P, 2] for `rows` rows.
 inline Points make_points(const char* op, Tensor& points, int64_t rows, ScalarType type) {
-  FSSOPS_CHECK(points.dim() == 3 && points.size(2) == 2 && (points.size(0) == rows || points.size(0) == 1), op, "points",
-               "have shape [N or 1, P, 2]", shape_of(points));
+  FSSOPS_CHECK(points.dim() == 3 && points.size(2) == 2 && (points.size(0) == rows || points.size(0) == 1), op,
+               "points", "have shape [N or 1, P, 2]", shape_of(points));
   FSSOPS_CHECK(points.scalar_type() == type, op, "points", "be float32 (float64 for float64 maps)",
                dtype_name(points.scalar_type()));
   FSSOPS_CHECK(points.size(1) < (int64_t(1) << 31), op, "points", "be fewer than 2^31", points.size(1));
@@ -140,7 +146,8 @@ inline int64_t map_count(const Maps& maps, const Tensor& data, const OptionalTen
 }
 
 inline Maps uncertain_maps(const char* op, Tensor& logits, int64_t& rows) {
-  FSSOPS_CHECK(logits.dim() == 3 || logits.dim() == 2, op, "logits", "have shape [N, h, w] or [N, M]", shape_of(logits));
+  FSSOPS_CHECK(logits.dim() == 3 || logits.dim() == 2, op, "logits", "have shape [N, h, w] or [N, M]",
+               shape_of(logits));
   const bool dense = logits.dim() == 3;
   const int64_t height = dense ? logits.size(1) : 1, width = dense ? logits.size(2) : 1;
   OptionalTensor no_columns, no_index;
@@ -161,8 +168,8 @@ inline void check_uncertain(const char* op, const Tensor& logits, const Points& 
   check_device(op, "uniform", uniform, logits);
 }
 
-inline void check_loss_arguments(const char* op, const Tensor& logits, const OptionalTensor& points, const Points& where,
-                                 const Maps& targets, int64_t target_rows) {
+inline void check_loss_arguments(const char* op, const Tensor& logits, const OptionalTensor& points,
+                                 const Points& where, const Maps& targets, int64_t target_rows) {
   FSSOPS_CHECK(where.count > 0, op, "points", "be at least one a mask", where.count);
   FSSOPS_CHECK(target_rows == where.rows, op, "targets", "be one a mask, or index must choose them", target_rows);
   FSSOPS_CHECK(points.has_value() || (logits.dim() == 2 && targets.format == Format::values), op, "points",
@@ -227,8 +234,8 @@ inline void check_cost_arguments(const char* op, const Tensor& logits, const Ten
                "class_logits", "have shape [Q, classes]", shape_of(*class_logits));
   FSSOPS_CHECK(class_logits->scalar_type() == logits.scalar_type(), op, "class_logits", "have the dtype of logits",
                dtype_name(class_logits->scalar_type()));
-  FSSOPS_CHECK(labels->dim() == 1 && labels->size(0) == targets.size(0) && labels->scalar_type() == ScalarType::Long, op,
-               "labels", "be int64 [G]", shape_of(*labels));
+  FSSOPS_CHECK(labels->dim() == 1 && labels->size(0) == targets.size(0) && labels->scalar_type() == ScalarType::Long,
+               op, "labels", "be int64 [G]", shape_of(*labels));
   check_device(op, "class_logits", *class_logits, logits);
   check_device(op, "labels", *labels, logits);
 }

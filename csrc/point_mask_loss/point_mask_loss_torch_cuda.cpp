@@ -29,9 +29,8 @@ Tensor sample(Tensor data, OptionalTensor columns, OptionalTensor index, int64_t
 Tensor make_accumulator(const Tensor& like, Tensor& grad_maps, bool deterministic) {
   if (deterministic) return grad_maps;
   const ScalarType type = grad_maps.scalar_type();
-  Tensor accumulator = type == accumulator_type(type)
-                           ? grad_maps
-                           : new_empty(like, grad_maps.sizes(), accumulator_type(type));
+  Tensor accumulator =
+      type == accumulator_type(type) ? grad_maps : new_empty(like, grad_maps.sizes(), accumulator_type(type));
   torch::stable::zero_(accumulator);
   return accumulator;
 }
@@ -41,7 +40,8 @@ Tensor sample_backward(Tensor grad, std::vector<int64_t> extent, Tensor points, 
   const DeviceGuard guard(grad.get_device_index());
   check_dim(op, "grad", grad, 3, "[N, C, P]");
   FSSOPS_CHECK(extent.size() == 4, op, "extent", "be (h, w, padded h, padded w)", extent.size());
-  const Maps maps{Format::dense, MaskType::float32, extent[0], extent[1], extent[2], extent[3], nullptr, nullptr, nullptr};
+  const Maps maps{Format::dense, MaskType::float32, extent[0], extent[1], extent[2],
+                  extent[3],     nullptr,           nullptr,   nullptr};
   check_map_size(op, "extent", maps);
   grad = torch::stable::contiguous(grad);
   const int64_t rows = grad.size(0), channels = grad.size(1);
@@ -49,8 +49,8 @@ Tensor sample_backward(Tensor grad, std::vector<int64_t> extent, Tensor points, 
   FSSOPS_CHECK(where.count == grad.size(2), op, "grad", "have the number of points", shape_of(grad));
   Tensor grad_maps = new_empty(grad, {rows, channels, maps.height, maps.width});
   Tensor accumulator = make_accumulator(grad, grad_maps, deterministic);
-  sample_backward_cuda({maps, where, channels, float_dtype_index(op, "grad", grad), deterministic, grad.const_data_ptr(),
-                        accumulator.mutable_data_ptr(), grad_maps.mutable_data_ptr()},
+  sample_backward_cuda({maps, where, channels, float_dtype_index(op, "grad", grad), deterministic,
+                        grad.const_data_ptr(), accumulator.mutable_data_ptr(), grad_maps.mutable_data_ptr()},
                        current_stream(grad));
   return grad_maps;
 }
@@ -86,9 +86,10 @@ const void* num_masks_of(const char* op, const OptionalTensor& num_masks, Scalar
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> loss(Tensor logits, Tensor targets, OptionalTensor columns,
-                                                        OptionalTensor index, int64_t format, std::vector<int64_t> extent,
-                                                        OptionalTensor points, OptionalTensor num_masks, double divisor,
-                                                        bool reduce, bool save) {
+                                                        OptionalTensor index, int64_t format,
+                                                        std::vector<int64_t> extent, OptionalTensor points,
+                                                        OptionalTensor num_masks, double divisor, bool reduce,
+                                                        bool save) {
   constexpr const char* op = "point_mask_loss";
   const DeviceGuard guard(logits.get_device_index());
   CudaLoss args{};
@@ -100,7 +101,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> loss(Tensor logits, Tensor ta
   check_device(op, "targets", targets, logits);
   FSSOPS_CHECK(args.targets.type != MaskType::float64 || type == ScalarType::Double, op, "targets",
                "be float64 only with float64 logits", dtype_name(targets.scalar_type()));
-  args.points = points.has_value() ? make_points(op, *points, rows, type) : Points{rows, logits.size(1), false, nullptr};
+  args.points =
+      points.has_value() ? make_points(op, *points, rows, type) : Points{rows, logits.size(1), false, nullptr};
   check_loss_arguments(op, logits, points, args.points, args.targets, target_rows);
   args.num_masks = num_masks_of(op, num_masks, type, logits);
   args.reduce = reduce;
@@ -134,8 +136,8 @@ Tensor loss_backward(Tensor grad_mask, Tensor grad_dice, Tensor probabilities, T
   grad_dice = torch::stable::contiguous(grad_dice);
   CudaLossBackward args{};
   args.logits = s.maps;
-  args.points = s.values ? Points{s.rows, s.count, false, nullptr}
-                         : make_points(op, required_points(op, points), s.rows, type);
+  args.points =
+      s.values ? Points{s.rows, s.count, false, nullptr} : make_points(op, required_points(op, points), s.rows, type);
   FSSOPS_CHECK(args.points.count == s.count, op, "points", "be as many as in the forward pass", args.points.count);
   Tensor grad_logits = s.values ? new_empty(probabilities, {s.rows, s.count}, types[dtype])
                                 : new_empty(probabilities, {s.rows, s.maps.height, s.maps.width}, types[dtype]);
@@ -165,7 +167,7 @@ Tensor cost(Tensor logits, Tensor targets, OptionalTensor class_logits, Optional
   targets = torch::stable::contiguous(targets);
   CudaCost args{};
   args.sizes = {logits.size(0), targets.size(0), logits.size(1), class_logits.has_value() ? class_logits->size(1) : 0,
-                mask_weight, class_weight, dice_weight};
+                mask_weight,    class_weight,    dice_weight};
   if (labels.has_value()) {
     class_logits = torch::stable::contiguous(*class_logits);
     labels = torch::stable::contiguous(*labels);

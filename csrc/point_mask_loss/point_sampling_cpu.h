@@ -1,7 +1,7 @@
 // Sampling a block of points, for the CPU kernels of this operator. Part of files compiled once per instruction set.
 //
-// Blocks go through short loops that the compiler vectorises: locate the points, fetch pairs of neighbouring pixels (the
-// only scattered access), combine.
+// Blocks go through short loops that the compiler vectorises: locate the points, fetch pairs of neighbouring pixels
+// (the only scattered access), combine.
 #pragma once
 
 #include <cstring>
@@ -71,8 +71,8 @@ inline void fetch_bits(const uint8_t* plane, const Maps& maps, const int32_t* ys
   }
 }
 
-inline void fetch_runs(const int32_t* ends, const int32_t* columns, const Maps& maps, const int32_t* ys, const int32_t* xs,
-                       int count, uint8_t* top, uint8_t* bottom) {
+inline void fetch_runs(const int32_t* ends, const int32_t* columns, const Maps& maps, const int32_t* ys,
+                       const int32_t* xs, int count, uint8_t* top, uint8_t* bottom) {
   const int height = static_cast<int>(maps.height);
   for (int i = 0; i < count; ++i) {
     int upper, lower;
@@ -114,8 +114,8 @@ inline void read_located(const Maps& maps, int64_t map, const Located<T>& at, in
   else if (maps.format == Format::bits)
     fetch_bits(bytes + map * maps.height * maps.row_bytes(), maps, at.y, at.x, count, top, bottom);
   else
-    fetch_runs(static_cast<const int32_t*>(maps.data), maps.columns + map * (maps.width + 1), maps, at.y, at.x, count, top,
-               bottom);
+    fetch_runs(static_cast<const int32_t*>(maps.data), maps.columns + map * (maps.width + 1), maps, at.y, at.x, count,
+               top, bottom);
   combine(at, top, bottom, count, out);
 }
 

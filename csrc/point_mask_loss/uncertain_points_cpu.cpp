@@ -37,7 +37,7 @@ inline Key select_key(const Key* keys, int64_t count, int64_t rank, int64_t& sma
   constexpr int kDigit = 11, kBits = 8 * static_cast<int>(sizeof(Key));
   Key prefix = 0, known = 0;  // the digits found so far
   smaller = 0;
-  for (int shift = kBits - kDigit; ; shift = shift > kDigit ? shift - kDigit : 0) {
+  for (int shift = kBits - kDigit;; shift = shift > kDigit ? shift - kDigit : 0) {
     int32_t bins[1 << kDigit] = {};
     // Two digits at the end may overlap; the bits that are known already then agree.
     for (int64_t i = 0; i < count; ++i)

@@ -60,8 +60,8 @@ __global__ void __launch_bounds__(kSelectThreads)
     select_kernel(Points points, int64_t keep, int64_t stride, const typename KeyOf<A>::type* keys, A* chosen) {
   using Key = typename KeyOf<A>::type;
   FSSOPS_DYNAMIC_SHARED(int, shared);
-  int* bins = shared;             // [kBins]
-  int* counts = shared + kBins;   // [2 * warps]
+  int* bins = shared;                                      // [kBins]
+  int* counts = shared + kBins;                            // [2 * warps]
   int* found = counts + 2 * (kSelectThreads / kWarpSize);  // [2]: digit, keys below it
   const int64_t row = blockIdx.x, count = points.count;
   const Key* own = keys + row * count;

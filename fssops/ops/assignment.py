@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Union
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from fssops.ops._backend import use_reference
 if TYPE_CHECKING:
     import numpy as np
 
-    Costs = Union[Tensor, np.ndarray[Any, np.dtype[Any]]]
+    Costs = Tensor | np.ndarray[Any, np.dtype[Any]]
 
 _OP = "assign"
 
@@ -23,9 +23,9 @@ def assign(costs: Sequence[Costs], *, backend: str | None = None) -> list[tuple[
     """Pairs of rows and columns of least total cost, one assignment a matrix.
 
     Every row or every column, whichever are fewer, gets a partner of its own. Same result as
-    ``scipy.optimize.linear_sum_assignment`` matrix by matrix, also among equal optima; computed on the host in float64, with
-    one transfer from and one to the device for all matrices, on several threads where that pays, and with Python's
-    lock released.
+    ``scipy.optimize.linear_sum_assignment`` matrix by matrix, also among equal optima; computed on the host in float64,
+    with one transfer from and one to the device for all matrices, on several threads where that pays, and with
+    Python's lock released.
 
     Args:
         costs: matrices [Q, G] of any sizes (also empty), tensors of one device or NumPy arrays. +inf forbids a pair.
@@ -37,8 +37,8 @@ def assign(costs: Sequence[Costs], *, backend: str | None = None) -> list[tuple[
     Raises:
         ValueError: NaN or -inf, or infinite costs that leave no complete assignment; names the matrix and the entry.
 
-    Source: Crouse, "On implementing 2D rectangular assignment algorithms", IEEE Transactions on Aerospace and Electronic
-    Systems, 2016.
+    Source: Crouse, "On implementing 2D rectangular assignment algorithms", IEEE Transactions on Aerospace and
+    Electronic Systems, 2016.
     """
     matrices = [torch.as_tensor(cost).detach() for cost in costs]
     for number, matrix in enumerate(matrices):
@@ -70,6 +70,8 @@ def _by_scipy(flat: Tensor, shapes: list[tuple[int, int]], device: torch.device)
         try:
             rows, columns = linear_sum_assignment(entries.view(shape).numpy())
         except ValueError as error:
-            raise ValueError(f"{_OP}: costs[{number}] must have an assignment, got a matrix refused: {error}") from error
+            raise ValueError(
+                f"{_OP}: costs[{number}] must have an assignment, got a matrix refused: {error}"
+            ) from error
         found.append((torch.as_tensor(rows, device=device), torch.as_tensor(columns, device=device)))
     return found

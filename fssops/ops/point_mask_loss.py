@@ -138,9 +138,12 @@ def point_mask_loss(
 def _factored_logits(masks: FactoredMasks, points: Tensor, backend: str | None) -> Tensor:
     """Logits [N, h, w], or [N, P] at the points where those are far fewer than the pixels."""
     num_points = points.shape[-2]
-    if masks.features.shape[2] * masks.features.shape[3] <= _PIXELS_PER_POINT * num_points or len(masks.embeddings) == 0:
+    if (
+        masks.features.shape[2] * masks.features.shape[3] <= _PIXELS_PER_POINT * num_points
+        or len(masks.embeddings) == 0
+    ):
         return masks.logits()
-    own = points.expand(len(masks.embeddings), -1, -1) if points.dim() == 3 else points.expand(len(masks.embeddings), -1, -1)
+    own = points.expand(len(masks.embeddings), -1, -1)
     logits, start = [], 0
     for embeddings, features in masks.per_image():
         count = len(embeddings)

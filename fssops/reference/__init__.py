@@ -4,6 +4,7 @@ They import torch only, so that what judges the kernels does not depend on them.
 """
 
 from fssops.reference.mask_sources import FactoredMasks, PackedMasks, RunLengthMasks
+from fssops.reference.masked_attention import masked_attention
 from fssops.reference.masked_average_pooling import masked_average_pooling
 from fssops.reference.ms_deform_attn import ms_deform_attn, ms_deform_attn_fused
 from fssops.reference.point_mask_loss import pairwise_mask_cost, point_mask_loss, sample_points, uncertain_points
@@ -12,6 +13,7 @@ __all__ = [
     "FactoredMasks",
     "PackedMasks",
     "RunLengthMasks",
+    "masked_attention",
     "masked_average_pooling",
     "ms_deform_attn",
     "ms_deform_attn_fused",

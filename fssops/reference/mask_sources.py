@@ -48,9 +48,7 @@ class FactoredMasks:
         """Pairs of embeddings [n, C] and features [C, h, w], one an image."""
         if self.counts is None:
             if self.features.shape[0] != 1:
-                raise ValueError(
-                    f"FactoredMasks: counts must be given for {self.features.shape[0]} images, got None"
-                )
+                raise ValueError(f"FactoredMasks: counts must be given for {self.features.shape[0]} images, got None")
             return [(self.embeddings, self.features[0])]
         return list(zip(self.embeddings.split(self.counts), self.features.unbind(), strict=True))
 
@@ -173,7 +171,9 @@ class RunLengthMasks:
                 )
             if len(ends) % 2:
                 ends = torch.cat((ends, ends[-1:]))
-            all_columns.append(torch.cat((torch.searchsorted(ends, starts, right=True), ends.new_tensor([len(ends) - 1]))))
+            all_columns.append(
+                torch.cat((torch.searchsorted(ends, starts, right=True), ends.new_tensor([len(ends) - 1])))
+            )
             all_columns[-1] += position
             all_ends.append(ends)
             position += len(ends)

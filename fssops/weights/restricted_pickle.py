@@ -66,8 +66,8 @@ def _frombuffer(data: Any, dtype: Any, shape: Any, order: Any = "C") -> np.ndarr
     if not isinstance(dtype, _DType) or not isinstance(data, (bytes, bytearray, pickle.PickleBuffer)):
         raise ForbiddenPickleError("arrays must hold plain numbers")
     flat = np.frombuffer(bytes(data), dtype=dtype.dtype)
-    array: np.ndarray[Any, Any] = flat.reshape(tuple(int(n) for n in shape), order="F" if order == "F" else "C")
-    return array.copy()
+    made: np.ndarray[Any, Any] = flat.reshape(tuple(int(n) for n in shape), order="F" if order == "F" else "C").copy()
+    return made
 
 
 def _scalar(dtype: Any, data: Any = b"") -> Any:

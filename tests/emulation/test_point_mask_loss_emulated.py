@@ -40,7 +40,8 @@ Uncertain = _struct(
 )
 Loss = _struct(
     "Loss", logits=Maps, targets=Maps, points=Points, dtype=_INT, reduce=_BOOL, divisor=_DOUBLE, num_masks=_POINTER,
-    probabilities=_POINTER, targets_at=_POINTER, partial=_POINTER, stats=_POINTER, loss_mask=_POINTER, loss_dice=_POINTER,
+    probabilities=_POINTER, targets_at=_POINTER, partial=_POINTER, stats=_POINTER, loss_mask=_POINTER,
+    loss_dice=_POINTER,
 )  # fmt: skip
 LossBackward = _struct(
     "LossBackward", logits=Maps, points=Points, dtype=_INT, reduce=_BOOL, deterministic=_BOOL, divisor=_DOUBLE,
@@ -162,9 +163,7 @@ def test_loss_kernels_equal_the_definition(case: PointLossCase, dtype: torch.dty
         logits, masks, points, torch.tensor([3.0], dtype=points.dtype), index=index, reduce=reduce,
         deterministic=deterministic, grads=grads, seed=3,
     )  # fmt: skip
-    want = _expected(
-        logits, masks, points, 6.0, grads, target_index=index, reduction="sum" if reduce else "none"
-    )
+    want = _expected(logits, masks, points, 6.0, grads, target_index=index, reduction="sum" if reduce else "none")
     for name, value in want.items():
         assert relative_error(got[name], value) < TOLERANCE[dtype], name
 
@@ -237,7 +236,9 @@ def test_the_most_uncertain_points_are_chosen_in_order(dtype: torch.dtype, keep:
     candidates = torch.rand(3, 700, 2, dtype=_accumulator(dtype))
     chosen = guarded_empty((3, keep + 5, 2), candidates.dtype)
     keys = guarded_empty((3, 700), candidates.dtype)
-    args = Uncertain(_maps(logits), _points(candidates, 3), keep, keep + 5, DTYPES[dtype], pointer(keys), pointer(chosen))
+    args = Uncertain(
+        _maps(logits), _points(candidates, 3), keep, keep + 5, DTYPES[dtype], pointer(keys), pointer(chosen)
+    )
     _library(4).uncertain(ctypes.byref(args))
     uniform = torch.zeros(3, 0, 2, dtype=candidates.dtype)
     maps = logits.to(candidates.dtype)
@@ -262,7 +263,8 @@ def test_cost_kernels_equal_the_definition(queries: int, targets: int, points: i
         cost = guarded_empty((queries, targets), dtype)
         args = Cost(
             sizes, DTYPES[dtype], library.cost_parts(points), pointer(logits), pointer(wanted),
-            pointer(class_logits if classes else None), pointer(labels if classes else None), pointer(partial), pointer(cost),
+            pointer(class_logits if classes else None), pointer(labels if classes else None), pointer(partial),
+            pointer(cost),
         )  # fmt: skip
         library.cost(ctypes.byref(args))
         extra = {"class_logits": class_logits.double(), "labels": labels} if classes else {}

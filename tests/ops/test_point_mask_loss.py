@@ -38,9 +38,7 @@ def test_losses_and_gradient_equal_the_definition(case: PointLossCase, dtype: to
     x, y = logits.clone().requires_grad_(), logits.double().requires_grad_()
     reduction = "none" if case.name == "per_mask" else "sum"
     got = ops.point_mask_loss(x, masks, points, 3.0, target_index=index, reduction=reduction)
-    want = reference.point_mask_loss(
-        y, masks.double(), points.double(), 3.0, target_index=index, reduction=reduction
-    )
+    want = reference.point_mask_loss(y, masks.double(), points.double(), 3.0, target_index=index, reduction=reduction)
     weights = torch.rand(2, *want[0].shape, dtype=torch.float64, device=device)
     for i in range(2):
         assert got[i].dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
@@ -159,7 +157,9 @@ def test_hand_derived_losses(device: str) -> None:
 @DEVICES
 def test_no_masks_give_zero_and_keep_the_graph(device: str) -> None:
     x = torch.randn(0, 5, 6, device=device, requires_grad=True)
-    got = ops.point_mask_loss(x, torch.zeros(0, 9, 9, dtype=torch.bool, device=device), torch.rand(0, 8, 2, device=device))
+    got = ops.point_mask_loss(
+        x, torch.zeros(0, 9, 9, dtype=torch.bool, device=device), torch.rand(0, 8, 2, device=device)
+    )
     assert [float(v.detach()) for v in got] == [0.0, 0.0]
     (got[0] + got[1]).backward()
     assert x.grad is not None
@@ -361,7 +361,9 @@ def test_cost_of_maps(device: str) -> None:
     maps, masks = torch.randn(6, 8, 9, device=device), torch.rand(4, 20, 22, device=device) > 0.5
     where = torch.rand(50, 2, device=device)
     got = ops.pairwise_mask_cost(maps.half(), masks, where, padded_size=(24, 24))
-    want = reference.pairwise_mask_cost(maps.half().double(), masks.double(), where.double()[None], padded_size=(24, 24))
+    want = reference.pairwise_mask_cost(
+        maps.half().double(), masks.double(), where.double()[None], padded_size=(24, 24)
+    )
     assert got.dtype == torch.float32
     assert _error(got, want) < 2e-6
 

@@ -33,9 +33,13 @@ def _points(*shape: int, dtype: torch.dtype = torch.float32, device: str = "cpu"
 @pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
 @pytest.mark.parametrize("size", [(7, 9), (1, 1), (1, 6), (6, 1), (2, 2)], ids=str)
 @pytest.mark.parametrize("shared", [False, True], ids=["own_points", "shared_points"])
-def test_samples_and_gradient_equal_grid_sample(shared: bool, size: tuple[int, int], dtype: torch.dtype, device: str) -> None:
+def test_samples_and_gradient_equal_grid_sample(
+    shared: bool, size: tuple[int, int], dtype: torch.dtype, device: str
+) -> None:
     maps = torch.randn(3, 11, *size, dtype=torch.float64).to(device, dtype)
-    points = _points(1 if shared else 3, 300, dtype=torch.float64 if dtype == torch.float64 else torch.float32, device=device)
+    points = _points(
+        1 if shared else 3, 300, dtype=torch.float64 if dtype == torch.float64 else torch.float32, device=device
+    )
     x, y = maps.clone().requires_grad_(), maps.double().requires_grad_()
     got = ops.sample_points(x, points)
     grid = (2 * points.double() - 1)[:, None].expand(3, -1, -1, -1)
@@ -77,7 +81,9 @@ def test_pixel_centres_give_the_pixels(device: str) -> None:
     y, x = torch.meshgrid((torch.arange(8) + 0.5) / 8, (torch.arange(16) + 0.5) / 16, indexing="ij")
     centres = torch.stack((x, y), dim=-1).view(1, -1, 2).to(device)
     for source in mask_sources(masks).values():
-        assert torch.equal(ops.sample_points(source, centres), masks.flatten(1).to(ops.sample_points(source, centres).dtype))
+        assert torch.equal(
+            ops.sample_points(source, centres), masks.flatten(1).to(ops.sample_points(source, centres).dtype)
+        )
 
 
 @DEVICES
@@ -239,7 +245,7 @@ def test_index_with_gradient_is_refused() -> None:
 
 
 def test_integer_maps_are_refused() -> None:
-    with pytest.raises(TypeError, match="maps must be float32, float64, float16 or bfloat16, got torch.int64"):
+    with pytest.raises(TypeError, match=r"maps must be float32, float64, float16 or bfloat16, got torch\.int64"):
         ops.sample_points(torch.zeros(1, 4, 4, dtype=torch.int64), torch.zeros(1, 5, 2))
 
 
@@ -289,9 +295,7 @@ def test_draws_follow_the_generator(device: str) -> None:
     assert torch.equal(runs[0], runs[1])
     assert not torch.equal(runs[0], runs[2])
     generator = torch.Generator(device).manual_seed(1)
-    draws = (
-        torch.rand(2, 300, 2, device=device, generator=generator), torch.rand(2, 25, 2, device=device, generator=generator)
-    )  # fmt: skip
+    draws = tuple(torch.rand(2, count, 2, device=device, generator=generator) for count in (300, 25))
     assert torch.equal(runs[0], ops.uncertain_points(logits, 100, given_draws=draws))
 
 
