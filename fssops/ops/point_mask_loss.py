@@ -108,12 +108,13 @@ def point_mask_loss(
     if isinstance(num_masks, Tensor) and num_masks.numel() != 1:
         raise ValueError(f"{_LOSS}: num_masks must be one number, got shape {list(num_masks.shape)}")
     if use_reference(backend, _LOSS):
+        if at_points and form != VALUES and points is not None:
+            targets = sample_points(targets, points, index=target_index, padded_size=padded_size, backend="reference")
+            target_index = padded_size = None
+        own_points = None if at_points else points
         return reference.point_mask_loss(
-            logits, targets, None if at_points and form == VALUES else points, num_masks, target_index=target_index,
-            padded_size=padded_size, reduction=reduction,
-        ) if not at_points or form == VALUES else reference.point_mask_loss(
-            logits, sample_points(targets, points, index=target_index, padded_size=padded_size, backend="reference"),
-            None, num_masks, reduction=reduction,
+            logits, targets, own_points, num_masks, target_index=target_index, padded_size=padded_size,
+            reduction=reduction,
         )  # fmt: skip
     data = targets if form == VALUES else data  # type: ignore[assignment]
     if logits.device.type == "cpu":
@@ -242,10 +243,14 @@ def pairwise_mask_cost(
                     f"{_COST}: labels must be int64 [{t.shape[0]}], got {labels.dtype} {list(labels.shape)}"
                 )
             class_logits = class_logits.to(x.dtype)
-        weights = {"mask_weight": mask_weight, "class_weight": class_weight, "dice_weight": dice_weight}
         if use_reference(backend, _COST):
-            return reference.pairwise_mask_cost(x, t, class_logits=class_logits, labels=labels, **weights)
-        cost: Tensor = torch.ops.fssops.pairwise_mask_cost(x, t, class_logits, labels, *weights.values())
+            return reference.pairwise_mask_cost(
+                x, t, class_logits=class_logits, labels=labels, mask_weight=mask_weight, class_weight=class_weight,
+                dice_weight=dice_weight,
+            )  # fmt: skip
+        cost: Tensor = torch.ops.fssops.pairwise_mask_cost(
+            x, t, class_logits, labels, mask_weight, class_weight, dice_weight
+        )
         return cost
 
 

@@ -58,7 +58,7 @@ def uncertain_points(
     generator: torch.Generator | None = None,
     given_draws: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """Points [N, P, 2]: of the candidates those whose logits are nearest to 0, in their order, then the uniform ones."""
+    """Points [N, P, 2]: of the candidates those whose logits are nearest to 0, in their order; then the others."""
     maps = logits.logits() if isinstance(logits, FactoredMasks) else logits
     if given_draws is None:
         given_draws = draw_points(len(maps), num_points, oversample_ratio, importance_ratio, maps.device, generator)
