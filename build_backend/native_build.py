@@ -146,7 +146,9 @@ class NinjaFile:
             "  deps = gcc",
             "  description = C++ $out",
             "rule nvcc",
-            "  command = $compiler -MD -MF $out.d $flags -c $in -o $out",
+            # The compiler's resource report (registers, spills) is kept beside the object: tests/native/test_resources.py.
+            "  command = $compiler -MD -MF $out.d --resource-usage $flags -c $in -o $out > $out.resources 2>&1; status=$$?; "
+            "grep -vE 'ptxas info|bytes stack frame|^ptxas|^[[:space:]]*$$' $out.resources; exit $$status",
             "  depfile = $out.d",
             "  deps = gcc",
             "  description = CUDA $out",
@@ -176,9 +178,9 @@ def build(output: Path, work: Path, *, extension_name: str, pybind11_include: st
     hash_text = source_hash()
     isas = list(ISA_FLAGS) if platform.machine() in ("x86_64", "AMD64") else ["plain"]
 
-    # FSSOPS names no compiler-specific ABI: the stable headers are C functions underneath.
     version = f"0x{TARGET_TORCH[0]:02x}{TARGET_TORCH[1]:02x}000000000000"
-    common = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", f"-I{csrc}"]
+    # Paths in the libraries (assertions, registrations) are relative: no trace of the building machine.
+    common = [f"-ffile-prefix-map={ROOT}=.", "-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", f"-I{csrc}"]
     torch_flags = [f"-isystem{torch.path / 'include'}", f"-DTORCH_TARGET_VERSION={version}", "-Wno-unused-parameter"]
     kernel_flags = [*common, "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fno-exceptions"]
     sanitize = [f"-fsanitize={os.environ['FSSOPS_SANITIZE']}"] if os.environ.get("FSSOPS_SANITIZE") else []
@@ -254,7 +256,7 @@ def build(output: Path, work: Path, *, extension_name: str, pybind11_include: st
         "FSSOPS_CUDA_TOOLKIT": toolkit,
         "FSSOPS_CUDA_ARCHITECTURES": " ".join(re.findall(r",code=(\w+)", " ".join(architectures))),
         "FSSOPS_ISAS": " ".join(isas),
-        "FSSOPS_CPU_FLAGS": " ".join(f for f in kernel_flags if not f.startswith("-I")),
+        "FSSOPS_CPU_FLAGS": " ".join(f for f in kernel_flags if not f.startswith(("-I", "-ffile"))),
         "FSSOPS_SOURCE_HASH": hash_text,
     }
     defines = [f"""'-D{name}="{value}"'""" for name, value in info.items()]

@@ -63,6 +63,18 @@ def _masked_average_pooling(device: str, backend: str) -> Tensor:
     return ops.masked_average_pooling(features, masks, eps=1e-5, resize="bilinear", backend=backend)
 
 
+def _masked_attention(device: str, backend: str) -> Tensor:
+    from fssops import ops
+
+    generator = torch.Generator().manual_seed(0)
+    query = torch.randn(1, 8, 100, 32, generator=generator).to(device)
+    key, value = (torch.randn(1, 8, 1024, 32, generator=generator).to(device) for _ in range(2))
+    mask = ops.attention_mask_from_logits(
+        torch.randn(1, 100, 64, 64, generator=generator).to(device), (32, 32), backend=backend
+    )
+    return ops.masked_attention(query, key, value, mask, backend=backend)
+
+
 def _ms_deform_attn(device: str, backend: str) -> Tensor:
     from fssops import ops
 
@@ -74,6 +86,7 @@ def _ms_deform_attn(device: str, backend: str) -> Tensor:
 
 
 OPERATORS: dict[str, Callable[[str, str], Tensor]] = {
+    "masked_attention": _masked_attention,
     "masked_average_pooling": _masked_average_pooling,
     "ms_deform_attn": _ms_deform_attn,
 }

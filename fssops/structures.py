@@ -166,7 +166,7 @@ class MaskPredictions:
         if queries is not None:
             embeddings = embeddings[queries]
         features = self.mask_features[image]  # [T, E, h, w]
-        logits = embeddings @ features.transpose(0, 1).reshape(features.shape[1], -1)
+        logits = embeddings.to(features.dtype) @ features.transpose(0, 1).reshape(features.shape[1], -1)
         return logits.reshape(len(embeddings), features.shape[0], *features.shape[-2:])
 
 

@@ -31,12 +31,14 @@ class Annotation:
         crowd: whether it outlines a group instead of one object.
         segmentation: list of polygons (arrays x0, y0, x1, y1, ... in pixels, those that cover something inside the
             image), or an RLE dict with ``counts`` and ``size``.
+        area: pixels, as the file says; None where it does not say a positive number.
     """
 
     id: int
     category: int
     crowd: bool
     segmentation: Any
+    area: float | None = None
 
 
 @dataclass
@@ -171,8 +173,13 @@ def _read_annotations(entries: list[Any], result: CocoFile) -> None:
             else:
                 crowd = bool(entry.get("iscrowd", 0))
                 segmentation = _compact(entry["segmentation"], width, height)
-                annotation = Annotation(identifier, category, crowd, segmentation)
+                annotation = Annotation(identifier, category, crowd, segmentation, _positive(entry.get("area")))
                 result.annotations.setdefault(image, []).append(annotation)
+
+
+def _positive(value: Any) -> float | None:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value > 0
+    return float(value) if number else None
 
 
 def _compact(segmentation: Any, width: int, height: int) -> Any:

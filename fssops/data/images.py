@@ -196,6 +196,34 @@ def read_grey(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> 
         return np.array(to_rgb(_decode(image, file, "mask"), str(file)).convert("L"))
 
 
+def read_numbers(path: str | os.PathLike[str], *, what: str = "map", max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Read a picture of numbers as stored: panoptic maps (RGB) and instance maps of 16 bits.
+
+    Args:
+        path: a lossless picture.
+        what: what errors call it.
+        max_pixels: larger pictures are refused.
+
+    Returns:
+        int32 [H, W], or uint8 [H, W, 3] of an RGB picture.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ImageFileError: the file cannot be decoded.
+        MaskError: a lossy or floating-point picture.
+    """
+    file = Path(path)
+    with _open(file, max_pixels, what) as image:
+        if image.format in _LOSSY:
+            raise MaskError(f"{file}: {what} must be stored without loss (PNG), got {image.format}")
+        decoded = _decode(image, file, what)
+        if decoded.mode in ("RGB", "RGBA"):
+            return np.array(decoded)[..., :3]
+        if decoded.mode in ("P", "L", "1", "I") or decoded.mode.startswith("I;"):
+            return np.array(decoded).astype(np.int32)
+    raise MaskError(f"{file}: {what} must hold whole numbers or RGB, got mode {decoded.mode}")
+
+
 def _mask_values(image: Image.Image, file: Path) -> np.ndarray:
     if image.mode in ("P", "L", "1"):
         return np.array(image, dtype=np.uint8)

@@ -34,7 +34,11 @@ class DenseSetCriterion(SetCriterion):
 
     @torch.no_grad()
     def match(self, predictions: MaskPredictions, targets: Sequence[MaskTargets]) -> Matches:
-        """Hungarian matching of every head and image."""
+        """Hungarian matching of every head and image, in float32 whatever autocast says."""
+        with torch.autocast(predictions.class_logits.device.type, enabled=False):
+            return self._match(predictions, targets)
+
+    def _match(self, predictions: MaskPredictions, targets: Sequence[MaskTargets]) -> Matches:
         heads = predictions.class_logits.shape[0]
         small = [self.targets_at_stride(predictions, target) for target in targets]
         return [

@@ -74,7 +74,11 @@ class PointSetCriterion(SetCriterion):
 
     @torch.no_grad()
     def match(self, predictions: MaskPredictions, targets: Sequence[MaskTargets], points: PointSource) -> Matches:
-        """Hungarian matching of every head and image."""
+        """Hungarian matching of every head and image, in float32 whatever autocast says."""
+        with torch.autocast(predictions.class_logits.device.type, enabled=False):
+            return self._match(predictions, targets, points)
+
+    def _match(self, predictions: MaskPredictions, targets: Sequence[MaskTargets], points: PointSource) -> Matches:
         heads = predictions.class_logits.shape[0]
         matches: Matches = [[] for _ in range(heads)]
         for index in [heads - 1, *range(heads - 1)]:

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fssops.models import postprocessing
 from fssops.models.backbones.build import BackboneName, build_backbone
 from fssops.models.layers.convolution import Norm
 from fssops.models.layers.image_input import ImageInput
+from fssops.models.mask_classification import postprocessing
 from fssops.models.pixel_decoders.fpn import FPNPixelDecoder
 from fssops.models.transformer_decoders.standard import StandardTransformerDecoder
 from fssops.structures import IGNORE, ImageBatch, SegmentationResult, SemanticResult
@@ -117,7 +117,7 @@ class PerPixelBaseline(nn.Module):
             images: [B, 3, H, W].
             auxiliary: return those of every decoder layer (plus only).
         """
-        features = self.pixel_decoder(self.backbone(images))
+        features = self.pixel_decoder(self.backbone(images.contiguous(memory_format=torch.channels_last)))
         if self.transformer_decoder is None:
             assert self.classifier is not None
             return [self.classifier(features.mask_features)]

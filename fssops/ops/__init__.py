@@ -7,7 +7,25 @@ Importing this package loads the native library, or raises one error that says w
 ``FSSOPS_BACKEND=reference`` runs the PyTorch definitions of ``fssops.reference`` instead, on purpose.
 """
 
+from fssops.ops.attention_mask import (
+    AttentionMask,
+    attention_mask_from_embeddings,
+    attention_mask_from_logits,
+    concatenate_attention_masks,
+    pack_attention_mask,
+)
+from fssops.ops.masked_attention import masked_attention
 from fssops.ops.masked_average_pooling import masked_average_pooling
 from fssops.ops.ms_deform_attn import ms_deform_attn, ms_deform_attn_fused
 
-__all__ = ["masked_average_pooling", "ms_deform_attn", "ms_deform_attn_fused"]
+__all__ = [
+    "AttentionMask",
+    "attention_mask_from_embeddings",
+    "attention_mask_from_logits",
+    "concatenate_attention_masks",
+    "masked_attention",
+    "masked_average_pooling",
+    "ms_deform_attn",
+    "ms_deform_attn_fused",
+    "pack_attention_mask",
+]

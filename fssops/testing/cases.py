@@ -38,6 +38,45 @@ MASKED_AVERAGE_POOLING = [
 
 
 @dataclass(frozen=True)
+class AttentionCase:
+    """Sizes of one masked attention call.
+
+    ``open_share`` is the share of keys that are open to a query: None for no mask. ``pattern``: "scattered" draws every
+    key alone, "runs" closes stretches of keys as regions of an image do, "last" opens the very last keys only.
+    """
+
+    name: str
+    batch: int
+    heads: int
+    queries: int
+    keys: int
+    head_size: int
+    open_share: float | None = 0.5
+    pattern: str = "scattered"
+    mask_heads: int = 1
+
+
+MASKED_ATTENTION = [
+    AttentionCase("small", 2, 3, 5, 70, 32),
+    AttentionCase("no_mask", 2, 2, 9, 65, 32, None),
+    AttentionCase("odd_head", 1, 2, 7, 50, 20),
+    AttentionCase("smallest_head", 1, 2, 3, 40, 1),
+    AttentionCase("head_16", 1, 4, 17, 96, 16),
+    AttentionCase("head_48", 1, 2, 6, 130, 48),
+    AttentionCase("head_64", 2, 2, 18, 128, 64, 0.1, "runs"),
+    AttentionCase("head_128", 1, 2, 33, 150, 128),
+    AttentionCase("head_100", 1, 1, 4, 33, 100),
+    AttentionCase("mask_a_head", 1, 3, 6, 66, 32, 0.3, "scattered", 3),
+    AttentionCase("runs", 1, 2, 21, 600, 32, 0.1, "runs"),
+    AttentionCase("last_keys_only", 1, 2, 35, 515, 32, 0.01, "last"),
+    AttentionCase("many_queries", 1, 1, 150, 64, 32, 0.3, "runs"),
+    AttentionCase("one_of_each", 1, 1, 1, 1, 8),
+    AttentionCase("one_query", 1, 2, 1, 700, 32, 0.2, "runs"),
+    AttentionCase("one_key", 2, 2, 3, 1, 24),
+]
+
+
+@dataclass(frozen=True)
 class DeformableCase:
     """Sizes of one multi-scale deformable attention call."""
 

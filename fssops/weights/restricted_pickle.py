@@ -65,8 +65,9 @@ def _frombuffer(data: Any, dtype: Any, shape: Any, order: Any = "C") -> np.ndarr
     """Stands for ``numpy.core.numeric._frombuffer``, which pickles of protocol 5 build arrays with."""
     if not isinstance(dtype, _DType) or not isinstance(data, (bytes, bytearray, pickle.PickleBuffer)):
         raise ForbiddenPickleError("arrays must hold plain numbers")
-    flat = np.frombuffer(data, dtype=dtype.dtype)
-    return flat.reshape(tuple(int(n) for n in shape), order="F" if order == "F" else "C").copy()
+    flat = np.frombuffer(bytes(data), dtype=dtype.dtype)
+    made: np.ndarray[Any, Any] = flat.reshape(tuple(int(n) for n in shape), order="F" if order == "F" else "C").copy()
+    return made
 
 
 def _scalar(dtype: Any, data: Any = b"") -> Any:

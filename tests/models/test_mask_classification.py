@@ -73,6 +73,25 @@ def test_a_few_steps_lower_the_loss(name: str) -> None:
 
 
 @BOTH
+def test_half_precision_trains_and_segments(name: str) -> None:
+    """Under autocast costs, losses and results stay float32 and near those of full precision."""
+    model = small_model(name).eval()
+    torch.manual_seed(1)
+    with torch.no_grad():
+        full = model.losses(small_batch())
+    torch.manual_seed(1)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = model.losses(small_batch())
+        result = model.segment(small_batch(), ("semantic", "instance", "panoptic"))[0]
+    assert result.semantic is not None
+    assert result.semantic.scores.dtype == torch.float32
+    assert {value.dtype for value in half.values()} == {torch.float32}
+    total, wanted = (float(torch.stack(list(losses.values())).sum().detach()) for losses in (half, full))
+    assert total == pytest.approx(wanted, rel=0.1)
+    torch.stack(list(half.values())).sum().backward()
+
+
+@BOTH
 def test_images_in_bytes_and_floats_give_the_same(name: str) -> None:
     model = small_model(name).eval()
     batch = small_batch()
@@ -127,7 +146,9 @@ def test_targets_that_do_not_fit_are_named() -> None:
     with pytest.raises(ValueError, match=r"one an image \(2\), got 1"):
         model.losses(ImageBatch(batch.images, [box_target((48, 70), [1])]))
     wide = MaskTargets(torch.tensor([1]), torch.ones(1, 48, 400, dtype=torch.bool))
-    with pytest.raises(ValueError, match=r"targets\[0\]\.masks must be"):
+    with pytest.raises(
+        ValueError, match=r"targets\[0\]\.masks must have the size of their image, \[48, 70\], got \[48, 400\]"
+    ):
         model.losses(ImageBatch(batch.images, [wide, box_target((61, 40), [1])]))
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from mask_classification_toys import small_batch, small_model
 
-from fssops.models import postprocessing
-from fssops.models.test_time_augmentation import augmented_semantic, resized_to_short_side
+from fssops.models.mask_classification import postprocessing
+from fssops.models.mask_classification.augmented_inference import augmented_semantic, resized_to_short_side
 from fssops.structures import ImageBatch
 
 

@@ -213,7 +213,8 @@ class SwinTransformer(nn.Module):
         super().__init__()
         self.form = form
         self.patch_embed = PatchEmbedding(form.channels)
-        rates = torch.linspace(0, drop_path, sum(form.depths)).tolist()
+        blocks = sum(form.depths)
+        rates = [drop_path * index / max(blocks - 1, 1) for index in range(blocks)]
         self.layers = nn.ModuleList()
         self.channels: dict[str, int] = {}
         self.strides: dict[str, int] = {}

@@ -1,0 +1,189 @@
+"""Reading COCO panoptic JSON, and a PNG against its list of segments.
+
+A PNG holds the segment id of every pixel as R + 256 G + 65536 B; 0 is void.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fssops.data.errors import AnnotationError, MaskError, MaskSizeError
+from fssops.data.images import read_numbers
+from fssops.data.universal.metadata import Metadata
+from fssops.data.universal.source import Segment
+
+
+@dataclass
+class PanopticImage:
+    """One row of the file.
+
+    Attributes:
+        id: image id.
+        image: file name of the image.
+        map: file name of the PNG.
+        height, width: of both.
+        segments: raw ``segments_info``.
+    """
+
+    id: int | str
+    image: str
+    map: str
+    height: int | None
+    width: int | None
+    segments: list[dict[str, Any]]
+
+
+@dataclass
+class PanopticFile:
+    """A checked panoptic file: its classes, and its images by name of the image file."""
+
+    path: Path
+    metadata: Metadata
+    images: dict[str, PanopticImage]
+
+
+def read(path: str | os.PathLike[str]) -> PanopticFile:
+    """Read and check a panoptic JSON file; the PNGs are looked at by :func:`read_map`.
+
+    Raises:
+        FileNotFoundError: no such file.
+        AnnotationError: incomplete JSON, a missing table or field, ids that occur twice, or a segment of a category
+            that is not listed.
+    """
+    file = Path(path)
+    content = _load(file)
+    metadata = Metadata.from_rows(content["categories"], str(file))
+    images: dict[Any, Mapping[str, Any]] = {}
+    for number, entry in enumerate(content["images"]):
+        if not isinstance(entry, dict) or "id" not in entry or not isinstance(entry.get("file_name"), str):
+            raise AnnotationError(f"{file}: images[{number}] must have an id and a file_name, got {str(entry)[:80]}")
+        if entry["id"] in images:
+            raise AnnotationError(f"{file}: image ids must be unique, got {entry['id']} twice")
+        images[entry["id"]] = entry
+    found: dict[str, PanopticImage] = {}
+    for number, entry in enumerate(content["annotations"]):
+        where = f"{file}: annotations[{number}]"
+        if not isinstance(entry, dict) or not {"image_id", "file_name", "segments_info"} <= set(entry):
+            raise AnnotationError(f"{where} must have image_id, file_name and segments_info, got {str(entry)[:80]}")
+        if entry["image_id"] not in images:
+            raise AnnotationError(f"{where}: image_id must be listed in images, got {entry['image_id']!r}")
+        image = images[entry["image_id"]]
+        _check_segments(f"{file}: image {entry['image_id']}", entry["segments_info"], metadata)
+        name = str(image["file_name"])
+        if name in found:
+            raise AnnotationError(f"{where}: an image must be annotated once, got {name} again")
+        size = image.get("height"), image.get("width")
+        found[name] = PanopticImage(entry["image_id"], name, str(entry["file_name"]), *size, entry["segments_info"])
+    if not found:
+        raise AnnotationError(f"{file}: there must be at least one annotated image, got none")
+    return PanopticFile(file, metadata, found)
+
+
+def _load(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_bytes())
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{file}: annotation file must exist, got nothing of that name") from None
+    except (ValueError, RecursionError) as error:
+        raise AnnotationError(f"{file}: annotation file must be complete JSON, got {error}") from error
+    if not isinstance(content, dict):
+        raise AnnotationError(f"{file}: annotation file must hold a JSON object, got {type(content).__name__}")
+    for table in ("images", "annotations", "categories"):
+        if not isinstance(content.get(table), list):
+            raise AnnotationError(f"{file}: annotation file must hold a list {table!r}, got {content.get(table)!r:.60}")
+    return content
+
+
+def _check_segments(where: str, segments: Any, metadata: Metadata) -> None:
+    if not isinstance(segments, list):
+        raise AnnotationError(f"{where}: segments_info must be a list, got {type(segments).__name__}")
+    seen: set[int] = set()
+    for segment in segments:
+        identifier = segment.get("id") if isinstance(segment, dict) else None
+        if not isinstance(identifier, int) or not 0 < identifier < 1 << 24:
+            raise AnnotationError(
+                f"{where}: segment ids must be integers from 1 to {(1 << 24) - 1}, got {identifier!r}"
+            )
+        if identifier in seen:
+            raise AnnotationError(f"{where}: segment ids must be unique, got {identifier} twice")
+        seen.add(identifier)
+        if segment.get("category_id") not in metadata.index_of:
+            raise AnnotationError(
+                f"{where}: segment {identifier}: category_id must be one of the {len(metadata)} categories, "
+                f"got {segment.get('category_id')!r}"
+            )
+
+
+def decode_ids(pixels: np.ndarray) -> np.ndarray:
+    """Segment ids of an RGB picture: uint8 [H, W, 3] -> int32 [H, W]."""
+    wide = pixels.astype(np.int32)
+    return wide[..., 0] + 256 * wide[..., 1] + 65536 * wide[..., 2]
+
+
+def encode_ids(ids: np.ndarray) -> np.ndarray:
+    """The picture of segment ids: [H, W] of 0..2^24-1 -> uint8 [H, W, 3]."""
+    return np.stack([ids % 256, ids // 256 % 256, ids // 65536], axis=-1).astype(np.uint8)
+
+
+def read_map(path: Path, entry: PanopticImage, metadata: Metadata) -> tuple[np.ndarray, list[Segment]]:
+    """Read a PNG and compare it with its JSON entry.
+
+    Returns:
+        segment ids int32 [H, W], and the segments.
+
+    Raises:
+        FileNotFoundError: no such PNG.
+        MaskSizeError: its size is not that of the JSON.
+        MaskError: ids that the JSON does not list, listed segments without a pixel, or a picture that is not RGB.
+    """
+    ids = read_ids(path)
+    expected = (entry.height, entry.width)
+    if None not in expected and ids.shape != expected:
+        raise MaskSizeError(
+            f"{path}: panoptic map must have the size that the JSON gives, {expected[1]} x {expected[0]}, "
+            f"got {ids.shape[1]} x {ids.shape[0]}"
+        )
+    listed = [int(segment["id"]) for segment in entry.segments]
+    problem = next(disagreements(ids, listed), None)
+    if problem is not None:
+        raise MaskError(f"{path}: {problem}")
+    segments = [
+        Segment(int(s["id"]), metadata.index_of[s["category_id"]], bool(s.get("iscrowd", 0))) for s in entry.segments
+    ]
+    return ids, segments
+
+
+def read_ids(path: Path) -> np.ndarray:
+    """Read the segment ids of a PNG, int32 [H, W].
+
+    Raises:
+        FileNotFoundError: no such PNG.
+        MaskError: it is stored with loss, or not RGB.
+        ImageFileError: it cannot be decoded.
+    """
+    pixels = read_numbers(path, what="panoptic map")
+    if pixels.ndim != 3:
+        raise MaskError(f"{path}: panoptic map must be an RGB picture of segment ids, got one number a pixel")
+    return decode_ids(pixels)
+
+
+def disagreements(ids: np.ndarray, listed: Sequence[int]) -> Iterator[str]:
+    """What differs between a map and the list of its segments, as the end of an error message."""
+    present = set(np.unique(ids).tolist()) - {0}
+    extra, missing = sorted(present - set(listed)), sorted(set(listed) - present)
+    if extra:
+        pixels = int((ids == extra[0]).sum())
+        yield f"panoptic map must hold only ids of segments_info, got {_few(extra)} ({extra[0]}: {pixels} px)"
+    if missing:
+        yield f"every segment of segments_info must have a pixel in the panoptic map, got none of {_few(missing)}"
+
+
+def _few(values: Sequence[int]) -> str:
+    return ", ".join(str(value) for value in values[:5]) + (", ..." if len(values) > 5 else "")

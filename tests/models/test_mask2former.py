@@ -1,0 +1,91 @@
+"""Mask2Former: the authors' case, published sizes, and what sets it apart from MaskFormer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import parity
+import pytest
+import torch
+from mask_classification_toys import small_batch, small_model
+
+from fssops.losses.draws import RandomPoints
+from fssops.models.mask2former import Mask2Former, Mask2FormerConfig
+
+
+def test_every_array_of_the_authors_case_is_reproduced(oracle_root: Path) -> None:
+    """Per-layer logits, attention bits, assignments, costs, losses, gradients, first step, the three inferences."""
+    lines = list(parity.lines_of(oracle_root / "mask2former_r50_panoptic"))
+    assert not [str(line) for line in lines if line.out]
+    assert not [line.name for line in lines if line.error is None and "input" not in line.measure]
+    assert sum(line.error is not None for line in lines) > 80
+
+
+@pytest.mark.parametrize(
+    ("options", "millions"),
+    [({}, 43.98), ({"backbone": "swin_tiny", "num_classes": 150}, 47.44)],
+    ids=["r50-coco-panoptic", "swin-tiny-ade"],
+)
+def test_published_models_have_their_number_of_parameters(options: dict[str, object], millions: float) -> None:
+    with torch.device("meta"):
+        model = Mask2Former(Mask2FormerConfig(**options))
+    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, abs=0.006)
+
+
+def test_there_is_a_head_before_the_first_layer() -> None:
+    model = small_model("mask2former", decoder_layers=3).train()
+    assert len(model(small_batch()).class_logits) == 4
+    names = set(model.losses(small_batch()))
+    assert names == {f"loss_{kind}{suffix}" for kind in ("ce", "mask", "dice") for suffix in ("", "_0", "_1", "_2")}
+
+
+def test_losses_are_a_function_of_the_generator() -> None:
+    model = small_model("mask2former").train()
+    assert isinstance(model, Mask2Former)
+    totals = []
+    for seed in (1, 1, 2):
+        points = RandomPoints(torch.device("cpu"), torch.Generator().manual_seed(seed))
+        totals.append(float(sum(model.losses(small_batch(), points).values()).detach()))
+    assert totals[0] == totals[1] != totals[2]
+
+
+def test_attention_masks_open_what_the_embedding_calls_inside() -> None:
+    """Bits at each level equal the sign of the resized full logits; an empty mask is open everywhere."""
+    model = small_model("mask2former").eval()
+    decoder = model.transformer_decoder
+    features = torch.randn(2, 1, 16, 16, 24)
+    sizes = [(2, 3), (4, 6), (8, 12)]
+    memory = decoder.prepare([torch.randn(2, h * w, 32) for h, w in sizes], sizes, features)
+    embeddings = torch.randn(2, 6, 16)
+    embeddings[0, 0] = 0
+    logits = torch.einsum("bqe,behw->bqhw", embeddings, features[:, 0])
+    for level, size in enumerate(sizes):
+        resized = torch.nn.functional.interpolate(logits, size=size, mode="bilinear", align_corners=False).flatten(2)
+        wanted = (resized < 0) & ~(resized < 0).all(-1, keepdim=True)
+        found = decoder.attention_mask(embeddings, memory, level).closed()[:, 0]
+        sure = (resized.abs() > 1e-5) | (resized == 0)
+        assert torch.equal(found[sure], wanted[sure])
+
+
+def test_memory_of_clips_runs_over_frames() -> None:
+    """Keys of both frames stand one after the other, with a position that tells them apart."""
+    from fssops.models.transformer_decoders.masked import MaskedTransformerDecoder
+
+    decoder = MaskedTransformerDecoder(
+        32,
+        num_classes=3,
+        num_queries=4,
+        channels=32,
+        mask_channels=16,
+        heads=4,
+        layers=1,
+        hidden=32,
+        levels=1,
+        clips=True,
+    )
+    frames = torch.randn(2, 6, 32)
+    memory = decoder.prepare([frames], [(2, 3)], torch.randn(1, 2, 16, 8, 12))
+    assert memory.values[0].shape == (1, 12, 32)
+    torch.testing.assert_close(memory.values[0][0, 6:], frames[1] + decoder.level_embed.weight[0])
+    assert memory.mask_features[0].shape == (1, 16, 12)
+    assert decoder(memory, auxiliary=True).mask_embeddings.shape == (2, 1, 4, 16)
