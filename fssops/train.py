@@ -89,6 +89,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     finally:
         if fabric.is_global_zero:
             _locked.pop(run.path).unlock()
+            if folder is None:
+                run.remove_if_nothing_happened()
 
 
 _locked: dict[Path, RunFolder] = {}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from fssops.losses.draws import PointSource
@@ -114,7 +115,7 @@ class Mask2Former(MaskClassificationModel):
 
     def predict(self, images: Tensor, padding: Tensor | None, *, auxiliary: bool) -> MaskPredictions:
         """See :meth:`MaskClassificationModel.predict`."""
-        features = self.pixel_decoder(self.backbone(images), padding)
+        features = self.pixel_decoder(self.backbone(images.contiguous(memory_format=torch.channels_last)), padding)
         mask_features = features.mask_features[:, None]
         blocked = None if padding is None else [resized_padding(padding, size) for size in features.sizes]
         memory = self.transformer_decoder.prepare(features.memory, features.sizes, mask_features, blocked)

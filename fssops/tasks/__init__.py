@@ -27,7 +27,19 @@ def load_settings(recipe: str, overrides: Sequence[str] = ()) -> Settings:
     Raises:
         SettingsError: one line that names what is wrong.
     """
-    return settings_from_tables(apply_overrides(read_named_recipe(recipe), overrides), f"recipe {recipe}")
+    tables = _for_another_data_set(read_named_recipe(recipe), overrides)
+    return settings_from_tables(apply_overrides(tables, overrides), f"recipe {recipe}")
+
+
+def _for_another_data_set(tables: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Drop what a recipe says of its own data set when an override names another kind of source."""
+    chosen = apply_overrides({}, overrides).get("data", {}).get("source")
+    result = {key: dict(value) if isinstance(value, Mapping) else value for key, value in tables.items()}
+    if chosen is not None and chosen != result.get("data", {}).get("source"):
+        for table, keys in (("data", ("root", "split", "options", "folds", "definition")), ("eval", ("root", "split"))):
+            for key in keys:
+                result.get(table, {}).pop(key, None)
+    return result
 
 
 def settings_from_tables(tables: Mapping[str, Any], where: str) -> Settings:

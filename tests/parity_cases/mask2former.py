@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 import fssops
+from fssops import ops
 from fssops.losses.draws import RecordedPoints
 from fssops.losses.mask_criterion import head_of, matched_mask_logits
 from fssops.models.mask2former import Mask2Former, Mask2FormerConfig
@@ -80,9 +81,8 @@ def run(case: Case) -> Iterator[Line]:
     memory = decoder.prepare(decoded.memory, decoded.sizes, decoded.mask_features[:, None])
     queries = decoder.query_feat.weight.expand(len(images), -1, -1)
 
-    def record(layer: int, mask: Any) -> Any:
-        blocked = mask if isinstance(mask, torch.Tensor) else mask.blocked()
-        found[f"attn_mask{layer}"] = np.packbits(blocked.numpy(), axis=-1)
+    def record(layer: int, mask: ops.AttentionMask) -> ops.AttentionMask:
+        found[f"attn_mask{layer}"] = np.packbits(mask.closed()[:, 0].numpy(), axis=-1)
         return mask
 
     positions = None if decoder.query_embed is None else decoder.query_embed.weight

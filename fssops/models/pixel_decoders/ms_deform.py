@@ -139,10 +139,14 @@ class MSDeformPixelDecoder(nn.Module):
         for layer in self.encoder:
             tokens = layer(tokens, positions, references, sizes, blocked)
         memory = list(tokens.split(areas, dim=1))
-        fine = memory[-1].transpose(1, 2).reshape(len(tokens), self.channels, *sizes[-1])
         y = self.adapter_1(features["res2"].float())
+        # As tokens the finest level is channels-last; in the layout of the map it joins no later step copies.
+        fine = memory[-1].transpose(1, 2).unflatten(2, sizes[-1])
+        layout = torch.channels_last if y.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
+        fine = fine.contiguous(memory_format=layout)
         y = y + F.interpolate(fine, size=y.shape[-2:], mode="bilinear", align_corners=False)
-        return PixelFeatures(self.mask_features(self.layer_1(y)), memory, sizes)
+        # Mask features are read row by row of a channel, many times.
+        return PixelFeatures(self.mask_features(self.layer_1(y)).contiguous(), memory, sizes)
 
 
 def resized_padding(padding: Tensor, size: tuple[int, int]) -> Tensor:
