@@ -27,8 +27,8 @@ ROOT = Path(__file__).resolve().parents[1]
 TARGET_TORCH = (2, 11)
 """The oldest torch that the libraries run on: what TORCH_TARGET_VERSION promises."""
 
-DEFAULT_CUDA_ARCHITECTURES = "8.0;8.6;9.0+PTX"
-"""Ampere and Hopper as machine code, PTX for what comes after."""
+DEFAULT_CUDA_ARCHITECTURES = "8.0;9.0+PTX"
+"""Ampere (8.6 and 8.9 run 8.0 code) and Hopper as machine code, PTX for what comes after."""
 
 ISA_FLAGS = {
     "plain": [],
