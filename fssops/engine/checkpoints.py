@@ -42,7 +42,8 @@ class _RememberingFile:
     """A file that remembers its first ``OSError``, which torch's archive writer would turn into a vague one."""
 
     def __init__(self, file: BinaryIO) -> None:
-        self.file, self.error = file, None
+        self.file = file
+        self.error: OSError | None = None
 
     def write(self, data: Any) -> int:
         try:

@@ -123,7 +123,7 @@ class RunFolder:
 
     def remove_if_nothing_happened(self) -> None:
         """Remove a folder in which no step was made: a mistake in the settings should leave nothing behind."""
-        ours = {"checkpoints", "run.lock", "settings.json", "settings.toml", "versions.json"}
+        ours = {"checkpoints", "classes.json", "run.lock", "settings.json", "settings.toml", "versions.json"}
         found = {path.name for path in self.path.iterdir()}
         if found <= ours and not any(self.checkpoints.iterdir()):
             shutil.rmtree(self.path)
@@ -141,9 +141,10 @@ class RunFolder:
             RunFolderError: the folder holds none.
         """
         try:
-            return json.loads(self.settings.read_text(encoding="utf-8"))
+            tables: dict[str, Any] = json.loads(self.settings.read_text(encoding="utf-8"))
         except (OSError, json.JSONDecodeError) as error:
             raise RunFolderError(f"run folder: {self.path} must hold settings.json, got {error}") from None
+        return tables
 
 
 def versions() -> dict[str, str]:

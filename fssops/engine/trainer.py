@@ -227,9 +227,9 @@ class Trainer:
             bad_norm = not math.isfinite(norm) and engine.precision != "fp16"
             problem, _ = self._agree(bad_norm, False)
             if problem:
-                name = nonfinite.first_nonfinite_gradient(self.model) if bad_norm else None
-                bad = f"gradient of {name}" if name else None
-                self._handle_nonfinite(bad, batch, random_state, buffers, bar)
+                parameter = nonfinite.first_nonfinite_gradient(self.model) if bad_norm else None
+                where = f"gradient of {parameter}" if parameter else None
+                self._handle_nonfinite(where, batch, random_state, buffers, bar)
         if not problem:
             self._optimizer.step()
             self._skips = 0

@@ -110,6 +110,36 @@ DEFORMABLE = [
 
 
 @dataclass(frozen=True)
+class PointLossCase:
+    """Sizes of one point loss call."""
+
+    name: str
+    masks: int
+    size: tuple[int, int]
+    mask_size: tuple[int, int]
+    points: int
+    targets: int = 0
+    """Number of targets that an index chooses from; 0: one target a mask, in order."""
+    shared_points: bool = False
+    outside: float = 0.0
+    """How far beyond [0, 1] points may lie."""
+
+
+POINT_MASK_LOSS = [
+    PointLossCase("own_points", 3, (16, 20), (64, 80), 300),
+    PointLossCase("per_mask", 4, (11, 7), (23, 31), 257, targets=9),
+    PointLossCase("shared_points", 5, (9, 9), (9, 9), 64, shared_points=True),
+    PointLossCase("several_chunks", 2, (13, 14), (27, 40), 4500),
+    PointLossCase("points_outside", 2, (6, 5), (12, 10), 200, outside=0.3),
+    PointLossCase("one_point", 2, (6, 5), (12, 10), 1),
+    PointLossCase("one_pixel", 2, (1, 1), (1, 1), 17, outside=0.5),
+    PointLossCase("one_row", 2, (1, 8), (1, 9), 33, outside=0.2),
+    PointLossCase("one_column", 2, (8, 1), (9, 1), 33, outside=0.2),
+    PointLossCase("one_mask", 1, (12, 12), (30, 30), 100),
+]
+
+
+@dataclass(frozen=True)
 class CorrelationCase:
     """Sizes and rule of one cosine correlation call."""
 
