@@ -85,7 +85,27 @@ def _ms_deform_attn(device: str, backend: str) -> Tensor:
     return ops.ms_deform_attn_fused(value, shapes, points, 8 * offsets - 4, logits, backend=backend)
 
 
+def _cosine_correlation(device: str, backend: str) -> Tensor:
+    from fssops import ops
+
+    generator = torch.Generator().manual_seed(0)
+    query, support = (torch.randn(1, 256, 30, 30, generator=generator).to(device) for _ in range(2))
+    masks = (torch.rand(1, 1, 30, 30, generator=generator) > 0.7).to(device)
+    return ops.cosine_correlation(query, support[:, None], masks, backend=backend)
+
+
+def _cosine_similarity_to_prototypes(device: str, backend: str) -> Tensor:
+    from fssops import ops
+
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(1, 256, 53, 53, generator=generator).to(device)
+    prototypes = torch.randn(1, 2, 256, generator=generator).to(device)
+    return ops.cosine_similarity_to_prototypes(features, prototypes, scale=20.0, backend=backend)
+
+
 OPERATORS: dict[str, Callable[[str, str], Tensor]] = {
+    "cosine_correlation": _cosine_correlation,
+    "cosine_similarity_to_prototypes": _cosine_similarity_to_prototypes,
     "masked_attention": _masked_attention,
     "masked_average_pooling": _masked_average_pooling,
     "ms_deform_attn": _ms_deform_attn,

@@ -16,6 +16,7 @@ from fssops.ops.attention_mask import (
     pack_attention_mask,
 )
 from fssops.ops.cosine_correlation import cosine_correlation
+from fssops.ops.cosine_similarity_to_prototypes import cosine_similarity_to_prototypes, prototype_similarity
 from fssops.ops.masked_attention import masked_attention
 from fssops.ops.masked_average_pooling import masked_average_pooling
 from fssops.ops.ms_deform_attn import ms_deform_attn, ms_deform_attn_fused
@@ -33,6 +34,7 @@ __all__ = [
     "attention_mask_from_logits",
     "concatenate_attention_masks",
     "cosine_correlation",
+    "cosine_similarity_to_prototypes",
     "masked_attention",
     "masked_average_pooling",
     "ms_deform_attn",
@@ -40,6 +42,7 @@ __all__ = [
     "pack_attention_mask",
     "pairwise_mask_cost",
     "point_mask_loss",
+    "prototype_similarity",
     "sample_points",
     "uncertain_points",
 ]

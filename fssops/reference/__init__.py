@@ -3,11 +3,8 @@
 They import torch only, so that what judges the kernels does not depend on them.
 """
 
-from fssops.reference.cosine_correlation import (
-    cosine_correlation,
-    cosine_similarity_to_prototypes,
-    prototype_similarity,
-)
+from fssops.reference.cosine_correlation import cosine_correlation
+from fssops.reference.cosine_similarity_to_prototypes import cosine_similarity_to_prototypes, prototype_similarity
 from fssops.reference.mask_sources import FactoredMasks, PackedMasks, RunLengthMasks
 from fssops.reference.masked_attention import masked_attention
 from fssops.reference.masked_average_pooling import masked_average_pooling

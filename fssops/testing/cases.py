@@ -178,3 +178,28 @@ COSINE_CORRELATION = [
     CorrelationCase("one_position", 1, 3, 1, 1, (1, 1), (1, 1), 1.0),
     CorrelationCase("one_channel", 1, 1, 1, 1, (3, 4), (4, 3), 0.5),
 ]
+
+
+@dataclass(frozen=True)
+class PrototypeCase:
+    """Sizes of one call of the cosine with prototypes."""
+
+    name: str
+    batch: int
+    channels: int
+    prototypes: int
+    size: tuple[int, int]
+    channels_last: bool = False
+
+
+COSINE_SIMILARITY_TO_PROTOTYPES = [
+    PrototypeCase("one_way", 2, 70, 2, (7, 9)),
+    PrototypeCase("one_way_channels_last", 2, 70, 2, (7, 9), channels_last=True),
+    PrototypeCase("five_ways", 1, 33, 6, (9, 11)),
+    PrototypeCase("five_ways_channels_last", 1, 33, 6, (9, 11), channels_last=True),
+    PrototypeCase("aligned", 2, 64, 3, (8, 16)),
+    PrototypeCase("aligned_channels_last", 2, 64, 3, (8, 16), channels_last=True),
+    PrototypeCase("many_prototypes", 1, 24, 21, (3, 4)),
+    PrototypeCase("one_pixel", 1, 5, 2, (1, 1)),
+    PrototypeCase("one_channel", 2, 1, 2, (3, 3)),
+]
