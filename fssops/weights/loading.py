@@ -175,6 +175,9 @@ def _recognise(model: nn.Module, checkpoint: Checkpoint) -> tuple[Layout | None,
         return None, model, ""
     backbone = getattr(model, "backbone", None)
     targets = [(_name_of(model), model, "")]
+    # A system may be made of others, each with weights of its own (``parts``).
+    parts = [(f"{part}.", model.get_submodule(part)) for part in getattr(model, "parts", ())]
+    targets += [(_name_of(part), part, prefix) for prefix, part in parts]
     if isinstance(backbone, nn.Module):
         targets.append((_name_of(backbone), backbone, "backbone."))
     applicable = [name for name, _, _ in targets]
@@ -187,6 +190,9 @@ def _recognise(model: nn.Module, checkpoint: Checkpoint) -> tuple[Layout | None,
                 f"load_weights: {checkpoint.source} looks like {layout.name} weights of {layout.model}, and the model "
                 f"is {' with backbone '.join(applicable)}; build the matching model, or give weights for this one"
             )
+    for prefix, part in parts:
+        if len(keys & part.state_dict().keys()) * 2 >= len(keys):
+            return None, part, prefix
     if isinstance(backbone, nn.Module) and len(keys & backbone.state_dict().keys()) * 2 >= len(keys):
         return None, backbone, "backbone."
     if common * 2 >= len(keys):

@@ -1,0 +1,128 @@
+"""Similarity of query and support features over many layers, and the prior mask: what MSANet feeds its decoder.
+
+Source: Iqbal, Safarov, Bang, "MSANet: Multi-similarity and attention guidance for boosting few-shot segmentation",
+2022, section 3.2; the prior mask is that of Tian et al., PFENet, TPAMI 2020, section 3.3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear with aligned corners, over the last two axes of [B, C, h, w]; as it is where the size fits."""
+    if (x.shape[-2], x.shape[-1]) == size:
+        return x
+    return F.interpolate(x, size=size, mode="bilinear", align_corners=True)
+
+
+def mask_cascade(masks: Tensor, first: tuple[int, int], sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
+    """Support masks at the size of every layer.
+
+    A mask is resized to twice the size of the first layer, then from layer to layer wherever the size changes; going
+    straight to a layer's size would keep other positions.
+
+    Args:
+        masks: [E, K, H, W].
+        first: size of the first layer that is tapped, compared or not.
+        sizes: of the layers that are compared, in order.
+
+    Returns:
+        for each layer [E, K, h, w]; one tensor for layers of one size in a row.
+    """
+    current = resize(resize(masks, (2 * first[0], 2 * first[1])), first)
+    found = []
+    for size in sizes:
+        current = resize(current, size)
+        found.append(current)
+    return found
+
+
+def kept_positions(masks: Tensor, *, exact_mean: bool) -> Tensor:
+    """The mask where it is at least the mean of its positive values, 0 elsewhere.
+
+    Args:
+        masks: [E, K, h, w], not negative.
+        exact_mean: compare with the float32 mean itself, as published: where all positive values are equal, rounding
+            of the mean decides how many of them stay. Otherwise the mean may be missed by a millionth, so that they all
+            stay.
+    """
+    if not exact_mean:
+        positive = masks > 0
+        mean = masks.sum((-2, -1), dtype=torch.float64) / positive.sum((-2, -1)).clamp(min=1)
+        return torch.where(masks >= (mean * (1 - 1e-6))[..., None, None], masks, 0)
+    kept = torch.zeros_like(masks)
+    for rows, out in zip(masks.flatten(0, 1).flatten(1), kept.flatten(0, 1).flatten(1), strict=True):
+        positive = rows[rows > 0]
+        if len(positive):
+            chosen = rows >= positive.mean()
+            out[chosen] = rows[chosen]
+    return kept
+
+
+def multi_similarity(queries: Sequence[Tensor], supports: Sequence[Tensor], masks: Sequence[Tensor]) -> list[Tensor]:
+    """For every layer, the mean over kept support positions of the positive part of their cosine.
+
+    Args:
+        queries: [R, C, h, w] a layer.
+        supports: [R, K, C, h, w] a layer.
+        masks: [R, K, h, w] a layer; positions with 0 are not kept.
+
+    Returns:
+        [R, K, h, w] a layer; 0 where a shot keeps nothing.
+    """
+    return _cosine_correlation(list(queries), list(supports), list(masks), reduction="mean", eps=1e-5)
+
+
+def prior_mask(query: Tensor, support: Tensor, masks: Tensor) -> Tensor:
+    """The largest cosine over the support's object, stretched to 0..1 in every image.
+
+    Args:
+        query: [R, C, h, w], after ReLU.
+        support: [R, K, C, h, w], after ReLU.
+        masks: [R, K, h, w]; they weigh the support's features.
+
+    Returns:
+        [R, K, h, w]; zeros without an object.
+    """
+    found = _cosine_correlation(
+        query, support, masks, reduction="max", divisor="all", relu=False, eps=1e-7, eps_rule="add_to_product"
+    )
+    low, high = found.amin((-2, -1), keepdim=True), found.amax((-2, -1), keepdim=True)
+    return (found - low) / (high - low + 1e-7)
+
+
+def _cosine_correlation(
+    query, support, masks, *, reduction="mean", divisor="kept", relu=True, eps=1e-5, eps_rule="add_to_norms"
+):
+    if isinstance(query, (list, tuple)):
+        return [
+            _cosine_correlation(q, s, m, reduction=reduction, divisor=divisor, relu=relu, eps=eps, eps_rule=eps_rule)
+            for q, s, m in zip(query, support, masks)
+        ]
+    R, K = masks.shape[:2]
+    out = query.new_zeros(R, K, *query.shape[-2:])
+    for r in range(R):
+        q = query[r].flatten(1)
+        for k in range(K):
+            m = masks[r, k].flatten()
+            kept = m > 0
+            if not kept.any():
+                continue
+            s = (support[r, k].flatten(1) * m)[:, kept]
+            c = q.t() @ s
+            if eps_rule == "add_to_norms":
+                c = c / (q.norm(dim=0) + eps)[:, None] / (s.norm(dim=0) + eps)
+            else:
+                c = c / (q.norm(dim=0)[:, None] * s.norm(dim=0) + eps)
+            if relu:
+                c = c.clamp(min=0)
+            c = c.mean(1) if reduction == "mean" else c.amax(1)
+            if reduction == "max" and divisor == "all" and not kept.all():
+                c = c.clamp(min=0)
+            out[r, k] = c.view(query.shape[-2:])
+    return out
