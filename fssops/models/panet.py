@@ -217,7 +217,8 @@ class PANet(nn.Module):
             own = torch.arange(1, ways + 1, device=target.device).view(1, ways, 1, 1, 1)
             target = torch.where(foreground == 1, own, target)
         target[background == 1] = 0
-        logits = _cosine_scores(support, chosen.flatten(0, 1).repeat_interleave(shots, dim=0), self.config.scale)
+        chosen = chosen.flatten(0, 1).repeat_interleave(shots, dim=0)
+        logits = ops.cosine_similarity_to_prototypes(support, chosen, scale=self.config.scale)
         if self.config.align_classes == "all":
             # A way that the query does not show has no prototype to compete with.
             absent = ~torch.cat([present.new_ones(episodes, 1), present], dim=1)
@@ -246,7 +247,8 @@ class PANet(nn.Module):
         """[B * Q, 1 + N, h, w] scaled cosines (equation 3, without the softmax)."""
         prototypes = support.prototypes
         queries = features.shape[0] // prototypes.shape[0]
-        scores = _cosine_scores(features, prototypes.repeat_interleave(queries, dim=0), self.config.scale)
+        prototypes = prototypes.repeat_interleave(queries, dim=0)
+        scores = ops.cosine_similarity_to_prototypes(features, prototypes, scale=self.config.scale)
         behind = support.background.shape[1]
         if behind == 1:
             return scores
@@ -276,16 +278,6 @@ def _pooled(features: Tensor, masks: Tensor, resize: str) -> Tensor:
 
 def _at_least_float32(features: Tensor) -> Tensor:
     return features.float() if features.dtype in (torch.float16, torch.bfloat16) else features
-
-
-def _cosine_scores(features: Tensor, prototypes: Tensor, scale: float) -> Tensor:
-    """[B, N, h, w] scaled cosines of features [B, C, h, w] and prototypes [B, N, C]; 0 for a zero vector."""
-    with torch.autocast(features.device.type, enabled=False):
-        features = _at_least_float32(features)
-        lengths = torch.linalg.vector_norm(features, dim=1, keepdim=True).clamp(min=1e-8)
-        directions = prototypes / torch.linalg.vector_norm(prototypes, dim=2, keepdim=True).clamp(min=1e-8)
-        cosines: Tensor = torch.einsum("bchw,bnc->bnhw", features, scale * directions) / lengths
-        return cosines
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor, *, each: bool = False) -> Tensor:
