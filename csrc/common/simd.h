@@ -36,7 +36,8 @@ struct Vec {
   Native v;
 
   static Vec zero() { return {Native{}}; }
-  static Vec broadcast(T value) { return {Native{} + value}; }
+  // value - 0 is value and costs nothing; 0 + value would be an addition, as it turns -0 into 0.
+  static Vec broadcast(T value) { return {value - Native{}}; }
   static Vec load(const T* source) {
     Vec out;
     std::memcpy(&out.v, source, kBytes);
