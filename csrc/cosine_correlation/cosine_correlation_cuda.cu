@@ -1,6 +1,7 @@
 // Scratch, launch shapes and instantiations. Also compiled by g++ under tests/emulation.
 #include "cosine_correlation/cosine_correlation_cuda.cuh"
 #include "cosine_correlation/cosine_correlation_grad_cuda.cuh"
+#include "cosine_correlation/cosine_correlation_topk_cuda.cuh"
 
 namespace fssops::cosine_correlation {
 
@@ -65,9 +66,10 @@ void launch_correlate(const CudaCall& call, const Table& table, void* stream) {
   const Rule& rule = call.rule;
   const unsigned layers = static_cast<unsigned>(call.layers), units = clamp_grid(rule.units(), kMaxGridYZ);
   const int64_t positions = over_layers(call, positions_of);
+  const int bytes = kPipelineBytes<F> + kThreads * T::kOwn * static_cast<int>(sizeof(A) + (kMax ? sizeof(int32_t) : 0));
   FSSOPS_LAUNCH((correlate_kernel<F, A, kMax>),
                 dim3(static_cast<unsigned>(ceil_div(positions, T::kRows) * kColumnSplits), units, layers), kThreads,
-                kPipelineBytes<F>, stream, rule, table);
+                bytes, stream, rule, table);
   FSSOPS_LAUNCH((combine_kernel<A, kMax>), dim3(static_cast<unsigned>(ceil_div(positions, kThreads)), units, layers),
                 kThreads, 0, stream, rule, table, static_cast<A*>(call.values), call.chosen);
 }
@@ -82,8 +84,7 @@ void run_forward(const CudaCall& call, void* stream) {
   if (rule.reduction == Reduction::mean) return launch_correlate<F, false>(call, table, stream);
   if (rule.reduction == Reduction::max) return launch_correlate<F, true>(call, table, stream);
   const int64_t positions = over_layers(call, positions_of);
-  const int64_t bytes = kPipelineBytes<F> + static_cast<int64_t>(T::kRows * (T::kColumns + 1) * sizeof(A)) +
-                        static_cast<int64_t>(rule.k * T::kRows * (sizeof(A) + sizeof(int32_t)));
+  const int64_t bytes = kTopKBytes<F> + static_cast<int64_t>(rule.k * T::kRows * (sizeof(A) + sizeof(int32_t)));
   FSSOPS_LAUNCH((topk_kernel<F, A>),
                 dim3(static_cast<unsigned>(ceil_div(positions, T::kRows)), clamp_grid(rule.units(), kMaxGridYZ),
                      static_cast<unsigned>(call.layers)),

@@ -146,7 +146,12 @@ __device__ __forceinline__ A column_factor(const Rule& rule, A eps, A weight, A 
 template <class F, class A, bool kMax>
 __global__ void __launch_bounds__(kThreads, 2) correlate_kernel(Rule rule, const __grid_constant__ Table table) {
   using T = Tile<F>;
-  FSSOPS_DYNAMIC_SHARED(F, shared);
+  FSSOPS_DYNAMIC_SHARED(unsigned char, memory);
+  F* shared = reinterpret_cast<F*>(memory);
+  // What a thread keeps of its rows lies in shared memory while it multiplies: the sums fill its registers.
+  A* own = reinterpret_cast<A*>(memory + kPipelineBytes<F>) + threadIdx.x;
+  int32_t* own_column =
+      reinterpret_cast<int32_t*>(memory + kPipelineBytes<F> + kThreads * T::kOwn * sizeof(A)) + threadIdx.x;
   const CudaLayer& target = table.layer[blockIdx.z];
   const Layer& layer = target.layer;
   const A eps = static_cast<A>(rule.eps);
@@ -169,41 +174,53 @@ __global__ void __launch_bounds__(kThreads, 2) correlate_kernel(Rule rule, const
     const int64_t valid = (target.pack_query ? target.query_ld : layer.query_positions) - row0;
     // A background column is a zero that the first split brings in.
     const bool zero = kMax && split == 0 && rule.all_positions && count < counted_columns(rule, layer, count);
+#pragma unroll
+    for (int i = 0; i < T::kOwn; ++i) {
+      own[i * kThreads] = kMax && !zero ? -static_cast<A>(INFINITY) : A(0);
+      if (kMax) own_column[i * kThreads] = zero ? -1 : INT32_MAX;
+    }
+    multiply_tiles<F>(query, target.query_ld, valid, support, target.support_ld, layer.channels, tiles, kColumnSplits,
+                      shared, [&](int64_t first, A(&sums)[T::kOwn][T::kOwn]) {
+                        A weight[T::kOwn], length[T::kOwn], factor[T::kOwn];
+#pragma unroll
+                        for (int j = 0; j < T::kOwn; ++j) {
+                          weight[j] = weights[first + T::column(j)];
+                          length[j] = lengths[first + T::column(j)];
+                          factor[j] = column_factor(rule, eps, weight[j], length[j]);
+                        }
+#pragma unroll
+                        for (int i = 0; i < T::kOwn; ++i) {
+                          const int64_t row = row0 + T::row(i);
+                          const A query_length = !split_rule && row < layer.query_positions ? row_lengths[row] : A(0);
+                          A best = own[i * kThreads];
+                          int32_t best_column = kMax ? own_column[i * kThreads] : 0;
+#pragma unroll
+                          for (int j = 0; j < T::kOwn; ++j) {
+                            const int64_t column = first + T::column(j);
+                            if (base + column >= count) continue;
+                            A value = sums[i][j] * factor[j];
+                            if (!split_rule) value = sums[i][j] * weight[j] / (query_length * length[j] + eps);
+                            if (rule.relu && value < A(0)) value = A(0);
+                            if constexpr (kMax) {
+                              if (goes_first(value, index[column], best, best_column)) {
+                                best = value;
+                                best_column = index[column];
+                              }
+                            } else {
+                              best += value;
+                            }
+                          }
+                          own[i * kThreads] = best;
+                          if (kMax) own_column[i * kThreads] = best_column;
+                        }
+                      });
     A best[T::kOwn];
     int32_t best_column[T::kOwn];
 #pragma unroll
     for (int i = 0; i < T::kOwn; ++i) {
-      best[i] = kMax && !zero ? -static_cast<A>(INFINITY) : A(0);
-      best_column[i] = kMax && !zero ? INT32_MAX : -1;
+      best[i] = own[i * kThreads];
+      best_column[i] = kMax ? own_column[i * kThreads] : 0;
     }
-    multiply_tiles<F>(query, target.query_ld, valid, support, target.support_ld, layer.channels, tiles, kColumnSplits,
-                      shared, [&](int64_t first, A(&sums)[T::kOwn][T::kOwn]) {
-#pragma unroll
-                        for (int j = 0; j < T::kOwn; ++j) {
-                          const int64_t column = first + T::column(j);
-                          const bool inside = base + column < count;
-                          const A weight = weights[column], length = lengths[column];
-                          const A factor = column_factor(rule, eps, weight, length);
-#pragma unroll
-                          for (int i = 0; i < T::kOwn; ++i) {
-                            A value = sums[i][j] * factor;
-                            if (!split_rule) {
-                              const int64_t row = row0 + T::row(i);
-                              const A query_length = row < layer.query_positions ? row_lengths[row] : A(0);
-                              value = sums[i][j] * weight / (query_length * length + eps);
-                            }
-                            if (rule.relu && value < A(0)) value = A(0);
-                            if constexpr (kMax) {
-                              if (inside && goes_first(value, index[column], best[i], best_column[i])) {
-                                best[i] = value;
-                                best_column[i] = index[column];
-                              }
-                            } else {
-                              best[i] += inside ? value : A(0);
-                            }
-                          }
-                        }
-                      });
     // Lanes side by side, then warps side by side, hold parts of the same rows.
 #pragma unroll
     for (int i = 0; i < T::kOwn; ++i) {
@@ -289,88 +306,6 @@ __global__ void __launch_bounds__(kThreads)
     }
     values[layer.first_row + row] = kMax ? total : total / static_cast<A>(divisor_of(rule, layer, count));
     if (kMax) chosen[layer.first_row + row] = column;
-  }
-}
-
-// The mean of the k largest: a tile of cosines goes through shared memory, and one thread a row keeps a sorted list.
-// grid (row tiles, units, layers).
-template <class F, class A>
-__global__ void __launch_bounds__(kThreads)
-    topk_kernel(Rule rule, const __grid_constant__ Table table, A* values, int32_t* chosen) {
-  using T = Tile<F>;
-  constexpr int kWidth = T::kColumns + 1;
-  FSSOPS_DYNAMIC_SHARED(unsigned char, memory);
-  F* shared = reinterpret_cast<F*>(memory);
-  A* tile = reinterpret_cast<A*>(memory + kPipelineBytes<F>);  // [kRows][kWidth]
-  A* list = tile + T::kRows * kWidth;                          // [k][kRows]
-  int32_t* list_column = reinterpret_cast<int32_t*>(list + rule.k * T::kRows);
-  const CudaLayer& target = table.layer[blockIdx.z];
-  const Layer& layer = target.layer;
-  const A eps = static_cast<A>(rule.eps);
-  const int64_t row0 = static_cast<int64_t>(blockIdx.x) * T::kRows;
-  if (row0 >= layer.query_positions) return;
-  const int r = threadIdx.x;
-  for (int64_t u = blockIdx.y; u < rule.units(); u += gridDim.y) {
-    const Unit unit(rule, u);
-    const int64_t count = target.count[u];
-    const A* weights = static_cast<const A*>(target.weight) + u * target.support_ld;
-    const A* lengths = static_cast<const A*>(target.length) + u * target.support_ld;
-    const int32_t* index = target.index + u * target.support_ld;
-    const F* query = static_cast<const F*>(target.query_packed) + unit.image * target.query_batch + row0;
-    const F* support = static_cast<const F*>(target.support_packed) + u * layer.channels * target.support_ld;
-    const A* row_lengths = static_cast<const A*>(target.query_length) + unit.image * layer.query_positions;
-    const int64_t valid = (target.pack_query ? target.query_ld : layer.query_positions) - row0;
-    const int64_t counted = counted_columns(rule, layer, count);
-    const int tiles = static_cast<int>(ceil_div(count, T::kColumns));
-    const bool has_row = r < T::kRows && row0 + r < layer.query_positions;
-    if (has_row)
-      for (int i = 0; i < rule.k; ++i) {
-        list[i * T::kRows + r] = i < counted - count ? A(0) : -static_cast<A>(INFINITY);
-        list_column[i * T::kRows + r] = -1;
-      }
-    const A row_length = has_row ? row_lengths[row0 + r] : A(0);
-    multiply_tiles<F>(
-        query, target.query_ld, valid, support, target.support_ld, layer.channels, tiles, 1, shared,
-        [&](int64_t first, A(&sums)[T::kOwn][T::kOwn]) {
-          __syncthreads();
-#pragma unroll
-          for (int i = 0; i < T::kOwn; ++i)
-#pragma unroll
-            for (int j = 0; j < T::kOwn; ++j) tile[T::row(i) * kWidth + T::column(j)] = sums[i][j];
-          __syncthreads();
-          if (!has_row) return;
-          for (int j = 0; j < T::kColumns && first + j < count; ++j) {
-            const A weight = weights[first + j], length = lengths[first + j];
-            A value = tile[r * kWidth + j];
-            if (separable(rule.eps_rule))
-              value = value * column_factor(rule, eps, weight, length);
-            else
-              value = value * weight / (row_length * length + eps);
-            if (rule.relu && value < A(0)) value = A(0);
-            // Columns come in ascending order, so an equal value never overtakes.
-            int i = rule.k;
-            while (i > 0 && (value > list[(i - 1) * T::kRows + r] ||
-                             (value != value && list[(i - 1) * T::kRows + r] == list[(i - 1) * T::kRows + r])))
-              --i;
-            if (i == rule.k) continue;
-            for (int n = rule.k - 1; n > i; --n) {
-              list[n * T::kRows + r] = list[(n - 1) * T::kRows + r];
-              list_column[n * T::kRows + r] = list_column[(n - 1) * T::kRows + r];
-            }
-            list[i * T::kRows + r] = value;
-            list_column[i * T::kRows + r] = index[first + j];
-          }
-        });
-    if (!has_row) continue;
-    const int64_t divisor = divisor_of(rule, layer, count), row = layer.first_row + u * layer.query_positions;
-    A total = A(0);
-    for (int i = 0; i < rule.k; ++i) {
-      const bool counts = counted > 0 && i < divisor;
-      if (counts) total += list[i * T::kRows + r];
-      chosen[row * rule.k + i * layer.query_positions + row0 + r] = counts ? list_column[i * T::kRows + r] : -1;
-    }
-    total *= row_factor(rule.eps_rule, row_length, eps);
-    values[row + row0 + r] = counted > 0 ? total / static_cast<A>(divisor) : A(0);
   }
 }
 

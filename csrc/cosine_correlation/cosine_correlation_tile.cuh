@@ -147,48 +147,63 @@ struct Tile<bf16_t> : MatrixTile<bf16_t> {};
 
 template <class F>
 constexpr int kStageElements = Tile<F>::kDepth * Tile<F>::kLd * 2;
-template <class F>
-constexpr int kPipelineBytes = kStages * kStageElements<F> * static_cast<int>(sizeof(F));
+template <class F, int kStageCount = kStages>
+constexpr int kPipelineBytes = kStageCount * kStageElements<F> * static_cast<int>(sizeof(F));
 
 // The products of one tile of rows with `tiles` tiles of columns, `tile_step` tiles apart. After each tile,
 // consume(first column, sums) is called by all threads. query and support point at the first row and the first column.
-template <class F, class Consume>
+template <class F, int kStageCount = kStages, class Consume>
 __device__ __forceinline__ void multiply_tiles(const F* query, int64_t query_ld, int64_t query_valid, const F* support,
                                                int64_t support_ld, int64_t channels, int tiles, int64_t tile_step,
                                                F* shared, Consume consume) {
   using T = Tile<F>;
-  constexpr int kChunks = T::kRows / T::kVector;  // 16-byte pieces of a row of a stage
-  const int steps = static_cast<int>(ceil_div(channels, T::kDepth));
+  // A thread copies the same 16-byte piece of every kLines-th channel of a stage.
+  constexpr int kChunks = T::kRows / T::kVector, kLines = kThreads / kChunks;
+  // No channels at all: one step of zeros, so that every tile is consumed.
+  const int steps = static_cast<int>(channels > 0 ? ceil_div(channels, T::kDepth) : 1);
   const int all_steps = steps * tiles;
+  const int line = static_cast<int>(threadIdx.x) / kChunks, x = static_cast<int>(threadIdx.x) % kChunks * T::kVector;
+  const bool row_inside = x < query_valid;
+  const int left_over = static_cast<int>(channels - line);  // channels from this thread's first one on
+  const F* query_line = query + line * query_ld + (row_inside ? x : 0);
+  const F* support_line = support + line * support_ld + x;
+  int next_channel = 0, next_tile = 0;
   auto load = [&](int step) {
-    F* stage = shared + step % kStages * kStageElements<F>;
-    const int64_t c0 = static_cast<int64_t>(step % steps) * T::kDepth;
-    const F* columns = support + step / steps * tile_step * T::kColumns;
+    F* stage = shared + step % kStageCount * kStageElements<F> + line * T::kLd + x;
 #pragma unroll
-    for (int i = 0; i < T::kDepth * kChunks / kThreads; ++i) {
-      const int piece = i * kThreads + static_cast<int>(threadIdx.x), k = piece / kChunks,
-                x = piece % kChunks * T::kVector;
-      const bool channel = c0 + k < channels, inside = channel && x < query_valid;
-      copy_16(stage + k * T::kLd + x, inside ? query + (c0 + k) * query_ld + x : query, inside);
-      copy_16(stage + (T::kDepth + k) * T::kLd + x, channel ? columns + (c0 + k) * support_ld + x : support, channel);
+    for (int i = 0; i < T::kDepth; i += kLines) {
+      const int c = next_channel + i;
+      const bool inside = c < left_over;
+      copy_16(stage + i * T::kLd, inside ? query_line + c * query_ld : query, inside && row_inside);
+      copy_16(stage + (T::kDepth + i) * T::kLd,
+              inside ? support_line + c * support_ld + next_tile * tile_step * T::kColumns : support, inside);
+    }
+    next_channel += T::kDepth;
+    if (next_channel >= steps * T::kDepth) {
+      next_channel = 0;
+      ++next_tile;
     }
   };
   typename T::A sums[T::kOwn][T::kOwn] = {};
-  __syncthreads();  // the stages may still be read by what came before
+  int steps_left = steps;
+  int64_t first = 0;  // column of the tile in the works
+  __syncthreads();    // the stages may still be read by what came before
 #pragma unroll
-  for (int step = 0; step < kStages - 1; ++step) {
+  for (int step = 0; step < kStageCount - 1; ++step) {
     if (step < all_steps) load(step);
     commit_copies();
   }
   for (int step = 0; step < all_steps; ++step) {
-    wait_copies<kStages - 2>();
+    wait_copies<kStageCount - 2>();
     __syncthreads();
-    if (step + kStages - 1 < all_steps) load(step + kStages - 1);
+    if (step + kStageCount - 1 < all_steps) load(step + kStageCount - 1);
     commit_copies();
-    const F* stage = shared + step % kStages * kStageElements<F>;
+    const F* stage = shared + step % kStageCount * kStageElements<F>;
     T::multiply(stage, stage + T::kDepth * T::kLd, sums);
-    if ((step + 1) % steps == 0) {
-      consume(step / steps * tile_step * T::kColumns, sums);
+    if (--steps_left == 0) {
+      steps_left = steps;
+      consume(first, sums);
+      first += tile_step * T::kColumns;
 #pragma unroll
       for (int i = 0; i < T::kOwn; ++i)
 #pragma unroll

@@ -245,11 +245,13 @@ def test_no_images_give_empty_results(device: str) -> None:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_no_channels_give_zero(device: str) -> None:
+@pytest.mark.parametrize("reduction", ["mean", "max", "topk_mean"])
+def test_no_channels_give_zero(reduction: str, device: str) -> None:
     got = ops.cosine_correlation(
         torch.randn(1, 0, 3, 3, device=device),
         torch.randn(1, 1, 0, 2, 2, device=device),
         torch.ones(1, 1, 2, 2, device=device),
+        reduction=reduction,
     )
     assert torch.equal(got, torch.zeros_like(got))
 
