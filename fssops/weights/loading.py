@@ -180,6 +180,9 @@ def _recognise(model: nn.Module, checkpoint: Checkpoint) -> tuple[Layout | None,
     targets += [(_name_of(part), part, prefix) for prefix, part in parts]
     if isinstance(backbone, nn.Module):
         targets.append((_name_of(backbone), backbone, "backbone."))
+    for prefix, part in parts:
+        if len(keys & part.state_dict().keys()) * 10 >= len(keys) * 9:
+            return None, part, prefix
     applicable = [name for name, _, _ in targets]
     for layout in layouts_of():
         if layout.recognise(keys):
@@ -190,9 +193,6 @@ def _recognise(model: nn.Module, checkpoint: Checkpoint) -> tuple[Layout | None,
                 f"load_weights: {checkpoint.source} looks like {layout.name} weights of {layout.model}, and the model "
                 f"is {' with backbone '.join(applicable)}; build the matching model, or give weights for this one"
             )
-    for prefix, part in parts:
-        if len(keys & part.state_dict().keys()) * 2 >= len(keys):
-            return None, part, prefix
     if isinstance(backbone, nn.Module) and len(keys & backbone.state_dict().keys()) * 2 >= len(keys):
         return None, backbone, "backbone."
     if common * 2 >= len(keys):
