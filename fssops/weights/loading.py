@@ -180,8 +180,9 @@ def _recognise(model: nn.Module, checkpoint: Checkpoint) -> tuple[Layout | None,
     targets += [(_name_of(part), part, prefix) for prefix, part in parts]
     if isinstance(backbone, nn.Module):
         targets.append((_name_of(backbone), backbone, "backbone."))
+    values = {key for key in keys if not key.endswith(_COUNTER)}
     for prefix, part in parts:
-        if len(keys & part.state_dict().keys()) * 10 >= len(keys) * 9:
+        if len(values & part.state_dict().keys()) * 10 >= len(values) * 9:
             return None, part, prefix
     applicable = [name for name, _, _ in targets]
     for layout in layouts_of():
