@@ -76,14 +76,15 @@ def runner(variant: str, what: str, device: str = "cpu", dtype: torch.dtype | No
     """
     given = batch(device)
     training = what == "step"
+    network: torch.nn.Module
     if variant == "fssops":
-        own = model().to(device).train(training)
+        own = network = model().to(device).train(training)
 
         def run() -> Any:
             return torch.stack(list(own.losses(given).values())).sum() if training else own(given)
 
     else:
-        twin = theirs().to(device).train(training)
+        twin = network = theirs().to(device).train(training)
         # Its batch norms have fixed statistics in the published training.
         for module in twin.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
@@ -100,6 +101,7 @@ def runner(variant: str, what: str, device: str = "cpu", dtype: torch.dtype | No
             return said.loss if training else said
 
     def measured_once() -> Any:
+        network.zero_grad(set_to_none=True)
         with torch.set_grad_enabled(training), torch.autocast(device, dtype, enabled=dtype is not None):
             result = run()
         if training:

@@ -1,12 +1,13 @@
 """What the verbs share: help that keeps its layout, errors in one or two lines, and exit codes.
 
-Exit codes: 0 done; 1 the work failed (a check, a full disk, NaN in training); 2 wrong usage or input;
+Exit codes: 0 done; 1 the work failed (a check, a full disk, NaN in training, no native library); 2 wrong usage or input;
 130 interrupted. ``FSSOPS_TRACEBACK=1`` shows where an error came from.
 """
 
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 import traceback
@@ -48,7 +49,7 @@ def exit_code_of(verb: str, main: Callable[[Sequence[str]], int], arguments: Seq
         # The reader of our output (head, less) has left; nothing is wrong.
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  must stay open until exit
         return 0
-    except (ValueError, TypeError, KeyError, OSError, RuntimeError) as error:
+    except (ValueError, TypeError, KeyError, OSError, RuntimeError, ImportError) as error:
         if os.environ.get("FSSOPS_TRACEBACK") == "1":
             traceback.print_exc()
         text = " ".join(str(error).split()) or type(error).__name__
@@ -63,4 +64,6 @@ def exit_code(error: Exception) -> int:
     own = getattr(error, "exit_code", None)
     if isinstance(own, int):
         return own
-    return 1 if isinstance(error, RuntimeError) else 2
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+        return 1
+    return 1 if isinstance(error, (RuntimeError, ImportError)) else 2

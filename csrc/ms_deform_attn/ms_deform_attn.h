@@ -109,8 +109,8 @@ struct CudaBackward {
   void* value_sums;    // A [B, S, M, D], or int64 when deterministic; may be grad_value's memory if that is an A too
   void* cell_grads;    // A [B, Q, M, L, P, 2]; needed for grad_reference only
   void* weight_grads;  // A [B, Q, M, L, P]; needed for grad_weights of logits; may be grad_weights' memory
-  unsigned long long* maxima;  // [2], of the deterministic form
-  unsigned char* poisoned;     // [B, S, M], of the deterministic form
+  unsigned long long* fixed;  // [3], of the deterministic form: two maxima and the scale, as bits of doubles
+  unsigned char* poisoned;    // [B, S, M], of the deterministic form
 };
 
 // Throw std::runtime_error when a launch fails. B, Q, M and D must be positive for backward_cuda. forward_cuda is

@@ -13,52 +13,76 @@ unsigned element_blocks(int64_t count) {
   return static_cast<unsigned>(blocks < kMaxElementBlocks ? blocks : kMaxElementBlocks);
 }
 
-// Whether every row starts at a multiple of 16 bytes.
+// Whether every row starts at a multiple of `bytes`.
 template <class T>
-bool aligned(const CudaArray& array) {
+bool aligned(const CudaArray& array, int64_t bytes) {
   const int64_t size = static_cast<int64_t>(sizeof(T));
-  return reinterpret_cast<uintptr_t>(array.data) % 16 == 0 && array.batch_stride * size % 16 == 0 &&
-         array.row_stride * size % 16 == 0;
+  return reinterpret_cast<uintptr_t>(array.data) % static_cast<uintptr_t>(bytes) == 0 &&
+         array.batch_stride * size % bytes == 0 && array.row_stride * size % bytes == 0;
 }
 
 struct Launch {
-  unsigned blocks;
-  int chunk;
-  int64_t shared_bytes;
+  unsigned blocks, threads;
 };
 
-template <class T>
-Launch launch_of(const Sizes& s, int lanes) {
-  const int64_t groups = kThreads / lanes;
-  const int chunk = s.samples() < kPointsAtOnce ? s.samples() : kPointsAtOnce;
-  const int64_t bytes = groups * chunk * static_cast<int64_t>(sizeof(Four<accumulator_t<T>>) + sizeof(int4));
-  return {static_cast<unsigned>(ceil_div(s.queries, groups) * s.batch * s.heads), chunk, bytes};
+// Blocks of up to `threads` threads, but enough of them to keep a large GPU busy.
+Launch launch_of(const Sizes& s, int lanes, int threads) {
+  constexpr int64_t kEnough = 264;
+  int groups = threads / lanes;
+  const auto blocks = [&] { return ceil_div(s.queries, groups) * s.batch * s.heads; };
+  while (groups * lanes > 128 && blocks() < kEnough) groups /= 2;
+  return {static_cast<unsigned>(blocks()), static_cast<unsigned>(groups * lanes)};
 }
 
-// Calls run<kVector, kLanes>() with 16-byte vectors and as few lanes as hold the channels, or with single elements.
-template <class T, class Run>
-void with_shape(const Sizes& s, bool vectors, const Run& run) {
-  constexpr int kVector = 16 / static_cast<int>(sizeof(T));
-  if (!vectors || s.channels % kVector != 0) {
+// Calls run<P, kVector, kLanes>() with vectors of `kMost` channels and as few lanes as hold them, or with single
+// elements; P is AnyType but for the dtypes that models give.
+template <class T, int kMost, class Run>
+void with_shape(const CudaForward& args, bool vectors, const Run& run) {
+  const Sizes& s = args.sizes;
+  const int points = args.points.dtype == args.weights.dtype ? args.points.dtype : -1;
+  const bool pairs = aligned<T>(args.points, 2 * sizeof(T));
+  if (!vectors || s.channels % kMost != 0) {
     if (s.channels <= 8)
-      run.template operator()<1, 8>();
+      run.template operator()<AnyType, 1, 8>();
     else
-      run.template operator()<1, 32>();
-  } else if (s.channels <= 4 * kVector) {
-    run.template operator()<kVector, 4>();
-  } else if (s.channels <= 8 * kVector) {
-    run.template operator()<kVector, 8>();
+      run.template operator()<AnyType, 1, 32>();
+  } else if (s.channels > 8 * kMost) {
+    run.template operator()<AnyType, kMost, 16>();
+  } else if (s.channels <= 4 * kMost) {
+    if (points == args.value.dtype && pairs)
+      run.template operator()<T, kMost, 4>();
+    else if (sizeof(T) == 2 && points == 0 && aligned<float>(args.points, 8))
+      run.template operator()<accumulator_t<T>, kMost, 4>();
+    else
+      run.template operator()<AnyType, kMost, 4>();
   } else {
-    run.template operator()<kVector, 16>();
+    if (points == args.value.dtype && pairs)
+      run.template operator()<T, kMost, 8>();
+    else if (sizeof(T) == 2 && points == 0 && aligned<float>(args.points, 8))
+      run.template operator()<accumulator_t<T>, kMost, 8>();
+    else
+      run.template operator()<AnyType, kMost, 8>();
   }
+}
+
+int chunk_of(const Sizes& s) { return s.samples() < kPointsAtOnce ? s.samples() : kPointsAtOnce; }
+
+// Shared memory of the kernels that keep a Four and an int4 for each point of a chunk.
+template <class A>
+int64_t bytes_of(const Launch& launch, int lanes, int chunk) {
+  return static_cast<int64_t>(launch.threads) / lanes * chunk * static_cast<int64_t>(sizeof(Four<A>) + sizeof(int4));
 }
 
 template <class T>
 void run_forward(const CudaForward& args, void* stream) {
-  with_shape<T>(args.sizes, aligned<T>(args.value) && aligned<T>(args.output), [&]<int kVector, int kLanes>() {
-    const Launch launch = launch_of<T>(args.sizes, kLanes);
-    FSSOPS_LAUNCH((forward_kernel<T, kVector, kLanes>), launch.blocks, kThreads, launch.shared_bytes, stream, args,
-                  launch.chunk);
+  const Sizes& s = args.sizes;
+  const int chunk = chunk_of(s);
+  constexpr int kVector = 16 / static_cast<int>(sizeof(T));
+  const bool vectors = aligned<T>(args.value, 16) && aligned<T>(args.output, 16);
+  with_shape<T, kVector>(args, vectors, [&]<class P, int kOwn, int kLanes>() {
+    const Launch launch = launch_of(s, kLanes, most_threads<T>());
+    FSSOPS_LAUNCH((forward_kernel<T, P, kOwn, kLanes>), launch.blocks, launch.threads,
+                  bytes_of<accumulator_t<T>>(launch, kLanes, chunk), stream, args, chunk);
   });
 }
 
@@ -83,12 +107,11 @@ void prepare_value_sums(const CudaBackward& args, void* stream) {
   run_zero(args.value_sums, s.batch * s.tokens * s.row() * size, stream);
   if (!args.deterministic) return;
   run_zero(args.poisoned, s.batch * s.tokens * s.heads, stream);
-  run_zero(args.maxima, 2 * sizeof(unsigned long long), stream);
-  run_maximum<A>(args.grad, s.batch, s.queries, s.row(), args.maxima, stream);
-  if (args.forward.placement == Placement::locations)
-    run_maximum<A>(args.forward.weights, s.batch, s.queries, s.heads * s.samples(), args.maxima + 1, stream);
-  else
-    FSSOPS_LAUNCH((set_kernel), 1, 1, 0, stream, args.maxima + 1, 1.0);  // what a softmax gives is at most 1
+  run_zero(args.fixed, 2 * sizeof(unsigned long long), stream);
+  run_maximum<A>(args.grad, s.batch, s.queries, s.row(), args.fixed, stream);
+  const bool softmax = args.forward.placement != Placement::locations;
+  if (!softmax) run_maximum<A>(args.forward.weights, s.batch, s.queries, s.heads * s.samples(), args.fixed + 1, stream);
+  FSSOPS_LAUNCH((scale_kernel), 1, 1, 0, stream, args.fixed, softmax, s.queries * s.samples());
 }
 
 template <class T>
@@ -97,10 +120,23 @@ void run_backward(const CudaBackward& args, void* stream) {
   const CudaForward& in = args.forward;
   const Sizes& s = in.sizes;
   if (args.value_sums != nullptr) prepare_value_sums<T>(args, stream);
-  with_shape<T>(s, aligned<T>(in.value) && aligned<T>(args.grad), [&]<int kVector, int kLanes>() {
-    const Launch launch = launch_of<T>(s, kLanes);
-    FSSOPS_LAUNCH((backward_kernel<T, kVector, kLanes>), launch.blocks, kThreads, launch.shared_bytes, stream, args,
-                  launch.chunk);
+  constexpr int kVector = 16 / static_cast<int>(sizeof(A));  // as many channels as one atomic addition takes
+  constexpr int64_t kBytes = kVector * static_cast<int64_t>(sizeof(T));
+  const bool vectors = aligned<T>(in.value, kBytes) && aligned<T>(args.grad, kBytes);
+  with_shape<T, kVector>(in, vectors, [&]<class P, int kOwn, int kLanes>() {
+    if (args.value_sums != nullptr) {
+      const int most = kMostGroups * kLanes < most_threads<T>() ? kMostGroups * kLanes : most_threads<T>();
+      const Launch launch = launch_of(s, kLanes, most);
+      const int chunk = s.samples() <= kMostPointsPerGroup ? s.samples() : 2 * kMostPointsPerGroup / 3;
+      const int64_t bytes = TokenShares<A>::bytes(static_cast<int>(launch.threads) / kLanes, chunk, kOwn * kLanes);
+      FSSOPS_LAUNCH((value_sums_kernel<T, P, kOwn, kLanes>), launch.blocks, launch.threads, bytes, stream, args, chunk);
+    }
+    if (args.grad_points.data != nullptr || args.cell_grads != nullptr || args.grad_weights.data != nullptr) {
+      const Launch launch = launch_of(s, kLanes, most_threads<T>());
+      const int chunk = chunk_of(s);
+      FSSOPS_LAUNCH((point_grads_kernel<T, P, kOwn, kLanes>), launch.blocks, launch.threads,
+                    bytes_of<A>(launch, kLanes, chunk), stream, args, chunk);
+    }
   });
   if (args.grad_reference.data != nullptr)
     FSSOPS_LAUNCH((grad_reference_kernel<A>), element_blocks(s.batch * s.queries * s.levels), kThreads, 0, stream,

@@ -1,9 +1,10 @@
-// Kernels of multi-scale deformable attention. T is the dtype of value and output, A its accumulator.
+// Kernels of multi-scale deformable attention. T is the dtype of value and output, A its accumulator, P the dtype of
+// points and weights (AnyType: told at run time).
 //
 // A group of kLanes lanes takes one (query, head); each lane takes kVector neighbouring channels, loaded at once. The
 // lanes first find the tokens around the points, one point a lane, into shared memory; then all of them walk the
-// points. A block takes neighbouring queries of one head, whose points overlap: most of their tokens are in the L1
-// cache.
+// points. A block takes neighbouring queries of one head, whose points overlap: many of their tokens are in the L1
+// cache already. What bounds the forward pass is the rest, read from L2; so a block is as large as it can be.
 #pragma once
 
 #include "common/device.cuh"
@@ -12,37 +13,89 @@
 
 namespace fssops::ms_deform_attn {
 
-constexpr int kThreads = 256;
+// Threads of a block of the kernels that walk points; fewer where there are few queries.
+template <class T>
+constexpr int most_threads() {
+  return sizeof(T) == 8 ? 256 : 512;
+}
+
 constexpr int kPointsAtOnce = 16;  // of each group, in shared memory
+
+struct AnyType {};
 
 __device__ __forceinline__ float exponential(float x) { return expf(x); }
 __device__ __forceinline__ double exponential(double x) { return exp(x); }
 
-template <class A>
+template <class A, class P>
 __device__ __forceinline__ A read(const CudaArray& array, int64_t i) {
-  if constexpr (sizeof(A) == 8) {
+  if constexpr (sizeof(A) == 8)
     return static_cast<const double*>(array.data)[i];
-  } else {
-    if (array.dtype == 0) return static_cast<const float*>(array.data)[i];
-    if (array.dtype == 2) return to_float(static_cast<const half_t*>(array.data)[i]);
+  else if constexpr (sizeof(P) > 1)
+    return load_as_accumulator(static_cast<const P*>(array.data)[i]);
+  else if (array.dtype == 0)
+    return static_cast<const float*>(array.data)[i];
+  else if (array.dtype == 2)
+    return to_float(static_cast<const half_t*>(array.data)[i]);
+  else
     return to_float(static_cast<const bf16_t*>(array.data)[i]);
-  }
 }
 
-// kVector elements as one 16-byte access, or one element.
+// Elements i and i + 1; the launch has checked that they are aligned as a pair.
+template <class A, class P>
+__device__ __forceinline__ void read_pair(const CudaArray& array, int64_t i, A& first, A& second) {
+  struct alignas(2 * sizeof(P)) Pair {
+    P first, second;
+  };
+  const Pair pair = *reinterpret_cast<const Pair*>(static_cast<const P*>(array.data) + i);
+  first = load_as_accumulator(pair.first);
+  second = load_as_accumulator(pair.second);
+}
+
+// The type of one access of so many bytes.
+template <int kBytes>
+struct Bytes;
+template <>
+struct Bytes<8> {
+  using type = uint2;
+};
+template <>
+struct Bytes<16> {
+  using type = uint4;
+};
+
+// kVector elements as they lie in memory, moved by one access; or one element.
 template <class T, int kVector>
-__device__ __forceinline__ void load_vector(const T* source, accumulator_t<T> (&out)[kVector]) {
-  if constexpr (kVector == 1) {
-    out[0] = load_as_accumulator(*source);
-  } else {
-    static_assert(kVector * sizeof(T) == 16, "a vector is one 16-byte access");
-    const uint4 raw = __ldg(reinterpret_cast<const uint4*>(source));
+struct Raw {
+  typename Bytes<kVector* static_cast<int>(sizeof(T))>::type bits;
+
+  static __device__ __forceinline__ Raw zeros() {
+    Raw out;
+    memset(&out.bits, 0, sizeof out.bits);
+    return out;
+  }
+  static __device__ __forceinline__ Raw load(const T* source) {
+    return {__ldg(reinterpret_cast<const decltype(bits)*>(source))};
+  }
+  __device__ __forceinline__ void unpack(accumulator_t<T> (&out)[kVector]) const {
     T elements[kVector];
-    memcpy(elements, &raw, sizeof raw);
+    memcpy(elements, &bits, sizeof bits);
 #pragma unroll
     for (int j = 0; j < kVector; ++j) out[j] = load_as_accumulator(elements[j]);
   }
-}
+};
+
+template <class T>
+struct Raw<T, 1> {
+  T element;
+
+  static __device__ __forceinline__ Raw zeros() {
+    Raw out;
+    memset(&out.element, 0, sizeof out.element);
+    return out;
+  }
+  static __device__ __forceinline__ Raw load(const T* source) { return {*source}; }
+  __device__ __forceinline__ void unpack(accumulator_t<T> (&out)[1]) const { out[0] = load_as_accumulator(element); }
+};
 
 template <class T, int kVector>
 __device__ __forceinline__ void store_vector(T* target, const accumulator_t<T> (&values)[kVector]) {
@@ -52,9 +105,9 @@ __device__ __forceinline__ void store_vector(T* target, const accumulator_t<T> (
     T elements[kVector];
 #pragma unroll
     for (int j = 0; j < kVector; ++j) store_from_accumulator(elements + j, values[j]);
-    uint4 raw;
+    typename Bytes<kVector* static_cast<int>(sizeof(T))>::type raw;
     memcpy(&raw, elements, sizeof raw);
-    *reinterpret_cast<uint4*>(target) = raw;
+    *reinterpret_cast<decltype(raw)*>(target) = raw;
   }
 }
 
@@ -81,45 +134,6 @@ struct alignas(16) Four {
   A a, b, c, d;
 };
 
-// Which (query, head) a group works on. Groups past the last query repeat it and store nothing.
-struct Place {
-  int64_t b, m, q;
-  bool stores;
-};
-
-template <int kGroups>
-__device__ __forceinline__ Place place_of(const Sizes& s, int group) {
-  const int64_t tiles = ceil_div(s.queries, kGroups), rest = blockIdx.x / tiles;
-  const int64_t q = (blockIdx.x - rest * tiles) * kGroups + group;
-  return {rest / s.heads, rest % s.heads, q < s.queries ? q : s.queries - 1, q < s.queries};
-}
-
-// The frames of point n of a group: how its numbers become cells.
-template <class A>
-struct Frames {
-  Frame<A> x, y;
-};
-
-template <class A>
-__device__ __forceinline__ Frames<A> frames_of(const CudaForward& args, const Place& place, int level) {
-  const A width = static_cast<A>(args.sizes.level[level].width),
-          height = static_cast<A>(args.sizes.level[level].height);
-  const A points = static_cast<A>(args.sizes.points);
-  A x = A(0), y = A(0), extent_x = A(0), extent_y = A(0);
-  if (args.placement != Placement::locations) {
-    const int64_t row = place.b * args.reference.batch_stride + place.q * args.reference.row_stride;
-    const bool box = args.placement == Placement::boxes;
-    const int64_t r = row + level * (box ? 4 : 2);
-    x = read<A>(args.reference, r);
-    y = read<A>(args.reference, r + 1);
-    if (box) {
-      extent_x = read<A>(args.reference, r + 2);
-      extent_y = read<A>(args.reference, r + 3);
-    }
-  }
-  return {frame_of(args.placement, x, extent_x, width, points), frame_of(args.placement, y, extent_y, height, points)};
-}
-
 // Tokens around a point, -1 for one that is outside, and how far beyond the upper left one the point lies.
 template <class A>
 struct Around {
@@ -127,94 +141,167 @@ struct Around {
   A across, down;
 };
 
-template <class A>
-__device__ __forceinline__ Around<A> tokens_around(const CudaForward& args, const Place& place, int64_t n) {
-  const Sizes& s = args.sizes;
-  const int l = static_cast<int>(n) / s.points;
-  const Level level = s.level[l];
-  const A width = static_cast<A>(level.width), height = static_cast<A>(level.height);
-  const Frames<A> frames = frames_of<A>(args, place, l);
-  const int64_t row = place.b * args.points.batch_stride + place.q * args.points.row_stride;
-  const int64_t at = row + (place.m * s.samples() + n) * 2;
-  const A x = frames.x.base + frames.x.scale * read<A>(args.points, at);
-  const A y = frames.y.base + frames.y.scale * read<A>(args.points, at + 1);
-  A right, lower;
-  const int32_t column = cell_below(x, width, right), line = cell_below(y, height, lower);
-  const bool inside = contributes(x, y, width, height);
-  const bool has_left = inside && column >= 0, has_right = inside && column + 1 < level.width;
-  const bool has_upper = line >= 0, has_lower = line + 1 < level.height;
-  const int32_t first = level.start + line * level.width + column;
-  Around<A> out;
-  out.tokens = make_int4(has_left && has_upper ? first : -1, has_right && has_upper ? first + 1 : -1,
-                         has_left && has_lower ? first + level.width : -1,
-                         has_right && has_lower ? first + level.width + 1 : -1);
-  out.across = keep_nan(right, x, y);
-  out.down = keep_nan(lower, x, y);
+// The (query, head) that a group works on, and where its numbers are.
+template <class A, class P>
+class Place {
+ public:
+  // Groups past the last query repeat it and store nothing.
+  __device__ __forceinline__ Place(const CudaForward& args, int group, int groups) : args_(args) {
+    const Sizes& s = args.sizes;
+    const unsigned heads = static_cast<unsigned>(s.heads), tiles = static_cast<unsigned>(ceil_div(s.queries, groups));
+    const unsigned rest = blockIdx.x / tiles;
+    const int64_t own = static_cast<int64_t>(blockIdx.x - rest * tiles) * groups + group;
+    stores = own < s.queries;
+    q = static_cast<int>(stores ? own : s.queries - 1);
+    b = static_cast<int>(rest / heads);
+    m = static_cast<int>(rest - b * heads);
+    first_weight_ = b * args.weights.batch_stride + q * args.weights.row_stride + m * s.samples();
+    first_point_ = b * args.points.batch_stride + q * args.points.row_stride + 2 * m * s.samples();
+    reference_ = b * args.reference.batch_stride + q * args.reference.row_stride;
+    levels_per_point_ = 1.f / static_cast<float>(s.points);
+    half_step_ = A(0.5) / static_cast<A>(s.points);
+  }
+
+  __device__ __forceinline__ A weight(int n) const { return read<A, P>(args_.weights, first_weight_ + n); }
+
+  // Exact, since there are less than 2^20 points: the quotient is at least half a point away from an integer.
+  __device__ __forceinline__ int level_of(int n) const {
+    return static_cast<int>((static_cast<float>(n) + 0.5f) * levels_per_point_);
+  }
+
+  // How the numbers of a point of the level become cells.
+  __device__ __forceinline__ void frames(int level, Frame<A>& x, Frame<A>& y) const {
+    const A width = static_cast<A>(args_.sizes.level[level].width);
+    const A height = static_cast<A>(args_.sizes.level[level].height);
+    A centre_x = A(0), centre_y = A(0), extent_x = A(0), extent_y = A(0);
+    if (args_.placement != Placement::locations) {
+      const bool box = args_.placement == Placement::boxes;
+      const int64_t r = reference_ + level * (box ? 4 : 2);
+      centre_x = read<A, AnyType>(args_.reference, r);
+      centre_y = read<A, AnyType>(args_.reference, r + 1);
+      if (box) {
+        extent_x = read<A, AnyType>(args_.reference, r + 2);
+        extent_y = read<A, AnyType>(args_.reference, r + 3);
+      }
+    }
+    x = frame_of(args_.placement, centre_x, extent_x, width, half_step_);
+    y = frame_of(args_.placement, centre_y, extent_y, height, half_step_);
+  }
+
+  __device__ __forceinline__ Around<A> around(int n) const {
+    const int l = level_of(n);
+    const Level level = args_.sizes.level[l];
+    A number_x, number_y;
+    if constexpr (sizeof(P) == 1) {
+      number_x = read<A, P>(args_.points, first_point_ + 2 * n);
+      number_y = read<A, P>(args_.points, first_point_ + 2 * n + 1);
+    } else {
+      read_pair<A, P>(args_.points, first_point_ + 2 * n, number_x, number_y);
+    }
+    Frame<A> frame_x, frame_y;
+    frames(l, frame_x, frame_y);
+    const A x = frame_x.base + frame_x.scale * number_x, y = frame_y.base + frame_y.scale * number_y;
+    const A width = static_cast<A>(level.width), height = static_cast<A>(level.height);
+    Around<A> out;
+    A right, lower;
+    const int32_t column = cell_below(x, width, right), line = cell_below(y, height, lower);
+    const bool inside = contributes(x, y, width, height);
+    const bool has_left = inside && column >= 0, has_right = inside && column + 1 < level.width;
+    const bool has_upper = line >= 0, has_lower = line + 1 < level.height;
+    const int32_t token = level.start + line * level.width + column;
+    out.tokens = make_int4(has_left && has_upper ? token : -1, has_right && has_upper ? token + 1 : -1,
+                           has_left && has_lower ? token + level.width : -1,
+                           has_right && has_lower ? token + level.width + 1 : -1);
+    out.across = keep_nan(right, x, y);
+    out.down = keep_nan(lower, x, y);
+    return out;
+  }
+
+  // Largest logit of the head.
+  template <int kLanes>
+  __device__ __forceinline__ A largest_logit(int lane) const {
+    A largest = -INFINITY;
+    for (int n = lane; n < args_.sizes.samples(); n += kLanes) {
+      const A logit = weight(n);
+      largest = logit > largest ? logit : largest;
+    }
+    return group_max<kLanes>(largest);
+  }
+
+  // Number of the (b, q, m).
+  __device__ __forceinline__ int64_t pair() const {
+    return (static_cast<int64_t>(b) * args_.sizes.queries + q) * args_.sizes.heads + m;
+  }
+
+  int b, m, q;
+  bool stores;
+
+ private:
+  const CudaForward& args_;
+  int64_t first_weight_, first_point_, reference_;
+  float levels_per_point_;
+  A half_step_;
+};
+
+// kVector channels of a token, zeros for token -1; tokens are `stride` bytes apart.
+template <class T, int kVector>
+__device__ __forceinline__ Raw<T, kVector> load_token(const T* rows, int32_t token, uint32_t stride) {
+  // One multiply-and-add in 64 bits; for token -1 an address that is not used.
+  const uint64_t address =
+      reinterpret_cast<uint64_t>(rows) + static_cast<uint64_t>(static_cast<uint32_t>(token)) * stride;
+  Raw<T, kVector> out = Raw<T, kVector>::zeros();
+  if (token >= 0) out = Raw<T, kVector>::load(reinterpret_cast<const T*>(address));
   return out;
 }
 
-// Largest logit of the group's head, and the sum of exp(logit - largest).
-template <int kLanes, class A>
-__device__ __forceinline__ void softmax_terms(const CudaForward& args, int64_t first, int lane, A& largest, A& total) {
-  const int samples = args.sizes.samples();
-  largest = -INFINITY;
-  for (int n = lane; n < samples; n += kLanes) {
-    const A logit = read<A>(args.weights, first + n);
-    largest = logit > largest ? logit : largest;
-  }
-  largest = group_max<kLanes>(largest);
-  total = A(0);
-  for (int n = lane; n < samples; n += kLanes) total += exponential(read<A>(args.weights, first + n) - largest);
-  total = group_sum<kLanes>(total);
-}
-
-// Row of a token, `stride` bytes each; one multiply-and-add in 64 bits.
-template <class T>
-__device__ __forceinline__ const T* row_of(const T* rows, int32_t token, int32_t stride) {
-  return reinterpret_cast<const T*>(reinterpret_cast<const char*>(rows) + static_cast<int64_t>(token) * stride);
+template <class T, int kVector>
+__device__ __forceinline__ void add_weighted(const Raw<T, kVector>& row, accumulator_t<T> weight,
+                                             accumulator_t<T> (&sums)[kVector]) {
+  accumulator_t<T> values[kVector];
+  row.unpack(values);
+#pragma unroll
+  for (int j = 0; j < kVector; ++j) sums[j] += weight * values[j];
 }
 
 template <class T, int kVector>
-__device__ __forceinline__ void load_token(const T* rows, int32_t token, int32_t stride,
-                                           accumulator_t<T> (&out)[kVector]) {
+__device__ __forceinline__ accumulator_t<T> dot(const Raw<T, kVector>& row, const accumulator_t<T> (&other)[kVector]) {
+  accumulator_t<T> values[kVector], sum = 0;
+  row.unpack(values);
 #pragma unroll
-  for (int j = 0; j < kVector; ++j) out[j] = 0;
-  if (token >= 0) load_vector<T, kVector>(row_of(rows, token, stride), out);
+  for (int j = 0; j < kVector; ++j) sum += other[j] * values[j];
+  return sum;
 }
 
-// grid: tiles of queries times B * M; see place_of. Dynamic shared memory: two Fours a group and point of a chunk.
-template <class T, int kVector, int kLanes>
-__global__ void __launch_bounds__(kThreads) forward_kernel(CudaForward args, int chunk) {
+// grid: tiles of queries times B * M, see Place. Dynamic shared memory: a Four and an int4 for each group and point of
+// a chunk.
+template <class T, class P, int kVector, int kLanes>
+__global__ void __launch_bounds__(most_threads<T>(), 2) forward_kernel(CudaForward args, int chunk) {
   using A = accumulator_t<T>;
-  constexpr int kGroups = kThreads / kLanes;
   FSSOPS_DYNAMIC_SHARED(Four<A>, shared);
   const Sizes& s = args.sizes;
-  const int lane = threadIdx.x % kLanes, group = threadIdx.x / kLanes, samples = s.samples();
+  const int lane = threadIdx.x % kLanes, group = threadIdx.x / kLanes, groups = blockDim.x / kLanes;
   Four<A>* corners = shared + group * chunk;
-  int4* tokens = reinterpret_cast<int4*>(shared + kGroups * chunk) + group * chunk;
-  const Place place = place_of<kGroups>(s, group);
+  int4* tokens = reinterpret_cast<int4*>(shared + groups * chunk) + group * chunk;
+  const Place<A, P> place(args, group, groups);
+  const int samples = s.samples();
   const bool fused = args.placement != Placement::locations;
-  const int64_t first = place.b * args.weights.batch_stride + place.q * args.weights.row_stride + place.m * samples;
-  A largest = A(0), factor = A(1);
-  if (fused) {
-    softmax_terms<kLanes>(args, first, lane, largest, factor);
-    factor = A(1) / factor;
-  }
+  const A largest = fused ? place.template largest_logit<kLanes>(lane) : A(0);
   const T* value = static_cast<const T*>(args.value.data) +
                    value_offset(place.b, 0, place.m, args.value.batch_stride, args.value.row_stride, s.channels);
-  const int32_t stride = static_cast<int32_t>(args.value.row_stride * static_cast<int64_t>(sizeof(T)));
-  T* output = static_cast<T*>(args.output.data) + ((place.b * s.queries + place.q) * s.heads + place.m) * s.channels;
+  const uint32_t stride = static_cast<uint32_t>(args.value.row_stride) * static_cast<uint32_t>(sizeof(T));
   for (int64_t block = 0; block < s.channels; block += kLanes * kVector) {
-    const int64_t c = block + lane * kVector;
-    const T* rows = value + (c < s.channels ? c : 0);
+    const int64_t channel = block + lane * kVector;
+    const T* rows = value + (channel < s.channels ? channel : 0);
     A sums[kVector] = {};
+    A total = A(0);  // of the weights that this lane has seen; the softmax divides by it at the end
     for (int begin = 0; begin < samples; begin += chunk) {
       const int count = samples - begin < chunk ? samples - begin : chunk;
       __syncwarp();
       for (int i = lane; i < count; i += kLanes) {
-        const A raw = read<A>(args.weights, first + begin + i);
-        const A weight = fused ? exponential(raw - largest) * factor : raw;
-        const Around<A> around = tokens_around<A>(args, place, begin + i);
+        const A raw = place.weight(begin + i);
+        const Around<A> around = place.around(begin + i);
+        const A weight = fused ? exponential(raw - largest) : raw;
+        total += weight;
         const A lower = weight * around.down, upper = weight - lower;
         tokens[i] = around.tokens;
         corners[i] = {upper - upper * around.across, upper * around.across, lower - lower * around.across,
@@ -225,17 +312,23 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(CudaForward args, int
       for (int i = 0; i < count; ++i) {
         const int4 token = tokens[i];
         const Four<A> corner = corners[i];
-        A row[4][kVector];
-        load_token<T, kVector>(rows, token.x, stride, row[0]);
-        load_token<T, kVector>(rows, token.y, stride, row[1]);
-        load_token<T, kVector>(rows, token.z, stride, row[2]);
-        load_token<T, kVector>(rows, token.w, stride, row[3]);
-#pragma unroll
-        for (int j = 0; j < kVector; ++j)
-          sums[j] += corner.a * row[0][j] + corner.b * row[1][j] + (corner.c * row[2][j] + corner.d * row[3][j]);
+        const Raw<T, kVector> upper_left = load_token<T, kVector>(rows, token.x, stride);
+        const Raw<T, kVector> upper_right = load_token<T, kVector>(rows, token.y, stride);
+        const Raw<T, kVector> lower_left = load_token<T, kVector>(rows, token.z, stride);
+        const Raw<T, kVector> lower_right = load_token<T, kVector>(rows, token.w, stride);
+        add_weighted(upper_left, corner.a, sums);
+        add_weighted(upper_right, corner.b, sums);
+        add_weighted(lower_left, corner.c, sums);
+        add_weighted(lower_right, corner.d, sums);
       }
     }
-    if (place.stores && c < s.channels) store_vector<T, kVector>(output + c, sums);
+    if (fused) {
+      const A factor = A(1) / group_sum<kLanes>(total);
+#pragma unroll
+      for (int j = 0; j < kVector; ++j) sums[j] *= factor;
+    }
+    if (place.stores && channel < s.channels)
+      store_vector<T, kVector>(static_cast<T*>(args.output.data) + place.pair() * s.channels + channel, sums);
   }
 }
 

@@ -15,17 +15,18 @@ FSSOPS_HOST_DEVICE int64_t value_offset(int64_t batch, int64_t token, int64_t he
 }
 
 // Along one axis, a point lies at `base + scale * number` cells from the centre of the first cell, where the number is
-// the location or the offset. `reference` is the centre of the reference point or box, `extent` the box's size.
+// the location or the offset. `reference` is the centre of the reference point or box, `extent` the box's size,
+// `half_step` 0.5 over the number of points.
 template <class A>
 struct Frame {
   A base, scale;
 };
 
 template <class A>
-FSSOPS_HOST_DEVICE Frame<A> frame_of(Placement placement, A reference, A extent, A size, A points) {
+FSSOPS_HOST_DEVICE Frame<A> frame_of(Placement placement, A reference, A extent, A size, A half_step) {
   if (placement == Placement::locations) return {A(-0.5), size};
   const A base = reference * size - A(0.5);
-  return {base, placement == Placement::offsets ? A(1) : extent * size * A(0.5) / points};
+  return {base, placement == Placement::offsets ? A(1) : extent * size * half_step};
 }
 
 // Cell below `position` and the fraction beyond it. Safe for every input: the position is brought to [-1, size] before

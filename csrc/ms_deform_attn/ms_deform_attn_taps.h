@@ -55,13 +55,13 @@ class Taps {
   // Takes the reference points of a query, [L, 2] or boxes [L, 4]; for locations there are none.
   void place(const T* reference) {
     const int components = placement_ == Placement::boxes ? 4 : 2;
-    const T points = static_cast<T>(sizes_.points);
+    const T half_step = T(0.5) / static_cast<T>(sizes_.points);
     int64_t i = 0;
     for (int l = level_begin_; l < level_end_; ++l) {
       const T* r = reference == nullptr ? nullptr : reference + l * components;
       const bool box = placement_ == Placement::boxes;
-      const Frame<T> x = frame_of(placement_, r ? r[0] : T(0), box ? r[2] : T(0), width_[i], points);
-      const Frame<T> y = frame_of(placement_, r ? r[1] : T(0), box ? r[3] : T(0), height_[i], points);
+      const Frame<T> x = frame_of(placement_, r ? r[0] : T(0), box ? r[2] : T(0), width_[i], half_step);
+      const Frame<T> y = frame_of(placement_, r ? r[1] : T(0), box ? r[3] : T(0), height_[i], half_step);
       for (int p = 0; p < sizes_.points; ++p, ++i) {
         base_x_[i] = x.base;
         base_y_[i] = y.base;

@@ -52,8 +52,10 @@ inline Sizes check_sizes(const char* op, const Tensor& value, const Integers& sh
                text_of(starts));
   constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
   FSSOPS_CHECK(s.tokens < kMost, op, "value", "have less than 2^31 tokens", s.tokens);
-  FSSOPS_CHECK(points.size(4) >= 1 && points.size(4) * levels * s.heads < kMost / 16, op, points_name,
-               "have at least one point a level, and less than 2^27 a query", shape_of(points));
+  FSSOPS_CHECK(s.queries < kMost, op, points_name, "have less than 2^31 queries", s.queries);
+  FSSOPS_CHECK(
+      points.size(4) >= 1 && points.size(4) * levels < (1 << 20) && points.size(4) * levels * s.heads < kMost / 16, op,
+      points_name, "have at least one point a level, less than 2^20 a head and 2^27 a query", shape_of(points));
   s.levels = static_cast<int>(levels);
   s.points = static_cast<int>(points.size(4));
   for (int l = 0; l < s.levels; ++l) {

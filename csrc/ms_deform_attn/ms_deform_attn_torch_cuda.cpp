@@ -46,6 +46,8 @@ Call fill(const char* op, const Sizes& sizes, Placement placement, const Tensor&
             with_contiguous_rows(weights)};
   FSSOPS_CHECK(sizes.row() < std::numeric_limits<int32_t>::max() / 8, op, "value",
                "have less than 2^28 numbers a token", shape_of(value));
+  FSSOPS_CHECK(sizes.batch * sizes.heads * (sizes.queries / 4 + 1) < std::numeric_limits<int32_t>::max(), op,
+               points_name, "have at most 2^33 / (B * M) queries on CUDA", shape_of(points));
   call.args.sizes = sizes;
   call.args.placement = placement;
   call.args.value = array_of(op, "value", call.value);
@@ -121,8 +123,8 @@ Gradients backward(const char* op, const Call& call, Tensor grad, bool need_valu
     args.value_sums =
         in_place ? out.value.mutable_data_ptr() : scratch(out.value, deterministic ? ScalarType::Long : accumulator);
     if (deterministic) {
-      keep.push_back(new_empty(call.value, {2}, ScalarType::Long));
-      args.maxima = static_cast<unsigned long long*>(keep.back().mutable_data_ptr());
+      keep.push_back(new_empty(call.value, {3}, ScalarType::Long));
+      args.fixed = static_cast<unsigned long long*>(keep.back().mutable_data_ptr());
       keep.push_back(new_empty(call.value, {s.batch, s.tokens, s.heads}, ScalarType::Byte));
       args.poisoned = static_cast<unsigned char*>(keep.back().mutable_data_ptr());
     }

@@ -27,14 +27,23 @@ _CHUNK = 1 << 20
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint could not be written or must not be trusted; the message names file and cause."""
+    """A checkpoint is missing or must not be trusted; the message names file and cause."""
+
+    exit_code = 2
+
+
+class CheckpointWriteError(CheckpointError):
+    """A checkpoint could not be written: full disk, read-only folder; the earlier one is intact."""
+
+    exit_code = 1
 
 
 class _RememberingFile:
     """A file that remembers its first ``OSError``, which torch's archive writer would turn into a vague one."""
 
     def __init__(self, file: BinaryIO) -> None:
-        self.file, self.error = file, None
+        self.file = file
+        self.error: OSError | None = None
 
     def write(self, data: Any) -> int:
         try:
@@ -58,7 +67,7 @@ def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
     At every moment ``path`` holds either the earlier whole checkpoint or the new one.
 
     Raises:
-        CheckpointError: the disk is full, the folder read-only, ...; the earlier checkpoint is intact.
+        CheckpointWriteError: the disk is full, the folder read-only, ...; the earlier checkpoint is intact.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -71,7 +80,7 @@ def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
         os.replace(temporary, path)
         sync_folder(path.parent)
     except OSError as error:
-        raise CheckpointError(
+        raise CheckpointWriteError(
             f"checkpoint: {path} must be writable, got {error.strerror or error}; the earlier checkpoint is intact"
         ) from error
     finally:
@@ -82,7 +91,7 @@ def copy_checkpoint(source: Path, target: Path) -> None:
     """Make ``target`` a second name of a finished checkpoint, atomically and as a rule without copying bytes.
 
     Raises:
-        CheckpointError: the disk is full, the folder read-only, ...; an earlier ``target`` is intact.
+        CheckpointWriteError: the disk is full, the folder read-only, ...; an earlier ``target`` is intact.
     """
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
@@ -95,7 +104,7 @@ def copy_checkpoint(source: Path, target: Path) -> None:
         os.replace(temporary, target)
         sync_folder(target.parent)
     except OSError as error:
-        raise CheckpointError(f"checkpoint: {target} must be writable, got {error.strerror or error}") from error
+        raise CheckpointWriteError(f"checkpoint: {target} must be writable, got {error.strerror or error}") from error
     finally:
         _remove_quietly(temporary)
 

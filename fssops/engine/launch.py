@@ -38,7 +38,7 @@ def build_fabric(settings: EngineSettings) -> Fabric:
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     strategy: Any = settings.strategy
     if strategy == "fsdp":
-        from lightning.fabric.strategies import FSDPStrategy
+        from lightning.fabric.strategies.fsdp import FSDPStrategy
 
         strategy = FSDPStrategy(state_dict_type="full", use_orig_params=True)
     with warnings.catch_warnings():

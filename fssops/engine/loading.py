@@ -83,7 +83,7 @@ class TrainingStream:
             skip_unreadable=settings.on_unreadable == "skip",
             report=_report_to_stderr,
         )
-        self._loader = DataLoader(
+        self._loader: DataLoader[Any] = DataLoader(
             _Loading(drawn),  # type: ignore[arg-type]
             batch_sampler=sampler,
             collate_fn=_Collate(collate),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import socket
 import sys
 import time
@@ -22,6 +23,8 @@ if sys.platform != "win32":
 
 class RunFolderError(RuntimeError):
     """The run folder cannot be used; the message names the folder and the cause."""
+
+    exit_code = 2
 
 
 class RunFolder:
@@ -118,6 +121,13 @@ class RunFolder:
         self._descriptor = None
         self._held.discard((self.path / "run.lock").resolve())
 
+    def remove_if_nothing_happened(self) -> None:
+        """Remove a folder in which no step was made: a mistake in the settings should leave nothing behind."""
+        ours = {"checkpoints", "classes.json", "run.lock", "settings.json", "settings.toml", "versions.json"}
+        found = {path.name for path in self.path.iterdir()}
+        if found <= ours and not any(self.checkpoints.iterdir()):
+            shutil.rmtree(self.path)
+
     def save_settings(self, tables: Mapping[str, Any]) -> None:
         """Write the resolved settings (JSON and TOML) and the versions they were resolved with."""
         write_text_atomically(self.settings, json.dumps(tables, indent=2) + "\n")
@@ -131,9 +141,10 @@ class RunFolder:
             RunFolderError: the folder holds none.
         """
         try:
-            return json.loads(self.settings.read_text(encoding="utf-8"))
+            tables: dict[str, Any] = json.loads(self.settings.read_text(encoding="utf-8"))
         except (OSError, json.JSONDecodeError) as error:
             raise RunFolderError(f"run folder: {self.path} must hold settings.json, got {error}") from None
+        return tables
 
 
 def versions() -> dict[str, str]:

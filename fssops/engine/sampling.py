@@ -16,7 +16,7 @@ from torch.utils.data import Dataset, Sampler
 class Draw(NamedTuple):
     """One item of the stream."""
 
-    index: int
+    item: int
     """Index into the data set."""
     position: int
     """Place in the endless stream; equal positions mean equal items, augmentation included."""
@@ -154,14 +154,14 @@ class DrawnDataset(Dataset[Any]):
         tries = 10 if self.skip_unreadable else 1
         cause: Exception | None = None
         for offset in range(tries):
-            index = (draw.index + offset) % len(self.dataset)
+            index = (draw.item + offset) % len(self.dataset)
             try:
                 return self._item(index, draw.position)
             except (OSError, ValueError) as error:
                 cause = error
                 if self.skip_unreadable and self.report is not None:
                     self.report(f"skipped item {index}: {error}")
-        raise UnreadableItemError(f"training data: item {draw.index} must be readable, got {cause}") from cause
+        raise UnreadableItemError(f"training data: item {draw.item} must be readable, got {cause}") from cause
 
     def _item(self, index: int, position: int) -> Any:
         if isinstance(self.dataset, SeededDataset):

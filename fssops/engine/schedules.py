@@ -20,10 +20,10 @@ def learning_rate_factor(settings: ScheduleSettings) -> Callable[[int], float]:
 
     def main(step: int) -> float:
         if settings.name == "step":
-            return settings.gamma ** sum(step >= milestone for milestone in milestones)
+            return float(settings.gamma ** sum(step >= milestone for milestone in milestones))
         done = min(step / total, 1.0)
         if settings.name == "poly":
-            return max((1.0 - done) ** settings.power, settings.end_factor)
+            return max(float((1.0 - done) ** settings.power), settings.end_factor)
         if settings.name == "cosine":
             return settings.end_factor + (1.0 - settings.end_factor) * 0.5 * (1.0 + math.cos(math.pi * done))
         return 1.0

@@ -60,30 +60,30 @@ class GroupSettings(Table):
     """One entry of ``optim.groups``: parameters whose name contains ``match`` (a shell pattern)."""
 
     match: str
-    lr_scale: float = Field(1.0, ge=0)
-    weight_decay: float | None = Field(None, ge=0)
+    lr_scale: float = Field(default=1.0, ge=0)
+    weight_decay: float | None = Field(default=None, ge=0)
 
 
 class OptimSettings(Table):
     """``[optim]``: optimiser, parameter groups and gradient clipping."""
 
     name: Literal["sgd", "adam", "adamw"] = "sgd"
-    lr: float = Field(1e-3, gt=0)
-    momentum: float = Field(0.9, ge=0, lt=1)
+    lr: float = Field(default=1e-3, gt=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
     nesterov: bool = False
     betas: Annotated[tuple[float, float], Strict(False)] = (0.9, 0.999)
-    eps: float = Field(1e-8, gt=0)
-    weight_decay: float = Field(0.0, ge=0)
-    weight_decay_norm: float | None = Field(None, ge=0)
+    eps: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    weight_decay_norm: float | None = Field(default=None, ge=0)
     """Decay of normalisation layers; unset: as the others."""
-    weight_decay_bias: float | None = Field(None, ge=0)
-    weight_decay_embedding: float | None = Field(None, ge=0)
+    weight_decay_bias: float | None = Field(default=None, ge=0)
+    weight_decay_embedding: float | None = Field(default=None, ge=0)
     """Decay of ``nn.Embedding`` tables and of parameters named as position embeddings."""
-    backbone_lr_scale: float = Field(1.0, ge=0)
+    backbone_lr_scale: float = Field(default=1.0, ge=0)
     """Learning rate of parameters below a module named ``backbone``, relative to ``lr``."""
-    clip_norm: float = Field(0.0, ge=0)
+    clip_norm: float = Field(default=0.0, ge=0)
     """Largest L2 norm of the gradient of the full model; 0 does not clip."""
-    clip_value: float = Field(0.0, ge=0)
+    clip_value: float = Field(default=0.0, ge=0)
     frozen: list[str] = Field(default_factory=list)
     """Shell patterns of parameter names that are not trained."""
     groups: list[GroupSettings] = Field(default_factory=list)
@@ -92,44 +92,44 @@ class OptimSettings(Table):
 class ScheduleSettings(Table):
     """``[schedule]``: number of steps and the learning rate over them."""
 
-    steps: int = Field(1000, ge=0)
+    steps: int = Field(default=1000, ge=0)
     name: Literal["constant", "step", "poly", "cosine"] = "constant"
     milestones: list[int] = Field(default_factory=list)
-    gamma: float = Field(0.1, gt=0)
-    power: float = Field(0.9, gt=0)
-    end_factor: float = Field(0.0, ge=0, le=1)
+    gamma: float = Field(default=0.1, gt=0)
+    power: float = Field(default=0.9, gt=0)
+    end_factor: float = Field(default=0.0, ge=0, le=1)
     """Smallest factor of ``poly`` and ``cosine``."""
-    warmup_steps: int = Field(0, ge=0)
+    warmup_steps: int = Field(default=0, ge=0)
     warmup: Literal["linear", "constant"] = "linear"
-    warmup_factor: float = Field(0.001, ge=0, le=1)
+    warmup_factor: float = Field(default=0.001, ge=0, le=1)
 
 
 class EngineSettings(Table):
     """``[engine]``: how training runs, whatever is trained."""
 
-    seed: int = Field(1234, ge=0)
+    seed: int = Field(default=1234, ge=0)
     accelerator: Literal["auto", "cpu", "cuda", "gpu", "mps"] = "auto"
-    devices: int = Field(1, ge=1)
+    devices: int = Field(default=1, ge=1)
     """Processes on this machine; under torchrun it must equal ``--nproc-per-node``."""
-    nodes: int = Field(1, ge=1)
+    nodes: int = Field(default=1, ge=1)
     strategy: Literal["auto", "ddp", "fsdp"] = "auto"
     precision: Literal["32", "bf16", "fp16"] = "32"
-    batch_size: int = Field(1, ge=1)
+    batch_size: int = Field(default=1, ge=1)
     """Items of one optimiser step, over all processes and accumulated micro-batches."""
-    accumulate: int = Field(1, ge=1)
-    workers: int = Field(1, ge=0)
+    accumulate: int = Field(default=1, ge=1)
+    workers: int = Field(default=1, ge=0)
     """Loader processes of each training process; the data are the same for any number."""
-    threads: int = Field(0, ge=0)
+    threads: int = Field(default=0, ge=0)
     """CPU threads of each process; 0 leaves torch's choice."""
-    log_every: int = Field(10, ge=1)
-    save_every: int = Field(1000, ge=1)
-    validate_every: int = Field(0, ge=0)
+    log_every: int = Field(default=10, ge=1)
+    save_every: int = Field(default=1000, ge=1)
+    validate_every: int = Field(default=0, ge=0)
     """Steps between validations; 0 never."""
     best_metric: str = "loss"
     """What `best` is judged by: a validation metric, or `loss` (mean training loss between two checkpoints)."""
     best_mode: Literal["min", "max"] = "min"
     on_nonfinite: Literal["stop", "skip"] = "stop"
-    max_skips: int = Field(10, ge=1)
+    max_skips: int = Field(default=10, ge=1)
     """With ``skip``: that many bad steps in a row stop the run."""
     on_unreadable: Literal["stop", "skip"] = "stop"
     """``skip`` replaces an item that cannot be read by the next readable one and reports it."""
@@ -154,11 +154,11 @@ class Settings(Table):
     name: str
     description: str = ""
     model: ModelSettings
-    data: Table = Field(default_factory=Table)
-    optim: OptimSettings = Field(default_factory=OptimSettings)
-    schedule: ScheduleSettings = Field(default_factory=ScheduleSettings)
-    engine: EngineSettings = Field(default_factory=EngineSettings)
-    eval: Table = Field(default_factory=Table)
+    data: Table = Table()
+    optim: OptimSettings = OptimSettings()
+    schedule: ScheduleSettings = ScheduleSettings()
+    engine: EngineSettings = EngineSettings()
+    eval: Table = Table()
 
     def as_tables(self) -> dict[str, Any]:
         """Return plain nested dicts, with the model's options directly in ``model`` as in a recipe."""

@@ -17,7 +17,8 @@ TomlError = tomllib.TOMLDecodeError
 
 def parse_toml(text: str) -> dict[str, Any]:
     """Parse a TOML document."""
-    return tomllib.loads(text)
+    parsed: dict[str, Any] = tomllib.loads(text)
+    return parsed
 
 
 def parse_toml_value(text: str) -> Any:

@@ -144,7 +144,7 @@ class Trainer:
         Raises:
             Interrupted: Ctrl-C or SIGTERM came; the state is saved.
             NonFiniteError: a loss or gradient is NaN or infinite, and ``engine.on_nonfinite`` says stop.
-            CheckpointError: a checkpoint could not be written.
+            CheckpointWriteError: a checkpoint could not be written.
         """
         engine, fabric, total = (
             self.settings.engine,
@@ -227,9 +227,9 @@ class Trainer:
             bad_norm = not math.isfinite(norm) and engine.precision != "fp16"
             problem, _ = self._agree(bad_norm, False)
             if problem:
-                name = nonfinite.first_nonfinite_gradient(self.model) if bad_norm else None
-                bad = f"gradient of {name}" if name else None
-                self._handle_nonfinite(bad, batch, random_state, buffers, bar)
+                parameter = nonfinite.first_nonfinite_gradient(self.model) if bad_norm else None
+                where = f"gradient of {parameter}" if parameter else None
+                self._handle_nonfinite(where, batch, random_state, buffers, bar)
         if not problem:
             self._optimizer.step()
             self._skips = 0

@@ -90,10 +90,12 @@ class TrainingState:
         return states
 
     def _wrapped(self) -> nn.Module:
-        return self.module._forward_module
+        wrapped: nn.Module = self.module._forward_module
+        return wrapped
 
     def _plain_optimizer(self) -> torch.optim.Optimizer:
-        return getattr(self.optimizer, "optimizer", self.optimizer)
+        plain: torch.optim.Optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
+        return plain
 
 
 def check_same_model(model: nn.Module, state: Mapping[str, Any], *, sharded: bool = False) -> None:

@@ -109,7 +109,7 @@ def digest(image: Tensor) -> str:
     """Digest of an image's pixels and shape; the same on every device."""
     plain = image.detach().cpu().contiguous()
     value = hashlib.blake2b(repr((tuple(plain.shape), str(plain.dtype))).encode(), digest_size=20)
-    value.update(memoryview(plain.view(torch.uint8).numpy().reshape(-1)))
+    value.update(plain.view(torch.uint8).numpy().tobytes())
     return value.hexdigest()
 
 

@@ -60,7 +60,8 @@ def overlay(image: np.ndarray, labels: np.ndarray, opacity: float = 0.45) -> np.
     pale = 0.25 * image + 0.45 * grey[..., None] + 0.3 * 255.0
     mixed = np.where(covered, (1.0 - opacity) * image + opacity * tint, pale)
     edge = outline(labels)[..., None] & covered & (labels != IGNORE)[..., None]
-    return np.where(edge, tint, mixed).clip(0, 255).round().astype(np.uint8)
+    shown: np.ndarray = np.where(edge, tint, mixed).clip(0, 255).round().astype(np.uint8)
+    return shown
 
 
 def outline(labels: np.ndarray) -> np.ndarray:
@@ -77,7 +78,8 @@ def outline(labels: np.ndarray) -> np.ndarray:
 def denormalised(image: np.ndarray) -> np.ndarray:
     """Turn an ImageNet-normalised image [3, H, W] float32 back into [H, W, 3] uint8."""
     plain = image.transpose(1, 2, 0) * _STD + _MEAN
-    return (plain.clip(0.0, 1.0) * 255.0).round().astype(np.uint8)
+    pixels: np.ndarray = (plain.clip(0.0, 1.0) * 255.0).round().astype(np.uint8)
+    return pixels
 
 
 @dataclass(frozen=True)

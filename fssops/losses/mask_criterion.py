@@ -132,8 +132,8 @@ def as_clip(masks: Tensor) -> Tensor:
     return masks[:, None] if masks.dim() == 3 else masks
 
 
-def matched_mask_logits(predictions: MaskPredictions, matches: Matches) -> Tensor:
-    """Mask logits of the matched queries of all heads: [heads, N, T, h, w], image by image.
+def matched_mask_logits(predictions: MaskPredictions, matches: Matches) -> list[Tensor]:
+    """Mask logits of the matched queries of all heads: [heads, n_b, T, h, w] of each image.
 
     One product an image serves all heads, so the gradient of the mask features is accumulated once.
     """
@@ -147,4 +147,4 @@ def matched_mask_logits(predictions: MaskPredictions, matches: Matches) -> Tenso
         flat = features[image].transpose(0, 1).reshape(channels, -1)
         product = embeddings.flatten(0, 1).to(flat.dtype) @ flat
         logits.append(product.view(heads, -1, frames, height, width))
-    return logits[0] if len(logits) == 1 else torch.cat(logits, dim=1)
+    return logits

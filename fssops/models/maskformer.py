@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from fssops.losses.dense_criterion import DenseSetCriterion
@@ -98,7 +99,7 @@ class MaskFormer(MaskClassificationModel):
 
     def predict(self, images: Tensor, padding: Tensor | None, *, auxiliary: bool) -> MaskPredictions:
         """See :meth:`MaskClassificationModel.predict`."""
-        features = self.pixel_decoder(self.backbone(images), padding)
+        features = self.pixel_decoder(self.backbone(images.contiguous(memory_format=torch.channels_last)), padding)
         memory, size = features.memory[0], features.sizes[0]
         blocked = None if padding is None else resized_padding(padding, size)
         decoded = self.transformer_decoder(memory, size, blocked, auxiliary=auxiliary)

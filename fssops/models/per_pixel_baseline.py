@@ -117,7 +117,7 @@ class PerPixelBaseline(nn.Module):
             images: [B, 3, H, W].
             auxiliary: return those of every decoder layer (plus only).
         """
-        features = self.pixel_decoder(self.backbone(images))
+        features = self.pixel_decoder(self.backbone(images.contiguous(memory_format=torch.channels_last)))
         if self.transformer_decoder is None:
             assert self.classifier is not None
             return [self.classifier(features.mask_features)]

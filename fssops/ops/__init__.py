@@ -7,6 +7,7 @@ Importing this package loads the native library, or raises one error that says w
 ``FSSOPS_BACKEND=reference`` runs the PyTorch definitions of ``fssops.reference`` instead, on purpose.
 """
 
+from fssops.ops.assignment import assign
 from fssops.ops.attention_mask import (
     AttentionMask,
     attention_mask_from_embeddings,
@@ -14,18 +15,31 @@ from fssops.ops.attention_mask import (
     concatenate_attention_masks,
     pack_attention_mask,
 )
+from fssops.ops.cosine_correlation import cosine_correlation
 from fssops.ops.masked_attention import masked_attention
 from fssops.ops.masked_average_pooling import masked_average_pooling
 from fssops.ops.ms_deform_attn import ms_deform_attn, ms_deform_attn_fused
+from fssops.ops.point_mask_loss import pairwise_mask_cost, point_mask_loss
+from fssops.ops.point_sampling import sample_points, uncertain_points
+from fssops.reference.mask_sources import FactoredMasks, PackedMasks, RunLengthMasks
 
 __all__ = [
     "AttentionMask",
+    "FactoredMasks",
+    "PackedMasks",
+    "RunLengthMasks",
+    "assign",
     "attention_mask_from_embeddings",
     "attention_mask_from_logits",
     "concatenate_attention_masks",
+    "cosine_correlation",
     "masked_attention",
     "masked_average_pooling",
     "ms_deform_attn",
     "ms_deform_attn_fused",
     "pack_attention_mask",
+    "pairwise_mask_cost",
+    "point_mask_loss",
+    "sample_points",
+    "uncertain_points",
 ]

@@ -13,7 +13,11 @@ from typing import Any
 from fssops.engine.settings import Settings, SettingsError, apply_overrides, validate
 from fssops.recipes import read_named_recipe
 
-TASKS: dict[str, tuple[str, str]] = {"few-shot": ("fssops.tasks.fewshot", "FewShotTask")}
+TASKS: dict[str, tuple[str, str]] = {
+    "few-shot": ("fssops.tasks.fewshot", "FewShotTask"),
+    "universal": ("fssops.tasks.universal", "UniversalTask"),
+    "semantic": ("fssops.tasks.universal", "UniversalTask"),
+}
 """Task of a model (the column ``task`` of ``fssops.models.MODELS``) -> module and class that train and evaluate it."""
 
 
@@ -27,7 +31,19 @@ def load_settings(recipe: str, overrides: Sequence[str] = ()) -> Settings:
     Raises:
         SettingsError: one line that names what is wrong.
     """
-    return settings_from_tables(apply_overrides(read_named_recipe(recipe), overrides), f"recipe {recipe}")
+    tables = _for_another_data_set(read_named_recipe(recipe), overrides)
+    return settings_from_tables(apply_overrides(tables, overrides), f"recipe {recipe}")
+
+
+def _for_another_data_set(tables: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Drop what a recipe says of its own data set when an override names another kind of source."""
+    chosen = apply_overrides({}, overrides).get("data", {}).get("source")
+    result = {key: dict(value) if isinstance(value, Mapping) else value for key, value in tables.items()}
+    if chosen is not None and chosen != result.get("data", {}).get("source"):
+        for table, keys in (("data", ("root", "split", "options", "folds", "definition")), ("eval", ("root", "split"))):
+            for key in keys:
+                result.get(table, {}).pop(key, None)
+    return result
 
 
 def settings_from_tables(tables: Mapping[str, Any], where: str) -> Settings:
@@ -46,7 +62,7 @@ def settings_from_tables(tables: Mapping[str, Any], where: str) -> Settings:
     if row.task not in TASKS:
         raise SettingsError(f"{where}: model.name must be a model of task {', '.join(TASKS)}, got {name} ({row.task})")
     options = [option.name for option in fields(row.config_class())]
-    settings = validate(task_class(row.task).settings_class, tables, where, options)
+    settings: Settings = validate(task_class(row.task).settings_class, tables, where, options)
     try:
         create_config(name, settings.model.options)
     except ValueError as error:

@@ -23,16 +23,16 @@ class FewShotData(Table):
     """``custom`` cuts the sorted classes into four blocks."""
     definition: Literal["panet", "msanet"] = "panet"
     """Which papers' COCO-20i."""
-    fold: int = Field(0, ge=0, le=3)
-    ways: int = Field(1, ge=1)
-    shots: int = Field(1, ge=1)
-    queries: int = Field(1, ge=1)
+    fold: int = Field(default=0, ge=0, le=3)
+    ways: int = Field(default=1, ge=1)
+    shots: int = Field(default=1, ge=1)
+    queries: int = Field(default=1, ge=1)
     size: Annotated[tuple[int, int], Strict(False)] = (417, 417)
     """Height and width of the network's input."""
     draw: Literal["balanced", "panet", "list"] = "balanced"
-    seed: int | None = Field(None, ge=0)
+    seed: int | None = Field(default=None, ge=0)
     """Of the training episodes; unset: engine.seed."""
-    min_area: int = Field(1, ge=1)
+    min_area: int = Field(default=1, ge=1)
     drop_novel: bool = True
     """Leave out training images that hold novel classes; otherwise they are background there."""
     ignore_in_support: Literal["background", "neither"] = "neither"
@@ -51,30 +51,30 @@ class FewShotEval(Table):
     """Folder of the data set; unset: data.root."""
     split: str | None = None
     """Part that episodes are drawn from; unset: data.split."""
-    runs: int = Field(0, ge=0)
+    runs: int = Field(default=0, ge=0)
     """0: the protocol's number."""
-    episodes: int = Field(0, ge=0)
+    episodes: int = Field(default=0, ge=0)
     """Of each run; 0: the protocol's number."""
-    seed: int | None = Field(None, ge=0)
+    seed: int | None = Field(default=None, ge=0)
     """Of the first run; unset: the protocol's seeds."""
-    ways: int = Field(0, ge=0)
+    ways: int = Field(default=0, ge=0)
     """0: as in training."""
-    shots: int = Field(0, ge=0)
+    shots: int = Field(default=0, ge=0)
     """0: as in training."""
-    queries: int = Field(1, ge=1)
+    queries: int = Field(default=1, ge=1)
     annotation: Literal["mask", "box", "component_boxes", "scribble"] = "mask"
-    workers: int = Field(0, ge=0)
-    cache_mb: int = Field(2048, ge=0)
+    workers: int = Field(default=0, ge=0)
+    cache_mb: int = Field(default=2048, ge=0)
     """Memory for features that are kept over episodes and runs; 0 encodes every image anew."""
-    cache_disk_mb: int = Field(0, ge=0)
+    cache_disk_mb: int = Field(default=0, ge=0)
     """Disk for features beyond that."""
-    pictures: int = Field(4, ge=0)
+    pictures: int = Field(default=4, ge=0)
     """Number of best and of worst episodes drawn."""
     baseline: bool = False
     """Training also evaluates the model as it was before the first step, on the same episodes."""
     checkpoint: Literal["last", "best"] = "last"
     """Which checkpoint training evaluates at its end."""
-    validation_episodes: int = Field(0, ge=0)
+    validation_episodes: int = Field(default=0, ge=0)
     """Episodes of training classes, drawn from the evaluation split, that validation scores; novel classes never
     take part in it."""
 
@@ -82,5 +82,5 @@ class FewShotEval(Table):
 class FewShotSettings(Settings):
     """A recipe of a few-shot system."""
 
-    data: FewShotData = Field(default_factory=FewShotData)
-    eval: FewShotEval = Field(default_factory=FewShotEval)
+    data: FewShotData = FewShotData()
+    eval: FewShotEval = FewShotEval()

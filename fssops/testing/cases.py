@@ -107,3 +107,74 @@ DEFORMABLE = [
     DeformableCase("levels_reordered", 1, 5, 2, 16, ((2, 3), (4, 4)), 2, 0, (17, 1), 24),
     DeformableCase("levels_share_tokens", 2, 5, 2, 16, ((4, 4), (2, 4)), 2, 2, (0, 8), 16),
 ]
+
+
+@dataclass(frozen=True)
+class PointLossCase:
+    """Sizes of one point loss call."""
+
+    name: str
+    masks: int
+    size: tuple[int, int]
+    mask_size: tuple[int, int]
+    points: int
+    targets: int = 0
+    """Number of targets that an index chooses from; 0: one target a mask, in order."""
+    shared_points: bool = False
+    outside: float = 0.0
+    """How far beyond [0, 1] points may lie."""
+
+
+POINT_MASK_LOSS = [
+    PointLossCase("own_points", 3, (16, 20), (64, 80), 300),
+    PointLossCase("per_mask", 4, (11, 7), (23, 31), 257, targets=9),
+    PointLossCase("shared_points", 5, (9, 9), (9, 9), 64, shared_points=True),
+    PointLossCase("several_chunks", 2, (13, 14), (27, 40), 4500),
+    PointLossCase("points_outside", 2, (6, 5), (12, 10), 200, outside=0.3),
+    PointLossCase("one_point", 2, (6, 5), (12, 10), 1),
+    PointLossCase("one_pixel", 2, (1, 1), (1, 1), 17, outside=0.5),
+    PointLossCase("one_row", 2, (1, 8), (1, 9), 33, outside=0.2),
+    PointLossCase("one_column", 2, (8, 1), (9, 1), 33, outside=0.2),
+    PointLossCase("one_mask", 1, (12, 12), (30, 30), 100),
+]
+
+
+@dataclass(frozen=True)
+class CorrelationCase:
+    """Sizes and rule of one cosine correlation call."""
+
+    name: str
+    batch: int
+    channels: int
+    shots: int
+    masks: int
+    size: tuple[int, int]
+    support_size: tuple[int, int]
+    kept: float
+    """Share of the support positions that the masks keep."""
+    reduction: str = "mean"
+    k: int = 1
+    divisor: str = "kept"
+    relu: bool = True
+    eps_rule: str = "add_to_norms"
+    shots_rule: str = "separate"
+    soft: bool = False
+    channels_last: bool = False
+
+
+COSINE_CORRELATION = [
+    CorrelationCase("msanet", 2, 37, 2, 1, (7, 9), (7, 9), 0.3),
+    CorrelationCase("msanet_soft", 1, 24, 1, 1, (8, 8), (8, 8), 0.4, soft=True),
+    CorrelationCase("dense_mean", 2, 16, 1, 1, (6, 7), (5, 8), 0.2, divisor="all"),
+    CorrelationCase("prior_mask", 1, 33, 2, 1, (9, 7), (9, 7), 0.3, "max", 1, "all", False, "add_to_product"),
+    CorrelationCase("max_kept_of_negatives", 1, 5, 1, 2, (4, 5), (3, 4), 0.5, "max", relu=False),
+    CorrelationCase("topk", 1, 12, 2, 2, (5, 5), (5, 6), 0.5, "topk_mean", 3, relu=False, soft=True),
+    CorrelationCase("topk_beyond_kept", 2, 8, 1, 1, (5, 4), (4, 4), 0.2, "topk_mean", 7, "all", False, "clamp_norms"),
+    CorrelationCase("joint_shots", 2, 20, 3, 2, (5, 7), (4, 6), 0.4, shots_rule="joint"),
+    CorrelationCase("joint_shots_max", 1, 20, 3, 1, (5, 7), (4, 6), 0.4, "max", shots_rule="joint"),
+    CorrelationCase("product_rule_mean", 1, 9, 2, 1, (3, 5), (6, 4), 0.6, eps_rule="add_to_product", soft=True),
+    CorrelationCase("channels_last", 2, 40, 2, 1, (7, 9), (5, 6), 0.4, channels_last=True),
+    CorrelationCase("everything_kept", 1, 18, 1, 1, (12, 12), (13, 11), 1.0),
+    CorrelationCase("one_position", 1, 3, 1, 1, (1, 1), (1, 1), 1.0),
+    CorrelationCase("one_channel", 1, 1, 1, 1, (3, 4), (4, 3), 0.5),
+]

@@ -44,7 +44,7 @@ extern "C" __attribute__((visibility("default"))) void forward(const int64_t* si
 }
 
 // arrays: as above, then grad, grad_value, grad_points, grad_reference, grad_weights.
-// scratch: value_sums, cell_grads, weight_grads, maxima, poisoned.
+// scratch: value_sums, cell_grads, weight_grads, fixed, poisoned.
 extern "C" __attribute__((visibility("default"))) void backward(const int64_t* sizes, int placement,
                                                                 const CudaArray* arrays, void* const* scratch,
                                                                 int deterministic) {
@@ -60,7 +60,7 @@ extern "C" __attribute__((visibility("default"))) void backward(const int64_t* s
   args.value_sums = scratch[0];
   args.cell_grads = scratch[1];
   args.weight_grads = scratch[2];
-  args.maxima = static_cast<unsigned long long*>(scratch[3]);
+  args.fixed = static_cast<unsigned long long*>(scratch[3]);
   args.poisoned = static_cast<unsigned char*>(scratch[4]);
   backward_cuda(args, nullptr);
 }

@@ -63,9 +63,9 @@ def _run(
     sums = grad_value if in_place else torch.empty(value.shape, dtype=torch.int64 if deterministic else accumulator)
     cells = torch.empty(points.shape, dtype=accumulator) if grad_refs is not None else None
     weight_sums = torch.empty(weights.shape, dtype=accumulator) if placement else None
-    maxima = torch.empty(2, dtype=torch.int64)
+    fixed = torch.empty(3, dtype=torch.int64)
     poisoned = torch.empty(value.shape[:3], dtype=torch.uint8)
-    pointers = [None if t is None else t.data_ptr() for t in (sums, cells, weight_sums, maxima, poisoned)]
+    pointers = [None if t is None else t.data_ptr() for t in (sums, cells, weight_sums, fixed, poisoned)]
     library.backward(sizes, placement, packed, (ctypes.c_void_p * 5)(*pointers), int(deterministic))
     return [output, *results]
 
@@ -102,6 +102,15 @@ def test_deterministic_form_equals_the_definition(case: DeformableCase, dtype: t
     tensors, grad = _inputs(case, dtype)
     want = gradients(_entry(case), case, [t.double() for t in tensors], grad.double())
     _assert_close(_run(case, tensors, grad, deterministic=True), want, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("deterministic", [False, True], ids=["atomic", "deterministic"])
+def test_blocks_bring_together_what_many_queries_give_to_one_token(deterministic: bool) -> None:
+    # 132 heads are enough for the largest blocks, and 65 queries for a last block that is nearly empty.
+    case = DeformableCase("many_queries", 1, 65, 132, 8, ((3, 2), (1, 2)), 3, 2)
+    tensors, grad = _inputs(case, torch.float32)
+    want = gradients(_entry(case), case, [t.double() for t in tensors], grad.double())
+    _assert_close(_run(case, tensors, grad, deterministic=deterministic), want, TOLERANCE[torch.float32])
 
 
 def test_deterministic_form_does_not_depend_on_the_order_of_threads() -> None:

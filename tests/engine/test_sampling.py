@@ -46,14 +46,14 @@ def test_processes_share_the_stream_without_overlap_or_gap(
 
 def test_each_pass_holds_every_item_once_in_its_own_order() -> None:
     sampler = StepSampler(10, 5, seed=3)
-    drawn = [draw.index for batch in islice(sampler, 4) for draw in batch]
+    drawn = [draw.item for batch in islice(sampler, 4) for draw in batch]
     assert sorted(drawn[:10]) == sorted(drawn[10:]) == list(range(10))
     assert drawn[:10] != drawn[10:]
 
 
 def test_seed_decides_the_order() -> None:
     def order(seed: int) -> list[int]:
-        return [draw.index for batch in islice(StepSampler(40, 4, seed), 10) for draw in batch]
+        return [draw.item for batch in islice(StepSampler(40, 4, seed), 10) for draw in batch]
 
     assert order(1) == order(1)
     assert order(1) != order(2)

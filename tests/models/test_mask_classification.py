@@ -146,7 +146,9 @@ def test_targets_that_do_not_fit_are_named() -> None:
     with pytest.raises(ValueError, match=r"one an image \(2\), got 1"):
         model.losses(ImageBatch(batch.images, [box_target((48, 70), [1])]))
     wide = MaskTargets(torch.tensor([1]), torch.ones(1, 48, 400, dtype=torch.bool))
-    with pytest.raises(ValueError, match=r"targets\[0\]\.masks must be"):
+    with pytest.raises(
+        ValueError, match=r"targets\[0\]\.masks must have the size of their image, \[48, 70\], got \[48, 400\]"
+    ):
         model.losses(ImageBatch(batch.images, [wide, box_target((61, 40), [1])]))
 
 

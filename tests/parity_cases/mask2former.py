@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 import fssops
+from fssops import ops
 from fssops.losses.draws import RecordedPoints
 from fssops.losses.mask_criterion import head_of, matched_mask_logits
 from fssops.models.mask2former import Mask2Former, Mask2FormerConfig
@@ -80,9 +81,8 @@ def run(case: Case) -> Iterator[Line]:
     memory = decoder.prepare(decoded.memory, decoded.sizes, decoded.mask_features[:, None])
     queries = decoder.query_feat.weight.expand(len(images), -1, -1)
 
-    def record(layer: int, mask: Any) -> Any:
-        blocked = mask if isinstance(mask, torch.Tensor) else mask.blocked()
-        found[f"attn_mask{layer}"] = np.packbits(blocked.numpy(), axis=-1)
+    def record(layer: int, mask: ops.AttentionMask) -> ops.AttentionMask:
+        found[f"attn_mask{layer}"] = np.packbits(mask.closed()[:, 0].numpy(), axis=-1)
         return mask
 
     positions = None if decoder.query_embed is None else decoder.query_embed.weight
@@ -132,11 +132,11 @@ def point_lines(
         return
     heads = predictions.class_logits.shape[0]
     with torch.no_grad():
-        logits = matched_mask_logits(predictions, matches)[:, :, 0]
-        got = [model.criterion.choose_points(logits[h], head_of(h, heads), points) for h in common.call_order(heads)]
+        chosen = model.criterion.choose_points(matched_mask_logits(predictions, matches), points)
+        got = torch.cat(chosen, dim=1)[common.call_order(heads)]
 
     def ordered(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         keys = values[..., 0].astype(np.float64) * 4096 + values[..., 1]
         return np.take_along_axis(values, np.argsort(keys, axis=-1)[..., None], axis=-2)
 
-    yield compared("pts_final", ordered(torch.stack(got).numpy()), ordered(want), common.FLOATS)
+    yield compared("pts_final", ordered(got.numpy()), ordered(want), common.FLOATS)

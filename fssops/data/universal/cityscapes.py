@@ -153,5 +153,5 @@ class CityscapesSemanticSource(LabelMapSource):
     format = "cityscapes"
 
     def __init__(self, root: str | os.PathLike[str], split: str = "train") -> None:
-        remap = {value: 255 for value in range(34)} | dict(CLASSES.index_of)
+        remap = dict.fromkeys(range(34), 255) | dict(CLASSES.index_of)
         super().__init__(split, CLASSES, _files(Path(root), split, "labelIds"), remap=remap)

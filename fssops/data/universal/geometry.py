@@ -54,11 +54,8 @@ Augmentation = Callable[[Scene, np.random.Generator], Scene]
 
 
 def _corner_nearest(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    # In single precision, as PyTorch's nearest interpolation computes it.
     height, width = values.shape
-    rows = np.arange(size[0], dtype=np.float32) * np.float32(height / size[0])
-    columns = np.arange(size[1], dtype=np.float32) * np.float32(width / size[1])
-    rows, columns = (np.minimum(np.floor(i).astype(np.intp), n - 1) for i, n in ((rows, height), (columns, width)))
+    rows, columns = np.arange(size[0]) * height // size[0], np.arange(size[1]) * width // size[1]
     return np.asarray(values[rows[:, None], columns[None, :]])
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fssops.models.layers import operators
+from fssops import ops
 
 
 class MultiheadAttention(nn.Module):
@@ -71,20 +69,20 @@ class MultiheadAttention(nn.Module):
         dropout = self.dropout if self.training else 0.0
         return self._merge(F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, dropout_p=dropout))
 
-    def masked(self, query: Tensor, key: Tensor, value: Tensor, mask: Any) -> Tensor:
+    def masked(self, query: Tensor, key: Tensor, value: Tensor, mask: ops.AttentionMask) -> Tensor:
         """Cross-attention through a mask.
 
         Args:
             query: [B, Q, C], position added.
             key: [B, S, C], position added.
             value: [B, S, C].
-            mask: an attention mask of :mod:`fssops.models.layers.operators`, shared by the heads.
+            mask: which keys are open to each query.
 
         Returns:
             [B, Q, C].
         """
         (q,), (k,), (v,) = self._project(query, 0, 1), self._project(key, 1, 2), self._project(value, 2, 3)
-        return self._merge(operators.masked_attention(q, k, v, mask))
+        return self._merge(ops.masked_attention(q, k, v, mask))
 
     def self_attention(self, tokens: Tensor, positions: Tensor | None, blocked: Tensor | None = None) -> Tensor:
         """Attention of tokens among themselves.

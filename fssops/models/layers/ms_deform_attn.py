@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from fssops.models.layers import operators as ops
+from fssops import ops
 from fssops.models.layers.initialisation import xavier_linear
 
 

@@ -56,10 +56,16 @@ class MaskClassificationModel(nn.Module, ABC):
         """Predictions of all heads, and the batch's targets.
 
         Raises:
-            ValueError: the batch has no targets.
+            ValueError: the batch has no targets, or masks of another size than their image.
         """
         if batch.targets is None:
             raise ValueError(f"{type(self).__name__}.losses: batch.targets must be given, got None")
+        for index, (target, size) in enumerate(zip(batch.targets, batch.sizes, strict=False)):
+            if tuple(target.masks.shape[-2:]) != size:
+                raise ValueError(
+                    f"{type(self).__name__}.losses: targets[{index}].masks must have the size of their image,"
+                    f" {list(size)}, got {list(target.masks.shape[-2:])}"
+                )
         images, padding = self.image_input(batch.images)
         padding = padding if self.config.mask_padding else None
         return self.predict(images, padding, auxiliary=True), batch.targets

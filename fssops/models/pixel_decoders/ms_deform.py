@@ -25,11 +25,13 @@ IN_FEATURES = ("res5", "res4", "res3")
 class MSDeformEncoderLayer(nn.Module):
     """Deformable self-attention and feed-forward, each with residual and LayerNorm after it."""
 
-    def __init__(self, channels: int, heads: int, levels: int, points: int, hidden: int, dropout: float) -> None:
+    def __init__(
+        self, channels: int, heads: int, levels: int, points: int, hidden: int, dropout: float, recompute: bool
+    ) -> None:
         super().__init__()
         self.self_attn = MSDeformAttn(channels, heads, levels, points)
         self.norm1 = nn.LayerNorm(channels)
-        self.ffn = FeedForward(channels, hidden, dropout)
+        self.ffn = FeedForward(channels, hidden, dropout, recompute=recompute)
         self.norm2 = nn.LayerNorm(channels)
         self.dropout = dropout
 
@@ -60,6 +62,7 @@ class MSDeformPixelDecoder(nn.Module):
         points: sampling points a head and level.
         hidden: width of the feed-forward sub-layers.
         dropout: rate in training.
+        recompute: see :class:`fssops.models.layers.feed_forward.FeedForward`; the tokens are many here.
     """
 
     def __init__(
@@ -73,6 +76,7 @@ class MSDeformPixelDecoder(nn.Module):
         points: int = 4,
         hidden: int = 1024,
         dropout: float = 0.0,
+        recompute: bool = True,
     ) -> None:
         super().__init__()
         levels = len(IN_FEATURES)
@@ -85,7 +89,7 @@ class MSDeformPixelDecoder(nn.Module):
         self.input_proj = nn.ModuleList(projections)
         self.level_embed = nn.Parameter(torch.randn(levels, channels))
         self.encoder = nn.ModuleList(
-            MSDeformEncoderLayer(channels, heads, levels, points, hidden, dropout) for _ in range(layers)
+            MSDeformEncoderLayer(channels, heads, levels, points, hidden, dropout, recompute) for _ in range(layers)
         )
         self.adapter_1 = ConvNorm(in_channels["res2"], channels, 1, norm="group")
         self.layer_1 = ConvNorm(channels, channels, 3, norm="group", activation=True)
@@ -139,10 +143,14 @@ class MSDeformPixelDecoder(nn.Module):
         for layer in self.encoder:
             tokens = layer(tokens, positions, references, sizes, blocked)
         memory = list(tokens.split(areas, dim=1))
-        fine = memory[-1].transpose(1, 2).reshape(len(tokens), self.channels, *sizes[-1])
         y = self.adapter_1(features["res2"].float())
+        # As tokens the finest level is channels-last; in the layout of the map it joins no later step copies.
+        fine = memory[-1].transpose(1, 2).unflatten(2, sizes[-1])
+        layout = torch.channels_last if y.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
+        fine = fine.contiguous(memory_format=layout)
         y = y + F.interpolate(fine, size=y.shape[-2:], mode="bilinear", align_corners=False)
-        return PixelFeatures(self.mask_features(self.layer_1(y)), memory, sizes)
+        # Mask features are read row by row of a channel, many times.
+        return PixelFeatures(self.mask_features(self.layer_1(y)).contiguous(), memory, sizes)
 
 
 def resized_padding(padding: Tensor, size: tuple[int, int]) -> Tensor:

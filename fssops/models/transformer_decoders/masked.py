@@ -10,20 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fssops.models.layers import operators
+from fssops import ops
 from fssops.models.layers.attention import MultiheadAttention
 from fssops.models.layers.feed_forward import MLP, FeedForward
 from fssops.models.layers.initialisation import xavier_fill
 from fssops.models.layers.position_encoding import PositionEncodingCache
 from fssops.models.transformer_decoders.outputs import DecoderOutput
 
-MaskHook = Callable[[int, Any], Any]
+MaskHook = Callable[[int, ops.AttentionMask], ops.AttentionMask]
 """Changes the attention mask of a layer: (layer index, predicted mask) -> mask."""
 
 
@@ -62,7 +61,7 @@ class MaskedDecoderLayer(nn.Module):
         positions: Tensor | None,
         key: Tensor,
         value: Tensor,
-        mask: Any,
+        mask: ops.AttentionMask,
         blocked: Tensor | None = None,
     ) -> Tensor:
         """One layer.
@@ -169,11 +168,11 @@ class MaskedTransformerDecoder(nn.Module):
             resized.append(small.reshape(batch, small.shape[1], -1))
         return Memory(keys, values, resized, list(padding) if padding is not None else [None] * self.levels)
 
-    def attention_mask(self, mask_embeddings: Tensor, memory: Memory, level: int) -> Any:
+    def attention_mask(self, mask_embeddings: Tensor, memory: Memory, level: int) -> ops.AttentionMask:
         """Where each query may attend at a level: inside the mask that its embedding predicts there."""
-        return operators.attention_mask_from_embeddings(
-            mask_embeddings.detach(), memory.mask_features[level], memory.padding[level]
-        )
+        mask = ops.attention_mask_from_embeddings(mask_embeddings, memory.mask_features[level])
+        padding = memory.padding[level]
+        return mask if padding is None else mask.with_padding(padding)
 
     def decode(
         self,

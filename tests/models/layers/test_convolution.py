@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+import weakref
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from fssops.models.layers.convolution import ConvNorm, FrozenBatchNorm2d, fold_normalisation
 
@@ -87,3 +88,21 @@ def test_raw_and_finish_compose_to_forward() -> None:
         kept = raw.clone()
         torch.testing.assert_close(made.finish(raw), made(x))
         assert torch.equal(raw, kept)
+
+
+def test_the_folded_kernel_does_not_outlive_the_forward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the kernel itself is kept for the backward pass, not its rescaled copy."""
+    module = ConvNorm(4, 8, 3, norm="frozen")
+    copies: list[weakref.ref[Tensor]] = []
+    original = module.folded
+
+    def recorded() -> tuple[Tensor, Tensor | None]:
+        weight, bias = original()
+        copies.append(weakref.ref(weight))
+        return weight, bias
+
+    monkeypatch.setattr(module, "folded", recorded)
+    out = module(torch.randn(1, 4, 9, 9, requires_grad=True))
+    assert copies[0]() is None
+    out.sum().backward()
+    assert module.weight.grad is not None

@@ -1,0 +1,353 @@
+// Kernels of point sampling and of the losses at points. A: accumulator (points, sums, saved arrays), F: a float dtype.
+//
+// One thread a point; its eight or fewer reads are scattered, everything else is coalesced. Sums have a fixed order:
+// each block adds up one chunk of a row, one more block adds up the chunks.
+#pragma once
+
+#include "common/device.cuh"
+#include "point_mask_loss/point_mask_loss.h"
+#include "point_mask_loss/point_mask_loss_math.h"
+
+namespace fssops::point_mask_loss {
+
+constexpr int kThreads = 256;
+constexpr int kWarps = kThreads / kWarpSize;
+
+// Both axes of a point of a row.
+template <class A>
+struct Taps {
+  AxisTaps<A> x, y;
+  __device__ Taps(const Maps& maps, const A* point)
+      : x(point[0], static_cast<int>(maps.width), A(maps.extent_width) * A(0.5)),
+        y(point[1], static_cast<int>(maps.height), A(maps.extent_height) * A(0.5)) {}
+};
+
+// The weighted sum of the four pixels `value(y, x)`. A pixel of weight 0 is not read.
+template <class A, class Value>
+__device__ __forceinline__ A interpolate(const Taps<A>& taps, Value value) {
+  const A zero = A(0);
+  const bool left = taps.x.low != zero, right = taps.x.high != zero;
+  const bool upper = taps.y.low != zero, lower = taps.y.high != zero;
+  // A NaN weight reads too: every pixel exists (AxisTaps), but for the second of an axis of one pixel, whose weight is
+  // NaN only beside a first that is NaN as well.
+  const int y = taps.y.first, x = taps.x.first;
+  const A a = upper && left ? value(y, x) : zero;
+  const A b = upper && right ? value(y, x + 1) : zero;
+  const A c = lower && left ? value(y + 1, x) : zero;
+  const A d = lower && right ? value(y + 1, x + 1) : zero;
+  return taps.y.low * (taps.x.low * a + taps.x.high * b) + taps.y.high * (taps.x.low * c + taps.x.high * d);
+}
+
+// Value of map `map` (among M * channels planes) at `taps`. E: element type of dense maps.
+template <class A, class E>
+__device__ __forceinline__ A dense_value(const Maps& maps, int64_t map, const Taps<A>& taps) {
+  const E* plane = static_cast<const E*>(maps.data) + map * maps.pixels();
+  const int width = static_cast<int>(maps.width), last_y = static_cast<int>(maps.height) - 1, last_x = width - 1;
+  return interpolate(taps, [&](int y, int x) {
+    return A(load_as_accumulator(plane[(y < last_y ? y : last_y) * width + (x < last_x ? x : last_x)]));
+  });
+}
+
+// Value of a target of any form at a point of a row.
+template <class A>
+__device__ A target_value(const Maps& maps, int64_t row, const A* point, int64_t points, int64_t p) {
+  const int64_t map = maps.map_of(row);
+  if (maps.format == Format::values) {
+    const int64_t i = map * points + p;
+    switch (maps.type) {
+      case MaskType::float64:
+        return A(static_cast<const double*>(maps.data)[i]);
+      case MaskType::float16:
+        return A(load_as_accumulator(static_cast<const half_t*>(maps.data)[i]));
+      case MaskType::bfloat16:
+        return A(load_as_accumulator(static_cast<const bf16_t*>(maps.data)[i]));
+      default:
+        return A(static_cast<const float*>(maps.data)[i]);
+    }
+  }
+  const Taps<A> taps(maps, point);
+  const int last_y = static_cast<int>(maps.height) - 1, last_x = static_cast<int>(maps.width) - 1;
+  if (maps.format == Format::bits) {
+    const uint8_t* plane = static_cast<const uint8_t*>(maps.data) + map * maps.height * maps.row_bytes();
+    return interpolate(taps, [&](int y, int x) {
+      return A(bit_at(plane + (y < last_y ? y : last_y) * maps.row_bytes(), x < last_x ? x : last_x));
+    });
+  }
+  if (maps.format == Format::runs) {
+    const int32_t* ends = static_cast<const int32_t*>(maps.data);
+    const int32_t* columns = maps.columns + map * (maps.width + 1);
+    int upper[2], lower[2];
+    run_values(ends, columns, last_y + 1, taps.y.first, taps.x.first, upper[0], lower[0]);
+    run_values(ends, columns, last_y + 1, taps.y.first, taps.x.first < last_x ? taps.x.first + 1 : last_x, upper[1],
+               lower[1]);
+    return interpolate(taps, [&](int y, int x) {
+      const bool first_row = y == taps.y.first;
+      if (x == taps.x.first) return A(first_row ? upper[0] : lower[0]);
+      return A(first_row ? upper[1] : lower[1]);
+    });
+  }
+  switch (maps.type) {
+    case MaskType::uint8:
+      return dense_value<A, uint8_t>(maps, map, taps);
+    case MaskType::float32:
+      return dense_value<A, float>(maps, map, taps);
+    case MaskType::float64:
+      return dense_value<A, double>(maps, map, taps);
+    case MaskType::float16:
+      return dense_value<A, half_t>(maps, map, taps);
+    default:
+      return dense_value<A, bf16_t>(maps, map, taps);
+  }
+}
+
+// Value of a row's own float map, dense or values.
+template <class A, class F>
+__device__ __forceinline__ A logit_value(const Maps& maps, int64_t row, const A* point, int64_t points, int64_t p) {
+  if (maps.format == Format::values) return A(load_as_accumulator(static_cast<const F*>(maps.data)[row * points + p]));
+  return dense_value<A, F>(maps, row, Taps<A>(maps, point));
+}
+
+// sampled [N, C, P] of float maps. grid (blocks of points, N, blocks of channels).
+template <class A, class F>
+__global__ void __launch_bounds__(kThreads) sample_kernel(Maps maps, Points points, int64_t channels, F* sampled) {
+  const int64_t p = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (p >= points.count) return;
+  for (int64_t row = blockIdx.y; row < points.rows; row += gridDim.y) {
+    const Taps<A> taps(maps, static_cast<const A*>(points.data) + points.offset(row) + 2 * p);
+    const int64_t map = maps.map_of(row) * channels;
+#pragma unroll 4
+    for (int64_t c = blockIdx.z; c < channels; c += gridDim.z)
+      store_from_accumulator(sampled + (row * channels + c) * points.count + p, dense_value<A, F>(maps, map + c, taps));
+  }
+}
+
+// sampled [N, P] of masks of any form. grid (blocks of points, N).
+template <class A>
+__global__ void __launch_bounds__(kThreads)
+    sample_masks_kernel(Maps maps, Points points, int64_t channels, A* sampled) {
+  const int64_t p = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (p >= points.count) return;
+  for (int64_t row = blockIdx.y; row < points.rows; row += gridDim.y) {
+    const A* point = static_cast<const A*>(points.data) + points.offset(row) + 2 * p;
+    if (channels == 1) {
+      sampled[row * points.count + p] = target_value(maps, row, point, points.count, p);
+      continue;
+    }
+    const Taps<A> taps(maps, point);  // several channels: dense bytes
+    for (int64_t c = 0; c < channels; ++c)
+      sampled[(row * channels + c) * points.count + p] =
+          dense_value<A, uint8_t>(maps, maps.map_of(row) * channels + c, taps);
+  }
+}
+
+// Adds value times the weights of a point to its pixels of a plane.
+template <class A>
+__device__ __forceinline__ void add_to_pixels(const Maps& maps, const Taps<A>& taps, A value, A* plane) {
+  const int64_t width = maps.width;
+  A* pixel = plane + taps.y.first * width + taps.x.first;
+  const A upper = taps.y.low * value, lower = taps.y.high * value;
+  const bool left = taps.x.low != A(0), right = taps.x.high != A(0) && width > 1;
+  if (taps.y.low != A(0)) {
+    if (left) atomicAdd(pixel, taps.x.low * upper);
+    if (right) atomicAdd(pixel + 1, taps.x.high * upper);
+  }
+  if (taps.y.high != A(0) && maps.height > 1) {
+    if (left) atomicAdd(pixel + width, taps.x.low * lower);
+    if (right) atomicAdd(pixel + width + 1, taps.x.high * lower);
+  }
+}
+
+// grad of the loss at points [p, ..) of a row, from what the forward pass kept.
+template <class A>
+__device__ __forceinline__ LossScales<A> scales_of(int64_t row, int64_t points, bool reduce, A divisor,
+                                                   const A* num_masks, const A* grad_mask, const A* grad_dice,
+                                                   const A* stats) {
+  const A scale = num_masks == nullptr ? divisor : divisor * num_masks[0];
+  const int64_t i = reduce ? 0 : row;
+  return LossScales<A>(grad_mask[i] / scale, grad_dice[i] / scale, stats[2 * row], stats[2 * row + 1], points);
+}
+
+// Where the gradient at points comes from: an array [N, C, P] of F, or the kept numbers of the loss.
+template <class A, class F>
+struct GivenGrad {
+  const F* grad;
+  int64_t points;
+  __device__ void begin_plane(int64_t) {}
+  __device__ A operator()(int64_t plane, int64_t p) const { return A(load_as_accumulator(grad[plane * points + p])); }
+};
+
+template <class A>
+struct LossGrad {
+  const A *probabilities, *targets_at, *grad_mask, *grad_dice, *stats, *num_masks;
+  A divisor;
+  int64_t points;
+  bool reduce;
+  LossScales<A> scales;
+  __device__ void begin_plane(int64_t row) {
+    scales = scales_of(row, points, reduce, divisor, num_masks, grad_mask, grad_dice, stats);
+  }
+  __device__ A operator()(int64_t row, int64_t p) const {
+    return scales.grad(probabilities[row * points + p], targets_at[row * points + p]);
+  }
+};
+
+// Gradient of maps, added atomically. accumulator is zeros. grid (blocks of points, planes = N * C).
+template <class A, class Grad>
+__global__ void __launch_bounds__(kThreads)
+    spread_kernel(Maps maps, Points points, int64_t channels, Grad grad, A* accumulator) {
+  const int64_t p = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (p >= points.count) return;
+  for (int64_t plane = blockIdx.y; plane < points.rows * channels; plane += gridDim.y) {
+    const int64_t row = plane / channels;
+    const Taps<A> taps(maps, static_cast<const A*>(points.data) + points.offset(row) + 2 * p);
+    grad.begin_plane(plane);
+    add_to_pixels(maps, taps, grad(plane, p), accumulator + plane * maps.pixels());
+  }
+}
+
+// The same without atomics: one thread a pixel visits all points in order. grid (blocks of pixels, planes).
+template <class A, class F, class Grad>
+__global__ void __launch_bounds__(kThreads)
+    gather_kernel(Maps maps, Points points, int64_t channels, Grad grad, F* grad_maps) {
+  FSSOPS_DYNAMIC_SHARED(A, weights);                            // [kThreads][5]: weights of y, of x, gradient
+  int* cells = reinterpret_cast<int*>(weights + 5 * kThreads);  // [kThreads][2]
+  const int64_t pixel = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  const int own_y = static_cast<int>(pixel / maps.width), own_x = static_cast<int>(pixel % maps.width);
+  for (int64_t plane = blockIdx.y; plane < points.rows * channels; plane += gridDim.y) {
+    const A* own = static_cast<const A*>(points.data) + points.offset(plane / channels);
+    grad.begin_plane(plane);
+    A total = A(0);
+    for (int64_t start = 0; start < points.count; start += kThreads) {
+      __syncthreads();
+      const int64_t p = start + threadIdx.x;
+      if (p < points.count) {
+        const Taps<A> taps(maps, own + 2 * p);
+        cells[2 * threadIdx.x] = taps.y.first;
+        cells[2 * threadIdx.x + 1] = taps.x.first;
+        weights[5 * threadIdx.x] = taps.y.low;
+        weights[5 * threadIdx.x + 1] = taps.y.high;
+        weights[5 * threadIdx.x + 2] = taps.x.low;
+        weights[5 * threadIdx.x + 3] = taps.x.high;
+        weights[5 * threadIdx.x + 4] = grad(plane, p);
+      }
+      __syncthreads();
+      const int count = static_cast<int>(points.count - start < kThreads ? points.count - start : kThreads);
+      for (int i = 0; i < count; ++i) {
+        const unsigned down = static_cast<unsigned>(own_y - cells[2 * i]);
+        const unsigned across = static_cast<unsigned>(own_x - cells[2 * i + 1]);
+        if (down > 1u || across > 1u) continue;
+        const A weight = weights[5 * i + down] * weights[5 * i + 2 + across];
+        if (weight != A(0)) total += weight * weights[5 * i + 4];
+      }
+    }
+    if (pixel < maps.pixels()) store_from_accumulator(grad_maps + plane * maps.pixels() + pixel, total);
+  }
+}
+
+template <class A, class F>
+__global__ void __launch_bounds__(kThreads) convert_kernel(int64_t count, const A* source, F* target) {
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < count;
+       i += static_cast<int64_t>(gridDim.x) * kThreads)
+    store_from_accumulator(target + i, source[i]);
+}
+
+__device__ __forceinline__ float exp_of(float x) { return __expf(x); }
+__device__ __forceinline__ double exp_of(double x) { return exp(x); }
+__device__ __forceinline__ float log1p_of(float x) { return log1pf(x); }
+__device__ __forceinline__ double log1p_of(double x) { return log1p(x); }
+
+// s = sigmoid(x); returns softplus(x).
+template <class A>
+__device__ __forceinline__ A sigmoid_and_softplus(A x, A& s) {
+  const A z = exp_of(x < A(0) ? x : -x);
+  const A r = A(1) / (A(1) + z);
+  s = x < A(0) ? z * r : r;
+  return (x > A(0) || x != x ? x : A(0)) + log1p_of(z);
+}
+
+// grid (chunks, N): what is kept of each point, and the sums of a chunk.
+template <class A, class F>
+__global__ void __launch_bounds__(kThreads)
+    loss_kernel(Maps logits, Maps targets, Points points, A* probabilities, A* targets_at, A* partial) {
+  FSSOPS_DYNAMIC_SHARED(A, scratch);  // [kWarps][kSums]
+  const int64_t parts = gridDim.x;
+  for (int64_t row = blockIdx.y; row < points.rows; row += gridDim.y) {
+    const A* own = static_cast<const A*>(points.data) + points.offset(row);
+    const int64_t from = blockIdx.x * kChunk, to = from + kChunk < points.count ? from + kChunk : points.count;
+    A sums[kSums] = {};
+#pragma unroll 2
+    for (int64_t p = from + threadIdx.x; p < to; p += kThreads) {
+      const A x = logit_value<A, F>(logits, row, own + 2 * p, points.count, p);
+      const A t = target_value(targets, row, own + 2 * p, points.count, p);
+      A s;
+      const A softplus = sigmoid_and_softplus(x, s);
+      sums[0] += softplus - x * t;
+      sums[1] += s * t;
+      sums[2] += s;
+      sums[3] += t;
+      if (probabilities != nullptr) {
+        probabilities[row * points.count + p] = s;
+        targets_at[row * points.count + p] = t;
+      }
+    }
+    const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
+#pragma unroll
+    for (int i = 0; i < kSums; ++i) sums[i] = warp_sum(sums[i]);
+    __syncthreads();
+    if (lane == 0)
+      for (int i = 0; i < kSums; ++i) scratch[warp * kSums + i] = sums[i];
+    __syncthreads();
+    if (threadIdx.x < kSums) {
+      A total = A(0);
+      for (int i = 0; i < kWarps; ++i) total += scratch[i * kSums + threadIdx.x];
+      partial[(row * parts + blockIdx.x) * kSums + threadIdx.x] = total;
+    }
+  }
+}
+
+// One block: stats [N, 2] and the losses.
+template <class A>
+__global__ void __launch_bounds__(kThreads)
+    finish_loss_kernel(int64_t rows, int64_t count, int64_t parts, bool reduce, A divisor, const A* num_masks,
+                       const A* partial, A* stats, A* loss_mask, A* loss_dice) {
+  FSSOPS_DYNAMIC_SHARED(A, scratch);  // [kWarps]
+  const A scale = num_masks == nullptr ? divisor : divisor * num_masks[0];
+  A mask_total = A(0), dice_total = A(0);
+  for (int64_t row = threadIdx.x; row < rows; row += kThreads) {
+    A total[kSums] = {};
+    for (int64_t part = 0; part < parts; ++part)
+#pragma unroll
+      for (int i = 0; i < kSums; ++i) total[i] += partial[(row * parts + part) * kSums + i];
+    const A numerator = A(2) * total[1] + A(1), denominator = total[2] + total[3] + A(1);
+    stats[2 * row] = numerator;
+    stats[2 * row + 1] = denominator;
+    const A mask = total[0] / A(count), dice = A(1) - numerator / denominator;
+    mask_total += mask;
+    dice_total += dice;
+    if (!reduce) {
+      loss_mask[row] = mask / scale;
+      loss_dice[row] = dice / scale;
+    }
+  }
+  if (!reduce) return;
+  mask_total = block_sum(mask_total, scratch);
+  dice_total = block_sum(dice_total, scratch);
+  if (threadIdx.x == 0) {
+    loss_mask[0] = mask_total / scale;
+    loss_dice[0] = dice_total / scale;
+  }
+}
+
+// grad_logits [N, P] where logits were given at the points. grid (blocks of points, N).
+template <class A, class F>
+__global__ void __launch_bounds__(kThreads)
+    values_grad_kernel(int64_t rows, int64_t count, LossGrad<A> grad, F* grad_logits) {
+  const int64_t p = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (p >= count) return;
+  for (int64_t row = blockIdx.y; row < rows; row += gridDim.y) {
+    grad.begin_plane(row);
+    store_from_accumulator(grad_logits + row * count + p, grad(row, p));
+  }
+}
+
+}  // namespace fssops::point_mask_loss

@@ -1,0 +1,93 @@
+"""What the recipe of a fixed-class system may say about data and evaluation."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, Strict, model_validator
+
+from fssops.engine.settings import Settings, Table
+
+Size = Annotated[tuple[int, int], Strict(False)]
+
+
+class UniversalData(Table):
+    """``[data]``: where images come from, which masks are trained, and how images are augmented."""
+
+    source: Literal[
+        "auto", "generated", "label_folder", "camvid", "coco_instances", "coco_panoptic", "ade20k", "cityscapes"
+    ] = "generated"
+    root: str = ""
+    """Folder of the data set; not used by ``generated``."""
+    split: str = "train"
+    truth: Literal["semantic", "instance", "panoptic"] = "panoptic"
+    """Which masks are trained: one a class present, one an object, or one a panoptic segment."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Further arguments of the layout, e.g. ``{ annotations = "my.json", images = "pictures" }``."""
+    augment: Literal["none", "flip", "resize_crop", "large_scale_jitter", "detr"] = "flip"
+    short_sides: list[Annotated[int, Field(ge=1)]] = Field(default_factory=list)
+    """Sizes of the shorter side that training draws from."""
+    longest: int = Field(1333, ge=1)
+    """Limit for the longer side in training."""
+    crop: Size | None = None
+    """Height and width of ``resize_crop``."""
+    category_share: float = Field(1.0, gt=0, le=1)
+    """Largest share of one class in a crop; 1 sets no limit, as in every published setting."""
+    pad: bool = True
+    """Pad smaller crops to the crop's size."""
+    side: int = Field(1024, ge=1)
+    """Side of ``large_scale_jitter``."""
+    scales: Annotated[tuple[float, float], Strict(False)] = (0.1, 2.0)
+    """Least and largest factor of ``large_scale_jitter``."""
+    keep_empty: bool = False
+    """Keep objects of which augmentation leaves no pixel."""
+
+    @model_validator(mode="after")
+    def _sizes_are_given(self) -> UniversalData:
+        if self.augment in ("resize_crop", "detr") and not self.short_sides:
+            raise ValueError(f"short_sides must be given for augment {self.augment}, got none")
+        if self.augment == "resize_crop" and self.crop is None:
+            raise ValueError("crop must be given for augment resize_crop, got none")
+        return self
+
+
+class UniversalEval(Table):
+    """``[eval]``: what is scored, on which images, at which size; all of it shows in the result lines."""
+
+    root: str | None = None
+    """Folder of the data set; unset: data.root."""
+    split: str = "val"
+    options: dict[str, Any] | None = None
+    """Further arguments of the layout; unset: data.options."""
+    tasks: list[Literal["semantic", "instance", "panoptic"]] = Field(default_factory=list)
+    """Which scores; empty: the model's tasks that the data set has truth for."""
+    short_side: int = Field(0, ge=0)
+    """Shorter side of test images; 0 keeps their size."""
+    longest: int = Field(1333, ge=1)
+    """Limit for the longer side."""
+    scales: list[Annotated[int, Field(ge=1)]] = Field(default_factory=list)
+    """Shorter sides that semantic scores are averaged over; empty: one pass at ``short_side``."""
+    flip: bool = False
+    """Average semantic scores over mirrored images as well."""
+    scales_longest: int = Field(4096, ge=1)
+    """Limit for the longer side in ``scales``."""
+    images: int = Field(0, ge=0)
+    """Evaluate this many images, evenly spread over the split; 0 all."""
+    validation_images: int = Field(0, ge=0)
+    """The same for validation during training; 0 as ``images``."""
+    boundary: bool = False
+    """Also score boundaries: boundary IoU of classes, boundary AP of instances."""
+    workers: int = Field(1, ge=0)
+    pictures: int = Field(4, ge=0)
+    """Number of best and of worst images drawn."""
+    baseline: bool = False
+    """Training also evaluates the model as it was before the first step."""
+    checkpoint: Literal["last", "best"] = "last"
+    """Which checkpoint training evaluates at its end."""
+
+
+class UniversalSettings(Settings):
+    """A recipe of a fixed-class system."""
+
+    data: UniversalData = Field(default_factory=UniversalData)
+    eval: UniversalEval = Field(default_factory=UniversalEval)

@@ -1,0 +1,85 @@
+"""The recipes of the package: valid, and the published ones exact."""
+
+from __future__ import annotations
+
+import pytest
+
+from fssops.engine.settings import SettingsError
+from fssops.recipes import DEFAULT, list_recipes
+from fssops.tasks import load_settings, task_of
+from fssops.tasks.fewshot_settings import FewShotSettings
+
+FEW_SHOT = [name for name in list_recipes() if name.startswith("panet_")]
+
+
+def few_shot(recipe: str, *overrides: str) -> FewShotSettings:
+    settings = load_settings(recipe, overrides)
+    assert isinstance(settings, FewShotSettings)
+    return settings
+
+
+@pytest.mark.parametrize("recipe", FEW_SHOT)
+def test_recipe_is_valid_and_named_as_its_file(recipe: str) -> None:
+    settings = few_shot(recipe)
+    assert settings.name == recipe
+    assert task_of(settings).protocol.name == settings.eval.protocol
+
+
+def test_default_recipe_exists() -> None:
+    assert DEFAULT in list_recipes()
+
+
+@pytest.mark.parametrize("recipe", ["panet_pascal5i", "panet_coco20i"])
+def test_panet_recipes_are_as_published(recipe: str) -> None:
+    """The values of the fact sheet, sections 2, 3, 5 and 6."""
+    settings = few_shot(recipe)
+    optim, schedule, data = settings.optim, settings.schedule, settings.data
+    assert (optim.name, optim.lr, optim.momentum, optim.weight_decay) == ("sgd", 1e-3, 0.9, 5e-4)
+    assert (optim.nesterov, optim.clip_norm, optim.frozen, optim.groups) == (False, 0.0, [], [])
+    assert (schedule.steps, schedule.name, schedule.gamma) == (30000, "step", 0.1)
+    assert schedule.milestones == [10000, 20000, 30000]
+    assert schedule.warmup_steps == 0
+    assert (settings.engine.seed, settings.engine.batch_size, settings.engine.save_every) == (1234, 1, 10000)
+    assert (data.ways, data.shots, data.queries, data.size, data.augment) == (1, 1, 1, (417, 417), "flip")
+    assert (data.draw, data.drop_novel, data.ignore_in_support, data.min_area) == ("panet", False, "background", 1)
+    assert settings.model.options == {"backbone": "vgg16", "align": True, "align_weight": 1.0, "scale": 20.0}
+    assert (settings.eval.protocol, settings.eval.checkpoint) == ("panet", "last")
+    assert task_of(settings).protocol.runs * task_of(settings).protocol.episodes == 5000
+
+
+def test_panet_data_sets_differ_as_published() -> None:
+    pascal, coco = few_shot("panet_pascal5i").data, few_shot("panet_coco20i").data
+    assert (pascal.source, pascal.split, pascal.folds, pascal.other_ways) == ("voc", "trainaug", "pascal5i", "label")
+    assert (coco.source, coco.split, coco.folds, coco.definition) == ("coco", "train2014", "coco20i", "panet")
+    assert (coco.other_ways, coco.options) == ("background", {"crowd": "object"})
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("model.bakbone=vgg16", "did you mean 'model.backbone'|did you mean 'backbone'"),
+        ("model.backbone=vgg19", "backbone"),
+        ("model.align_weight=heavy", "align_weight"),
+        ("data.fold=4", "data.fold must be less than or equal to 3, got 4"),
+        ("data.sise=[1,1]", "did you mean 'data.size'"),
+        ("eval.protocol=panett", "did you mean 'panet'"),
+        ("model.name=panit", "model.name must be one of .*panet.*, got 'panit'"),
+    ],
+)
+def test_wrong_setting_is_told_in_one_line(override: str, told: str) -> None:
+    with pytest.raises(SettingsError, match=told) as caught:
+        task_of(load_settings("panet_generated", [override]))
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_recipe_names_the_nearest() -> None:
+    with pytest.raises(SettingsError, match="did you mean 'panet_pascal5i'"):
+        load_settings("panet_pascal")
+
+
+def test_another_data_source_drops_what_the_recipe_says_of_its_own() -> None:
+    settings = few_shot("panet_generated", "data.source=folder", "data.root=mine", "data.split=val")
+    assert settings.data.options == {}
+    assert (settings.data.folds, settings.data.split, settings.eval.split) == ("custom", "val", None)
+    assert settings.data.size == (96, 96)
+    assert few_shot("panet_generated", "data.source=generated").data.options["size"] == 96
