@@ -31,7 +31,7 @@ from fssops.data.universal.dataset import (
     check_size,
     evaluation_item,
 )
-from fssops.data.universal.label_folder import LABEL_FOLDERS, CamVidSource, LabelFolderSource
+from fssops.data.universal.label_folder import LABEL_FOLDERS, CamVidSource, LabelFolderSource, read_classes
 from fssops.data.universal.metadata import Category, Metadata
 from fssops.data.universal.pipelines import pipeline
 from fssops.data.universal.scenes import GeneratedScenesSource
@@ -55,6 +55,7 @@ __all__ = [
     "known_classes",
     "open_source",
     "pipeline",
+    "read_classes",
     "splits_of",
 ]
 

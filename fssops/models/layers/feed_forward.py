@@ -7,7 +7,6 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 
 def _relu(tokens: Tensor) -> Tensor:
@@ -22,13 +21,10 @@ class FeedForward(nn.Module):
         channels: C of input and output.
         hidden: width between.
         dropout: rate after the ReLU, in training.
-        recompute: keep only the input for the backward pass, which computes the hidden layer again: one matrix product
-            more for ``hidden`` floats a token less.
     """
 
-    def __init__(self, channels: int, hidden: int, dropout: float = 0.0, *, recompute: bool = False) -> None:
+    def __init__(self, channels: int, hidden: int, dropout: float = 0.0) -> None:
         super().__init__()
-        self.recompute = recompute
         self.linear1 = nn.Linear(channels, hidden)
         self.linear2 = nn.Linear(hidden, channels)
         self.dropout = dropout
@@ -37,18 +33,6 @@ class FeedForward(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Tokens [..., C] to [..., C]."""
-        if self.recompute and self.training and torch.is_grad_enabled():
-            kept: Tensor = checkpoint(
-                self._forward,
-                tokens,
-                use_reentrant=False,
-                preserve_rng_state=self.dropout > 0,
-                determinism_check="none",
-            )
-            return kept
-        return self._forward(tokens)
-
-    def _forward(self, tokens: Tensor) -> Tensor:
         hidden = _relu(self.linear1(tokens))
         if self.dropout and self.training:
             hidden = F.dropout(hidden, self.dropout)

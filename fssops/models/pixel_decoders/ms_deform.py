@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from fssops.models.layers.convolution import ConvNorm
 from fssops.models.layers.feed_forward import FeedForward
@@ -25,13 +26,11 @@ IN_FEATURES = ("res5", "res4", "res3")
 class MSDeformEncoderLayer(nn.Module):
     """Deformable self-attention and feed-forward, each with residual and LayerNorm after it."""
 
-    def __init__(
-        self, channels: int, heads: int, levels: int, points: int, hidden: int, dropout: float, recompute: bool
-    ) -> None:
+    def __init__(self, channels: int, heads: int, levels: int, points: int, hidden: int, dropout: float) -> None:
         super().__init__()
         self.self_attn = MSDeformAttn(channels, heads, levels, points)
         self.norm1 = nn.LayerNorm(channels)
-        self.ffn = FeedForward(channels, hidden, dropout, recompute=recompute)
+        self.ffn = FeedForward(channels, hidden, dropout)
         self.norm2 = nn.LayerNorm(channels)
         self.dropout = dropout
 
@@ -62,7 +61,7 @@ class MSDeformPixelDecoder(nn.Module):
         points: sampling points a head and level.
         hidden: width of the feed-forward sub-layers.
         dropout: rate in training.
-        recompute: see :class:`fssops.models.layers.feed_forward.FeedForward`; the tokens are many here.
+        recompute: in training, keep only the tokens between encoder layers and run each again for the backward pass.
     """
 
     def __init__(
@@ -76,11 +75,11 @@ class MSDeformPixelDecoder(nn.Module):
         points: int = 4,
         hidden: int = 1024,
         dropout: float = 0.0,
-        recompute: bool = True,
+        recompute: bool = False,
     ) -> None:
         super().__init__()
         levels = len(IN_FEATURES)
-        self.channels = channels
+        self.channels, self.recompute, self.dropout = channels, recompute, dropout
         projections = [ConvNorm(in_channels[name], channels, 1, bias=True, norm="group") for name in IN_FEATURES]
         for conv in projections:
             nn.init.xavier_uniform_(conv.weight)
@@ -89,7 +88,7 @@ class MSDeformPixelDecoder(nn.Module):
         self.input_proj = nn.ModuleList(projections)
         self.level_embed = nn.Parameter(torch.randn(levels, channels))
         self.encoder = nn.ModuleList(
-            MSDeformEncoderLayer(channels, heads, levels, points, hidden, dropout, recompute) for _ in range(layers)
+            MSDeformEncoderLayer(channels, heads, levels, points, hidden, dropout) for _ in range(layers)
         )
         self.adapter_1 = ConvNorm(in_channels["res2"], channels, 1, norm="group")
         self.layer_1 = ConvNorm(channels, channels, 3, norm="group", activation=True)
@@ -141,7 +140,15 @@ class MSDeformPixelDecoder(nn.Module):
         references = self._reference_points(sizes, device).expand(len(tokens), -1, -1, -1)
         blocked = None if padding is None else torch.cat([resized_padding(padding, size) for size in sizes], dim=1)
         for layer in self.encoder:
-            tokens = layer(tokens, positions, references, sizes, blocked)
+            if self.recompute and self.training and torch.is_grad_enabled():
+                tokens = checkpoint(
+                    layer,
+                    *(tokens, positions, references, sizes, blocked),
+                    use_reentrant=False,
+                    preserve_rng_state=self.dropout > 0,
+                )
+            else:
+                tokens = layer(tokens, positions, references, sizes, blocked)
         memory = list(tokens.split(areas, dim=1))
         y = self.adapter_1(features["res2"].float())
         # As tokens the finest level is channels-last; in the layout of the map it joins no later step copies.
