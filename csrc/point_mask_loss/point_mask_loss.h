@@ -37,6 +37,7 @@ struct Maps {
   const void* data;
   const int32_t* columns;  // of runs: [M, w + 1], run of the first pixel of each column; last, of the mask's last run
   const int64_t* index;    // [N] which map a row of points reads, or null: its own
+  int64_t count;           // M
   FSSOPS_HOST_DEVICE int64_t map_of(int64_t row) const { return index == nullptr ? row : index[row]; }
   FSSOPS_HOST_DEVICE int64_t pixels() const { return height * width; }
   FSSOPS_HOST_DEVICE int64_t row_bytes() const { return (width + 7) / 8; }

@@ -52,6 +52,8 @@ __device__ __forceinline__ A dense_value(const Maps& maps, int64_t map, const Ta
 template <class A>
 __device__ A target_value(const Maps& maps, int64_t row, const A* point, int64_t points, int64_t p) {
   const int64_t map = maps.map_of(row);
+  // The device cannot raise an error: an index that names no map gives NaN.
+  if (static_cast<uint64_t>(map) >= static_cast<uint64_t>(maps.count)) return A(0) / A(0);
   if (maps.format == Format::values) {
     const int64_t i = map * points + p;
     switch (maps.type) {
@@ -114,10 +116,12 @@ __global__ void __launch_bounds__(kThreads) sample_kernel(Maps maps, Points poin
   if (p >= points.count) return;
   for (int64_t row = blockIdx.y; row < points.rows; row += gridDim.y) {
     const Taps<A> taps(maps, static_cast<const A*>(points.data) + points.offset(row) + 2 * p);
-    const int64_t map = maps.map_of(row) * channels;
+    const int64_t map = maps.map_of(row);
+    const bool exists = static_cast<uint64_t>(map) < static_cast<uint64_t>(maps.count);
 #pragma unroll 4
     for (int64_t c = blockIdx.z; c < channels; c += gridDim.z)
-      store_from_accumulator(sampled + (row * channels + c) * points.count + p, dense_value<A, F>(maps, map + c, taps));
+      store_from_accumulator(sampled + (row * channels + c) * points.count + p,
+                             exists ? dense_value<A, F>(maps, map * channels + c, taps) : A(0) / A(0));
   }
 }
 
@@ -134,9 +138,11 @@ __global__ void __launch_bounds__(kThreads)
       continue;
     }
     const Taps<A> taps(maps, point);  // several channels: dense bytes
+    const int64_t map = maps.map_of(row);
+    const bool exists = static_cast<uint64_t>(map) < static_cast<uint64_t>(maps.count);
     for (int64_t c = 0; c < channels; ++c)
       sampled[(row * channels + c) * points.count + p] =
-          dense_value<A, uint8_t>(maps, maps.map_of(row) * channels + c, taps);
+          exists ? dense_value<A, uint8_t>(maps, map * channels + c, taps) : A(0) / A(0);
   }
 }
 

@@ -103,7 +103,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> loss(Tensor logits, Tensor ta
                "be float64 only with float64 logits", dtype_name(targets.scalar_type()));
   args.points =
       points.has_value() ? make_points(op, *points, rows, type) : Points{rows, logits.size(1), false, nullptr};
-  check_loss_arguments(op, logits, points, args.points, args.targets, target_rows);
+  check_loss_arguments(op, logits, points, args.points, targets, args.targets, target_rows);
   args.num_masks = num_masks_of(op, num_masks, type, logits);
   args.reduce = reduce;
   args.divisor = divisor;
