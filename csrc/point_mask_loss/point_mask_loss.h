@@ -101,9 +101,12 @@ FSSOPS_FOR_EACH_ISA(FSSOPS_DECLARE)
 #undef FSSOPS_DECLARE
 
 // ---- CUDA
-// ------------------------------------------------------------------------------------------------------------ Points,
-// sampled values of masks, sums and saved arrays are of the accumulator type A: double where `dtype` is float64, else
-// float. dtype: 0 float32, 1 float64, 2 float16, 3 bfloat16.
+// Points, what is sampled of masks, sums and kept arrays are of the accumulator type A: double where `dtype` is
+// float64, else float. dtype: 0 float32, 1 float64, 2 float16, 3 bfloat16.
+
+constexpr int64_t kCudaChunk = 512;  // points of a row that a block of the loss sums: two a thread
+inline int64_t cuda_chunks(int64_t count) { return (count + kCudaChunk - 1) / kCudaChunk; }
+
 struct CudaSample {
   Maps maps;
   Points points;
@@ -141,7 +144,7 @@ struct CudaLoss {
   const void* num_masks;  // A, one number by which losses are divided as well, or null
   void* probabilities;    // A [N, P], or null
   void* targets_at;       // A [N, P], or null
-  void* partial;          // A [N, chunks(P), kSums], scratch
+  void* partial;          // A [N, cuda_chunks(P), kSums], scratch
   void* stats;            // A [N, 2]: numerator and denominator of the dice term
   void* loss_mask;        // A [N] or [1]
   void* loss_dice;

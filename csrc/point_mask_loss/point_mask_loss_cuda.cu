@@ -94,13 +94,13 @@ void uncertain_cuda(const CudaUncertain& args, void* stream) {
     FSSOPS_LAUNCH((uncertainty_kernel<A, F>), dim3(blocks_of(args.points.count), grid_of(args.points.rows, kMaxGridYZ)),
                   kThreads, 0, stream, args.maps, args.points, static_cast<Key*>(args.keys));
     FSSOPS_LAUNCH((select_kernel<A>), static_cast<unsigned>(args.points.rows), kSelectThreads,
-                  (kBins + 2 * (kSelectThreads / kWarpSize) + 2) * sizeof(int), stream, args.points, args.keep,
-                  args.stride, static_cast<const Key*>(args.keys), static_cast<A*>(args.chosen));
+                  kSelectInts * sizeof(int), stream, args.points, args.keep, args.stride,
+                  static_cast<const Key*>(args.keys), static_cast<A*>(args.chosen));
   });
 }
 
 void loss_cuda(const CudaLoss& args, void* stream) {
-  const int64_t parts = chunks(args.points.count);
+  const int64_t parts = cuda_chunks(args.points.count);
   dispatch(args.dtype, [&](auto zero) {
     using F = decltype(zero);
     using A = accumulator_t<F>;
@@ -109,10 +109,10 @@ void loss_cuda(const CudaLoss& args, void* stream) {
       FSSOPS_LAUNCH((loss_kernel<A, F>), dim3(static_cast<unsigned>(parts), grid_of(args.points.rows, kMaxGridYZ)),
                     kThreads, kWarps * kSums * sizeof(A), stream, args.logits, args.targets, args.points,
                     static_cast<A*>(args.probabilities), static_cast<A*>(args.targets_at), partial);
-    FSSOPS_LAUNCH((finish_loss_kernel<A>), 1, kThreads, kWarps * sizeof(A), stream, args.points.rows, args.points.count,
-                  parts, args.reduce, static_cast<A>(args.divisor), static_cast<const A*>(args.num_masks),
-                  static_cast<const A*>(partial), static_cast<A*>(args.stats), static_cast<A*>(args.loss_mask),
-                  static_cast<A*>(args.loss_dice));
+    FSSOPS_LAUNCH((finish_loss_kernel<A>), 1, kFinishThreads, (kFinishThreads / kWarpSize) * sizeof(A), stream,
+                  args.points.rows, args.points.count, parts, args.reduce, static_cast<A>(args.divisor),
+                  static_cast<const A*>(args.num_masks), static_cast<const A*>(partial), static_cast<A*>(args.stats),
+                  static_cast<A*>(args.loss_mask), static_cast<A*>(args.loss_dice));
   });
 }
 

@@ -279,7 +279,8 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t parts = gridDim.x;
   for (int64_t row = blockIdx.y; row < points.rows; row += gridDim.y) {
     const A* own = static_cast<const A*>(points.data) + points.offset(row);
-    const int64_t from = blockIdx.x * kChunk, to = from + kChunk < points.count ? from + kChunk : points.count;
+    const int64_t from = blockIdx.x * kCudaChunk,
+                  to = from + kCudaChunk < points.count ? from + kCudaChunk : points.count;
     A sums[kSums] = {};
 #pragma unroll 2
     for (int64_t p = from + threadIdx.x; p < to; p += kThreads) {
@@ -311,19 +312,32 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+constexpr int kFinishThreads = 512, kFinishLanes = 8;  // lanes that share the chunks of a row
+
 // One block: stats [N, 2] and the losses.
 template <class A>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kFinishThreads)
     finish_loss_kernel(int64_t rows, int64_t count, int64_t parts, bool reduce, A divisor, const A* num_masks,
                        const A* partial, A* stats, A* loss_mask, A* loss_dice) {
-  FSSOPS_DYNAMIC_SHARED(A, scratch);  // [kWarps]
+  FSSOPS_DYNAMIC_SHARED(A, scratch);  // one number a warp
   const A scale = num_masks == nullptr ? divisor : divisor * num_masks[0];
+  const int lane = threadIdx.x % kFinishLanes;
   A mask_total = A(0), dice_total = A(0);
-  for (int64_t row = threadIdx.x; row < rows; row += kThreads) {
+  constexpr int64_t kRows = kFinishThreads / kFinishLanes;
+  for (int64_t first = 0; first < rows; first += kRows) {  // all threads stay, for the shuffles
+    const int64_t row = first + threadIdx.x / kFinishLanes;
     A total[kSums] = {};
-    for (int64_t part = 0; part < parts; ++part)
+    if (row < rows) {
+#pragma unroll 4
+      for (int64_t part = lane; part < parts; part += kFinishLanes)
 #pragma unroll
-      for (int i = 0; i < kSums; ++i) total[i] += partial[(row * parts + part) * kSums + i];
+        for (int i = 0; i < kSums; ++i) total[i] += partial[(row * parts + part) * kSums + i];
+    }
+#pragma unroll
+    for (int offset = kFinishLanes / 2; offset > 0; offset /= 2)
+#pragma unroll
+      for (int i = 0; i < kSums; ++i) total[i] += __shfl_xor_sync(kFullWarp, total[i], offset);
+    if (row >= rows || lane != 0) continue;
     const A numerator = A(2) * total[1] + A(1), denominator = total[2] + total[3] + A(1);
     stats[2 * row] = numerator;
     stats[2 * row + 1] = denominator;

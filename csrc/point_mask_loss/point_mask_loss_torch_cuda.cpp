@@ -109,7 +109,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> loss(Tensor logits, Tensor ta
   args.divisor = divisor;
   const int64_t count = args.points.count, kept = save ? rows : 0;
   Tensor probabilities = new_empty(logits, {kept, count}, type), targets_at = new_empty(logits, {kept, count}, type);
-  Tensor partial = new_empty(logits, {rows, chunks(count), kSums}, type), stats = new_empty(logits, {rows, 2}, type);
+  Tensor partial = new_empty(logits, {rows, cuda_chunks(count), kSums}, type),
+         stats = new_empty(logits, {rows, 2}, type);
   const std::vector<int64_t> shape = reduce ? std::vector<int64_t>{} : std::vector<int64_t>{rows};
   Tensor loss_mask = new_empty(logits, shape, type), loss_dice = new_empty(logits, shape, type);
   args.probabilities = save ? probabilities.mutable_data_ptr() : nullptr;
