@@ -12,6 +12,7 @@ namespace fssops::point_mask_loss {
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarpSize;
+constexpr int kStagedThreads = 512;
 
 // Both axes of a point of a row.
 template <class A>
@@ -38,14 +39,19 @@ __device__ __forceinline__ A interpolate(const Taps<A>& taps, Value value) {
   return taps.y.low * (taps.x.low * a + taps.x.high * b) + taps.y.high * (taps.x.low * c + taps.x.high * d);
 }
 
-// Value of map `map` (among M * channels planes) at `taps`. E: element type of dense maps.
+// Value of a plane with elements E at `taps`.
 template <class A, class E>
-__device__ __forceinline__ A dense_value(const Maps& maps, int64_t map, const Taps<A>& taps) {
-  const E* plane = static_cast<const E*>(maps.data) + map * maps.pixels();
+__device__ __forceinline__ A plane_value(const E* plane, const Maps& maps, const Taps<A>& taps) {
   const int width = static_cast<int>(maps.width), last_y = static_cast<int>(maps.height) - 1, last_x = width - 1;
   return interpolate(taps, [&](int y, int x) {
     return A(load_as_accumulator(plane[(y < last_y ? y : last_y) * width + (x < last_x ? x : last_x)]));
   });
+}
+
+// Value of map `map` (among M * channels planes) at `taps`. E: element type of dense maps.
+template <class A, class E>
+__device__ __forceinline__ A dense_value(const Maps& maps, int64_t map, const Taps<A>& taps) {
+  return plane_value(static_cast<const E*>(maps.data) + map * maps.pixels(), maps, taps);
 }
 
 // Value of a target of any form at a point of a row.
@@ -122,6 +128,36 @@ __global__ void __launch_bounds__(kThreads) sample_kernel(Maps maps, Points poin
     for (int64_t c = blockIdx.z; c < channels; c += gridDim.z)
       store_from_accumulator(sampled + (row * channels + c) * points.count + p,
                              exists ? dense_value<A, F>(maps, map * channels + c, taps) : A(0) / A(0));
+  }
+}
+
+// The same where a plane fits into shared memory: it is read once, in a row, and the scattered reads stay on the chip.
+// grid (channels, N).
+template <class A, class F>
+__global__ void __launch_bounds__(kStagedThreads)
+    sample_staged_kernel(Maps maps, Points points, int64_t channels, F* sampled) {
+  FSSOPS_DYNAMIC_SHARED(F, plane);  // [h, w]
+  const int64_t c = blockIdx.x, pixels = maps.pixels();
+  constexpr int kPerVector = 16 / sizeof(F);
+  for (int64_t row = blockIdx.y; row < points.rows; row += gridDim.y) {
+    const int64_t map = maps.map_of(row);
+    const bool exists = static_cast<uint64_t>(map) < static_cast<uint64_t>(maps.count);
+    __syncthreads();
+    if (exists) {
+      const F* source = static_cast<const F*>(maps.data) + (map * channels + c) * pixels;
+      const bool aligned = reinterpret_cast<uintptr_t>(source) % 16 == 0;
+      const int64_t vectors = aligned ? pixels / kPerVector : 0;
+#pragma unroll 4
+      for (int64_t i = threadIdx.x; i < vectors; i += kStagedThreads)
+        reinterpret_cast<uint4*>(plane)[i] = reinterpret_cast<const uint4*>(source)[i];
+      for (int64_t i = vectors * kPerVector + threadIdx.x; i < pixels; i += kStagedThreads) plane[i] = source[i];
+    }
+    __syncthreads();
+    const A* own = static_cast<const A*>(points.data) + points.offset(row);
+    F* out = sampled + (row * channels + c) * points.count;
+#pragma unroll 2
+    for (int64_t p = threadIdx.x; p < points.count; p += kStagedThreads)
+      store_from_accumulator(out + p, exists ? plane_value(plane, maps, Taps<A>(maps, own + 2 * p)) : A(0) / A(0));
   }
 }
 

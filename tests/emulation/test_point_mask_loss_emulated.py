@@ -214,6 +214,19 @@ def test_sampling_and_its_gradient_equal_the_definition(dtype: torch.dtype, dete
     assert relative_error(grad_maps, x.grad) < TOLERANCE[dtype]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("size", [(8, 8), (7, 9)], ids=["aligned", "odd"])
+def test_sampling_of_many_channels_equals_the_definition(size: tuple[int, int], dtype: torch.dtype) -> None:
+    # Enough planes and points for the kernel that stages planes in shared memory.
+    maps = torch.randn(2, 70, *size, dtype=torch.float64).to(dtype)
+    points = torch.rand(3, 90, 2, dtype=_accumulator(dtype)) * 1.3 - 0.15
+    index = torch.tensor([1, 0, 5])
+    got = _sample(maps, points, 3, index=index, seed=6)
+    want = reference.sample_points(maps.double(), points.double()[:2], index=index[:2])
+    assert relative_error(got[:2], want) < TOLERANCE[dtype]
+    assert torch.isnan(got[2].float()).all()
+
+
 @pytest.mark.parametrize("padded", [None, (20, 41)], ids=["own_size", "padded"])
 def test_masks_of_every_form_are_sampled_alike(padded: tuple[int, int] | None) -> None:
     masks = torch.rand(5, 17, 35) > 0.5
