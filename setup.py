@@ -10,11 +10,11 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "build_backend"))
-import native_build  # noqa: E402
+import native_build
 
 
 class NativeBuild(build_ext):
-    """Builds both libraries beside fssops._C, wherever setuptools wants that: a wheel, an editable or an in-place build."""
+    """Builds both libraries beside fssops._C, wherever setuptools wants that: wheel, editable or in-place build."""
 
     def build_extension(self, ext: Extension) -> None:
         import pybind11

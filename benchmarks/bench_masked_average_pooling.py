@@ -60,8 +60,16 @@ def _mm_former(features: list[Tensor], masks: Tensor) -> list[Tensor]:
 WORKS = [
     Work("PANet VGG-16 417 px, 2 masks", 512, 2, ((53, 53),), (417, 417), "upsample_features", 1e-5, _panet),
     Work("MSANet ResNet-50 473 px, 1 mask", 512, 1, ((60, 60),), (473, 473), "bilinear_align_corners", 5e-4, _msanet),
-    Work("MM-Former 480 px, 100 masks x 3 levels", 256, 100, ((15, 15), (30, 30), (60, 60)), (120, 120), "bilinear", 5e-4,
-         _mm_former),
+    Work(
+        "MM-Former 480 px, 100 masks x 3 levels",
+        256,
+        100,
+        ((15, 15), (30, 30), (60, 60)),
+        (120, 120),
+        "bilinear",
+        5e-4,
+        _mm_former,
+    ),
 ]
 
 
@@ -91,7 +99,9 @@ def test_masked_average_pooling(measure, device, work, dtype, direction, impleme
 
     expected = work.composition(features, masks)
     for got, want in zip(call(features), expected, strict=True):
-        torch.testing.assert_close(got, want, rtol=2e-2 if dtype == "bfloat16" else 1e-4, atol=2e-2 if dtype == "bfloat16" else 1e-5)
+        torch.testing.assert_close(
+            got, want, rtol=2e-2 if dtype == "bfloat16" else 1e-4, atol=2e-2 if dtype == "bfloat16" else 1e-5
+        )
 
     def with_backward() -> list[Tensor | None]:
         levels = [f.detach().requires_grad_() for f in features]
@@ -109,6 +119,7 @@ def test_masked_average_pooling(measure, device, work, dtype, direction, impleme
         forward if direction == "forward" else with_backward,
         group=f"masked_average_pooling {work.name} {dtype} {direction}",
         implementation=implementation,
-        bytes_moved=item * (work.channels * pixels * (1 if passes == 1 else 2) + masks.numel() * (1 if passes == 1 else 2)),
+        bytes_moved=item
+        * (work.channels * pixels * (1 if passes == 1 else 2) + masks.numel() * (1 if passes == 1 else 2)),
         operations=2.0 * work.channels * work.masks * pixels * (1 if passes == 1 else 2),
     )

@@ -1,9 +1,9 @@
 """The PEP 517 backend: setuptools, plus the question which torch to compile against.
 
 pip builds in an environment of its own, with nothing of the target environment on its path. Compiling needs torch's
-headers and import libraries only, so where the target environment has a torch, its folder is used as it stands (setup.py
-looks it up through ``FSSOPS_BUILD_TORCH`` or the interpreter's own site-packages) and nothing is downloaded. Where it has
-none, one is asked for: the version of constraints.txt, which is the tested one.
+headers and import libraries only, so where the target environment has a torch, its folder is used as it stands (looked
+up through ``FSSOPS_BUILD_TORCH`` or the interpreter's own site-packages) and nothing is downloaded. Where it has none,
+one is asked for: the version of constraints.txt, which is the tested one.
 """
 
 from __future__ import annotations

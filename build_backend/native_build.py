@@ -27,13 +27,22 @@ ROOT = Path(__file__).resolve().parents[1]
 TARGET_TORCH = (2, 11)
 """The oldest torch that the libraries run on: what TORCH_TARGET_VERSION promises."""
 
-DEFAULT_CUDA_ARCHITECTURES = "8.0;8.6;9.0+PTX"
-"""Ampere and Hopper as machine code, PTX for what comes after."""
+DEFAULT_CUDA_ARCHITECTURES = "8.0;9.0+PTX"
+"""Ampere (8.6 and 8.9 run 8.0 code) and Hopper as machine code, PTX for what comes after."""
 
 ISA_FLAGS = {
     "plain": [],
     "avx2": ["-mavx2", "-mfma", "-mf16c"],
-    "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma", "-mf16c", "-mprefer-vector-width=512"],
+    "avx512": [
+        "-mavx512f",
+        "-mavx512bw",
+        "-mavx512dq",
+        "-mavx512vl",
+        "-mavx2",
+        "-mfma",
+        "-mf16c",
+        "-mprefer-vector-width=512",
+    ],
 }
 
 
@@ -46,7 +55,7 @@ class TorchFolder:
 
 
 def find_torch() -> TorchFolder | None:
-    """The torch of ``FSSOPS_BUILD_TORCH``, of sys.path (the build environment), or of this interpreter's site-packages."""
+    """The torch of ``FSSOPS_BUILD_TORCH``, of sys.path (the build environment), or of this interpreter."""
     candidates = [os.environ.get("FSSOPS_BUILD_TORCH"), *sys.path]
     candidates += [sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
     for candidate in candidates:
@@ -57,7 +66,9 @@ def find_torch() -> TorchFolder | None:
             text = (folder / "version.py").read_text()
             match = re.search(r"__version__\s*=\s*'(\d+)\.(\d+)\.(\d+)", text)
             if match is None:
-                raise SystemExit(f"fssops: {folder / 'version.py'} must state torch's version, got none that reads as one")
+                raise SystemExit(
+                    f"fssops: {folder / 'version.py'} must state torch's version, got none that reads as one"
+                )
             version = tuple(int(part) for part in match.groups())
             if version[:2] < TARGET_TORCH:
                 raise SystemExit(
@@ -95,7 +106,9 @@ def cuda_toolkit_version(nvcc: Path) -> tuple[int, int]:
 
 def cuda_home(nvcc: Path) -> Path:
     """The toolkit's folder, as nvcc itself knows it: the nvcc on the path may be a wrapper script elsewhere."""
-    text = subprocess.run([nvcc, "--dryrun", "-c", "-x", "cu", "/dev/null"], capture_output=True, text=True, check=False).stderr
+    text = subprocess.run(
+        [nvcc, "--dryrun", "-c", "-x", "cu", "/dev/null"], capture_output=True, text=True, check=False
+    ).stderr
     match = re.search(r"^#\$ TOP=(.+)$", text, re.MULTILINE)
     if match is None:
         raise SystemExit(f"fssops: {nvcc} --dryrun must name its toolkit (TOP=...), got {text[:200]!r}; set CUDA_HOME")
@@ -146,9 +159,9 @@ class NinjaFile:
             "  deps = gcc",
             "  description = C++ $out",
             "rule nvcc",
-            # The compiler's resource report (registers, spills) is kept beside the object: tests/native/test_resources.py.
-            "  command = $compiler -MD -MF $out.d --resource-usage $flags -c $in -o $out > $out.resources 2>&1; status=$$?; "
-            "grep -vE 'ptxas info|bytes stack frame|^ptxas|^[[:space:]]*$$' $out.resources; exit $$status",
+            # The resource report (registers, spills) is kept beside the object: tests/native/test_resources.py.
+            "  command = $compiler -MD -MF $out.d --resource-usage $flags -c $in -o $out > $out.resources 2>&1; "
+            "status=$$?; grep -vE 'ptxas info|bytes stack frame|^ptxas|^[[:space:]]*$$' $out.resources; exit $$status",
             "  depfile = $out.d",
             "  deps = gcc",
             "  description = CUDA $out",
@@ -170,7 +183,9 @@ def build(output: Path, work: Path, *, extension_name: str, pybind11_include: st
     """Compile everything into ``output``; return the files made. Raises SystemExit with the compiler's message."""
     torch = find_torch()
     if torch is None:
-        raise SystemExit("fssops: building needs torch's headers, got no torch; install it with: pip install 'torch>=2.11'")
+        raise SystemExit(
+            "fssops: building needs torch's headers, got no torch; install it with: pip install 'torch>=2.11'"
+        )
     output.mkdir(parents=True, exist_ok=True)
     work.mkdir(parents=True, exist_ok=True)
     compiler = os.environ.get("CXX", "g++")
@@ -180,7 +195,16 @@ def build(output: Path, work: Path, *, extension_name: str, pybind11_include: st
 
     version = f"0x{TARGET_TORCH[0]:02x}{TARGET_TORCH[1]:02x}000000000000"
     # Paths in the libraries (assertions, registrations) are relative: no trace of the building machine.
-    common = [f"-ffile-prefix-map={ROOT}=.", "-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", f"-I{csrc}"]
+    common = [
+        f"-ffile-prefix-map={ROOT}=.",
+        "-std=c++20",
+        "-O3",
+        "-fPIC",
+        "-fvisibility=hidden",
+        "-Wall",
+        "-Wextra",
+        f"-I{csrc}",
+    ]
     torch_flags = [f"-isystem{torch.path / 'include'}", f"-DTORCH_TARGET_VERSION={version}", "-Wno-unused-parameter"]
     kernel_flags = [*common, "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fno-exceptions"]
     sanitize = [f"-fsanitize={os.environ['FSSOPS_SANITIZE']}"] if os.environ.get("FSSOPS_SANITIZE") else []
@@ -199,13 +223,17 @@ def build(output: Path, work: Path, *, extension_name: str, pybind11_include: st
             for isa in isas:
                 flags = [*kernel_flags, *sanitize, *ISA_FLAGS[isa], f"-DFSSOPS_ISA={isa}"]
                 objects_cpu.append(ninja.edge("cxx", [source], work / f"{source.stem}_{isa}.o", compiler, flags))
-        for source in sorted(operator.glob("*_torch.cpp")):
-            objects_cpu.append(
-                ninja.edge("cxx", [source], work / f"{source.stem}.o", compiler, [*common, *sanitize, *torch_flags])
-            )
+        objects_cpu += [
+            ninja.edge("cxx", [source], work / f"{source.stem}.o", compiler, [*common, *sanitize, *torch_flags])
+            for source in sorted(operator.glob("*_torch.cpp"))
+        ]
     libraries = torch.path / "lib"
     cpu_library = ninja.edge(
-        "link", objects_cpu, output / "libfssops_cpu.so", compiler, [*sanitize, f"-L{libraries}", "-ltorch_cpu", "-Wl,--as-needed"]
+        "link",
+        objects_cpu,
+        output / "libfssops_cpu.so",
+        compiler,
+        [*sanitize, f"-L{libraries}", "-ltorch_cpu", "-Wl,--as-needed"],
     )
     made = [cpu_library]
 
@@ -225,8 +253,10 @@ def build(output: Path, work: Path, *, extension_name: str, pybind11_include: st
         nvcc_flags = ["-std=c++20", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden", f"-I{csrc}", "-cudart=static"]
         nvcc_flags += ["--expt-relaxed-constexpr", *architectures]
         for operator in operators:
-            for source in sorted(operator.glob("*_cuda.cu")):
-                objects_cuda.append(ninja.edge("nvcc", [source], work / f"{source.stem}.cu.o", nvcc, nvcc_flags))
+            objects_cuda += [
+                ninja.edge("nvcc", [source], work / f"{source.stem}.cu.o", nvcc, nvcc_flags)
+                for source in sorted(operator.glob("*_cuda.cu"))
+            ]
             for source in sorted(operator.glob("*_torch_cuda.cpp")):
                 flags = [*common, *torch_flags, "-DUSE_CUDA", f"-isystem{toolkit_home / 'include'}"]
                 objects_cuda.append(ninja.edge("cxx", [source], work / f"{source.stem}.o", compiler, flags))
@@ -243,7 +273,9 @@ def build(output: Path, work: Path, *, extension_name: str, pybind11_include: st
         stub = ninja.edge(
             "link", [stub_object], work / "stub" / "libtorch_cuda.so", compiler, ["-Wl,-soname,libtorch_cuda.so"]
         )
-        cudart = [f"-L{toolkit_home / folder}" for folder in ("lib64", "lib", f"targets/{platform.machine()}-linux/lib")]
+        cudart = [
+            f"-L{toolkit_home / folder}" for folder in ("lib64", "lib", f"targets/{platform.machine()}-linux/lib")
+        ]
         cudart += ["-lcudart_static", "-ldl", "-lrt", "-lpthread"]
         link = ["-Wl,--no-as-needed", _quote(stub), f"-L{libraries}", "-ltorch_cpu", "-Wl,--as-needed", *cudart]
         link += ["-Wl,--exclude-libs,ALL"]

@@ -1,8 +1,8 @@
 """Finds and loads the native libraries, and says why when it cannot.
 
-The libraries lie beside the package that was installed. When Python finds the source folder ``fssops/`` first (a command
-typed in the repository's root), they are looked up in the installed package, and are used only if they were built from
-the very sources that lie here: a hash of csrc/ is compared, so that code and library never drift apart silently.
+The libraries lie beside the package that was installed. When Python finds the source folder ``fssops/`` first (a
+command typed in the repository's root), they are looked up in the installed package, and are used only if they were
+built from the very sources that lie here: a hash of csrc/ is compared, so that code and library never drift apart.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from fssops.evaluation.results import FewShotResult, class_table, fold_mean_line
 from fssops.recipes import list_recipes, read_named_recipe
 from fssops.tasks import settings_from_tables, task_of
 from fssops.tasks.loading import build_model, load_for_use
+from fssops.tasks.universal_settings import UniversalSettings
 
 _EXAMPLES = """\
 examples:
@@ -28,6 +29,8 @@ examples:
   python -m fssops.evaluate vgg16_authors.pth --recipe panet_pascal5i --set data.root=/data/VOCdevkit/VOC2012 \\
       --fold 0 --set eval.shots=5
       weights of any known layout, with a recipe that says which model and data they are for
+  python -m fssops.evaluate model_final.pkl --recipe mask2former_ade20k_semantic_r50 --set data.root=/data/ADE
+      a universal system with the authors' weights; add --classes for the table of classes
   python -m fssops.evaluate --recipe panet_generated --set eval.annotation=box
       an untrained model; supports marked by boxes
 
@@ -76,13 +79,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         seed_everything(settings.engine.seed)
         model = build_model(settings)
         loaded = [(settings, model, f"{settings.name}{'' if settings.model.weights else ', random weights'}")]
+    if any(isinstance(settings, UniversalSettings) for settings, _, _ in loaded):
+        return _evaluate_fixed_classes(loaded, options)
     pairs = _folds(options.fold, [settings for settings, _, _ in loaded])
     fabric = build_fabric(loaded[0][0].engine)
     fabric.launch()
     first = fabric.is_global_zero
     results: list[FewShotResult] = []
     trained_on: list[int] = []
-    folder = options.out or _default_folder(options.checkpoints, loaded[0][0])
+    folder = options.out or _default_folder(options.checkpoints, loaded[0][0], loaded[0][0].eval.protocol)  # type: ignore[attr-defined]
     if first:
         folder.mkdir(parents=True, exist_ok=True)
     for index, fold in pairs:
@@ -103,6 +108,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _evaluate_fixed_classes(loaded: Sequence[tuple[Any, Any, str]], options: Any) -> int:
+    if not all(isinstance(settings, UniversalSettings) for settings, _, _ in loaded):
+        raise SettingsError("CHECKPOINT: all must be few-shot runs or all of fixed classes, got both")
+    if options.fold is not None:
+        raise SettingsError(f"--fold: {loaded[0][0].model.name} has fixed classes and no folds, got {options.fold!r}")
+    from fssops.tasks.universal_reports import evaluate_models
+
+    fabric = build_fabric(loaded[0][0].engine)
+    fabric.launch()
+    folder = options.out or _default_folder(options.checkpoints, loaded[0][0], loaded[0][0].data.truth)
+    if fabric.is_global_zero:
+        folder.mkdir(parents=True, exist_ok=True)
+    evaluate_models(loaded, fabric, folder, classes=options.classes)
+    return 0
+
+
 def _folds(text: str | None, settings: Sequence[Settings]) -> list[tuple[int, int]]:
     """Return pairs of (index of the model, fold)."""
     own = [one.data.fold for one in settings]  # type: ignore[attr-defined]
@@ -119,8 +140,8 @@ def _folds(text: str | None, settings: Sequence[Settings]) -> list[tuple[int, in
     return [(index, int(text)) for index in range(len(settings))]
 
 
-def _default_folder(checkpoints: Sequence[Path], settings: Settings) -> Path:
-    name = f"evaluation-{settings.eval.protocol}-{time.strftime('%Y%m%d-%H%M%S')}"  # type: ignore[attr-defined]
+def _default_folder(checkpoints: Sequence[Path], settings: Settings, rules: str) -> Path:
+    name = f"evaluation-{rules}-{time.strftime('%Y%m%d-%H%M%S')}"
     if len(checkpoints) == 1 and checkpoints[0].is_dir():
         return checkpoints[0] / name
     return Path("runs") / f"{settings.name}-{name}"

@@ -1,4 +1,4 @@
-"""``python -m fssops.predict``: segment one's own images from a few labelled ones."""
+"""``python -m fssops.predict``: segment images, with a system of fixed classes or from a few labelled ones."""
 
 from __future__ import annotations
 
@@ -20,10 +20,18 @@ from fssops.engine.checkpoints import write_text_atomically
 from fssops.engine.progress import ProgressBar
 from fssops.engine.settings import SettingsError, apply_overrides
 from fssops.evaluation.pictures import label_image, overlay
+from fssops.tasks.frames import frames, require_decoder
 from fssops.tasks.loading import load_for_use
+from fssops.tasks.universal_settings import UniversalSettings
 
 _EXAMPLES = """\
-examples:
+examples of fixed classes (semantic, instance, panoptic):
+  python -m fssops.predict --checkpoint runs/mask2former_camvid-20260101-120000 --query street/ --out out/
+      label maps, COCO results and overlays with class names; a folder, images, or a video (extra fssops[video])
+  python -m fssops.predict --checkpoint model_final.pkl --recipe mask2former_coco_panoptic_r50 --query a.jpg --out out/
+      weights of any known layout, with the recipe that says which model and classes they are for
+
+examples of few-shot systems:
   python -m fssops.predict --checkpoint runs/panet_generated-20260101-120000 \\
       --support cup1.jpg cup1_mask.png --support cup2.jpg cup2_mask.png --query photos/ --out out/
       two labelled images of one class; every image of a folder is segmented
@@ -37,8 +45,10 @@ examples:
   python -m fssops.predict --model panet --weights authors.pth --support a.jpg a.png --query b.jpg --out out/
       weights of any known layout instead of a run
 
-written for each query NAME: NAME_labels.png (palette; 0 background, n = class n), NAME_overlay.jpg,
-NAME_probability.png (probability of the class, 0..255; of several classes NAME_probabilities.npz), and summary.json."""
+systems of fixed classes leave semantic/NAME.png, panoptic/NAME.png with panoptic.json, instances.json, overlays/,
+classes.json and summary.json. Few-shot systems leave for each query NAME: NAME_labels.png (palette; 0 background,
+n = class n), NAME_overlay.jpg, NAME_probability.png (probability of the class, 0..255; of several classes
+NAME_probabilities.npz), and summary.json."""
 
 
 @dataclass
@@ -76,7 +86,7 @@ class _SupportAction(argparse.Action):
 
 def parser() -> Parser:
     """Build the argument parser."""
-    arguments = Parser("predict", "Segment images of new classes from a few labelled examples.", _EXAMPLES)
+    arguments = Parser("predict", "Segment images: fixed classes, or new ones from a few labelled examples.", _EXAMPLES)
     model = arguments.add_argument_group("the model: a run, or a model's name with weights")
     model.add_argument("--checkpoint", type=Path, metavar="RUN|FILE", help="run folder or checkpoint of fssops.train")
     model.add_argument("--model", help="name of a few-shot model, see python -m fssops.models")
@@ -93,7 +103,16 @@ def parser() -> Parser:
         "--box", action=_SupportAction, metavar="X0,Y0,X1,Y1", help="marks the object in the support before it"
     )
     support.add_argument("--scribble", action=_SupportAction, metavar="FILE", help="marks the support before it")
-    arguments.add_argument("--query", nargs="+", metavar="FILE|FOLDER", help="images to segment")
+    fixed = arguments.add_argument_group("systems of fixed classes")
+    fixed.add_argument("--recipe", help="for weights without settings: name of a recipe or a .toml file")
+    fixed.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="override a setting"
+    )
+    fixed.add_argument(
+        "--task", action="append", choices=("semantic", "instance", "panoptic"), help="what to write; may be repeated"
+    )
+    fixed.add_argument("--score", type=float, default=0.3, help="least score of an instance on overlays (default 0.3)")
+    arguments.add_argument("--query", nargs="+", metavar="FILE|FOLDER", help="images (or a video) to segment")
     arguments.add_argument("--out", type=Path, metavar="FOLDER", help="where results are written")
     arguments.add_argument(
         "--size", type=int, metavar="PIXELS", help="side at which images enter (default: as trained)"
@@ -108,13 +127,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the verb and return its exit code."""
     verb = parser()
     options = verb.parse_args(arguments)
-    if not options.supports:
-        verb.error("--support: give at least one labelled image")
     for name in ("query", "out"):
         if not getattr(options, name):
             verb.error(f"--{name} must be given")
     if (options.checkpoint is None) == (options.model is None):
         verb.error("give either --checkpoint or --model")
+    if not options.supports:
+        return _predict_fixed_classes(verb, options)
     queries = find_queries(options.query)
     if options.out.resolve() in {path.parent.resolve() for path in queries}:
         raise SettingsError(f"--out: {options.out} must be another folder than that of the queries")
@@ -148,6 +167,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if failures else 0
 
 
+def _predict_fixed_classes(verb: Parser, options: Any) -> int:
+    """Predict without supports."""
+    if options.checkpoint is None or options.weights is not None:
+        verb.error("--support: give at least one labelled image (or, for fixed classes, --checkpoint and no --model)")
+    queries = find_queries(options.query)
+    if options.out.resolve() in {path.parent.resolve() for path in queries}:
+        raise SettingsError(f"--out: {options.out} must be another folder than that of the queries")
+    require_decoder(queries)
+    settings, model, label = load_for_use(options.checkpoint, options.recipe, options.overrides)
+    if not isinstance(settings, UniversalSettings):
+        verb.error(f"--support: {settings.model.name} needs at least one labelled image, got none")
+    from fssops.tasks.universal import UniversalTask
+    from fssops.tasks.universal_predict import Predictor, classes_for, predict
+
+    task = UniversalTask(settings)
+    classes = classes_for(task, options.checkpoint)
+    model = _on_device(model, options.device)
+    predictor = Predictor(task, model, classes, options.out, options.task, options.score, options.size)
+    with ProgressBar("predict", len(queries)) as bar:
+        return predict(predictor, frames(queries, _output_names(queries)), bar, label)
+
+
 def find_queries(given: Sequence[str]) -> list[Path]:
     """Return the image files named, and those in the folders named, in order, each once.
 
@@ -174,6 +215,8 @@ def _model(options: Any) -> tuple[nn.Module, tuple[int, int]]:
         if options.weights is not None or options.option:
             raise SettingsError("--checkpoint: a run knows its model, got --weights or --option as well")
         settings, model, _ = load_for_use(options.checkpoint, None, [])
+        if isinstance(settings, UniversalSettings):
+            raise SettingsError(f"--support: {settings.model.name} has fixed classes and takes no labelled images")
         size = settings.data.size  # type: ignore[attr-defined]
     else:
         chosen = apply_overrides({"option": {}}, [f"option.{text}" for text in options.option])["option"]
@@ -197,6 +240,10 @@ def _device(name: str) -> str:
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise SettingsError(f"--device: {name} must be available, got a torch or machine without CUDA")
     return name
+
+
+def _on_device(model: nn.Module, device: str) -> nn.Module:
+    return model.to(_device(device)).eval()
 
 
 def _set_support(predictor: Any, supports: Sequence[_Support]) -> list[str]:

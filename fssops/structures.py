@@ -54,6 +54,9 @@ class Episode:
         support_names: N lists of K image names; for reports and reproducibility.
         query_names: Q image names.
         index: position of the episode in its list.
+        query_base_labels: [Q, H, W] int64 or None: 0 background and novel classes, 1..C the fold's base classes,
+            ``IGNORE``; for systems with a base learner.
+        base_channels: [N] int64 or None: index among the fold's base classes, from 1, of each way; 0 for a novel class.
     """
 
     support_images: Tensor
@@ -65,6 +68,8 @@ class Episode:
     support_names: list[list[str]] = field(default_factory=list)
     query_names: list[str] = field(default_factory=list)
     index: int = 0
+    query_base_labels: Tensor | None = None
+    base_channels: Tensor | None = None
 
 
 @dataclass
@@ -83,6 +88,8 @@ class FewShotBatch:
     support_names: list[list[list[str]]] = field(default_factory=list)
     query_names: list[list[str]] = field(default_factory=list)
     indices: list[int] = field(default_factory=list)
+    query_base_labels: Tensor | None = None  # [B, Q, H, W]
+    base_channels: Tensor | None = None  # [B, N]
 
     @staticmethod
     def stack(episodes: Sequence[Episode]) -> FewShotBatch:
@@ -99,6 +106,39 @@ class FewShotBatch:
             support_names=[e.support_names for e in episodes],
             query_names=[e.query_names for e in episodes],
             indices=[e.index for e in episodes],
+            query_base_labels=_stack_where_given([e.query_base_labels for e in episodes]),
+            base_channels=_stack_where_given([e.base_channels for e in episodes]),
+        )
+
+
+def _stack_where_given(values: Sequence[Tensor | None]) -> Tensor | None:
+    given = [value for value in values if value is not None]
+    return torch.stack(given) if given and len(given) == len(values) else None
+
+
+@dataclass
+class LabelMapBatch:
+    """B images of one size with the class of every pixel; what the base learner of few-shot systems trains on.
+
+    Attributes:
+        images: [B, 3, H, W] float32, normalised as the model expects.
+        labels: [B, H, W] int64; 0 background, 1..C base classes in the order of the fold, ``IGNORE``.
+        names: B image names; for reports.
+    """
+
+    images: Tensor
+    labels: Tensor
+    names: list[str] = field(default_factory=list)
+
+    @staticmethod
+    def stack(items: Sequence[LabelMapBatch]) -> LabelMapBatch:
+        """Join batches of equal image size; the collate function of loaders whose items are batches of one."""
+        if not items:
+            raise ValueError("LabelMapBatch.stack: items must not be empty, got 0")
+        return LabelMapBatch(
+            images=torch.cat([item.images for item in items]),
+            labels=torch.cat([item.labels for item in items]),
+            names=[name for item in items for name in item.names],
         )
 
 

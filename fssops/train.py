@@ -1,4 +1,4 @@
-"""``python -m fssops.train``: train a recipe, evaluate it on classes it never saw, leave everything in one folder."""
+"""``python -m fssops.train``: train a recipe, evaluate what it has made, leave everything in one folder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from lightning.fabric import Fabric
-from torch import nn
 
 import fssops
 from fssops.command_line import Parser, run_verb
@@ -21,7 +20,7 @@ from fssops.engine.checkpoints import newest_good_checkpoint, read_checkpoint, w
 from fssops.engine.curves import draw_curves
 from fssops.engine.interrupts import Interrupted
 from fssops.engine.launch import build_fabric, run_on_first
-from fssops.engine.random_state import preserved_random_state, restore_random_state, seed_everything
+from fssops.engine.random_state import restore_random_state, seed_everything
 from fssops.engine.run_folder import RunFolder, latest_run, new_run_path
 from fssops.engine.settings import Settings, SettingsError, apply_overrides, changed_settings
 from fssops.engine.trainer import Trainer
@@ -39,6 +38,8 @@ examples:
   python -m fssops.train panet_pascal5i --set data.fold=2 --set engine.precision=bf16 --set engine.devices=4 \\
       --set engine.batch_size=4
       another fold, mixed precision, four GPUs
+  python -m fssops.train mask2former_camvid --set data.root=/data/camvid
+      a universal system: semantic, instance or panoptic segmentation of fixed classes
   python -m fssops.train --resume runs/panet_generated-20260101-120000
       go on exactly where a run stopped; --resume alone takes the newest run of the recipe
   python -m fssops.train my_recipe.toml --out runs/mine
@@ -148,6 +149,8 @@ def _train(
         say(line)
     if fabric.is_global_zero:
         run.save_settings(settings.as_tables())
+        for name, content in task.run_files().items():
+            write_text_atomically(run.path / name, json.dumps(content, indent=1) + "\n")
     untrained = copy.deepcopy(model) if evaluate and settings.eval.baseline else None  # type: ignore[attr-defined]
     trainer = Trainer(settings, fabric, model, dataset, task.collate, run, task.validation(fabric))
     if earlier is not None:
@@ -164,51 +167,16 @@ def _train(
     say(f"trained        {fitted.steps} steps")
     result: dict[str, Any] = {"run": str(run.path), "steps": fitted.steps, "losses": fitted.losses, "best": fitted.best}
     if evaluate:
-        result.update(_evaluate(task, settings, fabric, run, model, untrained, say))
+        result.update(task.evaluate_run(model, untrained, fabric, run.path, say))
     result["seconds"] = round(time.perf_counter() - started, 1)
     if fabric.is_global_zero:
-        finals = {"novel": result["miou"]} if "miou" in result else {}
-        if "untrained_miou" in result:
-            finals["novel, untrained"] = result["untrained_miou"]
+        finals = result.pop("finals", {})
         draw_curves(run.metrics, run.path / "curves.png", f"{settings.name}, {fitted.steps} steps", finals)
         write_text_atomically(run.path / "result.json", json.dumps(without_nan(result), indent=2) + "\n")
     say(f"finished in {result['seconds']:.0f} s; everything is in {run.path}/:")
     say("  result.json  metrics.jsonl  curves.png  grid.png  settings.toml  checkpoints/last.pt  checkpoints/best.pt")
     say(f"  next: python -m fssops.evaluate {run.path}    python -m fssops.predict --checkpoint {run.path} --help")
     return 0
-
-
-def _evaluate(
-    task: Any,
-    settings: Settings,
-    fabric: Fabric,
-    run: RunFolder,
-    model: nn.Module,
-    untrained: nn.Module | None,
-    say: Any,
-) -> dict[str, Any]:
-    """Evaluate novel classes, with the untrained model on the same episodes where the recipe asks for it."""
-    fold, label = settings.data.fold, settings.name  # type: ignore[attr-defined]
-    if settings.eval.checkpoint == "best":  # type: ignore[attr-defined]
-        model.load_state_dict(read_checkpoint(run.checkpoints / "best.pt")["model"])
-    found = {}
-    with preserved_random_state():
-        trained = task.evaluate(model, fabric, fold, label, "novel classes")
-        found.update(miou=trained.mean_iou, fb_iou=trained.fb_iou, novel=trained.as_json())
-        before = None
-        if untrained is not None:
-            untrained = untrained.to(fabric.device)
-            before = task.evaluate(untrained, fabric, fold, f"{label}, untrained", "untrained model")
-            found.update(untrained_miou=before.mean_iou, untrained=before.as_json())
-            found["gain"] = trained.mean_iou - before.mean_iou
-        if fabric.is_global_zero:
-            task.gallery(model, fabric, trained, run.path, untrained)
-    if before is not None:
-        say(f"untrained      {before.line()}")
-    say(f"trained        {trained.line()}")
-    if before is not None:
-        say(f"gain           {100 * found['gain']:+.2f} points of mIoU on classes never seen in training")
-    return found
 
 
 def replay(path: Path) -> int:

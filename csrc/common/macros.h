@@ -4,5 +4,6 @@
 #if defined(__CUDACC__)
 #define FSSOPS_HOST_DEVICE __host__ __device__ __forceinline__
 #else
-#define FSSOPS_HOST_DEVICE inline
+// Always inlined, so that no copy made for one instruction set can stand in for another's.
+#define FSSOPS_HOST_DEVICE inline __attribute__((always_inline))
 #endif

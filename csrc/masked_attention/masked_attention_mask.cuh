@@ -85,7 +85,7 @@ __global__ void __launch_bounds__(256) project_fma_kernel(CudaMask args) {
 // Half types, on the matrix units: a block of w warps takes 16 w queries and 64 keys.
 // grid (blocks of keys, blocks of queries, batch). `aligned`: see load_tile, for the features.
 template <class H>
-__global__ void __launch_bounds__(256) project_half_kernel(CudaMask args, bool aligned) {
+__global__ void __launch_bounds__(256, 2) project_half_kernel(CudaMask args, bool aligned) {
   FSSOPS_DYNAMIC_SHARED(H, shared);
   constexpr int kPitch = pitch_of(kProjectKeys), kTile = kProjectDepth * kPitch, kTiles = kProjectKeys / 8;
   const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize, group = lane / 4, pair = 2 * (lane % 4);

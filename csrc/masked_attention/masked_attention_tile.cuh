@@ -87,6 +87,7 @@ __device__ __forceinline__ void load_b_down(uint32_t (&out)[4], const H* tile, i
 template <class H, int kRows, int kWidth>
 __device__ __forceinline__ void load_tile(H* tile, const H* source, int64_t step, int rows, int depth, bool aligned) {
   constexpr int kChunks = kWidth / 8, kPitch = pitch_of(kWidth);
+#pragma unroll 1
   for (int i = threadIdx.x; i < kRows * kChunks; i += blockDim.x) {
     const int row = i / kChunks, d = i % kChunks * 8;
     H* target = tile + row * kPitch + d;

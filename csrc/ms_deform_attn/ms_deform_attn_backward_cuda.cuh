@@ -216,7 +216,7 @@ __device__ __forceinline__ void softmax_terms(const CudaForward& in, const Place
 
 // grid as for forward_kernel: adds the gradient of value to value_sums.
 template <class T, class P, int kVector, int kLanes>
-__global__ void __launch_bounds__(most_threads<T>(), 2) value_sums_kernel(CudaBackward args, int chunk) {
+__global__ void __launch_bounds__(most_threads<T, kLanes>(), 2) value_sums_kernel(CudaBackward args, int chunk) {
   using A = accumulator_t<T>;
   FSSOPS_DYNAMIC_SHARED(unsigned char, memory);
   constexpr int kWidth = kLanes * kVector;
@@ -257,8 +257,7 @@ __global__ void __launch_bounds__(most_threads<T>(), 2) value_sums_kernel(CudaBa
 #pragma unroll
       for (int j = 0; j < kVector; ++j) shared.grads[group * kWidth + lane * kVector + j] = grad[j];
       __syncthreads();
-      if (channel >= s.channels) continue;
-      for (int i = group; i < *shared.used; i += groups) {
+      for (int i = group; channel < s.channels && i < *shared.used; i += groups) {
         const int slot = shared.found[i], token = shared.keys[slot], tap = shared.heads[slot];
         const int64_t at = value_offset(place.b, token, place.m, s.tokens * s.row(), s.row(), s.channels) + channel;
         if (args.deterministic)
@@ -268,13 +267,14 @@ __global__ void __launch_bounds__(most_threads<T>(), 2) value_sums_kernel(CudaBa
         else
           shared.template add<kVector>(kWidth, lane, tap, static_cast<A*>(args.value_sums) + at);
       }
+      if constexpr (holds_all_channels<kLanes>()) break;
     }
   }
 }
 
 // grid as for forward_kernel: every group writes the gradients of its own points and weights.
 template <class T, class P, int kVector, int kLanes>
-__global__ void __launch_bounds__(most_threads<T>(), 2) point_grads_kernel(CudaBackward args, int chunk) {
+__global__ void __launch_bounds__(most_threads<T, kLanes>(), 2) point_grads_kernel(CudaBackward args, int chunk) {
   using A = accumulator_t<T>;
   FSSOPS_DYNAMIC_SHARED(Four<A>, shared);
   const CudaForward& in = args.forward;
@@ -285,7 +285,6 @@ __global__ void __launch_bounds__(most_threads<T>(), 2) point_grads_kernel(CudaB
   const Place<A, P> place(in, group, groups);
   const int samples = s.samples();
   const bool fused = in.placement != Placement::locations;
-  const int64_t own = place.pair() * samples;  // the group's points
   A largest, factor;
   softmax_terms<kLanes>(in, place, lane, largest, factor);
   const T* value = static_cast<const T*>(in.value.data) +
@@ -295,7 +294,6 @@ __global__ void __launch_bounds__(most_threads<T>(), 2) point_grads_kernel(CudaB
                       place.q * args.grad.row_stride + place.m * s.channels;
   A grad[kVector] = {};
   if (lane * kVector < s.channels) Raw<T, kVector>::load(grad_row + lane * kVector).unpack(grad);
-  const bool one_block = s.channels <= kLanes * kVector;
   A shared_term = A(0);  // sum of weight times its gradient, for the softmax
   for (int begin = 0; begin < samples; begin += chunk) {
     const int count = samples - begin < chunk ? samples - begin : chunk;
@@ -316,7 +314,7 @@ __global__ void __launch_bounds__(most_threads<T>(), 2) point_grads_kernel(CudaB
         A dots[kCorners] = {};
 #pragma unroll 1
         for (int64_t c = lane * kVector; c < s.channels; c += kLanes * kVector) {
-          if (!one_block) Raw<T, kVector>::load(grad_row + c).unpack(grad);
+          if constexpr (!holds_all_channels<kLanes>()) Raw<T, kVector>::load(grad_row + c).unpack(grad);
           const Raw<T, kVector> upper_left = load_token<T, kVector>(value + c, token.x, stride);
           const Raw<T, kVector> upper_right = load_token<T, kVector>(value + c, token.y, stride);
           const Raw<T, kVector> lower_left = load_token<T, kVector>(value + c, token.z, stride);
@@ -325,6 +323,7 @@ __global__ void __launch_bounds__(most_threads<T>(), 2) point_grads_kernel(CudaB
           dots[1] += dot(upper_right, grad);
           dots[2] += dot(lower_left, grad);
           dots[3] += dot(lower_right, grad);
+          if constexpr (holds_all_channels<kLanes>()) break;
         }
         const A upper = dots[0] + f.a * (dots[1] - dots[0]), lower = dots[2] + f.a * (dots[3] - dots[2]);
         const A left = dots[0] + f.b * (dots[2] - dots[0]), right = dots[1] + f.b * (dots[3] - dots[1]);
@@ -337,8 +336,9 @@ __global__ void __launch_bounds__(most_threads<T>(), 2) point_grads_kernel(CudaB
           own_weight = grad_weight;
         }
       }
-      const int n = begin + round + lane;
       if (!place.stores || round + lane >= count) continue;
+      const int n = begin + round + lane;
+      const int64_t own = place.pair() * samples;  // the group's points
       if (args.grad_points.data != nullptr) {
         Frame<A> frame_x, frame_y;
         place.frames(place.level_of(n), frame_x, frame_y);
@@ -359,6 +359,7 @@ __global__ void __launch_bounds__(most_threads<T>(), 2) point_grads_kernel(CudaB
   }
   if (!fused || args.grad_weights.data == nullptr || !place.stores) return;
   // Gradient of the softmax; every lane reads back what it has written itself.
+  const int64_t own = place.pair() * samples;
   for (int begin = 0; begin < samples; begin += chunk) {
     const int count = samples - begin < chunk ? samples - begin : chunk;
     for (int i = lane; i < count; i += kLanes) {

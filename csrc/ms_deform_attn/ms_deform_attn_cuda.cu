@@ -80,7 +80,7 @@ void run_forward(const CudaForward& args, void* stream) {
   constexpr int kVector = 16 / static_cast<int>(sizeof(T));
   const bool vectors = aligned<T>(args.value, 16) && aligned<T>(args.output, 16);
   with_shape<T, kVector>(args, vectors, [&]<class P, int kOwn, int kLanes>() {
-    const Launch launch = launch_of(s, kLanes, most_threads<T>());
+    const Launch launch = launch_of(s, kLanes, most_threads<T, kLanes>());
     FSSOPS_LAUNCH((forward_kernel<T, P, kOwn, kLanes>), launch.blocks, launch.threads,
                   bytes_of<accumulator_t<T>>(launch, kLanes, chunk), stream, args, chunk);
   });
@@ -125,14 +125,15 @@ void run_backward(const CudaBackward& args, void* stream) {
   const bool vectors = aligned<T>(in.value, kBytes) && aligned<T>(args.grad, kBytes);
   with_shape<T, kVector>(in, vectors, [&]<class P, int kOwn, int kLanes>() {
     if (args.value_sums != nullptr) {
-      const int most = kMostGroups * kLanes < most_threads<T>() ? kMostGroups * kLanes : most_threads<T>();
+      const int most =
+          kMostGroups * kLanes < most_threads<T, kLanes>() ? kMostGroups * kLanes : most_threads<T, kLanes>();
       const Launch launch = launch_of(s, kLanes, most);
       const int chunk = s.samples() <= kMostPointsPerGroup ? s.samples() : 2 * kMostPointsPerGroup / 3;
       const int64_t bytes = TokenShares<A>::bytes(static_cast<int>(launch.threads) / kLanes, chunk, kOwn * kLanes);
       FSSOPS_LAUNCH((value_sums_kernel<T, P, kOwn, kLanes>), launch.blocks, launch.threads, bytes, stream, args, chunk);
     }
     if (args.grad_points.data != nullptr || args.cell_grads != nullptr || args.grad_weights.data != nullptr) {
-      const Launch launch = launch_of(s, kLanes, most_threads<T>());
+      const Launch launch = launch_of(s, kLanes, most_threads<T, kLanes>());
       const int chunk = chunk_of(s);
       FSSOPS_LAUNCH((point_grads_kernel<T, P, kOwn, kLanes>), launch.blocks, launch.threads,
                     bytes_of<A>(launch, kLanes, chunk), stream, args, chunk);

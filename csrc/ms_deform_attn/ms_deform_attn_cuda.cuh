@@ -14,9 +14,9 @@
 namespace fssops::ms_deform_attn {
 
 // Threads of a block of the kernels that walk points; fewer where there are few queries.
-template <class T>
+template <class T, int kLanes>
 constexpr int most_threads() {
-  return sizeof(T) == 8 ? 256 : 512;
+  return sizeof(T) == 8 || kLanes > 8 ? 256 : 512;
 }
 
 constexpr int kPointsAtOnce = 16;  // of each group, in shared memory
@@ -128,6 +128,12 @@ __device__ __forceinline__ A group_max(A value) {
   return value;
 }
 
+// Groups of few lanes are launched only when they hold all channels at once.
+template <int kLanes>
+constexpr bool holds_all_channels() {
+  return kLanes < 16;
+}
+
 // Four numbers of one point, read by a whole group at once.
 template <class A>
 struct alignas(16) Four {
@@ -146,15 +152,15 @@ template <class A, class P>
 class Place {
  public:
   // Groups past the last query repeat it and store nothing.
-  __device__ __forceinline__ Place(const CudaForward& args, int group, int groups) : args_(args) {
+  __device__ __forceinline__ Place(const CudaForward& args, unsigned group, unsigned groups) : args_(args) {
     const Sizes& s = args.sizes;
-    const unsigned heads = static_cast<unsigned>(s.heads), tiles = static_cast<unsigned>(ceil_div(s.queries, groups));
-    const unsigned rest = blockIdx.x / tiles;
-    const int64_t own = static_cast<int64_t>(blockIdx.x - rest * tiles) * groups + group;
-    stores = own < s.queries;
-    q = static_cast<int>(stores ? own : s.queries - 1);
+    const unsigned heads = static_cast<unsigned>(s.heads), queries = static_cast<unsigned>(s.queries);
+    const unsigned tiles = (queries + groups - 1) / groups, rest = blockIdx.x / tiles;
+    const unsigned own = (blockIdx.x - rest * tiles) * groups + group;
+    stores = own < queries;
+    q = query_at(s, static_cast<int32_t>(stores ? own : queries - 1));
     b = static_cast<int>(rest / heads);
-    m = static_cast<int>(rest - b * heads);
+    m = static_cast<int>(rest % heads);
     first_weight_ = b * args.weights.batch_stride + q * args.weights.row_stride + m * s.samples();
     first_point_ = b * args.points.batch_stride + q * args.points.row_stride + 2 * m * s.samples();
     reference_ = b * args.reference.batch_stride + q * args.reference.row_stride;
@@ -221,6 +227,7 @@ class Place {
   template <int kLanes>
   __device__ __forceinline__ A largest_logit(int lane) const {
     A largest = -INFINITY;
+#pragma unroll 2
     for (int n = lane; n < args_.sizes.samples(); n += kLanes) {
       const A logit = weight(n);
       largest = logit > largest ? logit : largest;
@@ -243,14 +250,25 @@ class Place {
   A half_step_;
 };
 
-// kVector channels of a token, zeros for token -1; tokens are `stride` bytes apart.
+// Where a token is, when tokens are `stride` bytes apart: one multiply-and-add with a 64-bit sum, which the compiler
+// does not make of the C++ for it. For token -1 an address that must not be used.
+template <class T>
+__device__ __forceinline__ const T* address_of(const T* rows, int32_t token, uint32_t stride) {
+  uint64_t address = reinterpret_cast<uint64_t>(rows);
+#if defined(__CUDA_ARCH__)
+  asm("mad.wide.u32 %0, %1, %2, %0;" : "+l"(address) : "r"(token), "r"(stride));
+#else
+  address += static_cast<uint64_t>(static_cast<uint32_t>(token)) * stride;
+#endif
+  return reinterpret_cast<const T*>(address);
+}
+
+// kVector channels of a token, zeros for token -1.
 template <class T, int kVector>
 __device__ __forceinline__ Raw<T, kVector> load_token(const T* rows, int32_t token, uint32_t stride) {
-  // One multiply-and-add in 64 bits; for token -1 an address that is not used.
-  const uint64_t address =
-      reinterpret_cast<uint64_t>(rows) + static_cast<uint64_t>(static_cast<uint32_t>(token)) * stride;
+  const T* source = address_of(rows, token, stride);
   Raw<T, kVector> out = Raw<T, kVector>::zeros();
-  if (token >= 0) out = Raw<T, kVector>::load(reinterpret_cast<const T*>(address));
+  if (token >= 0) out = Raw<T, kVector>::load(source);
   return out;
 }
 
@@ -275,9 +293,11 @@ __device__ __forceinline__ accumulator_t<T> dot(const Raw<T, kVector>& row, cons
 // grid: tiles of queries times B * M, see Place. Dynamic shared memory: a Four and an int4 for each group and point of
 // a chunk.
 template <class T, class P, int kVector, int kLanes>
-__global__ void __launch_bounds__(most_threads<T>(), 2) forward_kernel(CudaForward args, int chunk) {
+__global__ void __launch_bounds__(most_threads<T, kLanes>(), 2) forward_kernel(CudaForward args, int chunk) {
   using A = accumulator_t<T>;
   FSSOPS_DYNAMIC_SHARED(Four<A>, shared);
+  constexpr int kUnroll =
+      kVector > 4 ? 1 : 2;  // eight half-precision channels a lane leave no registers for a second point
   const Sizes& s = args.sizes;
   const int lane = threadIdx.x % kLanes, group = threadIdx.x / kLanes, groups = blockDim.x / kLanes;
   Four<A>* corners = shared + group * chunk;
@@ -308,7 +328,7 @@ __global__ void __launch_bounds__(most_threads<T>(), 2) forward_kernel(CudaForwa
                       lower * around.across};
       }
       __syncwarp();
-#pragma unroll 2
+#pragma unroll kUnroll
       for (int i = 0; i < count; ++i) {
         const int4 token = tokens[i];
         const Four<A> corner = corners[i];
@@ -329,6 +349,7 @@ __global__ void __launch_bounds__(most_threads<T>(), 2) forward_kernel(CudaForwa
     }
     if (place.stores && channel < s.channels)
       store_vector<T, kVector>(static_cast<T*>(args.output.data) + place.pair() * s.channels + channel, sums);
+    if constexpr (holds_all_channels<kLanes>()) break;
   }
 }
 

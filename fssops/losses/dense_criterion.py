@@ -41,13 +41,14 @@ class DenseSetCriterion(SetCriterion):
     def _match(self, predictions: MaskPredictions, targets: Sequence[MaskTargets]) -> Matches:
         heads = predictions.class_logits.shape[0]
         small = [self.targets_at_stride(predictions, target) for target in targets]
-        return [
+        matches = assign(
             [
-                assign(self.matching_cost(predictions, head, image, target, small[image]))
+                self.matching_cost(predictions, head, image, target, small[image])
+                for head in range(heads)
                 for image, target in enumerate(targets)
             ]
-            for head in range(heads)
-        ]
+        )
+        return [matches[head * len(targets) : (head + 1) * len(targets)] for head in range(heads)]
 
     def targets_at_stride(self, predictions: MaskPredictions, target: MaskTargets) -> Tensor:
         """Targets [G, h * w] float at the size of the mask features: padded, then nearest neighbours."""
@@ -75,19 +76,16 @@ class DenseSetCriterion(SetCriterion):
 
         Where nothing is matched both are zeros that still reach every parameter behind the masks.
         """
-        logits = matched_mask_logits(predictions, matches)[:, :, 0].float()  # [heads, N, h, w]
-        heads = logits.shape[0]
+        heads = len(matches)
         nothing = (predictions.mask_embeddings.sum() + predictions.mask_features.sum()) * 0.0
         focal, dice = nothing.expand(heads), nothing.expand(heads)
-        start = 0
-        for image, target in enumerate(targets):
-            count = len(matches[0][image].queries)
+        for image, (target, logits) in enumerate(zip(targets, matched_mask_logits(predictions, matches), strict=True)):
+            count = logits.shape[1]
             if count == 0:
                 continue
             chosen = torch.cat([of_head[image].targets for of_head in matches])
-            own = logits[:, start : start + count].flatten(0, 1)
+            own = logits[:, :, 0].flatten(0, 1).float()
             own_focal, own_dice = dense_mask_loss(own, target.masks[chosen], predictions.padded_size)
             focal = focal + own_focal.view(heads, count).sum(1)
             dice = dice + own_dice.view(heads, count).sum(1)
-            start += count
         return focal, dice

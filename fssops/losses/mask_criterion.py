@@ -85,8 +85,11 @@ class SetCriterion(nn.Module):
             raise ValueError(f"SetCriterion: targets must be one an image ({images}), got {len(targets)}")
         height, width = predictions.padded_size
         last = self.num_classes - (0 if self.allow_no_object_targets else 1)
+        labels = torch.cat([target.labels for target in targets])
+        # One look at the device for the whole batch; only a fault is searched for image by image.
+        faulty = bool(((labels < 0) | (labels > last)).any())
         for index, target in enumerate(targets):
-            if target.labels.numel() and not 0 <= int(target.labels.min()) <= int(target.labels.max()) <= last:
+            if faulty and bool(((target.labels < 0) | (target.labels > last)).any()):
                 raise ValueError(
                     f"SetCriterion: targets[{index}].labels must be in 0..{last}, got"
                     f" {int(target.labels.min())}..{int(target.labels.max())}"
@@ -132,8 +135,8 @@ def as_clip(masks: Tensor) -> Tensor:
     return masks[:, None] if masks.dim() == 3 else masks
 
 
-def matched_mask_logits(predictions: MaskPredictions, matches: Matches) -> Tensor:
-    """Mask logits of the matched queries of all heads: [heads, N, T, h, w], image by image.
+def matched_mask_logits(predictions: MaskPredictions, matches: Matches) -> list[Tensor]:
+    """Mask logits of the matched queries of all heads: [heads, n_b, T, h, w] of each image.
 
     One product an image serves all heads, so the gradient of the mask features is accumulated once.
     """
@@ -147,4 +150,4 @@ def matched_mask_logits(predictions: MaskPredictions, matches: Matches) -> Tenso
         flat = features[image].transpose(0, 1).reshape(channels, -1)
         product = embeddings.flatten(0, 1).to(flat.dtype) @ flat
         logits.append(product.view(heads, -1, frames, height, width))
-    return logits[0] if len(logits) == 1 else torch.cat(logits, dim=1)
+    return logits

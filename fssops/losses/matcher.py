@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
+
+from fssops import ops
 
 
 @dataclass
@@ -27,16 +28,10 @@ def class_cost(class_logits: Tensor, labels: Tensor) -> Tensor:
     return -class_logits.float().softmax(-1)[:, labels]
 
 
-def assign(cost: Tensor) -> Match:
-    """The pairs of least total cost [Q, G]; on the device of ``cost``.
+def assign(costs: Sequence[Tensor]) -> list[Match]:
+    """The pairs of least total cost of each matrix [Q, G], on their device; all matrices in one call.
 
     Raises:
-        ValueError: the cost holds NaN or infinity; training has diverged.
+        ValueError: a cost is NaN or infinite; training has diverged.
     """
-    if not torch.isfinite(cost).all():
-        raise ValueError(
-            f"assign: cost must be finite, got {int((~torch.isfinite(cost)).sum())} NaN or infinite entries"
-            f" of shape {tuple(cost.shape)}; have the losses diverged?"
-        )
-    queries, targets = linear_sum_assignment(cost.cpu().numpy())
-    return Match(torch.as_tensor(queries, device=cost.device), torch.as_tensor(targets, device=cost.device))
+    return [Match(queries, targets) for queries, targets in ops.assign(costs)]

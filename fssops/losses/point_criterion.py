@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fssops.losses import operators
+from fssops import ops
 from fssops.losses.draws import PointSource, RandomPoints
 from fssops.losses.mask_criterion import (
     LossWeights,
@@ -21,7 +21,7 @@ from fssops.losses.mask_criterion import (
     head_of,
     matched_mask_logits,
 )
-from fssops.losses.matcher import Match, assign, class_cost
+from fssops.losses.matcher import assign
 from fssops.losses.num_masks import ReduceNumMasks, mean_over_ranks, num_masks
 from fssops.structures import MaskPredictions, MaskTargets
 
@@ -80,23 +80,32 @@ class PointSetCriterion(SetCriterion):
 
     def _match(self, predictions: MaskPredictions, targets: Sequence[MaskTargets], points: PointSource) -> Matches:
         heads = predictions.class_logits.shape[0]
-        matches: Matches = [[] for _ in range(heads)]
+        costs: list[list[Tensor]] = [[] for _ in range(heads)]
         for index in [heads - 1, *range(heads - 1)]:
             for image, target in enumerate(targets):
                 drawn = points.matching(head_of(index, heads), image, self.num_points)
-                matches[index].append(assign(self.matching_cost(predictions, index, image, target, drawn)))
-        return matches
+                costs[index].append(self.matching_cost(predictions, index, image, target, drawn))
+        matches = assign([cost for of_head in costs for cost in of_head])
+        return [matches[index * len(targets) : (index + 1) * len(targets)] for index in range(heads)]
 
     @torch.no_grad()
     def matching_cost(
         self, predictions: MaskPredictions, head: int, image: int, target: MaskTargets, points: Tensor
     ) -> Tensor:
         """Cost [Q, G] of one head and image at points [P, 2]; all frames of a clip share the points."""
-        logits = _logits_at_points(predictions, head, image, points)
-        wanted = _targets_at_points(target.masks, predictions.padded_size, points)
-        cross_entropy, dice = operators.pairwise_mask_cost(logits, wanted)
-        classes = class_cost(predictions.class_logits[head, image], target.labels)
-        return self.weights.mask * cross_entropy + self.weights.classes * classes + self.weights.dice * dice
+        return ops.pairwise_mask_cost(
+            ops.FactoredMasks(
+                predictions.mask_embeddings[head, image].float(), predictions.mask_features[image].float()
+            ),
+            as_clip(target.masks).flatten(0, 1),
+            points,
+            class_logits=predictions.class_logits[head, image].float(),
+            labels=target.labels,
+            mask_weight=self.weights.mask,
+            class_weight=self.weights.classes,
+            dice_weight=self.weights.dice,
+            padded_size=predictions.padded_size,
+        )
 
     def mask_losses(
         self, predictions: MaskPredictions, matches: Matches, targets: Sequence[MaskTargets], points: PointSource
@@ -106,84 +115,52 @@ class PointSetCriterion(SetCriterion):
         Every frame of a matched mask is a mask of its own, with its own points. Where nothing is matched both are
         zeros that still reach every parameter behind the masks, so that distributed training does not wait for them.
         """
-        logits = matched_mask_logits(predictions, matches)  # [heads, N, T, h, w]
-        heads, count = logits.shape[0], logits.shape[1] * logits.shape[2]
-        if count == 0:
-            nothing = (predictions.mask_embeddings.sum() + predictions.mask_features.sum()) * 0.0
-            return nothing.expand(heads), nothing.expand(heads)
-        logits = logits.reshape(heads, count, *logits.shape[-2:]).float()
-        chosen = torch.stack(
-            [self.choose_points(logits[index], head_of(index, heads), points) for index in range(heads)]
-        )  # [heads, N T, P, 2]
-        wanted = torch.cat(
-            [
-                _matched_targets_at_points(of_head, targets, predictions.padded_size, chosen[index])
-                for index, of_head in enumerate(matches)
-            ]
-        )  # [heads N T, P]
-        sampled = operators.sample_points(logits.flatten(0, 1)[:, None], chosen.flatten(0, 1))[:, 0]
-        masks, dice = operators.point_mask_loss(sampled, wanted)
-        return masks.view(heads, count).sum(1), dice.view(heads, count).sum(1)
+        logits = matched_mask_logits(predictions, matches)  # of each image [heads, n, T, h, w]
+        chosen = self.choose_points(logits, points)
+        nothing = (predictions.mask_embeddings.sum() + predictions.mask_features.sum()) * 0.0
+        heads = len(matches)
+        cross_entropy, dice = nothing.expand(heads), nothing.expand(heads)
+        for image, (own, target) in enumerate(zip(logits, targets, strict=True)):
+            if own.shape[1] == 0:
+                continue
+            frames = torch.arange(own.shape[2], device=own.device)
+            matched = torch.stack([of_head[image].targets for of_head in matches])
+            rows = (matched[..., None] * own.shape[2] + frames).flatten()
+            own_cross_entropy, own_dice = ops.point_mask_loss(
+                own.flatten(0, 2).float(),
+                as_clip(target.masks).flatten(0, 1),
+                chosen[image].flatten(0, 1),
+                target_index=rows,
+                padded_size=predictions.padded_size,
+                reduction="none",
+            )
+            cross_entropy = cross_entropy + own_cross_entropy.view(heads, -1).sum(1)
+            dice = dice + own_dice.view(heads, -1).sum(1)
+        return cross_entropy, dice
 
     @torch.no_grad()
-    def choose_points(self, logits: Tensor, head: int, points: PointSource) -> Tensor:
-        """Points [N, P, 2] of one head's masks [N, h, w]: the most uncertain candidates, then uniform ones."""
-        count = logits.shape[0]
-        kept = int(self.importance_ratio * self.num_points)
-        candidates = points.oversampled(head, count, int(self.num_points * self.oversample_ratio))
-        sampled = operators.sample_points(logits[:, None], candidates)[:, 0]
-        nearest = operators.most_uncertain(sampled, kept)
-        chosen = candidates.gather(1, nearest[..., None].expand(-1, -1, 2))
-        if kept == self.num_points:
-            return chosen
-        return torch.cat((chosen, points.remainder(head, count, self.num_points - kept)), dim=1)
+    def choose_points(self, logits: Sequence[Tensor], points: PointSource) -> list[Tensor]:
+        """Points of the mask loss: the most uncertain of many candidates, then uniform ones.
 
+        Args:
+            logits: of each image [heads, n, T, h, w].
+            points: where candidates and uniform points come from, for all masks of a head at once.
 
-def _logits_at_points(predictions: MaskPredictions, head: int, image: int, points: Tensor) -> Tensor:
-    """Mask logits [Q, T * P] of all queries of one head and image at points [P, 2], float32.
-
-    Features are sampled first: sampling is linear, so the masks themselves need not exist. Where the map has fewer
-    pixels than there are points, forming the map is the smaller job.
-    """
-    features = predictions.mask_features[image]  # [T, E, h, w]
-    embeddings = predictions.mask_embeddings[head, image]
-    frames, channels, height, width = features.shape
-    grid = points.expand(frames, -1, -1)
-    if height * width <= len(points):
-        logits = predictions.mask_logits(image, head).float().transpose(0, 1)  # [T, Q, h, w]
-        return operators.sample_points(logits, grid).transpose(0, 1).flatten(1)
-    sampled = operators.sample_points(features.float(), grid)  # [T, E, P]
-    return embeddings.float() @ sampled.transpose(0, 1).reshape(channels, -1)
-
-
-def _scaled(points: Tensor, padded: tuple[int, int], size: tuple[int, int]) -> Tensor:
-    """Points of the padded image as points of the unpadded one at its upper left; padding lies beyond 1."""
-    if padded == size:
-        return points
-    return points * points.new_tensor([padded[1] / size[1], padded[0] / size[0]])
-
-
-def _targets_at_points(masks: Tensor, padded: tuple[int, int], points: Tensor) -> Tensor:
-    """Targets [G, T * P] of masks [G, (T,) H, W] at points [P, 2] of the padded image, in [0, 1]."""
-    clip = as_clip(masks)
-    count, frames, height, width = clip.shape
-    if count == 0:
-        return points.new_zeros((0, frames * len(points)))
-    planes = clip.reshape(1, count * frames, height, width).to(points.dtype)
-    sampled = operators.sample_points(planes, _scaled(points, padded, (height, width))[None])
-    return sampled.view(count, -1)
-
-
-def _matched_targets_at_points(
-    matches: Sequence[Match], targets: Sequence[MaskTargets], padded: tuple[int, int], points: Tensor
-) -> Tensor:
-    """Targets [N * T, P] of one head's matched masks at their own points [N * T, P, 2]."""
-    sampled, start = [], 0
-    for match, target in zip(matches, targets, strict=True):
-        clip = as_clip(target.masks)[match.targets].flatten(0, 1)  # [n T, H, W]
-        if len(clip) == 0:
-            continue
-        own = _scaled(points[start : start + len(clip)], padded, (clip.shape[1], clip.shape[2]))
-        sampled.append(operators.sample_points(clip[:, None].to(points.dtype), own)[:, 0])
-        start += len(clip)
-    return torch.cat(sampled)
+        Returns:
+            [heads, n * T, P, 2] of each image.
+        """
+        heads, uniform = logits[0].shape[0], self.num_points - int(self.importance_ratio * self.num_points)
+        counts = [own.shape[1] * own.shape[2] for own in logits]
+        chosen: list[list[Tensor]] = [[] for _ in logits]
+        for index in range(heads):
+            head, total = head_of(index, heads), sum(counts)
+            candidates = points.oversampled(head, total, int(self.num_points * self.oversample_ratio)).split(counts)
+            # Nothing is drawn where every point is chosen by uncertainty, as published.
+            fresh = points.remainder(head, total, uniform) if uniform else candidates[0].new_empty((total, 0, 2))
+            for image, (own, near, rest) in enumerate(zip(logits, candidates, fresh.split(counts), strict=True)):
+                if counts[image] == 0:
+                    chosen[image].append(near.new_zeros((0, self.num_points, 2)))
+                    continue
+                maps = own[index].flatten(0, 1).detach().float()
+                chosen[image].append(ops.uncertain_points(maps, self.num_points, given_draws=(near, rest)))
+        return [torch.stack(of_image) for of_image in chosen]

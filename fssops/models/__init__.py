@@ -58,6 +58,28 @@ MODELS: dict[str, ModelRow] = {
             weights=("fssops", "authors (kaixin96/PANet)", "torchvision VGG-16 / ResNet backbone"),
         ),
         ModelRow(
+            name="msanet",
+            module="fssops.models.msanet",
+            model="MSANet",
+            config="MSANetConfig",
+            task="few-shot",
+            paper="Iqbal et al., MSANet, 2022",
+            weights=("fssops", "authors (AIVResearch/MSANet)", "authors' base learner, or one trained here"),
+        ),
+        ModelRow(
+            name="pspnet",
+            module="fssops.models.pspnet",
+            model="PSPNet",
+            config="PSPNetConfig",
+            task="base classes",
+            paper="Zhao et al., PSPNet, CVPR 2017; as base learner: Lang et al., BAM, CVPR 2022",
+            weights=(
+                "fssops",
+                "authors' base learner (BAM, MSANet)",
+                "deep-stem ResNet / torchvision VGG-16-BN backbone",
+            ),
+        ),
+        ModelRow(
             name="maskformer",
             module="fssops.models.maskformer",
             model="MaskFormer",

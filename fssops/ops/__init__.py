@@ -15,6 +15,7 @@ from fssops.ops.attention_mask import (
     concatenate_attention_masks,
     pack_attention_mask,
 )
+from fssops.ops.cosine_correlation import cosine_correlation
 from fssops.ops.masked_attention import masked_attention
 from fssops.ops.masked_average_pooling import masked_average_pooling
 from fssops.ops.ms_deform_attn import ms_deform_attn, ms_deform_attn_fused
@@ -31,6 +32,7 @@ __all__ = [
     "attention_mask_from_embeddings",
     "attention_mask_from_logits",
     "concatenate_attention_masks",
+    "cosine_correlation",
     "masked_attention",
     "masked_average_pooling",
     "ms_deform_attn",

@@ -35,8 +35,14 @@ def use_reference(backend: str | None, op: str) -> bool:
     return backend == "reference"
 
 
-def register(op: str, *, fake: Callable[..., Any], backward: Callable[..., Any] | None = None,
-             setup_context: Callable[..., Any] | None = None, autocast_cpu: bool = True) -> None:
+def register(
+    op: str,
+    *,
+    fake: Callable[..., Any],
+    backward: Callable[..., Any] | None = None,
+    setup_context: Callable[..., Any] | None = None,
+    autocast_cpu: bool = True,
+) -> None:
     """Register what Python adds to a native operator: shapes, gradient, and float32 under CPU autocast.
 
     The CPU kernels know float32 and float64, so autocast gives them float32; the CUDA kernels take half types as they

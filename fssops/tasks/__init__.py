@@ -13,7 +13,11 @@ from typing import Any
 from fssops.engine.settings import Settings, SettingsError, apply_overrides, validate
 from fssops.recipes import read_named_recipe
 
-TASKS: dict[str, tuple[str, str]] = {"few-shot": ("fssops.tasks.fewshot", "FewShotTask")}
+TASKS: dict[str, tuple[str, str]] = {
+    "few-shot": ("fssops.tasks.fewshot", "FewShotTask"),
+    "universal": ("fssops.tasks.universal", "UniversalTask"),
+    "semantic": ("fssops.tasks.universal", "UniversalTask"),
+}
 """Task of a model (the column ``task`` of ``fssops.models.MODELS``) -> module and class that train and evaluate it."""
 
 
@@ -58,7 +62,7 @@ def settings_from_tables(tables: Mapping[str, Any], where: str) -> Settings:
     if row.task not in TASKS:
         raise SettingsError(f"{where}: model.name must be a model of task {', '.join(TASKS)}, got {name} ({row.task})")
     options = [option.name for option in fields(row.config_class())]
-    settings = validate(task_class(row.task).settings_class, tables, where, options)
+    settings: Settings = validate(task_class(row.task).settings_class, tables, where, options)
     try:
         create_config(name, settings.model.options)
     except ValueError as error:

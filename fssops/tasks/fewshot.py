@@ -12,7 +12,9 @@ from lightning.fabric import Fabric
 from torch import Tensor, nn
 
 from fssops.data import fewshot, folds
+from fssops.engine.checkpoints import read_checkpoint
 from fssops.engine.progress import ProgressBar
+from fssops.engine.random_state import preserved_random_state
 from fssops.engine.settings import SettingsError
 from fssops.engine.trainer import Validate
 from fssops.evaluation import episode_pictures
@@ -262,6 +264,42 @@ class FewShotTask:
         if fabric.world_size > 1:
             counts = counts.summed(lambda flat: _sum_over_processes(fabric, flat))
         return score(counts, protocol, classes, seconds=round(time.perf_counter() - started, 2), **setting)
+
+    def evaluate_run(
+        self, model: nn.Module, untrained: nn.Module | None, fabric: Fabric, folder: Path, say: Say
+    ) -> dict[str, Any]:
+        """Evaluate novel classes, with the untrained model on the same episodes where there is one.
+
+        Returns:
+            what ``result.json`` shall say; ``finals`` are level lines for the curves.
+        """
+        fold, label = self.settings.data.fold, self.settings.name
+        if self.settings.eval.checkpoint == "best":
+            model.load_state_dict(read_checkpoint(folder / "checkpoints" / "best.pt")["model"])
+        found: dict[str, Any] = {}
+        before = None
+        with preserved_random_state():
+            trained = self.evaluate(model, fabric, fold, label, "novel classes")
+            found.update(miou=trained.mean_iou, fb_iou=trained.fb_iou, novel=trained.as_json())
+            found["finals"] = {"novel": trained.mean_iou}
+            if untrained is not None:
+                untrained = untrained.to(fabric.device)
+                before = self.evaluate(untrained, fabric, fold, f"{label}, untrained", "untrained model")
+                found.update(untrained_miou=before.mean_iou, untrained=before.as_json())
+                found["gain"] = trained.mean_iou - before.mean_iou
+                found["finals"]["novel, untrained"] = before.mean_iou
+            if fabric.is_global_zero:
+                self.gallery(model, fabric, trained, folder, untrained)
+        if before is not None:
+            say(f"untrained      {before.line()}")
+        say(f"trained        {trained.line()}")
+        if before is not None:
+            say(f"gain           {100 * found['gain']:+.2f} points of mIoU on classes never seen in training")
+        return found
+
+    def run_files(self) -> dict[str, Any]:
+        """What a run folder keeps of the data, by file name: nothing, the classes come with the supports."""
+        return {}
 
     # -- pictures ---------------------------------------------------------------------------------------------
 

@@ -37,7 +37,9 @@ class TestItems(Dataset[TestItem]):
 
     __test__ = False
 
-    def __init__(self, source: universal.UniversalSource, numbers: Sequence[int], short_side: int, longest: int) -> None:
+    def __init__(
+        self, source: universal.UniversalSource, numbers: Sequence[int], short_side: int, longest: int
+    ) -> None:
         self.source, self.numbers = source, list(numbers)
         self.images = universal.EvaluationDataset(source, short_side, longest)
 
@@ -75,9 +77,7 @@ def count_image(
         masks = found.masks.cpu().numpy()
         detections = list(zip(found.labels.tolist(), found.scores.tolist(), masks, strict=True))
         height, width = item.truth.height, item.truth.width
-        objects = [
-            (o.label, o.mask(height, width), o.crowd, o.area) for o in item.truth.instances(things)
-        ]
+        objects = [(o.label, o.mask(height, width), o.crowd, o.area) for o in item.truth.instances(things)]
         counts.instance.add(item.number, (height, width), detections, objects)
         quality = _instance_quality(detections, [(label, mask) for label, mask, crowd, _ in objects if not crowd])
     if counts.panoptic is not None and result.panoptic is not None and item.truth.segment_ids is not None:

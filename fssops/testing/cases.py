@@ -106,6 +106,7 @@ DEFORMABLE = [
     DeformableCase("one_of_everything", 1, 1, 1, 1, ((1, 1),), 1),
     DeformableCase("levels_reordered", 1, 5, 2, 16, ((2, 3), (4, 4)), 2, 0, (17, 1), 24),
     DeformableCase("levels_share_tokens", 2, 5, 2, 16, ((4, 4), (2, 4)), 2, 2, (0, 8), 16),
+    DeformableCase("queries_are_tokens", 2, 102, 2, 8, ((9, 10), (4, 3)), 2, 2),
 ]
 
 
@@ -136,4 +137,45 @@ POINT_MASK_LOSS = [
     PointLossCase("one_row", 2, (1, 8), (1, 9), 33, outside=0.2),
     PointLossCase("one_column", 2, (8, 1), (9, 1), 33, outside=0.2),
     PointLossCase("one_mask", 1, (12, 12), (30, 30), 100),
+]
+
+
+@dataclass(frozen=True)
+class CorrelationCase:
+    """Sizes and rule of one cosine correlation call."""
+
+    name: str
+    batch: int
+    channels: int
+    shots: int
+    masks: int
+    size: tuple[int, int]
+    support_size: tuple[int, int]
+    kept: float
+    """Share of the support positions that the masks keep."""
+    reduction: str = "mean"
+    k: int = 1
+    divisor: str = "kept"
+    relu: bool = True
+    eps_rule: str = "add_to_norms"
+    shots_rule: str = "separate"
+    soft: bool = False
+    channels_last: bool = False
+
+
+COSINE_CORRELATION = [
+    CorrelationCase("msanet", 2, 37, 2, 1, (7, 9), (7, 9), 0.3),
+    CorrelationCase("msanet_soft", 1, 24, 1, 1, (8, 8), (8, 8), 0.4, soft=True),
+    CorrelationCase("dense_mean", 2, 16, 1, 1, (6, 7), (5, 8), 0.2, divisor="all"),
+    CorrelationCase("prior_mask", 1, 33, 2, 1, (9, 7), (9, 7), 0.3, "max", 1, "all", False, "add_to_product"),
+    CorrelationCase("max_kept_of_negatives", 1, 5, 1, 2, (4, 5), (3, 4), 0.5, "max", relu=False),
+    CorrelationCase("topk", 1, 12, 2, 2, (5, 5), (5, 6), 0.5, "topk_mean", 3, relu=False, soft=True),
+    CorrelationCase("topk_beyond_kept", 2, 8, 1, 1, (5, 4), (4, 4), 0.2, "topk_mean", 7, "all", False, "clamp_norms"),
+    CorrelationCase("joint_shots", 2, 20, 3, 2, (5, 7), (4, 6), 0.4, shots_rule="joint"),
+    CorrelationCase("joint_shots_max", 1, 20, 3, 1, (5, 7), (4, 6), 0.4, "max", shots_rule="joint"),
+    CorrelationCase("product_rule_mean", 1, 9, 2, 1, (3, 5), (6, 4), 0.6, eps_rule="add_to_product", soft=True),
+    CorrelationCase("channels_last", 2, 40, 2, 1, (7, 9), (5, 6), 0.4, channels_last=True),
+    CorrelationCase("everything_kept", 1, 18, 1, 1, (12, 12), (13, 11), 1.0),
+    CorrelationCase("one_position", 1, 3, 1, 1, (1, 1), (1, 1), 1.0),
+    CorrelationCase("one_channel", 1, 1, 1, 1, (3, 4), (4, 3), 0.5),
 ]

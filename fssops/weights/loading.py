@@ -175,8 +175,15 @@ def _recognise(model: nn.Module, checkpoint: Checkpoint) -> tuple[Layout | None,
         return None, model, ""
     backbone = getattr(model, "backbone", None)
     targets = [(_name_of(model), model, "")]
+    # A system may be made of others, each with weights of its own (``parts``).
+    parts = [(f"{part}.", model.get_submodule(part)) for part in getattr(model, "parts", ())]
+    targets += [(_name_of(part), part, prefix) for prefix, part in parts]
     if isinstance(backbone, nn.Module):
         targets.append((_name_of(backbone), backbone, "backbone."))
+    values = {key for key in keys if not key.endswith(_COUNTER)}
+    for prefix, part in parts:
+        if len(values & part.state_dict().keys()) * 10 >= len(values) * 9:
+            return None, part, prefix
     applicable = [name for name, _, _ in targets]
     for layout in layouts_of():
         if layout.recognise(keys):

@@ -35,6 +35,9 @@
 #define __forceinline__ inline
 #define __launch_bounds__(...)
 #define __restrict__
+#ifndef __grid_constant__
+#define __grid_constant__
+#endif
 #define __align__(n) alignas(n)
 // Blocks run one after the other, so a block's static shared memory may be a static variable.
 #define __shared__ static

@@ -50,7 +50,9 @@ def test_warp_matrix_multiply(dtype: torch.dtype) -> None:
 
 
 def test_half_types_round_as_torch_does() -> None:
-    special = torch.tensor([0.0, -0.0, 1.0, 65504.0, 65519.0, 65520.0, 1e6, -1e6, 6e-8, 2.9e-8, 3e-8, 5e-5, float("inf")])
+    special = torch.tensor(
+        [0.0, -0.0, 1.0, 65504.0, 65519.0, 65520.0, 1e6, -1e6, 6e-8, 2.9e-8, 3e-8, 5e-5, float("inf")]
+    )
     values = torch.cat([special, torch.randn(20000) * torch.logspace(-9, 5, 20000)])
     halves, bfloats = torch.empty_like(values), torch.empty_like(values)
     import ctypes

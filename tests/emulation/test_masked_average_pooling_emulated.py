@@ -35,7 +35,9 @@ def _run(features: Tensor, masks: Tensor, grad: Tensor, *, eps: float, resize: s
     out = {"prototypes": guarded_empty((batch, count, channels), features.dtype)}
     shared: list[Any] = [pointer(t) for t in (features, masks, weights, partial, divisor, out["prototypes"])]
     library.forward(sizes, rule, ctypes.c_double(eps), dtype, mask_type, *shared)
-    scratch = [guarded_empty(s, accumulator) for s in ((batch, count, channels), (batch, count), (batch, count, height, width))]
+    scratch = [
+        guarded_empty(s, accumulator) for s in ((batch, count, channels), (batch, count), (batch, count, height, width))
+    ]
     out["grad_features"] = torch.full_like(features, float("nan"))
     float_masks = masks.is_floating_point()
     out["grad_masks"] = torch.full_like(masks, float("nan")) if float_masks else torch.empty(0)

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fssops.losses import operators
 from fssops.losses.dense_mask_loss import dense_mask_cost, dense_mask_loss
 from fssops.losses.draws import RandomPoints, RecordedPoints
 from fssops.losses.mask_criterion import LossWeights, matched_mask_logits
@@ -56,27 +55,24 @@ def test_dense_loss_stands_large_logits() -> None:
 
 def test_costs_of_pairs_equal_the_losses_of_each_pair() -> None:
     logits, targets = torch.randn(4, 30), (torch.rand(3, 30) < 0.5).float()
-    cross_entropy, dice = operators.pairwise_mask_cost(logits, targets)
     focal, dense_dice = dense_mask_cost(logits, targets)
     for q, g in itertools.product(range(4), range(3)):
-        own = operators.point_mask_loss(logits[q : q + 1], targets[g : g + 1])
-        torch.testing.assert_close(torch.stack((cross_entropy[q, g], dice[q, g])), torch.cat(own))
         dense = plain_dense_loss(logits[q].view(1, 5, 6), targets[g].view(1, 5, 6), (5, 6))
         torch.testing.assert_close(torch.stack((focal[q, g], dense_dice[q, g])), torch.cat(dense))
 
 
 def test_assignment_is_the_cheapest_and_sorted_by_query() -> None:
     cost = torch.rand(5, 3)
-    match = assign(cost)
+    match, none = assign([cost, torch.zeros(5, 0)])
     best = min(sum(float(cost[q, g]) for g, q in enumerate(rows)) for rows in itertools.permutations(range(5), 3))
     assert float(cost[match.queries, match.targets].sum()) == pytest.approx(best)
     assert match.queries.tolist() == sorted(match.queries.tolist())
-    assert len(assign(torch.zeros(5, 0)).queries) == 0
+    assert len(none.queries) == 0
 
 
 def test_a_cost_that_is_not_finite_says_so() -> None:
-    with pytest.raises(ValueError, match="cost must be finite, got 1 NaN"):
-        assign(torch.tensor([[0.0, float("nan")]]))
+    with pytest.raises(ValueError, match=r"assign: costs\[1\] must"):
+        assign([torch.zeros(2, 2), torch.tensor([[0.0, float("nan")]])])
 
 
 def predictions_of(
@@ -98,8 +94,9 @@ def test_logits_of_matched_queries_are_rows_of_all_logits() -> None:
         [Match(torch.tensor([1, 3]), torch.tensor([0, 1])), Match(torch.tensor([2]), torch.tensor([0]))],
     ]
     found = matched_mask_logits(predictions, matches)
-    for head, row, image, query in ((0, 1, 0, 2), (0, 2, 1, 3), (1, 0, 0, 1), (1, 2, 1, 2)):
-        torch.testing.assert_close(found[head, row], predictions.mask_logits(image, head)[query])
+    assert [tuple(own.shape) for own in found] == [(2, 2, 1, 6, 8), (2, 1, 1, 6, 8)]
+    for head, row, image, query in ((0, 1, 0, 2), (0, 0, 1, 3), (1, 0, 0, 1), (1, 0, 1, 2)):
+        torch.testing.assert_close(found[image][head, row], predictions.mask_logits(image, head)[query])
 
 
 @pytest.mark.parametrize("points", [16, 100], ids=["features-sampled", "map-sampled"])
@@ -110,23 +107,27 @@ def test_matching_cost_does_not_depend_on_how_logits_are_formed(points: int) -> 
     drawn = torch.rand(points, 2)
     criterion = PointSetCriterion(4, WEIGHTS, num_points=points)
     found = criterion.matching_cost(predictions, 0, 0, target, drawn)
-    logits = operators.sample_points(predictions.mask_logits(0, 0).transpose(0, 1), drawn[None])[0]
+    grid = 2 * drawn[None, None] - 1
+    logits = F.grid_sample(predictions.mask_logits(0, 0).transpose(0, 1), grid, align_corners=False)[0, :, 0]
     padded = F.pad(target.masks.float(), (0, 32 - 30, 0, 24 - 20))
-    wanted_targets = operators.sample_points(padded[None], drawn[None])[0]
-    cross_entropy, dice = operators.pairwise_mask_cost(logits, wanted_targets)
+    wanted = F.grid_sample(padded[None], grid, align_corners=False)[0, :, 0]
     probability = predictions.class_logits[0, 0].softmax(-1)[:, [1, 3]]
-    torch.testing.assert_close(found, 5 * cross_entropy + 5 * dice - 2 * probability)
+    for q, g in itertools.product(range(4), range(2)):
+        x, t = logits[q], wanted[g]
+        cross_entropy = F.binary_cross_entropy_with_logits(x, t)
+        dice = 1 - (2 * (x.sigmoid() * t).sum() + 1) / (x.sigmoid().sum() + t.sum() + 1)
+        torch.testing.assert_close(found[q, g], 5 * cross_entropy + 5 * dice - 2 * probability[q, g])
 
 
 def test_uncertain_points_come_first_and_the_rest_is_fresh() -> None:
     """Half of 4 points from 8 candidates: the two whose logits are nearest to zero."""
     criterion = PointSetCriterion(4, WEIGHTS, num_points=4, oversample_ratio=2.0, importance_ratio=0.5)
-    logits = torch.arange(8.0).view(1, 1, 8) - 2.2
+    logits = torch.arange(8.0).view(1, 1, 1, 1, 8) - 2.2
     candidates = torch.stack(((torch.arange(8) + 0.5) / 8, torch.full((8,), 0.5)), dim=1)[None]
     fresh = torch.rand(1, 2, 2)
-    chosen = criterion.choose_points(logits, -1, RecordedPoints({}, {-1: candidates}, {-1: fresh}))
-    assert sorted((chosen[0, :2, 0] * 8 - 0.5).round().tolist()) == [2, 3]
-    assert torch.equal(chosen[:, 2:], fresh)
+    (chosen,) = criterion.choose_points([logits], RecordedPoints({}, {-1: candidates}, {-1: fresh}))
+    assert sorted((chosen[0, 0, :2, 0] * 8 - 0.5).round().tolist()) == [2, 3]
+    assert torch.equal(chosen[0, :, 2:], fresh)
 
 
 def test_frames_of_a_clip_are_masks_of_their_own() -> None:

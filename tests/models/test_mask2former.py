@@ -89,3 +89,15 @@ def test_memory_of_clips_runs_over_frames() -> None:
     torch.testing.assert_close(memory.values[0][0, 6:], frames[1] + decoder.level_embed.weight[0])
     assert memory.mask_features[0].shape == (1, 16, 12)
     assert decoder(memory, auxiliary=True).mask_embeddings.shape == (2, 1, 4, 16)
+
+
+def test_recomputed_encoder_layers_give_the_same_gradients() -> None:
+    """Less is kept for the backward pass; nothing else changes."""
+    kept, recomputed = (small_model("mask2former", recompute=choice).train() for choice in (False, True))
+    recomputed.load_state_dict(kept.state_dict())
+    for model in (kept, recomputed):
+        assert isinstance(model, Mask2Former)
+        points = RandomPoints(torch.device("cpu"), torch.Generator().manual_seed(1))
+        torch.stack(list(model.losses(small_batch(), points).values())).sum().backward()
+    for (name, a), b in zip(kept.named_parameters(), recomputed.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, msg=name)

@@ -51,7 +51,9 @@ def _ok(done: subprocess.CompletedProcess[str]) -> str:
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the tree as a user has it, without anything built."""
     target = tmp_path_factory.mktemp("checkout") / "fssops-source"
-    ignore = shutil.ignore_patterns("*.so", "build", "dist", "*.egg-info", "__pycache__", ".git", "runs", ".*cache", "shared")
+    ignore = shutil.ignore_patterns(
+        "*.so", "build", "dist", "*.egg-info", "__pycache__", ".git", "runs", ".*cache", "shared"
+    )
     shutil.copytree(ROOT, target, ignore=ignore)
     return target
 
@@ -129,7 +131,8 @@ def test_sdist_holds_what_building_needs(checkout: Path) -> None:
         "import sys; sys.path.insert(0, 'build_backend'); import fssops_build; print(fssops_build.build_sdist('dist'))"
     )
     name = _ok(_run(sys.executable, "-c", code, cwd=checkout)).splitlines()[-1]
-    names = {n.split("/", 1)[1] for n in tarfile.open(checkout / "dist" / name).getnames() if "/" in n}
+    with tarfile.open(checkout / "dist" / name) as archive:
+        names = {n.split("/", 1)[1] for n in archive.getnames() if "/" in n}
     assert {"setup.py", "constraints.txt", "build_backend/native_build.py", "csrc/common/simd.h", "LICENSE"} <= names
     assert {"python/bindings.cpp", "csrc/masked_average_pooling/masked_average_pooling_cuda.cuh"} <= names
 

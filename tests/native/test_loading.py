@@ -1,4 +1,4 @@
-"""A missing, stale or foreign native library gives one clear error; the PyTorch definitions are chosen on purpose only."""
+"""A missing, stale or foreign native library gives one clear error; the definitions are run on purpose only."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ PACKAGE = Path(_native.__file__).resolve().parent
 def _python(code: str, path: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "FSSOPS_BACKEND", "FSSOPS_CPU_ISA")}
     environment.update(PYTHONPATH=str(path), **variables)
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment, cwd=path)
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment, cwd=path
+    )
 
 
 @pytest.fixture
@@ -28,7 +30,11 @@ def bare_copy(tmp_path: Path) -> Path:
     return tmp_path
 
 
-HIDE_INSTALLED = "import sys, sysconfig; sysconfig.get_path = lambda *a, **k: '/nowhere'; sys.path = [p for p in sys.path if 'packages' not in p or not __import__('os').path.exists(p + '/fssops')]\n"
+HIDE_INSTALLED = """\
+import os, sys, sysconfig
+sysconfig.get_path = lambda *a, **k: "/nowhere"
+sys.path = [p for p in sys.path if "packages" not in p or not os.path.exists(p + "/fssops")]
+"""
 
 
 def test_missing_library_names_cause_and_mend(bare_copy: Path) -> None:
@@ -88,7 +94,13 @@ def test_source_hash_is_the_builds_own() -> None:
 def test_build_information_is_complete() -> None:
     info = _native.extension().build_info()
     assert set(info) == {
-        "torch", "cuda_toolkit", "cuda_architectures", "instruction_sets", "cpu_flags", "source_hash", "compiler",
+        "torch",
+        "cuda_toolkit",
+        "cuda_architectures",
+        "instruction_sets",
+        "cpu_flags",
+        "source_hash",
+        "compiler",
     }
     assert info["torch"]
     assert "plain" in info["instruction_sets"].split()

@@ -18,7 +18,8 @@ ALLOWED_SPILLS: dict[str, int] = {}
 @pytest.mark.parametrize("report", REPORTS, ids=lambda p: p.name.split("_cuda")[0])
 def test_no_kernel_spills_registers(report: Path) -> None:
     pattern = re.compile(
-        r"Compiling entry function '(\S+)' for '(\S+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill",
+        r"Compiling entry function '(\S+)' for '(\S+)'.*?(\d+) bytes stack frame, "
+        r"(\d+) bytes spill stores, (\d+) bytes spill",
         re.DOTALL,
     )
     kernels = pattern.findall(report.read_text())

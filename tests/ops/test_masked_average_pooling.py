@@ -87,7 +87,10 @@ def test_backward_registration_passes_opcheck(device: str) -> None:
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_compiles_without_graph_break(device: str) -> None:
-    features, masks = torch.randn(1, 4, 5, 5, device=device, requires_grad=True), torch.rand(1, 2, 10, 10, device=device)
+    features, masks = (
+        torch.randn(1, 4, 5, 5, device=device, requires_grad=True),
+        torch.rand(1, 2, 10, 10, device=device),
+    )
 
     def pool(f: Tensor, m: Tensor) -> Tensor:
         return ops.masked_average_pooling(f * 2, m, eps=1e-5, resize="bilinear").square().sum()
@@ -115,7 +118,9 @@ def test_integer_masks_weigh_as_numbers(mask_dtype: torch.dtype, device: str) ->
     features = torch.randn(1, 3, 4, 4, device=device)
     masks = (torch.rand(1, 2, 8, 8, device=device) > 0.5).to(mask_dtype)
     got = ops.masked_average_pooling(features, masks, eps=1e-5, resize="nearest")
-    torch.testing.assert_close(got, reference.masked_average_pooling(features, masks.float(), eps=1e-5, resize="nearest"))
+    torch.testing.assert_close(
+        got, reference.masked_average_pooling(features, masks.float(), eps=1e-5, resize="nearest")
+    )
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -215,7 +220,7 @@ def test_bad_arguments_are_named(change: dict[str, object], message: str) -> Non
 
 
 def test_integer_features_are_refused() -> None:
-    with pytest.raises(TypeError, match="features must be float32, float64, float16 or bfloat16, got torch.int64"):
+    with pytest.raises(TypeError, match=r"features must be float32, float64, float16 or bfloat16, got torch\.int64"):
         ops.masked_average_pooling(torch.zeros(1, 3, 4, 4, dtype=torch.int64), torch.zeros(1, 1, 4, 4), eps=1e-5)
 
 

@@ -6,6 +6,7 @@ A system's module offers ``recognise(description) -> bool`` for the contents of 
 
 SYSTEMS: dict[str, str] = {
     "panet": "parity_cases.panet",
+    "msanet": "parity_cases.msanet",
     "maskformer": "parity_cases.maskformer",
     "mask2former": "parity_cases.mask2former",
 }

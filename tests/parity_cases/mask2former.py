@@ -132,11 +132,11 @@ def point_lines(
         return
     heads = predictions.class_logits.shape[0]
     with torch.no_grad():
-        logits = matched_mask_logits(predictions, matches)[:, :, 0]
-        got = [model.criterion.choose_points(logits[h], head_of(h, heads), points) for h in common.call_order(heads)]
+        chosen = model.criterion.choose_points(matched_mask_logits(predictions, matches), points)
+        got = torch.cat(chosen, dim=1)[common.call_order(heads)]
 
     def ordered(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         keys = values[..., 0].astype(np.float64) * 4096 + values[..., 1]
         return np.take_along_axis(values, np.argsort(keys, axis=-1)[..., None], axis=-2)
 
-    yield compared("pts_final", ordered(torch.stack(got).numpy()), ordered(want), common.FLOATS)
+    yield compared("pts_final", ordered(got.numpy()), ordered(want), common.FLOATS)

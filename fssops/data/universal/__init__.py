@@ -24,8 +24,14 @@ from fssops.data.universal.cityscapes import CLASSES as _CITYSCAPES
 from fssops.data.universal.cityscapes import THINGS as _CITYSCAPES_THINGS
 from fssops.data.universal.cityscapes import cityscapes
 from fssops.data.universal.coco_sources import COCOInstanceSource, COCOPanopticSource, splits_with
-from fssops.data.universal.dataset import EvaluationDataset, TrainingDataset, UniversalItem, evaluation_item
-from fssops.data.universal.label_folder import LABEL_FOLDERS, CamVidSource, LabelFolderSource
+from fssops.data.universal.dataset import (
+    EvaluationDataset,
+    TrainingDataset,
+    UniversalItem,
+    check_size,
+    evaluation_item,
+)
+from fssops.data.universal.label_folder import LABEL_FOLDERS, CamVidSource, LabelFolderSource, read_classes
 from fssops.data.universal.metadata import Category, Metadata
 from fssops.data.universal.pipelines import pipeline
 from fssops.data.universal.scenes import GeneratedScenesSource
@@ -43,11 +49,13 @@ __all__ = [
     "TruthKind",
     "UniversalItem",
     "UniversalSource",
+    "check_size",
     "evaluation_item",
     "guess_format",
     "known_classes",
     "open_source",
     "pipeline",
+    "read_classes",
     "splits_of",
 ]
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from fssops.data.errors import ImageFileError
 from fssops.data.universal.geometry import Augmentation, Scene, resized_image, scene_of, shortest_edge_size
 from fssops.data.universal.source import TruthKind, UniversalSource, draw
 from fssops.structures import IGNORE, ImageBatch, MaskTargets
@@ -91,7 +92,7 @@ class TrainingDataset(Dataset[UniversalItem]):
         name = self.names[index]
         image = np.asarray(self.source.image(name))
         truth = self.source.truth(name)
-        check_size(self.source, name, image, (truth.height, truth.width))
+        check_size(self.source, name, image.shape[:2], (truth.height, truth.width))
         if self.kind == "instance" and truth.objects is None:
             truth.objects = truth.instances(self.source.metadata.things)
         scene = self.augmentation(scene_of(image, truth, self.kind), rng)
@@ -162,16 +163,14 @@ def to_tensor(image: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)).copy())
 
 
-def check_size(source: UniversalSource, name: str, image: np.ndarray, size: tuple[int, int]) -> None:
-    """Refuse an image of another size than its truth.
+def check_size(source: UniversalSource, name: str, image: tuple[int, ...], truth: tuple[int, int]) -> None:
+    """Refuse an image of another (height, width) than its truth.
 
     Raises:
         ImageFileError: names both.
     """
-    from fssops.data.errors import ImageFileError
-
-    if image.shape[:2] != size:
+    if image != truth:
         raise ImageFileError(
-            f"{source.label}: image {name} must have the size of its annotation, {size[1]} x {size[0]}, "
-            f"got {image.shape[1]} x {image.shape[0]}"
+            f"{source.label}: image {name} must have the size of its annotation, {truth[1]} x {truth[0]}, "
+            f"got {image[1]} x {image[0]}"
         )

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from fssops.models.layers.convolution import ConvNorm
 from fssops.models.layers.feed_forward import FeedForward
@@ -60,6 +61,7 @@ class MSDeformPixelDecoder(nn.Module):
         points: sampling points a head and level.
         hidden: width of the feed-forward sub-layers.
         dropout: rate in training.
+        recompute: in training, keep only the tokens between encoder layers and run each again for the backward pass.
     """
 
     def __init__(
@@ -73,10 +75,11 @@ class MSDeformPixelDecoder(nn.Module):
         points: int = 4,
         hidden: int = 1024,
         dropout: float = 0.0,
+        recompute: bool = False,
     ) -> None:
         super().__init__()
         levels = len(IN_FEATURES)
-        self.channels = channels
+        self.channels, self.recompute, self.dropout = channels, recompute, dropout
         projections = [ConvNorm(in_channels[name], channels, 1, bias=True, norm="group") for name in IN_FEATURES]
         for conv in projections:
             nn.init.xavier_uniform_(conv.weight)
@@ -137,7 +140,15 @@ class MSDeformPixelDecoder(nn.Module):
         references = self._reference_points(sizes, device).expand(len(tokens), -1, -1, -1)
         blocked = None if padding is None else torch.cat([resized_padding(padding, size) for size in sizes], dim=1)
         for layer in self.encoder:
-            tokens = layer(tokens, positions, references, sizes, blocked)
+            if self.recompute and self.training and torch.is_grad_enabled():
+                tokens = checkpoint(
+                    layer,
+                    *(tokens, positions, references, sizes, blocked),
+                    use_reentrant=False,
+                    preserve_rng_state=self.dropout > 0,
+                )
+            else:
+                tokens = layer(tokens, positions, references, sizes, blocked)
         memory = list(tokens.split(areas, dim=1))
         y = self.adapter_1(features["res2"].float())
         # As tokens the finest level is channels-last; in the layout of the map it joins no later step copies.

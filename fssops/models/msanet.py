@@ -1,0 +1,425 @@
+"""MSANet: few-shot segmentation by similarity over many layers and channel attention, beside a frozen base learner.
+
+Source: Iqbal, Safarov, Bang, "MSANet: Multi-similarity and attention guidance for boosting few-shot segmentation",
+2022, and github AIVResearch/MSANet at ecd5d08; base learner, ensemble and training are those of Lang et al., "Learning
+what not to segment" (BAM), CVPR 2022, and github chunbolang/BAM at c0f935c.
+
+Where the published code departs from what it means to do, ``behaviour`` chooses:
+
+==================  ==========================================  ==============================================
+what                "published"                                 "sound", the default
+==================  ==========================================  ==============================================
+K-shot weights      the weight of the i-th nearest support      every support has its own weight
+                    goes to the i-th of the list
+VGG, stage 4        similarity of the last shot alone           mean over shots
+result              two affine mixed numbers, compared, and     their log ratio, so that a softmax of the
+                    in training taken for logits                result is their share, in training as well
+kept positions      compared with a rounded mean                equal values are kept or dropped together
+gate's dropout      on the sigmoid's input                      on the hidden layer
+similarity's norm   statistics stay 0 and 1                     statistics are learnt
+base learner        its dropout stays active in training        frozen means frozen
+ways, shots         one way, K as trained                       any
+==================  ==========================================  ==============================================
+
+With the authors' weights both give the same label maps in 1-shot evaluation, but for the rounding of kept positions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fssops import ops
+from fssops.models.layers.convolution import ConvNorm
+from fssops.models.layers.guided_decoder import ChannelGate, Embedding, GuidedDecoder, ShotScorer
+from fssops.models.layers.multi_similarity import kept_positions, mask_cascade, multi_similarity, prior_mask, resize
+from fssops.models.msanet_records import MSANetResult, MSANetSupport, paired
+from fssops.models.pspnet import Backbone, PSPNet, PSPNetConfig, check_choices, check_images, cross_entropy
+from fssops.structures import IGNORE, FewShotBatch
+
+_SMALLEST_SHARE = 1e-4
+"""The ensemble's numbers are affine mixtures and may leave 0..1; their logarithm needs a floor."""
+
+
+@dataclass(frozen=True)
+class MSANetConfig:
+    """Options of :class:`MSANet`; the defaults are the published network on Pascal-5i, 1-shot.
+
+    Attributes:
+        backbone: the published ones are vgg16, resnet50 and resnet101.
+        base_classes: of the base learner, background not counted: 15 on Pascal-5i, 60 on COCO-20i.
+        shots: number of supports that the learnt shot weights are for; 1 has none. Other numbers of supports are
+            weighted equally.
+        shot_hidden: hidden width of the shot weights; 0 is one linear map, as in BAM's first form.
+        behaviour: "sound" or "published", see the module's table.
+        backbone_width: channels of the first convolution; 64 is the published network.
+        channels: of the embeddings and the decoder.
+        similarity_channels: that the similarity maps are reduced to.
+        head_channels: of the base learner's classifier.
+    """
+
+    backbone: Backbone = "resnet50"
+    base_classes: int = 15
+    shots: int = 1
+    shot_hidden: int = 2
+    behaviour: Literal["sound", "published"] = "sound"
+    backbone_width: int = 64
+    channels: int = 256
+    similarity_channels: int = 64
+    head_channels: int = 512
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        for name in ("base_classes", "shots", "backbone_width", "channels", "similarity_channels", "head_channels"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"MSANetConfig: {name} must be at least 1, got {getattr(self, name)}")
+        if self.shot_hidden < 0:
+            raise ValueError(f"MSANetConfig: shot_hidden must not be negative, got {self.shot_hidden}")
+
+
+class MSANet(nn.Module):
+    """Multi-similarity and attention network; see :class:`fssops.models.interface.FewShotModel` for its steps.
+
+    Images may have any size and aspect; published are squares of 473 (Pascal) and 641 (COCO) pixels. ``base_learner``
+    is frozen: it comes from its own training stage (:class:`fssops.models.pspnet.PSPNet`).
+    """
+
+    name = "msanet"
+    parts = ("base_learner",)
+    class_dependent = ("base_learner.head.classifier.",)
+
+    def __init__(self, config: MSANetConfig | None = None) -> None:
+        super().__init__()
+        self.config = config = config or MSANetConfig()
+        published = config.behaviour == "published"
+        self.base_learner = PSPNet(
+            PSPNetConfig(
+                backbone=config.backbone,
+                base_classes=config.base_classes,
+                norm="frozen",
+                backbone_width=config.backbone_width,
+                head_channels=config.head_channels,
+            )
+        ).requires_grad_(False)
+        backbone = self.base_learner.backbone
+        self.stride: int = self.base_learner.stride
+        low, middle, _ = backbone.out_features
+        self.tap_names = _tap_names(self.base_learner)
+        self.query_embedding = Embedding(backbone.channels[middle], backbone.channels[low], config.channels, 0.5)
+        self.support_embedding = Embedding(backbone.channels[middle], backbone.channels[low], config.channels, 0.5)
+        self.gate = ChannelGate(config.channels, 0.5, "logits" if published else "hidden")
+        self.similarity = ConvNorm(
+            len(self.tap_names), config.similarity_channels, 1, bias=True, norm="batch", activation=True
+        )
+        self.decoder = GuidedDecoder(config.channels, config.similarity_channels)
+        # Weights (1, 0): at first the ensemble passes the meta learner through.
+        self.scene_merge = nn.Conv2d(2, 1, 1, bias=False)
+        self.base_merge = nn.Conv2d(2, 1, 1, bias=False)
+        for merge in (self.scene_merge, self.base_merge):
+            with torch.no_grad():
+                merge.weight.copy_(torch.tensor([1.0, 0.0]).view_as(merge.weight))
+        self.shot_scorer = (
+            ShotScorer(config.shots, config.shot_hidden, unsort=not published) if config.shots > 1 else None
+        )
+
+    @property
+    def backbone(self) -> nn.Module:
+        """The frozen backbone, which is the base learner's."""
+        return self.base_learner.backbone
+
+    def train(self, mode: bool = True) -> MSANet:
+        """As in ``nn.Module``, but what is frozen by the configured behaviour stays in eval mode."""
+        super().train(mode)
+        self.base_learner.eval()
+        if self.config.behaviour == "published":
+            self.base_learner.head.dropout.train(mode)
+            if self.similarity.norm is not None:
+                self.similarity.norm.eval()
+        return self
+
+    def forward(self, batch: FewShotBatch) -> Tensor:
+        """Logits [B, Q, 1 + N, H, W] of the query images; with ``behaviour="published"`` see :class:`MSANetResult`."""
+        support, query = self._encode_episodes(batch)
+        summary = self.summarise(support, batch.support_foreground, batch.support_background)
+        height, width = batch.query_images.shape[-2:]
+        return self.match(summary, query, (height, width))
+
+    def losses(self, batch: FewShotBatch) -> dict[str, Tensor]:
+        """Cross entropy of the ensemble, the meta learner and, for the record, the base learner.
+
+        The ensemble leaves out the base class that the episode takes for novel, where ``batch.base_channels`` names it.
+
+        Returns:
+            "loss_final", "loss_meta" and, with ``batch.query_base_labels``, "loss_base", which has no gradient.
+        """
+        support, query = self._encode_episodes(batch)
+        summary = self.summarise(support, batch.support_foreground, batch.support_background)
+        found = self.compare(summary, query, batch.base_channels)
+        labels = batch.query_labels
+        ways, size = summary.ways, (labels.shape[-2], labels.shape[-1])
+        way = torch.arange(1, ways + 1, device=labels.device).view(1, 1, ways, 1, 1)
+        target = torch.where(labels[:, :, None] == IGNORE, IGNORE, (labels[:, :, None] == way).long()).flatten(0, 2)
+        terms = {
+            "loss_final": cross_entropy(self._as_logits(resize(found.ensemble, size)), target),
+            "loss_meta": cross_entropy(resize(found.meta, size), target),
+        }
+        if batch.query_base_labels is not None:
+            terms["loss_base"] = cross_entropy(resize(found.base, size), batch.query_base_labels.flatten(0, 1))
+        return terms
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> dict[str, Tensor]:
+        """Features of normalised images [n, 3, H, W]; no gradient, the backbone is frozen.
+
+        Returns:
+            every layer that is compared, [n, C, h, w]; with VGG also the outputs of stages 3 and 4; "gram" [n, C, C],
+            cosines of the second layer's channels over all positions.
+
+        Raises:
+            ValueError: images of another shape, not floating point, or smaller than the stride.
+        """
+        check_images("MSANet.encode", images, self.stride)
+        group = 1 if images.device.type == "cpu" else max(1, 2**22 // (images.shape[-2] * images.shape[-1]))
+        parts = [self._features(part) for part in images.split(group)]
+        if len(parts) == 1:
+            return parts[0]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    def query_features(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What :meth:`match` computes of a query image alone, so that it can be kept with the features.
+
+        Args:
+            features: of :meth:`encode`.
+
+        Returns:
+            "query" [n, C, h, w] and "base" [n, 1 + base classes, h, w].
+        """
+        low, middle, top = self._outputs(features)
+        return {"query": self.query_embedding(middle, low), "base": self.base_learner.head(top)}
+
+    def summarise(self, features: dict[str, Tensor], foreground: Tensor, background: Tensor) -> MSANetSupport:
+        """Summary of support sets; the background is what is not foreground.
+
+        Args:
+            features: of :meth:`encode`, [B * N * K, ...].
+            foreground: [B, N, K, H, W] float in [0, 1].
+            background: [B, N, K, H, W]; not used.
+
+        Raises:
+            ValueError: with ``behaviour="published"``, another number of ways than 1 or of shots than configured.
+        """
+        ways, shots = foreground.shape[1:3]
+        if self.config.behaviour == "published" and (ways != 1 or shots != self.config.shots):
+            raise ValueError(
+                f"MSANet.summarise: foreground must have 1 way and {self.config.shots} shots with behaviour "
+                f"'published', got {ways} and {shots}"
+            )
+        masks = foreground.flatten(0, 1)  # [E, K, H, W]
+        low, middle, top = self._outputs(features)
+        embedded = self.support_embedding(middle, low)
+        size = (embedded.shape[-2], embedded.shape[-1])
+        small = resize(masks, size).flatten(0, 1)[:, None].to(embedded.dtype)
+        with torch.autocast(embedded.device.type, enabled=False):
+            prototypes = ops.masked_average_pooling(embedded.float(), small.float(), eps=5e-4)[:, 0]
+        inside = F.interpolate(masks, size=size, mode="nearest").flatten(0, 1)[:, None].to(embedded.dtype)
+        gates = self.gate((embedded * inside).mean((-2, -1), keepdim=True))
+
+        def by_shot(x: Tensor) -> Tensor:
+            return x.unflatten(0, (-1, shots))
+
+        layers = [features[name] for name in self.tap_names]
+        sizes = [(layer.shape[-2], layer.shape[-1]) for layer in layers]
+        cascade = mask_cascade(masks, self._first_size(masks, sizes[0]), sizes)
+        kept: dict[int, Tensor] = {}
+        for mask in cascade:
+            if id(mask) not in kept:
+                kept[id(mask)] = kept_positions(mask, exact_mean=self.config.behaviour == "published")
+        return MSANetSupport(
+            ways=ways,
+            layers=[by_shot(layer) for layer in layers],
+            masks=[kept[id(mask)] for mask in cascade],
+            top=by_shot(top),
+            top_masks=resize(masks, (top.shape[-2], top.shape[-1])),
+            prototypes=by_shot(prototypes),
+            gates=by_shot(gates[:, :, 0, 0]),
+            attention=by_shot(gates * embedded).mean(1),
+            gram=by_shot(features["gram"]),
+        )
+
+    def match(self, support: MSANetSupport, features: dict[str, Tensor], size: tuple[int, int]) -> Tensor:
+        """Logits [B, Q, 1 + N, H, W] of query images.
+
+        Args:
+            support: of B * N support sets.
+            features: of :meth:`encode`, [B * Q, ...]; may hold those of :meth:`query_features` as well.
+            size: (H, W).
+        """
+        return self.match_parts(support, features, size)["ensemble"]
+
+    def match_parts(
+        self, support: MSANetSupport, features: dict[str, Tensor], size: tuple[int, int]
+    ) -> dict[str, Tensor]:
+        """As :meth:`match`, with what each learner says on its own.
+
+        Returns:
+            "ensemble" and "meta" [B, Q, 1 + N, H, W]; "base" [B, Q, 1 + base classes, H, W].
+        """
+        found = self.compare(support, features)
+        batch, ways = support.prototypes.shape[0] // support.ways, support.ways
+
+        def joined(pair: Tensor) -> Tensor:
+            pairs = pair.unflatten(0, (batch, -1, ways))  # [B, Q, N, 2, H, W]
+            if self.config.behaviour == "published":
+                return pairs[:, :, 0]
+            # Every way against the background, which stands at 0.
+            return torch.cat([torch.zeros_like(pairs[:, :, 0, :1]), pairs[:, :, :, 1] - pairs[:, :, :, 0]], dim=2)
+
+        return {
+            "ensemble": joined(self._as_logits(resize(found.ensemble, size))),
+            "meta": joined(resize(found.meta, size)),
+            "base": resize(found.base, size).unflatten(0, (batch, -1)),
+        }
+
+    def compare(
+        self, support: MSANetSupport, features: dict[str, Tensor], base_channels: Tensor | None = None
+    ) -> MSANetResult:
+        """Everything between features and upsampling.
+
+        Args:
+            support: of E = B * N support sets.
+            features: of the queries, as in :meth:`match`.
+            base_channels: [B, N] base class, from 1, that each way really is and that the base learner must not claim;
+                0 for none.
+        """
+        if "query" not in features or "base" not in features:
+            features = {**features, **self.query_features(features)}
+        episodes = support.prototypes.shape[0] // support.ways
+        queries = features["query"].shape[0] // episodes
+        support, features = paired(support, features, episodes, queries)
+
+        weights, distances = self._shot_weights(features["gram"], support.gram)
+        similarity = self._similarity(features, support)
+        reduced = self.similarity(similarity)
+        prior = (weights[:, :, None, None] * self._prior(features, support)).sum(1, keepdim=True)
+        prior = resize(prior, (reduced.shape[-2], reduced.shape[-1]))
+        prototype = (weights[..., None] * support.prototypes).sum(1)
+        query = features["query"]
+        merged = self.decoder.merged(
+            query, prototype.to(query.dtype), reduced, prior.to(query.dtype), support.attention
+        )
+        meta = self.decoder(merged)
+
+        distance = (weights * distances).sum(1)
+        shares = meta.float().softmax(1)
+        base = features["base"].float().softmax(1)[:, 1:]
+        if base_channels is not None:
+            own = base_channels[:, None].expand(-1, queries, -1).flatten()  # [R]
+            channel = torch.arange(1, base.shape[1] + 1, device=own.device)
+            base = torch.where((channel == own[:, None])[:, :, None, None], 0, base)
+        base_share = resize(base.sum(1, keepdim=True), (meta.shape[-2], meta.shape[-1]))
+        with torch.autocast(meta.device.type, enabled=False):
+            scene = distance.float()[:, None, None, None].expand_as(shares[:, :1])
+            adjusted = [self.scene_merge(torch.cat([share, scene], dim=1)) for share in shares.split(1, dim=1)]
+            behind = self.base_merge(torch.cat([adjusted[0], base_share], dim=1))
+        return MSANetResult(
+            query=query,
+            prototype=prototype,
+            similarity=similarity,
+            reduced=reduced,
+            prior=prior,
+            attention=support.attention,
+            merged=merged,
+            scene_distances=distances,
+            shot_weights=weights,
+            scene_distance=distance,
+            meta=meta,
+            base=features["base"][:: support.ways],
+            base_share=base_share,
+            ensemble=torch.cat([behind, adjusted[1]], dim=1),
+        )
+
+    def _encode_episodes(self, batch: FewShotBatch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        return self.encode(batch.support_images.flatten(0, 2)), self.encode(batch.query_images.flatten(0, 1))
+
+    def _features(self, images: Tensor) -> dict[str, Tensor]:
+        stages = self._stages()
+        taps: dict[str, list[Tensor]] = {stage: [] for stage in stages}
+        outputs = self.backbone(images.contiguous(memory_format=torch.channels_last), taps)
+        found = {f"{stage}.{number}": x for stage in stages for number, x in enumerate(taps[stage])}
+        low = outputs[self.base_learner.backbone.out_features[0]]
+        if self._is_vgg():
+            found.update(outputs)
+        with torch.autocast(images.device.type, enabled=False):
+            rows = low.flatten(2).float()
+            lengths = torch.linalg.vector_norm(rows, dim=2)
+            products = lengths[:, :, None] * lengths[:, None, :]
+            found["gram"] = torch.bmm(rows, rows.transpose(1, 2)) / (products + 1e-7)
+        return found
+
+    def _outputs(self, features: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Outputs of the second, third and fourth layer after ReLU, the second at the third's size."""
+        names = self.base_learner.backbone.out_features
+        if self._is_vgg():
+            low, middle, top = (features[name] for name in names)
+            return resize(low, (middle.shape[-2], middle.shape[-1])), middle, top
+        # The output of a stage is its last block's after ReLU: it need not be kept beside it.
+        last = [[tap for tap in self.tap_names if tap.startswith(f"{name}.")][-1] for name in names]
+        return F.relu(features[last[0]]), F.relu(features[last[1]]), F.relu(features[last[2]])
+
+    def _is_vgg(self) -> bool:
+        return self.config.backbone == "vgg16"
+
+    def _stages(self) -> tuple[str, ...]:
+        return _tapped_stages(self.base_learner)
+
+    def _first_size(self, masks: Tensor, first: tuple[int, int]) -> tuple[int, int]:
+        """Size of the first layer that the authors tap: with a ResNet res2, which they do not compare."""
+        if self._is_vgg():
+            return first
+        height, width = masks.shape[-2:]
+        return (height + 3) // 4, (width + 3) // 4
+
+    def _similarity(self, features: dict[str, Tensor], support: MSANetSupport) -> Tensor:
+        layers = [features[name] for name in self.tap_names]
+        maps = multi_similarity(layers, support.layers, support.masks)
+        size = (features["query"].shape[-2], features["query"].shape[-1])
+        means = []
+        for name, found in zip(self.tap_names, maps, strict=True):
+            last_alone = self.config.behaviour == "published" and name.startswith("stage4.")
+            mean = found[:, -1:] if last_alone else found.mean(1, keepdim=True)
+            means.append(resize(mean, size))
+        return torch.cat(means, dim=1)
+
+    def _prior(self, features: dict[str, Tensor], support: MSANetSupport) -> Tensor:
+        top = features[self.tap_names[-1]]
+        return prior_mask(top if self._is_vgg() else F.relu(top), support.top, support.top_masks)
+
+    def _shot_weights(self, query: Tensor, supports: Tensor) -> tuple[Tensor, Tensor]:
+        """Weights and scene distances, [R, K] each, of grams [R, C, C] and [R, K, C, C]."""
+        distances = torch.linalg.matrix_norm(query[:, None] - supports) / query.shape[-1]
+        shots = distances.shape[1]
+        if self.shot_scorer is None or shots != self.config.shots:
+            return torch.full_like(distances, 1 / shots), distances
+        return self.shot_scorer(distances), distances
+
+    def _as_logits(self, ensemble: Tensor) -> Tensor:
+        return ensemble if self.config.behaviour == "published" else ensemble.clamp(min=_SMALLEST_SHARE).log()
+
+
+def _tapped_stages(network: PSPNet) -> tuple[str, ...]:
+    """The stages whose every layer is compared."""
+    names = network.backbone.out_features
+    return names[1:] if network.config.backbone == "vgg16" else names
+
+
+def _tap_names(network: PSPNet) -> tuple[str, ...]:
+    """Names of the compared layers, low to high."""
+    backbone = network.backbone
+    names = [
+        f"{stage}.{number}" for stage in _tapped_stages(network) for number in range(len(getattr(backbone, stage)))
+    ]
+    return (*names, network.feature) if network.config.backbone == "vgg16" else tuple(names)

@@ -1,0 +1,210 @@
+"""PSPNet on the base classes of a fold: the base learner of BAM and MSANet.
+
+It learns the classes that have many labels, trained first and on its own; the few-shot system then keeps it frozen,
+to know what is certainly not the new class, and uses its backbone.
+
+Source: Zhao et al., "Pyramid scene parsing network", CVPR 2017; Lang et al., "Learning what not to segment" (BAM),
+CVPR 2022, section 4.2; github AIVResearch/MSANet at ecd5d08 and chunbolang/BAM at c0f935c.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Literal, get_args, get_type_hints
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fssops.models.backbones.resnet import ResNet
+from fssops.models.backbones.vgg import VGG16
+from fssops.models.layers.convolution import ConvNorm, Norm
+from fssops.structures import IGNORE, LabelMapBatch
+
+BINS = (1, 2, 3, 6)
+"""Sides of the grids that the pyramid pools to."""
+
+Backbone = Literal["vgg16", "resnet18", "resnet34", "resnet50", "resnet101"]
+
+
+@dataclass(frozen=True)
+class PSPNetConfig:
+    """Options of :class:`PSPNet`; the defaults are the published base learner of Pascal-5i.
+
+    Attributes:
+        backbone: ResNet with a deep stem at stride 8 (dilated res4 and res5), or VGG-16 with batch normalisation at
+            stride 16. The published ones are vgg16, resnet50 and resnet101.
+        base_classes: number of classes besides the background: 15 on Pascal-5i, 60 on COCO-20i.
+        norm: of the whole network: "batch" trains on one process, "sync" on several, "frozen" does not move.
+        backbone_width: channels of the first convolution; 64 is the published network.
+        head_channels: of the classifier; 512 is the published one.
+        dropout: probability that a channel is dropped before the last convolution.
+    """
+
+    backbone: Backbone = "resnet50"
+    base_classes: int = 15
+    norm: Literal["batch", "sync", "frozen"] = "batch"
+    backbone_width: int = 64
+    head_channels: int = 512
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        for name in ("base_classes", "backbone_width", "head_channels"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"PSPNetConfig: {name} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"PSPNetConfig: dropout must be in [0, 1), got {self.dropout}")
+
+
+def check_choices(config: object) -> None:
+    """Check every field of a configuration whose type is a ``Literal``.
+
+    Raises:
+        ValueError: names the configuration, the field and what it may be.
+    """
+    hints = get_type_hints(type(config))
+    for option in fields(config):  # type: ignore[arg-type]
+        allowed, value = get_args(hints[option.name]), getattr(config, option.name)
+        if allowed and value not in allowed:
+            choices = ", ".join(map(str, allowed))
+            raise ValueError(f"{type(config).__name__}: {option.name} must be one of {choices}, got {value!r}")
+
+
+def build_backbone(name: Backbone, norm: Norm, width: int) -> ResNet | VGG16:
+    """The published backbones: three stages that are used, all of them after their ReLU."""
+    if name == "vgg16":
+        return VGG16(norm=norm, pool_ceil=True, out_features=("stage3", "stage4", "stage5"), width=width)
+    return ResNet(
+        int(name.removeprefix("resnet")),
+        norm=norm,
+        deep_stem=True,
+        strides=(1, 2, 1, 1),
+        dilations=(1, 1, 2, 4),
+        out_features=("res3", "res4", "res5"),
+        width=width,
+    )
+
+
+class PyramidHead(nn.Module):
+    """Pyramid pooling and the classifier on top of it.
+
+    The published form concatenates the features with four pooled, upsampled copies and runs a 3x3 convolution over
+    all of it. Upsampling and convolution are linear and the pooled maps have 50 pixels in all, so here the
+    convolution's half for them runs on those pixels and one small matrix carries the result to every position: the
+    same values up to rounding, half the multiplications, and the concatenation is never formed.
+
+    Args:
+        in_channels: C of the features.
+        classes: background included.
+        channels: of the classifier.
+        norm: of every convolution but the last.
+        dropout: before the last convolution, by channels.
+    """
+
+    def __init__(self, in_channels: int, classes: int, channels: int, norm: Norm, dropout: float) -> None:
+        super().__init__()
+        pooled = in_channels // len(BINS)
+        self.pyramid = nn.ModuleList(
+            ConvNorm(in_channels, pooled, 1, bias=False, norm=norm, activation=True) for _ in BINS
+        )
+        self.convolution = ConvNorm(
+            in_channels + len(BINS) * pooled, channels, 3, bias=False, norm=norm, activation=True
+        )
+        self.dropout = nn.Dropout2d(dropout)
+        self.classifier = nn.Conv2d(channels, classes, 1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits [B, classes, h, w] of features [B, C, h, w]."""
+        merge, channels = self.convolution, features.shape[1]
+        if merge.folds():
+            weight, bias = merge.folded()
+        else:
+            weight, bias = merge.weight, merge.bias
+        x = F.conv2d(features, weight[:, :channels], bias, padding=1)
+        x = x + self._pooled_part(features, weight[:, channels:])
+        if merge.norm is not None and not merge.folds():
+            x = merge.norm(x)
+        logits: Tensor = self.classifier(self.dropout(F.relu_(x)))
+        return logits
+
+    def _pooled_part(self, features: Tensor, weight: Tensor) -> Tensor:
+        """What the pooled maps add to the 3x3 convolution: [B, channels, h, w]."""
+        height, width = features.shape[-2:]
+        parts, spreads = [], []
+        start = 0
+        for bins, reduce in zip(BINS, self.pyramid, strict=True):
+            pooled = reduce(F.adaptive_avg_pool2d(features, bins)).flatten(2)  # [B, c, n]
+            kernel = weight[:, start : start + pooled.shape[1]].flatten(2)  # [O, c, 9]
+            parts.append(torch.einsum("ock,bcn->bonk", kernel, pooled).flatten(2))
+            spreads.append(_spread(bins, height, width, features))
+            start += pooled.shape[1]
+        spread = torch.cat(spreads)
+        added = torch.cat(parts, dim=2) @ spread.to(parts[0].dtype)
+        return added.unflatten(2, (height, width))
+
+
+def _spread(bins: int, height: int, width: int, like: Tensor) -> Tensor:
+    """[bins * bins * 9, h * w]: how much of a pooled pixel each tap of a 3x3 kernel meets at each position."""
+    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+    with torch.autocast(like.device.type, enabled=False):
+        units = torch.eye(bins * bins, device=like.device, dtype=dtype).view(-1, 1, bins, bins)
+        maps = F.interpolate(units, size=(height, width), mode="bilinear", align_corners=True)
+        return F.unfold(maps, 3, padding=1).flatten(0, 1)
+
+
+class PSPNet(nn.Module):
+    """Semantic segmentation of a fold's base classes; channel 0 is the background, novel classes included."""
+
+    name = "pspnet"
+    class_dependent = ("head.classifier.",)
+
+    def __init__(self, config: PSPNetConfig | None = None) -> None:
+        super().__init__()
+        self.config = config = config or PSPNetConfig()
+        self.backbone = build_backbone(config.backbone, config.norm, config.backbone_width)
+        self.feature = self.backbone.out_features[-1]
+        self.stride: int = self.backbone.strides[self.feature]
+        self.head = PyramidHead(
+            self.backbone.channels[self.feature],
+            1 + config.base_classes,
+            config.head_channels,
+            config.norm,
+            config.dropout,
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits [B, 1 + base classes, H, W] of normalised images [B, 3, H, W].
+
+        Raises:
+            ValueError: images of another shape, not floating point, or smaller than the stride.
+        """
+        check_images("PSPNet", images, self.stride)
+        features = self.backbone(images.contiguous(memory_format=torch.channels_last))[self.feature]
+        size = (images.shape[-2], images.shape[-1])
+        logits: Tensor = F.interpolate(self.head(features), size=size, mode="bilinear", align_corners=True)
+        return logits
+
+    def losses(self, batch: LabelMapBatch) -> dict[str, Tensor]:
+        """{"loss_base"}: cross entropy over the pixels that are not ``IGNORE``; 0 where there is none."""
+        return {"loss_base": cross_entropy(self(batch.images), batch.labels)}
+
+
+def check_images(where: str, images: Tensor, smallest: int) -> None:
+    """Check that images are float [n, 3, H, W] of at least ``smallest`` pixels a side.
+
+    Raises:
+        ValueError: they are not.
+    """
+    if images.dim() != 4 or images.shape[1] != 3 or not images.is_floating_point():
+        raise ValueError(f"{where}: images must be float [n, 3, H, W], got {list(images.shape)} {images.dtype}")
+    if min(images.shape[-2:]) < smallest:
+        raise ValueError(
+            f"{where}: images must be at least {smallest} pixels a side, got {images.shape[-2]} x {images.shape[-1]}"
+        )
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross entropy of logits [B, C, H, W] in float32 over labels [B, H, W] that are not ``IGNORE``."""
+    total = F.cross_entropy(logits.float(), labels, ignore_index=IGNORE, reduction="sum")
+    return total / (labels != IGNORE).sum().clamp(min=1)
