@@ -3,7 +3,7 @@
 // the L2 cache.
 #pragma once
 
-#include "point_mask_loss/point_mask_loss_cuda.cuh"
+#include "point_mask_loss/point_sampling_cuda.cuh"
 
 namespace fssops::point_mask_loss {
 
