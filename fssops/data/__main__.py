@@ -167,7 +167,8 @@ def _guess(path: str) -> str:
         fixed = universal.guess_format(path)
     except DataError:
         fixed = ""
-    if fixed in ("cityscapes", "ade20k"):
+    instances = any((Path(path) / "annotations").glob("instances_*.json"))
+    if fixed in ("cityscapes", "ade20k") or (fixed == "coco_panoptic" and not instances):
         return fixed
     try:
         return fewshot.guess_format(path)

@@ -229,7 +229,7 @@ class MSANet(nn.Module):
         gates = self.gate((embedded * inside).mean((-2, -1), keepdim=True))
 
         def by_shot(x: Tensor) -> Tensor:
-            return x.unflatten(0, (-1, shots))
+            return x.unflatten(0, (-1, shots))  # type: ignore[no-any-return]
 
         layers = [features[name] for name in self.tap_names]
         sizes = [(layer.shape[-2], layer.shape[-1]) for layer in layers]
@@ -272,7 +272,7 @@ class MSANet(nn.Module):
         batch, ways = support.prototypes.shape[0] // support.ways, support.ways
 
         def joined(pair: Tensor) -> Tensor:
-            pairs = pair.unflatten(0, (batch, -1, ways))  # [B, Q, N, 2, H, W]
+            pairs: Tensor = pair.unflatten(0, (batch, -1, ways))  # [B, Q, N, 2, H, W]
             if self.config.behaviour == "published":
                 return pairs[:, :, 0]
             # Every way against the background, which stands at 0.

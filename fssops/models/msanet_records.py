@@ -80,17 +80,20 @@ def paired(
     def of_support(x: Tensor) -> Tensor:
         if queries == 1:
             return x
-        return x.unflatten(0, (episodes, 1, ways)).expand(-1, queries, *(-1,) * x.dim()).flatten(0, 2)
+        repeated: Tensor = x.unflatten(0, (episodes, 1, ways)).expand(-1, queries, *(-1,) * x.dim()).flatten(0, 2)
+        return repeated
 
     masks = {id(mask): of_support(mask) for mask in support.masks}
     paired = replace(
         support,
         layers=[of_support(layer) for layer in support.layers],
         masks=[masks[id(mask)] for mask in support.masks],
-        **{
-            name: of_support(getattr(support, name))
-            for name in ("top", "top_masks", "prototypes", "gates", "attention", "gram")
-        },
+        top=of_support(support.top),
+        top_masks=of_support(support.top_masks),
+        prototypes=of_support(support.prototypes),
+        gates=of_support(support.gates),
+        attention=of_support(support.attention),
+        gram=of_support(support.gram),
     )
     if ways == 1:
         return paired, features

@@ -166,10 +166,11 @@ def _recognise(model: nn.Module, checkpoint: Checkpoint) -> tuple[Layout | None,
     """The layout (None: our own), the module it is for, and that module's prefix in the model's names."""
     keys = checkpoint.state.keys()
     own = model.state_dict().keys()
-    common = len(keys & own)
-    if common * 10 >= len(keys) * 9:
+    values = {key for key in keys if not key.endswith(_COUNTER)}
+    common = len(values & own)
+    if common * 10 >= len(values) * 9:
         # Some layouts name nearly everything as we do (Swin's); what is left over is theirs to explain.
-        for layout in layouts_of(_name_of(model)) if common < len(keys) else ():
+        for layout in layouts_of(_name_of(model)) if common < len(values) else ():
             if layout.recognise(keys):
                 return layout, model, ""
         return None, model, ""
@@ -180,7 +181,6 @@ def _recognise(model: nn.Module, checkpoint: Checkpoint) -> tuple[Layout | None,
     targets += [(_name_of(part), part, prefix) for prefix, part in parts]
     if isinstance(backbone, nn.Module):
         targets.append((_name_of(backbone), backbone, "backbone."))
-    values = {key for key in keys if not key.endswith(_COUNTER)}
     for prefix, part in parts:
         if len(values & part.state_dict().keys()) * 10 >= len(values) * 9:
             return None, part, prefix
