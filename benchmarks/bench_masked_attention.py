@@ -31,6 +31,7 @@ class Shape:
     queries: int
     side: int
     share: str
+    flex: bool = False  # whether FlexAttention is measured too; it compiles anew for every shape
 
     @property
     def keys(self) -> int:
@@ -52,23 +53,30 @@ CPU_SHAPES = [
     Shape(1, 100, 64, "half"),
     Shape(1, 100, 32, "half"),
 ]
-CUDA_SHAPES = [Shape(b, q, s, "half") for b in (1, 8) for q in (100, 300) for s in (64, 128)]
-CUDA_SHAPES += [Shape(8, 100, 128, "tenth")]
+CUDA_SHAPES = [
+    Shape(1, 100, 128, "half", flex=True),
+    Shape(8, 100, 128, "half"),
+    Shape(8, 300, 128, "half", flex=True),
+    Shape(8, 100, 128, "tenth"),
+    Shape(1, 100, 64, "half"),
+    Shape(8, 100, 64, "half", flex=True),
+]
 SHAPES = [*((s, "cpu") for s in CPU_SHAPES), *((s, "cuda") for s in CUDA_SHAPES)]
 ids = [f"{where}-B{s.batch}-Q{s.queries}-S{s.keys}-{s.share}" for s, where in SHAPES]
 
 
 def _logits(shape: Shape, dtype: torch.dtype, device: torch.device) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(device).manual_seed(0)
     size, side = (shape.batch, shape.queries), shape.logits_side
     if shape.share.startswith("scattered"):
-        noise = torch.randn(*size, shape.side, shape.side, generator=generator)
+        noise = torch.randn(*size, shape.side, shape.side, generator=generator, device=device)
         noise = F.interpolate(noise, size=(side, side), mode="nearest")
     else:
-        noise = F.interpolate(torch.randn(*size, 10, 10, generator=generator), size=(side, side), mode="bicubic")
+        noise = torch.randn(*size, 10, 10, generator=generator, device=device)
+        noise = F.interpolate(noise, size=(side, side), mode="bicubic")
     closed = 0.5 if shape.share.endswith("half") else 0.9
     sample = noise.flatten(2)[..., ::16]
-    return (noise - sample.quantile(closed, dim=-1)[..., None, None]).to(dtype).to(device)
+    return (noise - sample.quantile(closed, dim=-1)[..., None, None]).to(dtype)
 
 
 @dataclass
@@ -80,24 +88,19 @@ class Inputs:
     key: Tensor
     value: Tensor
     grad: Tensor
-    embeddings: Tensor
-    features: Tensor
 
 
 def _inputs(shape: Shape, device: torch.device) -> Inputs:
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator(device).manual_seed(1)
 
     def heads(rows: int) -> Tensor:
-        memory = torch.randn(shape.batch, rows, HEADS, HEAD_SIZE, generator=generator)
-        return memory.to(dtype).to(device).transpose(1, 2)
+        memory = torch.randn(shape.batch, rows, HEADS, HEAD_SIZE, generator=generator, device=device)
+        return memory.to(dtype).transpose(1, 2)
 
-    embeddings = torch.randn(shape.batch, shape.queries, CHANNELS, generator=generator).to(dtype).to(device)
-    side = shape.logits_side
-    features = torch.randn(shape.batch, CHANNELS, side, side, generator=generator).to(dtype).to(device)
     tensors = [heads(shape.queries), heads(shape.keys), heads(shape.keys)]
     tensors = [t.requires_grad_() for t in tensors]
-    return Inputs(_logits(shape, dtype, device), *tensors, heads(shape.queries), embeddings, features)
+    return Inputs(_logits(shape, dtype, device), *tensors, heads(shape.queries))
 
 
 def composed_mask(logits: Tensor, size: tuple[int, int]) -> Tensor:
@@ -198,8 +201,8 @@ def test_attention_alone(
     measure: Any, device: torch.device, shape: Shape, where: str, implementation: str, backward: bool
 ) -> None:
     _skip_elsewhere(device, where)
-    if implementation == "peer flex" and where == "cpu":
-        pytest.skip("FlexAttention is measured on the GPU only")
+    if implementation == "peer flex" and not shape.flex:
+        pytest.skip("FlexAttention is measured on a few shapes, on the GPU only")
     inputs = _inputs(shape, device)
     closed = composed_mask(inputs.logits, (shape.side, shape.side))
     q, k, v = inputs.query, inputs.key, inputs.value
@@ -229,20 +232,21 @@ def test_mask_alone(measure: Any, device: torch.device, shape: Shape, where: str
     _skip_elsewhere(device, where)
     inputs = _inputs(shape, device)
     size = (shape.side, shape.side)
+    embeddings = torch.randn(shape.batch, shape.queries, CHANNELS, device=device).to(inputs.logits.dtype)
+    features = torch.randn(shape.batch, CHANNELS, shape.logits_side, shape.logits_side, device=device)
+    features = features.to(inputs.logits.dtype)
     # Features are resized once an image and level; the product with the embeddings is what every layer repeats.
-    resized = F.interpolate(inputs.features, size=size, mode="bilinear", align_corners=False).flatten(2)
+    resized = F.interpolate(features, size=size, mode="bilinear", align_corners=False).flatten(2)
     functions: dict[str, Callable[[], Any]] = {
         "fssops": lambda: ops.attention_mask_from_logits(inputs.logits, size),
-        "fssops embeddings": lambda: ops.attention_mask_from_embeddings(inputs.embeddings, resized),
+        "fssops embeddings": lambda: ops.attention_mask_from_embeddings(embeddings, resized),
         "composition": lambda: composed_mask(inputs.logits, size),
-        "composition embeddings": lambda: composed_mask(
-            torch.einsum("bqc,bchw->bqhw", inputs.embeddings, inputs.features), size
-        ),
+        "composition embeddings": lambda: composed_mask(torch.einsum("bqc,bchw->bqhw", embeddings, features), size),
     }
     made = shape.batch * shape.queries * (shape.keys + 31) // 32 * 4
     size_of = inputs.logits.element_size()
     if "embeddings" in implementation:
-        moved = made + (resized.numel() + inputs.embeddings.numel()) * size_of
+        moved = made + (resized.numel() + embeddings.numel()) * size_of
         operations = 2.0 * shape.batch * shape.queries * shape.keys * CHANNELS
     else:
         moved, operations = made + inputs.logits.numel() * size_of, 0.0

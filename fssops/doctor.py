@@ -69,29 +69,39 @@ def _masked_attention(device: str, backend: str) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     query = torch.randn(1, 8, 100, 32, generator=generator).to(device)
     key, value = (torch.randn(1, 8, 1024, 32, generator=generator).to(device) for _ in range(2))
-    mask = ops.attention_mask_from_logits(
-        torch.randn(1, 100, 64, 64, generator=generator).to(device), (32, 32), backend=backend
-    )
-    return ops.masked_attention(query, key, value, mask, backend=backend)
+    closed = (torch.rand(1, 100, 1024, generator=generator) > 0.3).to(device)
+    return ops.masked_attention(query, key, value, closed, backend=backend)
 
 
 def _ms_deform_attn(device: str, backend: str) -> Tensor:
     from fssops import ops
 
     generator = torch.Generator().manual_seed(0)
-    shapes = [(8, 8), (16, 16)]
-    numbers = [(1, 320, 8, 32), (1, 100, 2, 2), (1, 100, 8, 2, 4, 2), (1, 100, 8, 8)]
-    value, points, offsets, logits = (torch.rand(shape, generator=generator).to(device) for shape in numbers)
-    return ops.ms_deform_attn_fused(value, shapes, points, 8 * offsets - 4, logits, backend=backend)
+    shapes = [(16, 16), (32, 32)]
+    value = torch.randn(1, 16 * 16 + 32 * 32, 8, 32, generator=generator).to(device)
+    locations = torch.rand(1, 500, 8, 2, 4, 2, generator=generator).to(device)
+    weights = torch.rand(1, 500, 8, 2, 4, generator=generator).to(device)
+    return ops.ms_deform_attn(value, shapes, locations, weights, backend=backend)
 
 
 def _cosine_correlation(device: str, backend: str) -> Tensor:
     from fssops import ops
 
     generator = torch.Generator().manual_seed(0)
-    query, support = (torch.randn(1, 256, 30, 30, generator=generator).to(device) for _ in range(2))
-    masks = (torch.rand(1, 1, 30, 30, generator=generator) > 0.7).to(device)
-    return ops.cosine_correlation(query, support[:, None], masks, backend=backend)
+    query = torch.randn(1, 256, 30, 30, generator=generator).to(device)
+    support = torch.randn(1, 1, 256, 30, 30, generator=generator).to(device)
+    masks = (torch.rand(1, 1, 30, 30, generator=generator) > 0.8).float().to(device)
+    return ops.cosine_correlation(query, support, masks, backend=backend)
+
+
+def _point_mask_loss(device: str, backend: str) -> Tensor:
+    from fssops import ops
+
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(8, 64, 64, generator=generator).to(device)
+    targets = (torch.rand(8, 256, 256, generator=generator) > 0.5).to(device)
+    points = torch.rand(8, 2000, 2, generator=generator).to(device)
+    return torch.stack(ops.point_mask_loss(logits, targets, points, 8.0, backend=backend))
 
 
 def _cosine_similarity_to_prototypes(device: str, backend: str) -> Tensor:
@@ -109,6 +119,7 @@ OPERATORS: dict[str, Callable[[str, str], Tensor]] = {
     "masked_attention": _masked_attention,
     "masked_average_pooling": _masked_average_pooling,
     "ms_deform_attn": _ms_deform_attn,
+    "point_mask_loss": _point_mask_loss,
 }
 """A numeric self-check per operator: (device, backend) to a result; native and reference must agree."""
 
@@ -151,7 +162,8 @@ def examine() -> Report:
         report.instruction_set = _native.instruction_set()
     except _native.NativeLibraryError as error:
         report.problems.append(str(error))
-        report.checks = [Check(op, device, False, str(error)) for op in OPERATORS for device in ("cpu", "cuda")]
+        reason = "no native library, see below"
+        report.checks = [Check(op, device, False, reason) for op in OPERATORS for device in ("cpu", "cuda")]
         return report
     if report.backend == "reference":
         reason = "FSSOPS_BACKEND=reference runs the PyTorch definitions"
@@ -190,7 +202,7 @@ def _print(report: Report) -> None:
     table.add_row("library", report.library or "none")
     table.add_row("instruction set in use", report.instruction_set or "none")
     for name, value in report.build.items():
-        table.add_row(name.replace("_", " "), value or "none")
+        table.add_row("torch compiled against" if name == "torch" else name.replace("_", " "), value or "none")
     console.print(table)
     table = Table(title="Operators", title_justify="left")
     for column in ("operator", "device", "runs", "error", "ms", "why not"):

@@ -17,6 +17,7 @@ from fssops.evaluation.protocols import PROTOCOLS
 from fssops.evaluation.results import FewShotResult, class_table, fold_mean_line, fold_table, to_json
 from fssops.recipes import list_recipes, read_named_recipe
 from fssops.tasks import settings_from_tables, task_of
+from fssops.tasks.base_class_settings import BaseClassSettings
 from fssops.tasks.loading import build_model, load_for_use
 from fssops.tasks.universal_settings import UniversalSettings
 
@@ -81,6 +82,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         loaded = [(settings, model, f"{settings.name}{'' if settings.model.weights else ', random weights'}")]
     if any(isinstance(settings, UniversalSettings) for settings, _, _ in loaded):
         return _evaluate_fixed_classes(loaded, options)
+    if any(isinstance(settings, BaseClassSettings) for settings, _, _ in loaded):
+        return _evaluate_base_classes(loaded, options)
     pairs = _folds(options.fold, [settings for settings, _, _ in loaded])
     fabric = build_fabric(loaded[0][0].engine)
     fabric.launch()
@@ -105,6 +108,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _save_lists(task, fold, pictures)
     if first:
         _report(results, folder, options.classes, trained_on)
+    return 0
+
+
+def _evaluate_base_classes(loaded: Sequence[tuple[Any, Any, str]], options: Any) -> int:
+    if not all(isinstance(settings, BaseClassSettings) for settings, _, _ in loaded):
+        raise SettingsError("CHECKPOINT: all must be base learners or none, got both")
+    if options.fold is not None:
+        raise SettingsError(f"--fold: a base learner knows the classes of its own fold alone, got {options.fold!r}")
+    fabric = build_fabric(loaded[0][0].engine)
+    fabric.launch()
+    folder = options.out or _default_folder(options.checkpoints, loaded[0][0], "base")
+    if fabric.is_global_zero:
+        folder.mkdir(parents=True, exist_ok=True)
+    results = []
+    for settings, model, label in loaded:
+        task = task_of(settings)
+        results.append(task.evaluate(model.to(fabric.device).eval(), fabric, label))
+        if fabric.is_global_zero:
+            pictures = folder if len(loaded) == 1 else folder / f"fold{settings.data.fold}"
+            pictures.mkdir(exist_ok=True)
+            task.gallery(model, fabric, results[-1], pictures)
+    if not fabric.is_global_zero:
+        return 0
+    for result in results:
+        if options.classes:
+            for name, value in zip(result.classes.values(), result.class_iou, strict=True):
+                print(f"  {name:<20}{100 * value:6.2f}")
+        print(result.line())
+    content = json.dumps([result.as_json() for result in results], indent=2)
+    write_text_atomically(folder / "results.json", content + "\n")
+    print(f"written: {folder}/ (results.json, grid.png)")
     return 0
 
 

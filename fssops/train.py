@@ -134,13 +134,27 @@ def _settings(options: Any, folder: Path | None) -> tuple[Settings, Mapping[str,
 
 
 def _train(
-    settings: Settings, fabric: Fabric, run: RunFolder, earlier: Mapping[str, Any] | None, *, evaluate: bool
+    settings: Settings,
+    fabric: Fabric,
+    run: RunFolder,
+    earlier: Mapping[str, Any] | None,
+    *,
+    evaluate: bool,
+    resume: Path | None = None,
 ) -> int:
+    """Train and evaluate in a folder; ``resume`` is the one to continue with, where that is another."""
     started = time.perf_counter()
     say = print if fabric.is_global_zero else _silent
     task = task_of(settings)
+    if hasattr(task, "first_stage"):
+        if code := _train_first_stage(task, settings, fabric, run, evaluate=evaluate, say=say):
+            return code
+        if not (run.checkpoints / "last.pt").exists():
+            earlier = None  # it was stopped in the first stage
     seed_everything(settings.engine.seed)
     model = build_model(settings, say)
+    if hasattr(task, "take_first_stage"):
+        task.take_first_stage(model, run.path, say)
     count = sum(p.numel() for p in model.parameters())
     say(f"run            {run.path}")
     say(f"model          {settings.model.name}, {count / 1e6:.2f} million parameters, {settings.model.options}")
@@ -162,7 +176,7 @@ def _train(
     try:
         fitted = trainer.fit()
     except Interrupted as stopped:
-        say(f"{stopped}; saved. Continue with: python -m fssops.train --resume {run.path}")
+        say(f"{stopped}; saved. Continue with: python -m fssops.train --resume {resume or run.path}")
         return 130
     say(f"trained        {fitted.steps} steps")
     result: dict[str, Any] = {"run": str(run.path), "steps": fitted.steps, "losses": fitted.losses, "best": fitted.best}
@@ -177,6 +191,32 @@ def _train(
     say("  result.json  metrics.jsonl  curves.png  grid.png  settings.toml  checkpoints/last.pt  checkpoints/best.pt")
     say(f"  next: python -m fssops.evaluate {run.path}    python -m fssops.predict --checkpoint {run.path} --help")
     return 0
+
+
+def _train_first_stage(
+    task: Any, settings: Settings, fabric: Fabric, run: RunFolder, *, evaluate: bool, say: Any
+) -> int:
+    """Train what a task needs first, or go on with it; nothing where that is finished or not needed."""
+    stage = task.first_stage(run.path)
+    if stage is None:
+        return 0
+    if fabric.is_global_zero:
+        run.save_settings(settings.as_tables())
+    folder, earlier = RunFolder(stage.folder), None
+    if (folder.checkpoints / "last.pt").exists():
+        path, state, _ = newest_good_checkpoint(folder.checkpoints)
+        if state["step"] >= stage.settings.schedule.steps:
+            say(f"first stage    {stage.name}: finished earlier, {path}")
+            return 0
+        earlier = folder.load_settings()
+        say(f"first stage    {stage.name}: goes on at step {state['step']} of {stage.settings.schedule.steps}")
+    else:
+        say(f"first stage    {stage.name}: its checkpoint is missing, so it is trained first, in {folder.path}")
+    run_on_first(fabric, folder.create)
+    code = _train(stage.settings, fabric, folder, earlier, evaluate=evaluate, resume=run.path)
+    if not code:
+        say(f"second stage   {settings.name}")
+    return code
 
 
 def replay(path: Path) -> int:
@@ -194,12 +234,12 @@ def replay(path: Path) -> int:
     batch, _ = nonfinite.load_replay(path, task.batch_class)
     restore_random_state(state["random"])
     with torch.autograd.set_detect_anomaly(True, check_nan=False):
-        losses = model.losses(batch)  # type: ignore[operator]
+        losses, bad = nonfinite.checked_losses(model, model, batch)
     print(f"step {state['step']}; images: {', '.join(nonfinite.image_names(batch))}")
     for name, value in losses.items():
         print(f"  {name} = {float(value.detach())}")
-    bad = nonfinite.first_nonfinite_loss(losses)
-    torch.stack(list(losses.values())).sum().backward()
+    if losses:
+        torch.stack(list(losses.values())).sum().backward()
     restore_random_state(state["random"])
     module = nonfinite.first_nonfinite_module(model, batch)
     gradient = nonfinite.first_nonfinite_gradient(model)

@@ -36,8 +36,7 @@ struct Vec {
   Native v;
 
   static Vec zero() { return {Native{}}; }
-  // value - 0 is value and costs nothing; 0 + value would be an addition, as it turns -0 into 0.
-  static Vec broadcast(T value) { return {value - Native{}}; }
+  static Vec broadcast(T value) { return {value - Native{}}; }  // x - 0 is x, which x + 0 is not for -0: no addition is left
   static Vec load(const T* source) {
     Vec out;
     std::memcpy(&out.v, source, kBytes);

@@ -113,13 +113,21 @@ inline int64_t embedding_tiles(int64_t keys) { return (keys + kEmbeddingTile - 1
 // `dtype` is that of query, key and value: 0 float32, 1 float64, 2 float16, 3 bfloat16. A is the accumulator: float, or
 // double for float64. Every sum has a fixed order: results are deterministic.
 
-// How many parts the keys are split into so that `blocks` blocks fill `processors` multiprocessors.
-inline int64_t cuda_parts(int64_t blocks, int64_t keys, int64_t processors) {
-  constexpr int64_t kBlocksPerProcessor = 8, kLeastKeys = 256;  // several waves, so that the last is short
+// Into how many parts to split the `tiles` of keys, when `blocks` blocks do the other work and `resident` run at once:
+// the fewest with the shortest estimate of waves of blocks times what one takes, its start counted as kStart tiles.
+inline int64_t cuda_parts(int64_t blocks, int64_t tiles, int64_t resident) {
+  constexpr int64_t kStart = 4, kLeastTiles = 4, kMostParts = 64;
   if (blocks <= 0) return 1;
-  int64_t parts = kBlocksPerProcessor * processors / blocks;
-  if (parts > keys / kLeastKeys) parts = keys / kLeastKeys;
-  return parts < 1 ? 1 : (parts > 64 ? 64 : parts);
+  int64_t best = 1, shortest = 0;
+  for (int64_t parts = 1; parts <= kMostParts && (parts == 1 || parts * kLeastTiles <= tiles); ++parts) {
+    const int64_t waves = (blocks * parts + resident - 1) / resident;
+    const int64_t time = waves * (kStart + (tiles + parts - 1) / parts);
+    if (parts == 1 || time < shortest) {
+      best = parts;
+      shortest = time;
+    }
+  }
+  return best;
 }
 
 struct CudaForward {

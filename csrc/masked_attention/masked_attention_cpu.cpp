@@ -39,6 +39,14 @@ struct SegmentRows {
   }
 };
 
+// Asks for the segment after the next of a block of keys, if it will be read.
+template <class T>
+void prefetch_ahead(ActiveRows& active, int64_t segment, int64_t depth, const T* block, int64_t step) {
+  constexpr int64_t kAhead = 2;
+  if (segment + kAhead < active.segments() && active.count(segment + kAhead) > 0)
+    prefetch_rows(depth, block + (segment + kAhead) * kSegment * step, step);
+}
+
 // Running softmax of a block of queries: scores are replaced by 2^(score - largest), 0 where closed.
 template <class T>
 class RunningSoftmax {
@@ -131,6 +139,7 @@ void forward_task(const Sizes& s, const CpuPlan& plan, const Task& task, T scale
     for (int64_t j = 0; j < active.segments(); ++j) {
       if (active.count(j) == 0) continue;
       const int64_t start = j * kSegment, inside = start + kSegment < count ? kSegment : count - start;
+      prefetch_ahead(active, j, depth, keys, s.key.row);
       transpose_segment(depth, inside, keys + start * s.key.row, s.key.row, tile.data());
       score_rows(depth, active.count(j), active.rows(j), scaled.data(), width, tile.data(), scores.data() + start, kKeyBlock);
     }
@@ -140,6 +149,7 @@ void forward_task(const Sizes& s, const CpuPlan& plan, const Task& task, T scale
     for (int64_t j = 0; j < active.segments(); ++j) {
       if (active.count(j) == 0) continue;
       const int64_t start = j * kSegment, inside = start + kSegment < count ? kSegment : count - start;
+      prefetch_ahead(active, j, depth, values, s.value.row);
       const SegmentRows<T> rows(depth, width, inside, values + start * s.value.row, s.value.row, value_rows.data());
       add_to_rows(width, active.count(j), active.rows(j), scores.data() + start, kKeyBlock, rows.data, rows.step,
                   softmax.sums.data(), width);

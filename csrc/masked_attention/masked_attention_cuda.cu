@@ -195,11 +195,17 @@ void run_backward_fma(const CudaBackward& args, void* stream) {
     backward_fma<T, 4>(args, stream);
 }
 
-unsigned mask_row_blocks(const CudaMask& args) { return clamp_grid(args.batch * args.queries, kMostRowBlocks); }
+dim3 mask_grid(const CudaMask& args) {
+  return dim3(static_cast<unsigned>(ceil_div(words_of(args.keys), kBlockWords)), clamp_grid(args.batch * args.queries, kMaxGridY));
+}
+
+void open_empty(const CudaMask& args, void* stream) {
+  FSSOPS_LAUNCH((open_empty_kernel), clamp_grid(args.batch * args.queries, kMostRowBlocks), kMaskThreads, 0, stream, args);
+}
 
 template <class L, class A>
 void launch_logits(const CudaMask& args, void* stream) {
-  FSSOPS_LAUNCH((logits_kernel<L, A>), mask_row_blocks(args), kMaskThreads, 0, stream, args);
+  FSSOPS_LAUNCH((logits_kernel<L, A>), mask_grid(args), kMaskThreads, 0, stream, args);
 }
 
 template <class T>
@@ -224,7 +230,9 @@ void launch_project_half(const CudaMask& args, void* stream) {
 }  // namespace
 
 int64_t cuda_forward_parts(const Sizes& s, int dtype, int64_t processors) {
-  return cuda_parts(query_blocks(s, dtype) * heads_of(s), s.keys, processors);
+  const int64_t blocks = query_blocks(s, dtype) * heads_of(s);
+  return dtype >= 2 ? cuda_parts(blocks, ceil_div(s.keys, kTileKeys), 2 * processors)
+                    : cuda_parts(blocks, s.words(), 3 * processors);
 }
 
 int64_t cuda_backward_parts(const Sizes& s, int dtype, int64_t processors) { return cuda_forward_parts(s, dtype, processors); }
@@ -259,21 +267,26 @@ void backward_cuda(const CudaBackward& args, void* stream) {
 
 void pack_mask_cuda(const CudaMask& args, void* stream) {
   if (args.batch * args.queries * args.keys == 0) return;
-  FSSOPS_LAUNCH((pack_kernel<uint8_t>), mask_row_blocks(args), kMaskThreads, 0, stream, args);
+  FSSOPS_LAUNCH((pack_kernel<uint8_t>), mask_grid(args), kMaskThreads, 0, stream, args);
+  if (args.open_empty) open_empty(args, stream);
 }
 
 void mask_from_logits_cuda(const CudaMask& args, void* stream) {
   if (args.batch * args.queries * args.keys == 0) return;
   switch (args.dtype) {
     case 0:
-      return launch_logits<float, float>(args, stream);
+      launch_logits<float, float>(args, stream);
+      break;
     case 1:
-      return launch_logits<double, double>(args, stream);
+      launch_logits<double, double>(args, stream);
+      break;
     case 2:
-      return launch_logits<half_t, float>(args, stream);
+      launch_logits<half_t, float>(args, stream);
+      break;
     default:
-      return launch_logits<bf16_t, float>(args, stream);
+      launch_logits<bf16_t, float>(args, stream);
   }
+  open_empty(args, stream);
 }
 
 void mask_from_embeddings_cuda(const CudaMask& args, void* stream) {
@@ -291,7 +304,7 @@ void mask_from_embeddings_cuda(const CudaMask& args, void* stream) {
     default:
       launch_project_half<bf16_t>(args, stream);
   }
-  FSSOPS_LAUNCH((open_empty_kernel), mask_row_blocks(args), kMaskThreads, 0, stream, args);
+  open_empty(args, stream);
 }
 
 }  // namespace fssops::masked_attention

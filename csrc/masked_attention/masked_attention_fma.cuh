@@ -125,7 +125,7 @@ __device__ __forceinline__ uint32_t row_words(const FmaArgs<T>& args, int64_t b,
 
 // grid (parts * blocks of queries, B * M). The kernel of the forward pass, and of the gradient of query.
 template <class T, int kSlices, bool kForward>
-__global__ void __launch_bounds__(kFmaThreads) query_fma_kernel(FmaArgs<T> args) {
+__global__ void __launch_bounds__(kFmaThreads, kSlices * sizeof(T) <= 8 ? 3 : 2) query_fma_kernel(FmaArgs<T> args) {
   FSSOPS_DYNAMIC_SHARED(T, memory);
   const FmaShared<T, kSlices> shared(memory);
   constexpr int kPitch = FmaShared<T, kSlices>::kPitch;
@@ -218,7 +218,7 @@ __global__ void __launch_bounds__(kFmaThreads) query_fma_kernel(FmaArgs<T> args)
 
 // Gradients of key and value: the rows are keys, the lanes queries. grid (blocks of keys, B * M).
 template <class T, int kSlices>
-__global__ void __launch_bounds__(kFmaThreads) grad_key_fma_kernel(FmaArgs<T> args) {
+__global__ void __launch_bounds__(kFmaThreads, kSlices * sizeof(T) <= 8 ? 3 : 2) grad_key_fma_kernel(FmaArgs<T> args) {
   FSSOPS_DYNAMIC_SHARED(T, memory);
   const FmaShared<T, kSlices> shared(memory);
   constexpr int kPitch = FmaShared<T, kSlices>::kPitch;

@@ -31,25 +31,26 @@ struct HalfArgs {
   H* grad_value;
 };
 
-// One query's mask. A query that is not there has no open key.
+// One query's mask.
 struct MaskRow {
   const uint32_t* row;  // null: every key is open
-  int64_t keys;         // 0 for a query that is not there
+  int words;            // 0 for a query that is not there
   __device__ MaskRow(const Sizes& s, const uint32_t* bits, int64_t b, int64_t m, int64_t q)
-      : row(bits != nullptr && q < s.queries ? bits + s.mask_row(b, m, q) : nullptr), keys(q < s.queries ? s.keys : 0) {}
-  __device__ __forceinline__ uint32_t word(int index) const {
-    const uint32_t valid = valid_bits(keys, index);
-    return row != nullptr && valid != 0 ? row[index] : valid;
+      : row(bits != nullptr && q < s.queries ? bits + s.mask_row(b, m, q) : nullptr),
+        words(q < s.queries ? static_cast<int>(s.words()) : 0) {}
+  __device__ __forceinline__ uint32_t word(const Sizes& s, int index) const {
+    if (index >= words) return 0;
+    return row != nullptr ? row[index] : valid_bits(s.keys, index);
   }
 };
 
 // The next tile of keys, from `tile` on, in which a query of this block has an open key; `end` if there is none. All
 // threads must call it; it is also a barrier. Two threads watch each query, a word of the tile each: `ahead` holds that
 // of `tile`, on return that of the tile after the one returned, so that the memory answers while the block computes.
-__device__ __forceinline__ int next_open_tile(const MaskRow& watched, int tile, int end, uint32_t& ahead) {
+__device__ __forceinline__ int next_open_tile(const Sizes& s, const MaskRow& watched, int tile, int end, uint32_t& ahead) {
   while (tile < end) {
     const bool open = __syncthreads_or(ahead != 0) != 0;
-    ahead = tile + 1 < end ? watched.word((tile + 1) * 2 + threadIdx.x % 2) : 0;
+    ahead = tile + 1 < end ? watched.word(s, (tile + 1) * 2 + threadIdx.x % 2) : 0;
     if (open) return tile;
     ++tile;
   }
@@ -92,7 +93,9 @@ __device__ __forceinline__ void part_of(const Sizes& s, int part, int parts, int
 template <class H, int kD>
 __global__ void __launch_bounds__(256, kD <= 64 ? 2 : 1) forward_half_kernel(HalfArgs<H> args) {
   FSSOPS_DYNAMIC_SHARED(H, shared);
-  constexpr int kSteps = kD / 16, kTiles = kTileKeys / 8, kPitch = pitch_of(kD);
+  // Scores that a warp holds at once: large heads leave fewer registers for them.
+  constexpr int kStep = kD <= 32 ? kTileKeys : kTileKeys / 2;
+  constexpr int kSteps = kD / 16, kTiles = kStep / 8, kPitch = pitch_of(kD);
   const Sizes& s = args.s;
   const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
   const int group = lane / 4, pair = 2 * (lane % 4);
@@ -115,13 +118,13 @@ __global__ void __launch_bounds__(256, kD <= 64 ? 2 : 1) forward_half_kernel(Hal
     uint32_t seen[2] = {0, 0};
     const MaskRow watched(s, args.bits, b, m, first_query + threadIdx.x / 2);
     const MaskRow own[2] = {{s, args.bits, b, m, q0 + group}, {s, args.bits, b, m, q0 + group + 8}};
-    uint32_t ahead = watched.word(begin * 2 + threadIdx.x % 2);
-    int tile = next_open_tile(watched, begin, end, ahead), index = 0;
+    uint32_t ahead = watched.word(s, begin * 2 + threadIdx.x % 2);
+    int tile = next_open_tile(s, watched, begin, end, ahead), index = 0;
     if (tile < end) load_keys<H, kD>(args, b, m, tile, Stage<H, kD>(shared, kTileKeys, 0));
     commit_copies();
     while (tile < end) {
       // This barrier also says that everybody has left the stage that is filled next.
-      const int next = next_open_tile(watched, tile + 1, end, ahead);
+      const int next = next_open_tile(s, watched, tile + 1, end, ahead);
       if (next < end) load_keys<H, kD>(args, b, m, next, Stage<H, kD>(shared, kTileKeys, index ^ 1));
       commit_copies();
       uint32_t words[2][2];
@@ -129,21 +132,26 @@ __global__ void __launch_bounds__(256, kD <= 64 ? 2 : 1) forward_half_kernel(Hal
       for (int i = 0; i < 2; ++i)
 #pragma unroll
         for (int w = 0; w < 2; ++w) {
-          words[i][w] = own[i].word(tile * 2 + w);
+          words[i][w] = own[i].word(s, tile * 2 + w);
           seen[i] |= words[i][w];
           words[i][w] >>= pair;  // bit 8 n and the next are this lane's of n-tile n
         }
       wait_copies<1>();
       __syncthreads();
-      if (__any_sync(kFullWarp, ((words[0][0] | words[0][1] | words[1][0] | words[1][1]) & 0x03030303u) != 0)) {
-        const Stage<H, kD> stage(shared, kTileKeys, index);
+      const Stage<H, kD> stage(shared, kTileKeys, index);
+#pragma unroll
+      for (int step = 0; step < kTileKeys / kStep; ++step) {
+        uint32_t here = 0;
+#pragma unroll
+        for (int w = step * kStep / kWordBits; w < (step + 1) * kStep / kWordBits; ++w) here |= words[0][w] | words[1][w];
+        if (!__any_sync(kFullWarp, (here & 0x03030303u) != 0)) continue;
         float scores[kTiles][4] = {};
 #pragma unroll
         for (int n = 0; n < kTiles; n += 2)
 #pragma unroll
           for (int k = 0; k < kSteps; ++k) {
             uint32_t bb[4];
-            load_b_across(bb, stage.first, kPitch, n * 8, k * 16);
+            load_b_across(bb, stage.first, kPitch, step * kStep + n * 8, k * 16);
             mma_16x8x16(scores[n], a[k], {bb[0], bb[1]}, H{});
             mma_16x8x16(scores[n + 1], a[k], {bb[2], bb[3]}, H{});
           }
@@ -153,7 +161,7 @@ __global__ void __launch_bounds__(256, kD <= 64 ? 2 : 1) forward_half_kernel(Hal
           float highest = largest[i];
 #pragma unroll
           for (int n = 0; n < kTiles; ++n) {
-            const uint32_t open = words[i][n / 4] >> (n % 4 * 8);
+            const uint32_t open = words[i][step * kStep / kWordBits + n / 4] >> (n % 4 * 8);
             if (!(open & 1u)) scores[n][2 * i] = -INFINITY;
             if (!(open & 2u)) scores[n][2 * i + 1] = -INFINITY;
             highest = fmaxf(highest, fmaxf(scores[n][2 * i], scores[n][2 * i + 1]));
@@ -179,7 +187,7 @@ __global__ void __launch_bounds__(256, kD <= 64 ? 2 : 1) forward_half_kernel(Hal
 #pragma unroll
           for (int j = 0; j < 4; ++j) sums[n][j] *= factor[j / 2];
 #pragma unroll
-        for (int k = 0; k < kTileKeys / 16; ++k) {
+        for (int k = 0; k < kStep / 16; ++k) {
           const uint32_t p[4] = {pack_halves(scores[2 * k][0], scores[2 * k][1], H{}),
                                  pack_halves(scores[2 * k][2], scores[2 * k][3], H{}),
                                  pack_halves(scores[2 * k + 1][0], scores[2 * k + 1][1], H{}),
@@ -187,7 +195,7 @@ __global__ void __launch_bounds__(256, kD <= 64 ? 2 : 1) forward_half_kernel(Hal
 #pragma unroll
           for (int n = 0; n < kD / 8; n += 2) {
             uint32_t bb[4];
-            load_b_down(bb, stage.second, kPitch, k * 16, n * 8);
+            load_b_down(bb, stage.second, kPitch, step * kStep + k * 16, n * 8);
             mma_16x8x16(sums[n], p, {bb[0], bb[1]}, H{});
             mma_16x8x16(sums[n + 1], p, {bb[2], bb[3]}, H{});
           }
@@ -289,12 +297,12 @@ __global__ void __launch_bounds__(256, kD <= 32 ? 2 : 1) grad_query_half_kernel(
     float sums[kD / 8][4] = {};
     const MaskRow watched(s, args.bits, b, m, first_query + threadIdx.x / 2);
     const MaskRow own[2] = {{s, args.bits, b, m, q0 + group}, {s, args.bits, b, m, q0 + group + 8}};
-    uint32_t ahead = watched.word(begin * 2 + threadIdx.x % 2);
-    int tile = next_open_tile(watched, begin, end, ahead), index = 0;
+    uint32_t ahead = watched.word(s, begin * 2 + threadIdx.x % 2);
+    int tile = next_open_tile(s, watched, begin, end, ahead), index = 0;
     if (tile < end) load_keys<H, kD>(args, b, m, tile, Stage<H, kD>(shared, kTileKeys, 0));
     commit_copies();
     while (tile < end) {
-      const int next = next_open_tile(watched, tile + 1, end, ahead);
+      const int next = next_open_tile(s, watched, tile + 1, end, ahead);
       if (next < end) load_keys<H, kD>(args, b, m, next, Stage<H, kD>(shared, kTileKeys, index ^ 1));
       commit_copies();
       uint32_t words[2][2];
@@ -302,7 +310,7 @@ __global__ void __launch_bounds__(256, kD <= 32 ? 2 : 1) grad_query_half_kernel(
       for (int i = 0; i < 2; ++i)
 #pragma unroll
         for (int w = 0; w < 2; ++w)
-          words[i][w] = own[i].word(tile * 2 + w) >> pair;
+          words[i][w] = own[i].word(s, tile * 2 + w) >> pair;
       wait_copies<1>();
       __syncthreads();
       const Stage<H, kD> stage(shared, kTileKeys, index);
@@ -365,7 +373,7 @@ constexpr int grad_key_shared_bytes() {
 // Gradients of key and value: a block takes 64 keys, 16 a warp, and walks over tiles of 32 queries.
 // grid (blocks of keys, B * M).
 template <class H, int kD>
-__global__ void __launch_bounds__(kKeyWarps* kWarpSize) grad_key_half_kernel(HalfArgs<H> args) {
+__global__ void __launch_bounds__(kKeyWarps* kWarpSize, kD <= 32 ? 3 : 1) grad_key_half_kernel(HalfArgs<H> args) {
   FSSOPS_DYNAMIC_SHARED(H, shared);
   constexpr int kSteps = kD / 16, kPitch = pitch_of(kD);
   const Sizes& s = args.s;
@@ -407,7 +415,7 @@ __global__ void __launch_bounds__(kKeyWarps* kWarpSize) grad_key_half_kernel(Hal
         for (int n = 0; n < 2; ++n)
 #pragma unroll
           for (int j = 0; j < 2; ++j)
-            open[n][j] = MaskRow(s, args.bits, b, m, q0 + 8 * n + j).word(word) >> (warp % 2 * 16);
+            open[n][j] = MaskRow(s, args.bits, b, m, q0 + 8 * n + j).word(s, word) >> (warp % 2 * 16);
         if (!__any_sync(kFullWarp, ((open[0][0] | open[0][1] | open[1][0] | open[1][1]) & 0xffffu) != 0)) continue;
         float logsumexp[2][2], delta[2][2];
 #pragma unroll

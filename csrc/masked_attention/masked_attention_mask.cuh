@@ -5,53 +5,70 @@
 
 namespace fssops::masked_attention {
 
-constexpr int kMaskThreads = 512, kProjectKeys = 64, kProjectDepth = 32, kProjectRows = 8;
+constexpr int kMaskThreads = 256, kWordsAtOnce = 4, kBlockWords = kMaskThreads / kWarpSize * kWordsAtOnce;
+constexpr int kProjectKeys = 64, kProjectDepth = 32, kProjectRows = 8;
 
-// Writes a row of words from open(key), opening the whole row if it is empty. All threads of the block take part.
+// Words [first, last) of a row from open(key). Each warp asks for kWordsAtOnce words before it votes on the first, so
+// that several loads are under way.
 template <class Open>
-__device__ __forceinline__ void make_row(int64_t keys, bool open_empty, uint32_t* row, Open open) {
-  const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize, warps = blockDim.x / kWarpSize;
-  const int64_t words = words_of(keys);
-  uint32_t any = 0;
-  for (int64_t word = warp; word < words; word += warps) {
-    const int64_t key = word * kWordBits + lane;
-    const uint32_t bits = __ballot_sync(kFullWarp, key < keys && open(key));
-    any |= bits;
-    if (lane == 0) row[word] = bits;
+__device__ __forceinline__ void make_words(int64_t keys, int64_t first, int64_t last, uint32_t* row, Open open) {
+  const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
+  for (int64_t word = first + warp * kWordsAtOnce; word < last; word += kMaskThreads / kWarpSize * kWordsAtOnce) {
+    bool opened[kWordsAtOnce];
+#pragma unroll
+    for (int i = 0; i < kWordsAtOnce; ++i) {
+      const int64_t key = (word + i) * kWordBits + lane;
+      opened[i] = key < keys && open(key);
+    }
+#pragma unroll
+    for (int i = 0; i < kWordsAtOnce; ++i) {
+      const uint32_t bits = __ballot_sync(kFullWarp, opened[i]);
+      if (lane == 0 && word + i < last) row[word + i] = bits;
+    }
   }
-  if (__syncthreads_or(any != 0) || !open_empty) return;
-  for (int64_t word = threadIdx.x; word < words; word += blockDim.x) row[word] = valid_bits(keys, word);
 }
 
-// grid: rows.
+// The words of a row that a block makes.
+__device__ __forceinline__ void words_of_block(int64_t keys, int64_t& first, int64_t& last) {
+  const int64_t words = words_of(keys);
+  first = static_cast<int64_t>(blockIdx.x) * kBlockWords;
+  last = first + kBlockWords < words ? first + kBlockWords : words;
+}
+
+// grid (blocks of words, rows).
 template <class Source>
 __global__ void __launch_bounds__(kMaskThreads) pack_kernel(CudaMask args) {
   const int64_t rows = args.batch * args.queries;
-  for (int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
+  int64_t first, last;
+  words_of_block(args.keys, first, last);
+  for (int64_t row = blockIdx.y; row < rows; row += gridDim.y) {
     const Source* closed = static_cast<const Source*>(args.source) + row * args.keys;
-    make_row(args.keys, args.open_empty, args.bits + row * words_of(args.keys), [&](int64_t key) { return closed[key] == 0; });
+    make_words(args.keys, first, last, args.bits + row * words_of(args.keys), [&](int64_t key) { return closed[key] == 0; });
   }
 }
 
-// grid: rows. L logits, A the type they are computed in.
+// grid (blocks of words, rows). L logits, A the type they are computed in.
 template <class L, class A>
 __global__ void __launch_bounds__(kMaskThreads) logits_kernel(CudaMask args) {
   const int64_t rows = args.batch * args.queries;
   const ResizeAxis<A> down_axis(args.h, args.height), across_axis(args.w, args.width);
-  const int width = static_cast<int>(args.width);
-  for (int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
+  const unsigned width = static_cast<unsigned>(args.width);
+  int64_t first, last;
+  words_of_block(args.keys, first, last);
+  for (int64_t row = blockIdx.y; row < rows; row += gridDim.y) {
     const L* logits = static_cast<const L*>(args.source) + row * args.h * args.w;
-    make_row(args.keys, true, args.bits + row * words_of(args.keys), [&](int64_t key) {
-      const int y = static_cast<int>(key) / width, x = static_cast<int>(key) % width;  // fewer than 2^15 each
+    make_words(args.keys, first, last, args.bits + row * words_of(args.keys), [&](int64_t key) {
+      const unsigned flat = static_cast<unsigned>(key);  // sides are below 2^15
+      const int y = static_cast<int>(flat / width), x = static_cast<int>(flat % width);
       int top, bottom, left, right;
       A down, across;
       down_axis.taps(y, top, bottom, down);
       across_axis.taps(x, left, right, across);
       const L* upper = logits + top * args.w;
       const L* lower = logits + bottom * args.w;
-      const A first = (A(1) - down) * A(load_as_accumulator(upper[left])) + down * A(load_as_accumulator(lower[left]));
-      const A second = (A(1) - down) * A(load_as_accumulator(upper[right])) + down * A(load_as_accumulator(lower[right]));
-      return !((A(1) - across) * first + across * second < A(0));
+      const A near = (A(1) - down) * A(load_as_accumulator(upper[left])) + down * A(load_as_accumulator(lower[left]));
+      const A far = (A(1) - down) * A(load_as_accumulator(upper[right])) + down * A(load_as_accumulator(lower[right]));
+      return !((A(1) - across) * near + across * far < A(0));
     });
   }
 }
@@ -85,7 +102,7 @@ __global__ void __launch_bounds__(256) project_fma_kernel(CudaMask args) {
 // Half types, on the matrix units: a block of w warps takes 16 w queries and 64 keys.
 // grid (blocks of keys, blocks of queries, batch). `aligned`: see load_tile, for the features.
 template <class H>
-__global__ void __launch_bounds__(256) project_half_kernel(CudaMask args, bool aligned) {
+__global__ void __launch_bounds__(256, 2) project_half_kernel(CudaMask args, bool aligned) {
   FSSOPS_DYNAMIC_SHARED(H, shared);
   constexpr int kPitch = pitch_of(kProjectKeys), kTile = kProjectDepth * kPitch, kTiles = kProjectKeys / 8;
   const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize, group = lane / 4, pair = 2 * (lane % 4);

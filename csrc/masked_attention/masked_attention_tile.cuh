@@ -87,6 +87,7 @@ __device__ __forceinline__ void load_b_down(uint32_t (&out)[4], const H* tile, i
 template <class H, int kRows, int kWidth>
 __device__ __forceinline__ void load_tile(H* tile, const H* source, int64_t step, int rows, int depth, bool aligned) {
   constexpr int kChunks = kWidth / 8, kPitch = pitch_of(kWidth);
+#pragma unroll 1
   for (int i = threadIdx.x; i < kRows * kChunks; i += blockDim.x) {
     const int row = i / kChunks, d = i % kChunks * 8;
     H* target = tile + row * kPitch + d;
@@ -109,15 +110,21 @@ template <class H, int kSteps>
 __device__ __forceinline__ void load_a(uint32_t (&out)[kSteps][4], const H* source, int64_t step, int rows, int depth,
                                        uint32_t flip) {
   const int lane = threadIdx.x % kWarpSize, group = lane / 4, pair = 2 * (lane % 4);
+  const bool in_pairs = reinterpret_cast<uintptr_t>(source) % 4 == 0 && step % 2 == 0 && depth % 2 == 0;
 #pragma unroll
   for (int k = 0; k < kSteps; ++k)
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int row = group + (i % 2) * 8, d = k * 16 + pair + (i / 2) * 8;
-      uint32_t low = 0, high = 0;
-      if (row < rows && d < depth) low = source[row * step + d].bits;
-      if (row < rows && d + 1 < depth) high = source[row * step + d + 1].bits;
-      out[k][i] = (low | high << 16) ^ flip;
+      const H* from = source + row * step + d;
+      uint32_t both = 0;
+      if (row < rows && d < depth) {
+        if (in_pairs)
+          both = *reinterpret_cast<const uint32_t*>(from);
+        else
+          both = from[0].bits | (d + 1 < depth ? static_cast<uint32_t>(from[1].bits) << 16 : 0u);
+      }
+      out[k][i] = both ^ flip;
     }
 }
 

@@ -103,6 +103,14 @@ inline void transpose_segment(int64_t depth, int64_t count, const T* source, int
     for (int64_t k = 0; k < kSegment; ++k) tile[d * kSegment + k] = k < count ? source[k * step + d] : T(0);
 }
 
+// Asks for the rows of a segment ahead of their use: they may be far apart, where the hardware foresees nothing.
+template <class T>
+inline void prefetch_rows(int64_t depth, const T* source, int64_t step) {
+  constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(T));
+  for (int64_t k = 0; k < kSegment; ++k)
+    for (int64_t d = 0; d < depth; d += kLine) __builtin_prefetch(source + k * step + d);
+}
+
 // target[r * width + d] = factor * source[r * step + d], zeros behind the depth.
 template <class T>
 inline void copy_rows(int64_t rows, int64_t depth, int64_t width, T factor, const T* source, int64_t step, T* target) {

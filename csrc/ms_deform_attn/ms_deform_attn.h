@@ -37,6 +37,9 @@ struct Sizes {
   FSSOPS_HOST_DEVICE int samples() const { return levels * points; }
   // True when no token belongs to two levels, so that their gradients can be written independently.
   bool disjoint;
+  // True when query i is token i and the levels lie one after the other: the encoder's case. Queries are then walked in
+  // square tiles (query_at in ms_deform_attn_math.h), whose points lie closer together than those of a row.
+  bool tiled;
 };
 
 // An array of rows [B, rows, inner] whose inner part is contiguous. Strides are in elements.

@@ -136,7 +136,8 @@ void backward_part(const Sizes& s, const Inputs<T>& in, const Rows<const T>& gra
   T* point_grads = dots + 4 * taps.count;  // [heads, levels, P, 2]
   T* weight_grads = point_grads + 2 * taps.count;
   for (int i = 0; i < 2 * kBlock; ++i) own[i] = T(0);
-  for (int64_t q = 0; q < s.queries; ++q) {
+  for (int64_t position = 0; position < s.queries; ++position) {
+    const int64_t q = query_at(s, static_cast<int32_t>(position));
     // The part of this query's points that belongs to these heads and levels, brought together.
     const int64_t first = head_begin * samples + static_cast<int64_t>(level_begin) * s.points;
     const T* all_points = in.points.at(b, q) + 2 * first;

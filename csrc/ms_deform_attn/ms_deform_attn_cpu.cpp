@@ -49,7 +49,7 @@ void forward_cpu(const Sizes& s, const Inputs<T>& in, T* output, int64_t begin, 
   for (int i = 0; i < 4 * simd::Vec<T>::kSize; ++i) zeros[i] = T(0);
   const int64_t samples = s.samples();
   for (int64_t row = begin; row < end; ++row) {
-    const int64_t b = row / s.queries, q = row % s.queries;
+    const int64_t b = row / s.queries, q = query_at(s, static_cast<int32_t>(row % s.queries));
     const T* weights = in.weights.at(b, q);
     if (in.placement == Placement::locations) {
       for (int64_t i = 0; i < taps.count; ++i) taps.weights[i] = weights[i];
@@ -61,7 +61,7 @@ void forward_cpu(const Sizes& s, const Inputs<T>& in, T* output, int64_t begin, 
     taps.weigh();
     for (int64_t m = 0; m < s.heads; ++m) {
       const T* value = in.value.data + value_offset(b, 0, m, in.value.batch_stride, in.value.row_stride, s.channels);
-      T* out = output + (row * s.heads + m) * s.channels;
+      T* out = output + ((b * s.queries + q) * s.heads + m) * s.channels;
       for_channel_blocks<T>(s.channels, [&](auto vectors, int64_t c, int inside) {
         constexpr int kVectors = decltype(vectors)::kCount;
         const int64_t first = m * samples, last = first + samples;

@@ -158,7 +158,7 @@ class Place {
     const unsigned tiles = (queries + groups - 1) / groups, rest = blockIdx.x / tiles;
     const unsigned own = (blockIdx.x - rest * tiles) * groups + group;
     stores = own < queries;
-    q = static_cast<int>(stores ? own : queries - 1);
+    q = query_at(s, static_cast<int32_t>(stores ? own : queries - 1));
     b = static_cast<int>(rest / heads);
     m = static_cast<int>(rest % heads);
     first_weight_ = b * args.weights.batch_stride + q * args.weights.row_stride + m * s.samples();

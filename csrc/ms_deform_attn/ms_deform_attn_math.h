@@ -14,6 +14,24 @@ FSSOPS_HOST_DEVICE int64_t value_offset(int64_t batch, int64_t token, int64_t he
   return batch * batch_stride + token * token_stride + head * channels;
 }
 
+// The query that comes at `position` in the walk over all queries; see Sizes::tiled. Tiles are kTile on a side, smaller
+// at the right and lower edge of a level, and go from left to right in strips.
+constexpr int32_t kTile = 8;
+
+FSSOPS_HOST_DEVICE int32_t query_at(const Sizes& s, int32_t position) {
+  if (!s.tiled) return position;
+  int l = 0;
+  while (l + 1 < s.levels && position >= s.level[l + 1].start) ++l;
+  const Level level = s.level[l];
+  const int32_t inside = position - level.start, strip = inside / (kTile * level.width);
+  const int32_t top = strip * kTile, in_strip = inside - top * level.width;
+  const int32_t rows = level.height - top < kTile ? level.height - top : kTile;
+  const int32_t tile = in_strip / (rows * kTile), left = tile * kTile, in_tile = in_strip - left * rows;
+  const int32_t columns = level.width - left < kTile ? level.width - left : kTile;
+  const int32_t row = in_tile / columns;
+  return level.start + (top + row) * level.width + left + in_tile - row * columns;
+}
+
 // Along one axis, a point lies at `base + scale * number` cells from the centre of the first cell, where the number is
 // the location or the offset. `reference` is the centre of the reference point or box, `extent` the box's size,
 // `half_step` 0.5 over the number of points.

@@ -70,6 +70,12 @@ inline Sizes check_sizes(const char* op, const Tensor& value, const Integers& sh
     s.level[l] = {static_cast<int32_t>(height), static_cast<int32_t>(width), static_cast<int32_t>(start)};
   }
   s.disjoint = share_no_token(s);
+  s.tiled = s.queries == s.tokens;
+  for (int64_t l = 0, next = 0; l < levels; ++l) {
+    s.tiled = s.tiled && s.level[l].start == next;
+    next += int64_t{s.level[l].height} * s.level[l].width;
+    if (l + 1 == levels) s.tiled = s.tiled && next == s.tokens;
+  }
   return s;
 }
 

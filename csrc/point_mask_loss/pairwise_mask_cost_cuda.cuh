@@ -26,7 +26,7 @@ struct CostPartial {
 
 // grid (splits, tiles of queries, tiles of targets).
 template <class A>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     cost_partial_kernel(CostSizes s, int64_t splits, const A* logits, const A* targets, A* partial) {
   // Rows of odd length, so that the threads of a warp, which walk down the rows, use different banks.
   FSSOPS_DYNAMIC_SHARED(A, shared);
@@ -42,31 +42,43 @@ __global__ void __launch_bounds__(kThreads)
   A of_logits[2][2] = {}, of_sigmoids[2][2] = {};
   A softplus_sum[kTileQueries / kWarps] = {}, sigmoid_sum[kTileQueries / kWarps] = {},
                                 target_sum[kTileTargets / kWarps] = {};
-  for (int64_t start = from; start < to; start += kTilePoints) {
+  // The next tile is on its way from memory while this one is multiplied.
+  A next_logit[kTileQueries / kWarps], next_target[kTileTargets / kWarps];
+  const auto fetch = [&](int64_t start) {
     const int64_t p = start + lane;
-    __syncthreads();
 #pragma unroll
     for (int i = 0; i < kTileQueries / kWarps; ++i) {
-      const int q = warp + i * kWarps;
-      A logit = A(0), probability = A(0);
-      if (q0 + q < s.queries && p < to) {
-        logit = logits[(q0 + q) * s.points + p];
-        softplus_sum[i] += sigmoid_and_softplus(logit, probability);
-        sigmoid_sum[i] += probability;
-      }
-      x[q][lane] = logit;
-      sigmoid[q][lane] = probability;
+      const int64_t q = q0 + warp + i * kWarps;
+      next_logit[i] = q < s.queries && p < to ? logits[q * s.points + p] : A(0);
     }
 #pragma unroll
     for (int i = 0; i < kTileTargets / kWarps; ++i) {
-      const int g = warp + i * kWarps;
-      A target = A(0);
-      if (g0 + g < s.targets && p < to) target = targets[(g0 + g) * s.points + p];
-      target_sum[i] += target;
-      t[g][lane] = target;
+      const int64_t g = g0 + warp + i * kWarps;
+      next_target[i] = g < s.targets && p < to ? targets[g * s.points + p] : A(0);
+    }
+  };
+  fetch(from);
+  for (int64_t start = from; start < to; start += kTilePoints) {
+    const bool inside = start + lane < to;
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < kTileQueries / kWarps; ++i) {
+      A probability;
+      const A softplus = sigmoid_and_softplus(next_logit[i], probability);
+      if (!inside) probability = A(0);  // past the end targets are 0; rows past the end are not stored
+      softplus_sum[i] += inside ? softplus : A(0);
+      sigmoid_sum[i] += probability;
+      x[warp + i * kWarps][lane] = next_logit[i];
+      sigmoid[warp + i * kWarps][lane] = probability;
+    }
+#pragma unroll
+    for (int i = 0; i < kTileTargets / kWarps; ++i) {
+      target_sum[i] += next_target[i];
+      t[warp + i * kWarps][lane] = next_target[i];
     }
     __syncthreads();
-#pragma unroll 8
+    if (start + kTilePoints < to) fetch(start + kTilePoints);
+#pragma unroll 4
     for (int k = 0; k < kTilePoints; ++k) {
       const A t0 = t[column][k], t1 = t[column + 16][k];
       const A x0 = x[line][k], x1 = x[line + 16][k];
@@ -139,15 +151,27 @@ __global__ void __launch_bounds__(kThreads)
   }
   softplus = block_sum(softplus, scratch);
   sigmoid = block_sum(sigmoid, scratch + kWarps);
-  for (int64_t g = threadIdx.x; g < s.targets; g += kThreads) {
+  constexpr int kLanes = 8, kTargets = kThreads / kLanes;  // lanes that share the parts of a target
+  const int part_lane = threadIdx.x % kLanes;
+  for (int64_t first = 0; first < s.targets; first += kTargets) {  // all threads stay, for the shuffles
+    const int64_t g = first + threadIdx.x / kLanes;
     A of_logits = A(0), of_sigmoids = A(0), target = A(0);
+    if (g < s.targets) {
 #pragma unroll 4
-    for (int64_t split = 0; split < splits; ++split) {
-      const CostPartial<A> part(s, partial, split);
-      of_logits += part.of_logits[q * s.targets + g];
-      of_sigmoids += part.of_sigmoids[q * s.targets + g];
-      target += part.target[g];
+      for (int64_t split = part_lane; split < splits; split += kLanes) {
+        const CostPartial<A> part(s, partial, split);
+        of_logits += part.of_logits[q * s.targets + g];
+        of_sigmoids += part.of_sigmoids[q * s.targets + g];
+        target += part.target[g];
+      }
     }
+#pragma unroll
+    for (int offset = kLanes / 2; offset > 0; offset /= 2) {
+      of_logits += __shfl_xor_sync(kFullWarp, of_logits, offset);
+      of_sigmoids += __shfl_xor_sync(kFullWarp, of_sigmoids, offset);
+      target += __shfl_xor_sync(kFullWarp, target, offset);
+    }
+    if (g >= s.targets || part_lane != 0) continue;
     const A entropy = (softplus - of_logits) / A(s.points);
     const A dice = A(1) - (A(2) * of_sigmoids + A(1)) / (sigmoid + target + A(1));
     A value = A(s.mask_weight) * entropy + A(s.dice_weight) * dice;

@@ -37,6 +37,7 @@ struct Maps {
   const void* data;
   const int32_t* columns;  // of runs: [M, w + 1], run of the first pixel of each column; last, of the mask's last run
   const int64_t* index;    // [N] which map a row of points reads, or null: its own
+  int64_t count;           // M
   FSSOPS_HOST_DEVICE int64_t map_of(int64_t row) const { return index == nullptr ? row : index[row]; }
   FSSOPS_HOST_DEVICE int64_t pixels() const { return height * width; }
   FSSOPS_HOST_DEVICE int64_t row_bytes() const { return (width + 7) / 8; }
@@ -100,9 +101,12 @@ FSSOPS_FOR_EACH_ISA(FSSOPS_DECLARE)
 #undef FSSOPS_DECLARE
 
 // ---- CUDA
-// ------------------------------------------------------------------------------------------------------------ Points,
-// sampled values of masks, sums and saved arrays are of the accumulator type A: double where `dtype` is float64, else
-// float. dtype: 0 float32, 1 float64, 2 float16, 3 bfloat16.
+// Points, what is sampled of masks, sums and kept arrays are of the accumulator type A: double where `dtype` is
+// float64, else float. dtype: 0 float32, 1 float64, 2 float16, 3 bfloat16.
+
+constexpr int64_t kCudaChunk = 512;  // points of a row that a block of the loss sums: two a thread
+inline int64_t cuda_chunks(int64_t count) { return (count + kCudaChunk - 1) / kCudaChunk; }
+
 struct CudaSample {
   Maps maps;
   Points points;
@@ -140,7 +144,7 @@ struct CudaLoss {
   const void* num_masks;  // A, one number by which losses are divided as well, or null
   void* probabilities;    // A [N, P], or null
   void* targets_at;       // A [N, P], or null
-  void* partial;          // A [N, chunks(P), kSums], scratch
+  void* partial;          // A [N, cuda_chunks(P), kSums], scratch
   void* stats;            // A [N, 2]: numerator and denominator of the dice term
   void* loss_mask;        // A [N] or [1]
   void* loss_dice;

@@ -163,35 +163,54 @@ void target_sums_cpu(const T* targets, int64_t points, T* sums, int64_t begin, i
 
 namespace {
 
-// products[0] [rows][kTargets] += x t, products[1] += s t over `count` points (a multiple of the vector's size).
-template <class T, int kTargets>
-inline void add_products(int rows, const T (*x)[kCostColumns], const T (*s)[kCostColumns], const T* targets,
-                         int64_t stride, int64_t whole, int rest, T* of_logits, T* of_sigmoids, int64_t row_stride) {
+// Adds the products of kQueries rows of logits x and sigmoids s with kTargets targets, over `columns` points, to
+// vectors that are summed at the end only: of_logits and of_sigmoids [query][target], rows `row_stride` vectors apart.
+template <class T, int kQueries, int kTargets>
+inline void add_products(const T* x, const T* s, const T* targets, int64_t stride, int64_t columns,
+                         simd::Vec<T>* of_logits, simd::Vec<T>* of_sigmoids, int64_t row_stride) {
   using V = simd::Vec<T>;
-  for (int q = 0; q < rows; ++q) {
-    V logit[kTargets], sigmoid[kTargets];
-    for (int g = 0; g < kTargets; ++g) logit[g] = sigmoid[g] = V::zero();
-    for (int64_t p = 0; p < whole; p += V::kSize) {
-      const V left = V::load(x[q] + p), right = V::load(s[q] + p);
-      for (int g = 0; g < kTargets; ++g) {
-        const V target = V::load(targets + g * stride + p);
-        logit[g] = simd::fma(left, target, logit[g]);
-        sigmoid[g] = simd::fma(right, target, sigmoid[g]);
-      }
-    }
-    if (rest > 0) {
-      const V left = V::load(x[q] + whole), right = V::load(s[q] + whole);
-      for (int g = 0; g < kTargets; ++g) {
-        const V target = V::load_partial(targets + g * stride + whole, rest);
-        logit[g] = simd::fma(left, target, logit[g]);
-        sigmoid[g] = simd::fma(right, target, sigmoid[g]);
-      }
-    }
+  V logit[kQueries][kTargets], sigmoid[kQueries][kTargets];
+  for (int q = 0; q < kQueries; ++q)
     for (int g = 0; g < kTargets; ++g) {
-      of_logits[q * row_stride + g] += simd::sum(logit[g]);
-      of_sigmoids[q * row_stride + g] += simd::sum(sigmoid[g]);
+      logit[q][g] = of_logits[q * row_stride + g];
+      sigmoid[q][g] = of_sigmoids[q * row_stride + g];
     }
+  const auto add = [&](const V(&target)[kTargets], int64_t p) {
+    for (int q = 0; q < kQueries; ++q) {
+      const V left = V::load(x + q * kCostColumns + p), right = V::load(s + q * kCostColumns + p);
+      for (int g = 0; g < kTargets; ++g) {
+        logit[q][g] = simd::fma(left, target[g], logit[q][g]);
+        sigmoid[q][g] = simd::fma(right, target[g], sigmoid[q][g]);
+      }
+    }
+  };
+  const int64_t whole = columns / V::kSize * V::kSize;
+  V target[kTargets];
+  for (int64_t p = 0; p < whole; p += V::kSize) {
+    for (int g = 0; g < kTargets; ++g) target[g] = V::load(targets + g * stride + p);
+    add(target, p);
   }
+  if (whole < columns) {
+    for (int g = 0; g < kTargets; ++g)
+      target[g] = V::load_partial(targets + g * stride + whole, static_cast<int>(columns - whole));
+    add(target, whole);
+  }
+  for (int q = 0; q < kQueries; ++q)
+    for (int g = 0; g < kTargets; ++g) {
+      of_logits[q * row_stride + g] = logit[q][g];
+      of_sigmoids[q * row_stride + g] = sigmoid[q][g];
+    }
+}
+
+// The same for all targets.
+template <class T, int kQueries>
+inline void add_all_products(const T* x, const T* s, const T* targets, int64_t count, int64_t stride, int64_t columns,
+                             simd::Vec<T>* of_logits, simd::Vec<T>* of_sigmoids) {
+  int64_t g = 0;
+  for (; g + 4 <= count; g += 4)
+    add_products<T, kQueries, 4>(x, s, targets + g * stride, stride, columns, of_logits + g, of_sigmoids + g, count);
+  for (; g < count; ++g)
+    add_products<T, kQueries, 1>(x, s, targets + g * stride, stride, columns, of_logits + g, of_sigmoids + g, count);
 }
 
 // 1 / sum exp(x - largest), and the largest.
@@ -210,30 +229,31 @@ template <class T>
 void cost_cpu(const CostSizes& size, const T* logits, const T* targets, const T* target_sums, const T* class_logits,
               const int64_t* labels, T* cost, int64_t begin, int64_t end) {
   using V = simd::Vec<T>;
+  // Two queries at once need 24 registers.
+  constexpr int kQueries = simd::kBytes == 64 ? 2 : 1;
   const int64_t count = size.targets;
-  simd::Scratch<T> products(2 * kQueryBlock * count);
+  simd::Scratch<V> products(2 * kQueryBlock * count);
   for (int64_t task = begin; task < end; ++task) {
     const int64_t query = task * kQueryBlock;
     const int rows = static_cast<int>(size.queries - query < kQueryBlock ? size.queries - query : kQueryBlock);
-    T* of_logits = products.data();
-    T* of_sigmoids = of_logits + kQueryBlock * count;
-    std::memset(of_logits, 0, static_cast<size_t>(2 * kQueryBlock * count) * sizeof(T));
-    T softplus_sums[kQueryBlock] = {}, sigmoid_sums[kQueryBlock] = {};
+    V* of_logits = products.data();
+    V* of_sigmoids = of_logits + kQueryBlock * count;
+    for (int64_t i = 0; i < 2 * kQueryBlock * count; ++i) of_logits[i] = V::zero();
+    V softplus_sums[kQueryBlock], sigmoid_sums[kQueryBlock];
+    for (int q = 0; q < kQueryBlock; ++q) softplus_sums[q] = sigmoid_sums[q] = V::zero();
     for (int64_t start = 0; start < size.points; start += kCostColumns) {
       const int64_t columns = size.points - start < kCostColumns ? size.points - start : kCostColumns;
-      const int64_t whole = columns / V::kSize * V::kSize;
-      const int rest = static_cast<int>(columns - whole);
       alignas(64) T x[kQueryBlock][kCostColumns], s[kQueryBlock][kCostColumns];
       for (int q = 0; q < rows; ++q) {
         const T* row = logits + (query + q) * size.points + start;
-        V softplus_sum = V::zero(), sigmoid_sum = V::zero();
+        V softplus_sum = softplus_sums[q], sigmoid_sum = sigmoid_sums[q];
         for (int64_t p = 0; p < columns; p += V::kSize) {
           V logit;
-          if (p < whole) {
+          if (p + V::kSize <= columns) {
             logit = V::load(row + p);
           } else {
             T padded[V::kSize];
-            for (int i = 0; i < V::kSize; ++i) padded[i] = i < rest ? row[p + i] : T(-1e4);
+            for (int i = 0; i < V::kSize; ++i) padded[i] = p + i < columns ? row[p + i] : T(-1e4);
             logit = V::load(padded);
           }
           V sigmoid, softplus;
@@ -243,24 +263,27 @@ void cost_cpu(const CostSizes& size, const T* logits, const T* targets, const T*
           logit.store(x[q] + p);
           sigmoid.store(s[q] + p);
         }
-        softplus_sums[q] += simd::sum(softplus_sum);
-        sigmoid_sums[q] += simd::sum(sigmoid_sum);
+        softplus_sums[q] = softplus_sum;
+        sigmoid_sums[q] = sigmoid_sum;
       }
-      int64_t g = 0;
-      for (; g + 4 <= count; g += 4)
-        add_products<T, 4>(rows, x, s, targets + g * size.points + start, size.points, whole, rest, of_logits + g,
-                           of_sigmoids + g, count);
-      for (; g < count; ++g)
-        add_products<T, 1>(rows, x, s, targets + g * size.points + start, size.points, whole, rest, of_logits + g,
-                           of_sigmoids + g, count);
+      const T* wanted = targets + start;
+      int q = 0;
+      for (; q + kQueries <= rows; q += kQueries)
+        add_all_products<T, kQueries>(x[q], s[q], wanted, count, size.points, columns, of_logits + q * count,
+                                      of_sigmoids + q * count);
+      for (; q < rows; ++q)
+        add_all_products<T, 1>(x[q], s[q], wanted, count, size.points, columns, of_logits + q * count,
+                               of_sigmoids + q * count);
     }
     for (int q = 0; q < rows; ++q) {
       const T* classes = size.classes > 0 ? class_logits + (query + q) * size.classes : nullptr;
       T largest = T(0);
       const T scale = classes != nullptr ? softmax_scale(classes, size.classes, largest) : T(0);
+      const T softplus_sum = simd::sum(softplus_sums[q]), sigmoid_sum = simd::sum(sigmoid_sums[q]);
       for (int64_t g = 0; g < count; ++g) {
-        const T entropy = (softplus_sums[q] - of_logits[q * count + g]) / T(size.points);
-        const T dice = T(1) - (T(2) * of_sigmoids[q * count + g] + T(1)) / (sigmoid_sums[q] + target_sums[g] + T(1));
+        const T entropy = (softplus_sum - simd::sum(of_logits[q * count + g])) / T(size.points);
+        const T overlap = simd::sum(of_sigmoids[q * count + g]);
+        const T dice = T(1) - (T(2) * overlap + T(1)) / (sigmoid_sum + target_sums[g] + T(1));
         T value = T(size.mask_weight) * entropy + T(size.dice_weight) * dice;
         if (classes != nullptr) value -= T(size.class_weight) * std::exp(classes[labels[g]] - largest) * scale;
         cost[(query + q) * count + g] = value;

@@ -7,6 +7,7 @@ namespace fssops::point_mask_loss {
 
 namespace {
 
+constexpr int64_t kMaxStagedBytes = 96 * 1024, kMinStagedPlanes = 64;
 constexpr int64_t kMaxGridYZ = 65535, kMaxElementBlocks = 1 << 20;
 
 unsigned grid_of(int64_t blocks, int64_t most) { return static_cast<unsigned>(blocks < most ? blocks : most); }
@@ -67,12 +68,22 @@ void sample_cuda(const CudaSample& args, void* stream) {
                     args.channels, static_cast<float*>(args.sampled));
     return;
   }
-  // A thread takes up to 8 channels of its point, so that finding its pixels is a small part of the work.
-  const unsigned channel_groups = grid_of(ceil_div(args.channels, 8), kMaxGridYZ);
   dispatch(args.dtype, [&](auto zero) {
     using F = decltype(zero);
-    FSSOPS_LAUNCH((sample_kernel<accumulator_t<F>, F>), dim3(columns, rows, channel_groups), kThreads, 0, stream,
-                  args.maps, args.points, args.channels, static_cast<F*>(args.sampled));
+    using A = accumulator_t<F>;
+    const int64_t plane_bytes = args.maps.pixels() * static_cast<int64_t>(sizeof(F));
+    // Staging reads all pixels, gathering a few sectors a point; and it needs a plane for every multiprocessor.
+    if (plane_bytes <= kMaxStagedBytes && args.points.count * 4 >= args.maps.pixels() &&
+        args.channels * args.points.rows >= kMinStagedPlanes && args.channels < (int64_t{1} << 31)) {
+      FSSOPS_LAUNCH((sample_staged_kernel<A, F>), dim3(static_cast<unsigned>(args.channels), rows), kStagedThreads,
+                    static_cast<size_t>(plane_bytes), stream, args.maps, args.points, args.channels,
+                    static_cast<F*>(args.sampled));
+      return;
+    }
+    // A thread takes up to 8 channels of its point, so that finding its pixels is a small part of the work.
+    const unsigned channel_groups = grid_of(ceil_div(args.channels, 8), kMaxGridYZ);
+    FSSOPS_LAUNCH((sample_kernel<A, F>), dim3(columns, rows, channel_groups), kThreads, 0, stream, args.maps,
+                  args.points, args.channels, static_cast<F*>(args.sampled));
   });
 }
 
@@ -94,13 +105,13 @@ void uncertain_cuda(const CudaUncertain& args, void* stream) {
     FSSOPS_LAUNCH((uncertainty_kernel<A, F>), dim3(blocks_of(args.points.count), grid_of(args.points.rows, kMaxGridYZ)),
                   kThreads, 0, stream, args.maps, args.points, static_cast<Key*>(args.keys));
     FSSOPS_LAUNCH((select_kernel<A>), static_cast<unsigned>(args.points.rows), kSelectThreads,
-                  (kBins + 2 * (kSelectThreads / kWarpSize) + 2) * sizeof(int), stream, args.points, args.keep,
-                  args.stride, static_cast<const Key*>(args.keys), static_cast<A*>(args.chosen));
+                  kSelectInts * sizeof(int), stream, args.points, args.keep, args.stride,
+                  static_cast<const Key*>(args.keys), static_cast<A*>(args.chosen));
   });
 }
 
 void loss_cuda(const CudaLoss& args, void* stream) {
-  const int64_t parts = chunks(args.points.count);
+  const int64_t parts = cuda_chunks(args.points.count);
   dispatch(args.dtype, [&](auto zero) {
     using F = decltype(zero);
     using A = accumulator_t<F>;
@@ -109,10 +120,10 @@ void loss_cuda(const CudaLoss& args, void* stream) {
       FSSOPS_LAUNCH((loss_kernel<A, F>), dim3(static_cast<unsigned>(parts), grid_of(args.points.rows, kMaxGridYZ)),
                     kThreads, kWarps * kSums * sizeof(A), stream, args.logits, args.targets, args.points,
                     static_cast<A*>(args.probabilities), static_cast<A*>(args.targets_at), partial);
-    FSSOPS_LAUNCH((finish_loss_kernel<A>), 1, kThreads, kWarps * sizeof(A), stream, args.points.rows, args.points.count,
-                  parts, args.reduce, static_cast<A>(args.divisor), static_cast<const A*>(args.num_masks),
-                  static_cast<const A*>(partial), static_cast<A*>(args.stats), static_cast<A*>(args.loss_mask),
-                  static_cast<A*>(args.loss_dice));
+    FSSOPS_LAUNCH((finish_loss_kernel<A>), 1, kFinishThreads, (kFinishThreads / kWarpSize) * sizeof(A), stream,
+                  args.points.rows, args.points.count, parts, args.reduce, static_cast<A>(args.divisor),
+                  static_cast<const A*>(args.num_masks), static_cast<const A*>(partial), static_cast<A*>(args.stats),
+                  static_cast<A*>(args.loss_mask), static_cast<A*>(args.loss_dice));
   });
 }
 

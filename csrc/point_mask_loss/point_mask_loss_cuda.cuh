@@ -1,163 +1,12 @@
-// Kernels of point sampling and of the losses at points. A: accumulator (points, sums, saved arrays), F: a float dtype.
-//
-// One thread a point; its eight or fewer reads are scattered, everything else is coalesced. Sums have a fixed order:
-// each block adds up one chunk of a row, one more block adds up the chunks.
+// Kernels of the losses at points. Sums have a fixed order: each block adds up one chunk of a row, one more block adds
+// up the chunks. Beyond the sampling, the forward pass writes two numbers a point and the backward pass reads them.
 #pragma once
 
-#include "common/device.cuh"
-#include "point_mask_loss/point_mask_loss.h"
-#include "point_mask_loss/point_mask_loss_math.h"
+#include "point_mask_loss/point_sampling_cuda.cuh"
 
 namespace fssops::point_mask_loss {
 
-constexpr int kThreads = 256;
-constexpr int kWarps = kThreads / kWarpSize;
-
-// Both axes of a point of a row.
-template <class A>
-struct Taps {
-  AxisTaps<A> x, y;
-  __device__ Taps(const Maps& maps, const A* point)
-      : x(point[0], static_cast<int>(maps.width), A(maps.extent_width) * A(0.5)),
-        y(point[1], static_cast<int>(maps.height), A(maps.extent_height) * A(0.5)) {}
-};
-
-// The weighted sum of the four pixels `value(y, x)`. A pixel of weight 0 is not read.
-template <class A, class Value>
-__device__ __forceinline__ A interpolate(const Taps<A>& taps, Value value) {
-  const A zero = A(0);
-  const bool left = taps.x.low != zero, right = taps.x.high != zero;
-  const bool upper = taps.y.low != zero, lower = taps.y.high != zero;
-  // A NaN weight reads too: every pixel exists (AxisTaps), but for the second of an axis of one pixel, whose weight is
-  // NaN only beside a first that is NaN as well.
-  const int y = taps.y.first, x = taps.x.first;
-  const A a = upper && left ? value(y, x) : zero;
-  const A b = upper && right ? value(y, x + 1) : zero;
-  const A c = lower && left ? value(y + 1, x) : zero;
-  const A d = lower && right ? value(y + 1, x + 1) : zero;
-  return taps.y.low * (taps.x.low * a + taps.x.high * b) + taps.y.high * (taps.x.low * c + taps.x.high * d);
-}
-
-// Value of map `map` (among M * channels planes) at `taps`. E: element type of dense maps.
-template <class A, class E>
-__device__ __forceinline__ A dense_value(const Maps& maps, int64_t map, const Taps<A>& taps) {
-  const E* plane = static_cast<const E*>(maps.data) + map * maps.pixels();
-  const int width = static_cast<int>(maps.width), last_y = static_cast<int>(maps.height) - 1, last_x = width - 1;
-  return interpolate(taps, [&](int y, int x) {
-    return A(load_as_accumulator(plane[(y < last_y ? y : last_y) * width + (x < last_x ? x : last_x)]));
-  });
-}
-
-// Value of a target of any form at a point of a row.
-template <class A>
-__device__ A target_value(const Maps& maps, int64_t row, const A* point, int64_t points, int64_t p) {
-  const int64_t map = maps.map_of(row);
-  if (maps.format == Format::values) {
-    const int64_t i = map * points + p;
-    switch (maps.type) {
-      case MaskType::float64:
-        return A(static_cast<const double*>(maps.data)[i]);
-      case MaskType::float16:
-        return A(load_as_accumulator(static_cast<const half_t*>(maps.data)[i]));
-      case MaskType::bfloat16:
-        return A(load_as_accumulator(static_cast<const bf16_t*>(maps.data)[i]));
-      default:
-        return A(static_cast<const float*>(maps.data)[i]);
-    }
-  }
-  const Taps<A> taps(maps, point);
-  const int last_y = static_cast<int>(maps.height) - 1, last_x = static_cast<int>(maps.width) - 1;
-  if (maps.format == Format::bits) {
-    const uint8_t* plane = static_cast<const uint8_t*>(maps.data) + map * maps.height * maps.row_bytes();
-    return interpolate(taps, [&](int y, int x) {
-      return A(bit_at(plane + (y < last_y ? y : last_y) * maps.row_bytes(), x < last_x ? x : last_x));
-    });
-  }
-  if (maps.format == Format::runs) {
-    const int32_t* ends = static_cast<const int32_t*>(maps.data);
-    const int32_t* columns = maps.columns + map * (maps.width + 1);
-    int upper[2], lower[2];
-    run_values(ends, columns, last_y + 1, taps.y.first, taps.x.first, upper[0], lower[0]);
-    run_values(ends, columns, last_y + 1, taps.y.first, taps.x.first < last_x ? taps.x.first + 1 : last_x, upper[1],
-               lower[1]);
-    return interpolate(taps, [&](int y, int x) {
-      const bool first_row = y == taps.y.first;
-      if (x == taps.x.first) return A(first_row ? upper[0] : lower[0]);
-      return A(first_row ? upper[1] : lower[1]);
-    });
-  }
-  switch (maps.type) {
-    case MaskType::uint8:
-      return dense_value<A, uint8_t>(maps, map, taps);
-    case MaskType::float32:
-      return dense_value<A, float>(maps, map, taps);
-    case MaskType::float64:
-      return dense_value<A, double>(maps, map, taps);
-    case MaskType::float16:
-      return dense_value<A, half_t>(maps, map, taps);
-    default:
-      return dense_value<A, bf16_t>(maps, map, taps);
-  }
-}
-
-// Value of a row's own float map, dense or values.
-template <class A, class F>
-__device__ __forceinline__ A logit_value(const Maps& maps, int64_t row, const A* point, int64_t points, int64_t p) {
-  if (maps.format == Format::values) return A(load_as_accumulator(static_cast<const F*>(maps.data)[row * points + p]));
-  return dense_value<A, F>(maps, row, Taps<A>(maps, point));
-}
-
-// sampled [N, C, P] of float maps. grid (blocks of points, N, blocks of channels).
-template <class A, class F>
-__global__ void __launch_bounds__(kThreads) sample_kernel(Maps maps, Points points, int64_t channels, F* sampled) {
-  const int64_t p = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (p >= points.count) return;
-  for (int64_t row = blockIdx.y; row < points.rows; row += gridDim.y) {
-    const Taps<A> taps(maps, static_cast<const A*>(points.data) + points.offset(row) + 2 * p);
-    const int64_t map = maps.map_of(row) * channels;
-#pragma unroll 4
-    for (int64_t c = blockIdx.z; c < channels; c += gridDim.z)
-      store_from_accumulator(sampled + (row * channels + c) * points.count + p, dense_value<A, F>(maps, map + c, taps));
-  }
-}
-
-// sampled [N, P] of masks of any form. grid (blocks of points, N).
-template <class A>
-__global__ void __launch_bounds__(kThreads)
-    sample_masks_kernel(Maps maps, Points points, int64_t channels, A* sampled) {
-  const int64_t p = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (p >= points.count) return;
-  for (int64_t row = blockIdx.y; row < points.rows; row += gridDim.y) {
-    const A* point = static_cast<const A*>(points.data) + points.offset(row) + 2 * p;
-    if (channels == 1) {
-      sampled[row * points.count + p] = target_value(maps, row, point, points.count, p);
-      continue;
-    }
-    const Taps<A> taps(maps, point);  // several channels: dense bytes
-    for (int64_t c = 0; c < channels; ++c)
-      sampled[(row * channels + c) * points.count + p] =
-          dense_value<A, uint8_t>(maps, maps.map_of(row) * channels + c, taps);
-  }
-}
-
-// Adds value times the weights of a point to its pixels of a plane.
-template <class A>
-__device__ __forceinline__ void add_to_pixels(const Maps& maps, const Taps<A>& taps, A value, A* plane) {
-  const int64_t width = maps.width;
-  A* pixel = plane + taps.y.first * width + taps.x.first;
-  const A upper = taps.y.low * value, lower = taps.y.high * value;
-  const bool left = taps.x.low != A(0), right = taps.x.high != A(0) && width > 1;
-  if (taps.y.low != A(0)) {
-    if (left) atomicAdd(pixel, taps.x.low * upper);
-    if (right) atomicAdd(pixel + 1, taps.x.high * upper);
-  }
-  if (taps.y.high != A(0) && maps.height > 1) {
-    if (left) atomicAdd(pixel + width, taps.x.low * lower);
-    if (right) atomicAdd(pixel + width + 1, taps.x.high * lower);
-  }
-}
-
-// grad of the loss at points [p, ..) of a row, from what the forward pass kept.
+// What the gradients at the points of a row are made with.
 template <class A>
 __device__ __forceinline__ LossScales<A> scales_of(int64_t row, int64_t points, bool reduce, A divisor,
                                                    const A* num_masks, const A* grad_mask, const A* grad_dice,
@@ -167,15 +16,7 @@ __device__ __forceinline__ LossScales<A> scales_of(int64_t row, int64_t points, 
   return LossScales<A>(grad_mask[i] / scale, grad_dice[i] / scale, stats[2 * row], stats[2 * row + 1], points);
 }
 
-// Where the gradient at points comes from: an array [N, C, P] of F, or the kept numbers of the loss.
-template <class A, class F>
-struct GivenGrad {
-  const F* grad;
-  int64_t points;
-  __device__ void begin_plane(int64_t) {}
-  __device__ A operator()(int64_t plane, int64_t p) const { return A(load_as_accumulator(grad[plane * points + p])); }
-};
-
+// The gradient at points from what the forward pass kept.
 template <class A>
 struct LossGrad {
   const A *probabilities, *targets_at, *grad_mask, *grad_dice, *stats, *num_masks;
@@ -190,66 +31,6 @@ struct LossGrad {
     return scales.grad(probabilities[row * points + p], targets_at[row * points + p]);
   }
 };
-
-// Gradient of maps, added atomically. accumulator is zeros. grid (blocks of points, planes = N * C).
-template <class A, class Grad>
-__global__ void __launch_bounds__(kThreads)
-    spread_kernel(Maps maps, Points points, int64_t channels, Grad grad, A* accumulator) {
-  const int64_t p = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (p >= points.count) return;
-  for (int64_t plane = blockIdx.y; plane < points.rows * channels; plane += gridDim.y) {
-    const int64_t row = plane / channels;
-    const Taps<A> taps(maps, static_cast<const A*>(points.data) + points.offset(row) + 2 * p);
-    grad.begin_plane(plane);
-    add_to_pixels(maps, taps, grad(plane, p), accumulator + plane * maps.pixels());
-  }
-}
-
-// The same without atomics: one thread a pixel visits all points in order. grid (blocks of pixels, planes).
-template <class A, class F, class Grad>
-__global__ void __launch_bounds__(kThreads)
-    gather_kernel(Maps maps, Points points, int64_t channels, Grad grad, F* grad_maps) {
-  FSSOPS_DYNAMIC_SHARED(A, weights);                            // [kThreads][5]: weights of y, of x, gradient
-  int* cells = reinterpret_cast<int*>(weights + 5 * kThreads);  // [kThreads][2]
-  const int64_t pixel = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  const int own_y = static_cast<int>(pixel / maps.width), own_x = static_cast<int>(pixel % maps.width);
-  for (int64_t plane = blockIdx.y; plane < points.rows * channels; plane += gridDim.y) {
-    const A* own = static_cast<const A*>(points.data) + points.offset(plane / channels);
-    grad.begin_plane(plane);
-    A total = A(0);
-    for (int64_t start = 0; start < points.count; start += kThreads) {
-      __syncthreads();
-      const int64_t p = start + threadIdx.x;
-      if (p < points.count) {
-        const Taps<A> taps(maps, own + 2 * p);
-        cells[2 * threadIdx.x] = taps.y.first;
-        cells[2 * threadIdx.x + 1] = taps.x.first;
-        weights[5 * threadIdx.x] = taps.y.low;
-        weights[5 * threadIdx.x + 1] = taps.y.high;
-        weights[5 * threadIdx.x + 2] = taps.x.low;
-        weights[5 * threadIdx.x + 3] = taps.x.high;
-        weights[5 * threadIdx.x + 4] = grad(plane, p);
-      }
-      __syncthreads();
-      const int count = static_cast<int>(points.count - start < kThreads ? points.count - start : kThreads);
-      for (int i = 0; i < count; ++i) {
-        const unsigned down = static_cast<unsigned>(own_y - cells[2 * i]);
-        const unsigned across = static_cast<unsigned>(own_x - cells[2 * i + 1]);
-        if (down > 1u || across > 1u) continue;
-        const A weight = weights[5 * i + down] * weights[5 * i + 2 + across];
-        if (weight != A(0)) total += weight * weights[5 * i + 4];
-      }
-    }
-    if (pixel < maps.pixels()) store_from_accumulator(grad_maps + plane * maps.pixels() + pixel, total);
-  }
-}
-
-template <class A, class F>
-__global__ void __launch_bounds__(kThreads) convert_kernel(int64_t count, const A* source, F* target) {
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < count;
-       i += static_cast<int64_t>(gridDim.x) * kThreads)
-    store_from_accumulator(target + i, source[i]);
-}
 
 __device__ __forceinline__ float exp_of(float x) { return __expf(x); }
 __device__ __forceinline__ double exp_of(double x) { return exp(x); }
@@ -273,7 +54,8 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t parts = gridDim.x;
   for (int64_t row = blockIdx.y; row < points.rows; row += gridDim.y) {
     const A* own = static_cast<const A*>(points.data) + points.offset(row);
-    const int64_t from = blockIdx.x * kChunk, to = from + kChunk < points.count ? from + kChunk : points.count;
+    const int64_t from = blockIdx.x * kCudaChunk,
+                  to = from + kCudaChunk < points.count ? from + kCudaChunk : points.count;
     A sums[kSums] = {};
 #pragma unroll 2
     for (int64_t p = from + threadIdx.x; p < to; p += kThreads) {
@@ -305,19 +87,32 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+constexpr int kFinishThreads = 512, kFinishLanes = 8;  // lanes that share the chunks of a row
+
 // One block: stats [N, 2] and the losses.
 template <class A>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kFinishThreads)
     finish_loss_kernel(int64_t rows, int64_t count, int64_t parts, bool reduce, A divisor, const A* num_masks,
                        const A* partial, A* stats, A* loss_mask, A* loss_dice) {
-  FSSOPS_DYNAMIC_SHARED(A, scratch);  // [kWarps]
+  FSSOPS_DYNAMIC_SHARED(A, scratch);  // one number a warp
   const A scale = num_masks == nullptr ? divisor : divisor * num_masks[0];
+  const int lane = threadIdx.x % kFinishLanes;
   A mask_total = A(0), dice_total = A(0);
-  for (int64_t row = threadIdx.x; row < rows; row += kThreads) {
+  constexpr int64_t kRows = kFinishThreads / kFinishLanes;
+  for (int64_t first = 0; first < rows; first += kRows) {  // all threads stay, for the shuffles
+    const int64_t row = first + threadIdx.x / kFinishLanes;
     A total[kSums] = {};
-    for (int64_t part = 0; part < parts; ++part)
+    if (row < rows) {
+#pragma unroll 4
+      for (int64_t part = lane; part < parts; part += kFinishLanes)
 #pragma unroll
-      for (int i = 0; i < kSums; ++i) total[i] += partial[(row * parts + part) * kSums + i];
+        for (int i = 0; i < kSums; ++i) total[i] += partial[(row * parts + part) * kSums + i];
+    }
+#pragma unroll
+    for (int offset = kFinishLanes / 2; offset > 0; offset /= 2)
+#pragma unroll
+      for (int i = 0; i < kSums; ++i) total[i] += __shfl_xor_sync(kFullWarp, total[i], offset);
+    if (row >= rows || lane != 0) continue;
     const A numerator = A(2) * total[1] + A(1), denominator = total[2] + total[3] + A(1);
     stats[2 * row] = numerator;
     stats[2 * row + 1] = denominator;

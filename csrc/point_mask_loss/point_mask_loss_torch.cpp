@@ -46,7 +46,7 @@ Tensor sample(Tensor data, OptionalTensor columns, OptionalTensor index, int64_t
   check_cpu_float(op, "points", points);
   const ScalarType type = floats ? data.scalar_type() : points.scalar_type();
   const Points where = make_points(op, points, rows, type);
-  check_index(op, maps, rows, map_count(maps, data, columns));
+  check_index(op, maps, rows);
   const int64_t channels = channels_of(maps, data), tasks = rows * channel_blocks(channels);
   Tensor sampled = new_empty(points, {rows, channels, where.count});
   dispatch(type, [&](auto zero) {
@@ -134,10 +134,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> loss(Tensor logits, Tensor ta
   if (of_targets.type != MaskType::uint8)
     FSSOPS_CHECK(targets.scalar_type() == type, op, "targets", "be bool, uint8 or of the dtype of logits on the CPU",
                  dtype_name(targets.scalar_type()));
-  check_index(op, of_targets, target_rows, map_count(of_targets, targets, columns));
+  check_index(op, of_targets, target_rows);
   const Points where =
       points.has_value() ? make_points(op, *points, rows, type) : Points{rows, logits.size(1), false, nullptr};
-  check_loss_arguments(op, logits, points, where, of_targets, target_rows);
+  check_loss_arguments(op, logits, points, where, targets, of_targets, target_rows);
   check_num_masks(op, num_masks, type);
   const int64_t parts = chunks(where.count), kept = save ? rows : 0;
   Tensor probabilities = new_empty(logits, {kept, where.count}), targets_at = new_empty(logits, {kept, where.count});

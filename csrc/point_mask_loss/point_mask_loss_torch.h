@@ -109,6 +109,7 @@ inline Maps make_maps(const char* op, const char* argument, Tensor& data, Option
   if (maps.format == Format::dense || maps.format == Format::values) maps.type = mask_type(op, argument, data);
   if (maps.format != Format::values) check_map_size(op, argument, maps);
   maps.data = data.const_data_ptr();
+  maps.count = count;
   if (index.has_value()) {
     FSSOPS_CHECK(index->dim() == 1 && index->scalar_type() == ScalarType::Long, op, "index", "be int64 [N]",
                  shape_of(*index));
@@ -135,14 +136,10 @@ inline int64_t channels_of(const Maps& maps, const Tensor& data) {
   return maps.format == Format::dense && data.dim() == 4 ? data.size(1) : 1;
 }
 
-// Whether every entry of a CPU index is a map that exists.
-inline void check_index(const char* op, const Maps& maps, int64_t rows, int64_t maps_count) {
+// Whether every entry of a CPU index is a map that exists. (On a GPU one that is not gives NaN.)
+inline void check_index(const char* op, const Maps& maps, int64_t rows) {
   for (int64_t i = 0; maps.index != nullptr && i < rows; ++i)
-    FSSOPS_CHECK(maps.index[i] >= 0 && maps.index[i] < maps_count, op, "index", "name maps that exist", maps.index[i]);
-}
-
-inline int64_t map_count(const Maps& maps, const Tensor& data, const OptionalTensor& columns) {
-  return maps.format == Format::runs ? columns->size(0) : data.size(0);
+    FSSOPS_CHECK(maps.index[i] >= 0 && maps.index[i] < maps.count, op, "index", "name maps that exist", maps.index[i]);
 }
 
 inline Maps uncertain_maps(const char* op, Tensor& logits, int64_t& rows) {
@@ -169,11 +166,15 @@ inline void check_uncertain(const char* op, const Tensor& logits, const Points& 
 }
 
 inline void check_loss_arguments(const char* op, const Tensor& logits, const OptionalTensor& points,
-                                 const Points& where, const Maps& targets, int64_t target_rows) {
+                                 const Points& where, const Tensor& data, const Maps& targets, int64_t target_rows) {
   FSSOPS_CHECK(where.count > 0, op, "points", "be at least one a mask", where.count);
   FSSOPS_CHECK(target_rows == where.rows, op, "targets", "be one a mask, or index must choose them", target_rows);
   FSSOPS_CHECK(points.has_value() || (logits.dim() == 2 && targets.format == Format::values), op, "points",
                "be given unless logits and targets are [N, P]", "none");
+  FSSOPS_CHECK(logits.dim() == 3 || logits.size(1) == where.count, op, "logits", "have one value a point",
+               shape_of(logits));
+  FSSOPS_CHECK(targets.format != Format::values || data.size(1) == where.count, op, "targets", "have one value a point",
+               shape_of(data));
 }
 
 struct BackwardSizes {

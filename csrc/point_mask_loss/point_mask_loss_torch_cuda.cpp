@@ -103,13 +103,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> loss(Tensor logits, Tensor ta
                "be float64 only with float64 logits", dtype_name(targets.scalar_type()));
   args.points =
       points.has_value() ? make_points(op, *points, rows, type) : Points{rows, logits.size(1), false, nullptr};
-  check_loss_arguments(op, logits, points, args.points, args.targets, target_rows);
+  check_loss_arguments(op, logits, points, args.points, targets, args.targets, target_rows);
   args.num_masks = num_masks_of(op, num_masks, type, logits);
   args.reduce = reduce;
   args.divisor = divisor;
   const int64_t count = args.points.count, kept = save ? rows : 0;
   Tensor probabilities = new_empty(logits, {kept, count}, type), targets_at = new_empty(logits, {kept, count}, type);
-  Tensor partial = new_empty(logits, {rows, chunks(count), kSums}, type), stats = new_empty(logits, {rows, 2}, type);
+  Tensor partial = new_empty(logits, {rows, cuda_chunks(count), kSums}, type),
+         stats = new_empty(logits, {rows, 2}, type);
   const std::vector<int64_t> shape = reduce ? std::vector<int64_t>{} : std::vector<int64_t>{rows};
   Tensor loss_mask = new_empty(logits, shape, type), loss_dice = new_empty(logits, shape, type);
   args.probabilities = save ? probabilities.mutable_data_ptr() : nullptr;

@@ -15,6 +15,10 @@ namespace FSSOPS_ISA {
 
 constexpr int kBlock = 256;
 
+// Loops over a block are functions of their own, with pointers that do not overlap: inlined into their callers the
+// compiler loses sight of that and gives up vectorising them.
+#define FSSOPS_BLOCK_LOOP __attribute__((noinline))
+
 // Where the points of a block lie.
 template <class T>
 struct Located {
@@ -23,7 +27,7 @@ struct Located {
 };
 
 template <class T>
-inline void locate(const Maps& maps, const T* points, int count, Located<T>& at) {
+FSSOPS_BLOCK_LOOP void locate(const Maps& maps, const T* __restrict__ points, int count, Located<T>& __restrict__ at) {
   const T half_width = T(maps.extent_width) * T(0.5), half_height = T(maps.extent_height) * T(0.5);
   const int width = static_cast<int>(maps.width), height = static_cast<int>(maps.height);
   for (int i = 0; i < count; ++i) {
@@ -40,8 +44,8 @@ inline void locate(const Maps& maps, const T* points, int count, Located<T>& at)
 
 // Pixels (y, x) and (y, x + 1) of every point to top[2 i], those of the next row to bottom[2 i].
 template <class E>
-inline void fetch_dense(const E* plane, int64_t height, int64_t width, const int32_t* ys, const int32_t* xs, int count,
-                        E* top, E* bottom) {
+FSSOPS_BLOCK_LOOP void fetch_dense(const E* __restrict__ plane, int64_t height, int64_t width, const int32_t* ys,
+                                   const int32_t* xs, int count, E* top, E* bottom) {
   const int64_t step = height > 1 ? width : 0;
   if (width > 1) {
     for (int i = 0; i < count; ++i) {
@@ -87,13 +91,19 @@ inline void fetch_runs(const int32_t* ends, const int32_t* columns, const Maps& 
 
 // A pixel of weight 0 does not count, whatever it holds: it may be the neighbour of one that the point lies beyond.
 template <class T, class E>
-inline void combine(const Located<T>& at, const E* top, const E* bottom, int count, T* out) {
+FSSOPS_BLOCK_LOOP void combine(const Located<T>& at, const E* __restrict__ top, const E* __restrict__ bottom, int count,
+                               T* __restrict__ out) {
+  const T* __restrict__ left = at.left;
+  const T* __restrict__ right = at.right;
+  const T* __restrict__ upper = at.upper;
+  const T* __restrict__ lower = at.lower;
   for (int i = 0; i < count; ++i) {
-    const T a = at.left[i] == T(0) ? T(0) : T(top[2 * i]), b = at.right[i] == T(0) ? T(0) : T(top[2 * i + 1]);
-    const T c = at.left[i] == T(0) ? T(0) : T(bottom[2 * i]), d = at.right[i] == T(0) ? T(0) : T(bottom[2 * i + 1]);
-    const T above = at.upper[i] == T(0) ? T(0) : at.left[i] * a + at.right[i] * b;
-    const T below = at.lower[i] == T(0) ? T(0) : at.left[i] * c + at.right[i] * d;
-    out[i] = at.upper[i] * above + at.lower[i] * below;
+    const T a = T(top[2 * i]), b = T(top[2 * i + 1]), c = T(bottom[2 * i]), d = T(bottom[2 * i + 1]);
+    const T l = left[i], r = right[i], u = upper[i], w = lower[i];
+    const T la = l == T(0) ? T(0) : l * a, lc = l == T(0) ? T(0) : l * c;
+    const T rb = r == T(0) ? T(0) : r * b, rd = r == T(0) ? T(0) : r * d;
+    const T above = u * (la + rb), below = w * (lc + rd);
+    out[i] = (u == T(0) ? T(0) : above) + (w == T(0) ? T(0) : below);
   }
 }
 
@@ -134,7 +144,8 @@ inline void read_row(const Maps& maps, const Points& points, int64_t row, int64_
 
 // Adds grad times the weights to the four pixels of every point, in order.
 template <class T>
-inline void spread(const Maps& maps, const Located<T>& at, const T* grad, int count, T* plane) {
+FSSOPS_BLOCK_LOOP void spread(const Maps& maps, const Located<T>& __restrict__ at, const T* __restrict__ grad,
+                              int count, T* __restrict__ plane) {
   typedef T Pair __attribute__((vector_size(2 * sizeof(T))));
   alignas(64) T top[2 * kBlock], bottom[2 * kBlock];
   for (int i = 0; i < count; ++i) {

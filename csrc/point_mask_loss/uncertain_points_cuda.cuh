@@ -1,13 +1,17 @@
 // Choosing the points whose logits are nearest to 0: keys of all candidates, then one block a mask finds the key at
-// position `keep` digit by digit and writes the chosen points in their order.
+// position `keep` digit by digit and writes the chosen points in their order. A few reads of 4 bytes a candidate, from
+// the L2 cache.
 #pragma once
 
-#include "point_mask_loss/point_mask_loss_cuda.cuh"
+#include "point_mask_loss/point_sampling_cuda.cuh"
 
 namespace fssops::point_mask_loss {
 
-constexpr int kSelectThreads = 512;
-constexpr int kDigit = 8, kBins = 1 << kDigit;
+constexpr int kSelectThreads = 1024;
+constexpr int kSelectWarps = kSelectThreads / kWarpSize;
+constexpr int kDigit = 11, kBins = 1 << kDigit;
+constexpr int kBinsPerThread = kBins / kSelectThreads;
+constexpr int kSelectInts = kBins + 2 * kSelectWarps + 2;  // shared memory of select_kernel
 
 template <class A>
 struct KeyOf;
@@ -38,20 +42,15 @@ __global__ void __launch_bounds__(kThreads)
         logit_value<A, F>(maps, row, static_cast<const A*>(points.data) + points.offset(row) + 2 * p, points.count, p));
 }
 
-// Number of set predicates in lower threads of the block; `total` is that of all. Uses counts [warps].
-__device__ __forceinline__ int block_rank(bool predicate, int* counts, int& total) {
-  const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
-  const unsigned bits = __ballot_sync(kFullWarp, predicate);
-  __syncthreads();
-  if (lane == 0) counts[warp] = __popc(bits);
-  __syncthreads();
-  int before = __popc(bits & ((1u << lane) - 1u));
-  total = 0;
-  for (int i = 0; i < kSelectThreads / kWarpSize; ++i) {
-    if (i < warp) before += counts[i];
-    total += counts[i];
+// Inclusive sum over the lanes below and this one.
+__device__ __forceinline__ int warp_scan(int value) {
+  const int lane = threadIdx.x % kWarpSize;
+#pragma unroll
+  for (int offset = 1; offset < kWarpSize; offset *= 2) {
+    const int other = __shfl_up_sync(kFullWarp, value, offset);
+    if (lane >= offset) value += other;
   }
-  return before;
+  return value;
 }
 
 // One block a row.
@@ -59,72 +58,94 @@ template <class A>
 __global__ void __launch_bounds__(kSelectThreads)
     select_kernel(Points points, int64_t keep, int64_t stride, const typename KeyOf<A>::type* keys, A* chosen) {
   using Key = typename KeyOf<A>::type;
-  FSSOPS_DYNAMIC_SHARED(int, shared);
-  int* bins = shared;                                      // [kBins]
-  int* counts = shared + kBins;                            // [2 * warps]
-  int* found = counts + 2 * (kSelectThreads / kWarpSize);  // [2]: digit, keys below it
+  FSSOPS_DYNAMIC_SHARED(int, bins);        // [kBins]
+  int* counts = bins + kBins;              // [2 * kSelectWarps]
+  int* found = counts + 2 * kSelectWarps;  // digit, and how many keys with this prefix lie below it
+  const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
   const int64_t row = blockIdx.x, count = points.count;
   const Key* own = keys + row * count;
   Key prefix = 0, known = 0;
   int64_t smaller = 0;
-  for (int shift = 8 * static_cast<int>(sizeof(Key)) - kDigit; shift >= 0; shift -= kDigit) {
+  // Digits from the top, the sign bit left out (it is 0); the last one overlaps the one before, in bits known already.
+  // The first tells exponents and 3 bits of mantissa apart, so that few lanes of a warp meet in one bin.
+  for (int shift = 8 * static_cast<int>(sizeof(Key)) - 1 - kDigit;; shift = shift > kDigit ? shift - kDigit : 0) {
     for (int i = threadIdx.x; i < kBins; i += kSelectThreads) bins[i] = 0;
     __syncthreads();
+#pragma unroll 4
     for (int64_t i = threadIdx.x; i < count; i += kSelectThreads) {
       const Key key = own[i];
       if ((key & known) == prefix) atomicAdd(&bins[static_cast<int>(key >> shift) & (kBins - 1)], 1);
     }
     __syncthreads();
-    if (threadIdx.x < kWarpSize) {  // the first warp finds the digit: 8 bins a lane
-      int own_bins[kBins / kWarpSize], sum = 0;
+    int own_bins[kBinsPerThread], sum = 0;
 #pragma unroll
-      for (int i = 0; i < kBins / kWarpSize; ++i) sum += own_bins[i] = bins[threadIdx.x * (kBins / kWarpSize) + i];
-      int before = sum;
+    for (int i = 0; i < kBinsPerThread; ++i) sum += own_bins[i] = bins[threadIdx.x * kBinsPerThread + i];
+    const int inclusive = warp_scan(sum);
+    if (lane == kWarpSize - 1) counts[warp] = inclusive;
+    __syncthreads();
+    int before = inclusive - sum;
+    for (int i = 0; i < warp; ++i) before += counts[i];
+    const int64_t rank = keep - 1 - smaller;  // among the keys with this prefix
 #pragma unroll
-      for (int offset = 1; offset < kWarpSize; offset *= 2) {
-        const int other = __shfl_up_sync(kFullWarp, before, offset);
-        if (static_cast<int>(threadIdx.x) >= offset) before += other;
+    for (int i = 0; i < kBinsPerThread; ++i) {
+      if (rank >= before && rank < before + own_bins[i]) {
+        found[0] = static_cast<int>(threadIdx.x) * kBinsPerThread + i;
+        found[1] = before;
       }
-      before -= sum;
-      const int64_t rank = keep - 1 - smaller;  // among the keys with this prefix
-      if (rank >= before && rank < before + sum) {
-        int digit = static_cast<int>(threadIdx.x) * (kBins / kWarpSize);
-#pragma unroll
-        for (int i = 0; i < kBins / kWarpSize; ++i) {
-          if (rank < before + own_bins[i]) {
-            found[0] = digit + i;
-            found[1] = before;
-            break;
-          }
-          before += own_bins[i];
-        }
-      }
+      before += own_bins[i];
     }
     __syncthreads();
     prefix |= static_cast<Key>(found[0]) << shift;
     known |= static_cast<Key>(kBins - 1) << shift;
     smaller += found[1];
+    if (shift == 0) break;
     __syncthreads();
   }
-  // In the order of the candidates; of those at the limit the first ones.
-  const A* from = static_cast<const A*>(points.data) + points.offset(row);
-  A* to = chosen + row * stride * 2;
-  const int64_t ties = keep - smaller;
-  int64_t written = 0, tied = 0;
-  for (int64_t start = 0; start < count; start += kSelectThreads) {
-    const int64_t i = start + threadIdx.x;
-    const Key key = i < count ? own[i] : Key(0);
-    const bool tie = i < count && key == prefix;
-    int total_ties, total;
-    const int tie_rank = block_rank(tie, counts, total_ties);
-    const bool taken = (i < count && key < prefix) || (tie && tied + tie_rank < ties);
-    const int rank = block_rank(taken, counts + kSelectThreads / kWarpSize, total);
+  // Every warp writes what is chosen of its part of the candidates, in their order; of those at the limit the first
+  // ones.
+  const int64_t share = ceil_div(ceil_div(count, kSelectWarps), kWarpSize) * kWarpSize;
+  const int64_t from = warp * share, to = from + share < count ? from + share : count;
+  int below = 0, tied = 0;
+#pragma unroll 4
+  for (int64_t start = from; start < to; start += kWarpSize) {
+    const int64_t i = start + lane;
+    const Key key = i < to ? own[i] : ~Key(0);
+    below += key < prefix;
+    tied += key == prefix;
+  }
+  below = warp_sum(below);
+  tied = warp_sum(tied);
+  __syncthreads();
+  if (lane == 0) {
+    counts[warp] = below;
+    counts[kSelectWarps + warp] = tied;
+  }
+  __syncthreads();
+  int64_t ties_left = keep - smaller, written = 0;
+  for (int i = 0; i < warp; ++i) {
+    const int64_t ties = counts[kSelectWarps + i];
+    const int64_t taken = ties < ties_left ? ties : ties_left;
+    ties_left -= taken;
+    written += counts[i] + taken;
+  }
+  const A* source = static_cast<const A*>(points.data) + points.offset(row);
+  A* target = chosen + row * stride * 2;
+#pragma unroll 2
+  for (int64_t start = from; start < to; start += kWarpSize) {
+    const int64_t i = start + lane;
+    const Key key = i < to ? own[i] : ~Key(0);
+    const unsigned lower = (1u << lane) - 1u;
+    const unsigned ties = __ballot_sync(kFullWarp, key == prefix);
+    const bool taken = key < prefix || (key == prefix && __popc(ties & lower) < ties_left);
+    const unsigned all = __ballot_sync(kFullWarp, taken);
     if (taken) {
-      to[2 * (written + rank)] = from[2 * i];
-      to[2 * (written + rank) + 1] = from[2 * i + 1];
+      A* pair = target + 2 * (written + __popc(all & lower));
+      pair[0] = source[2 * i];
+      pair[1] = source[2 * i + 1];
     }
-    written += total;
-    tied += total_ties;
+    written += __popc(all);
+    const int64_t more = __popc(ties);
+    ties_left -= more < ties_left ? more : ties_left;
   }
 }
 

@@ -24,8 +24,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from fssops.command_line import Parser, run_verb
-from fssops.data import check, fewshot, folds, pictures
+from fssops.data import check, fewshot, folds, pictures, universal
 from fssops.data.episode_dataset import ANNOTATIONS
+from fssops.data.errors import DataError
 from fssops.data.folds import FoldClasses
 from fssops.data.sources import FewShotSource
 
@@ -38,12 +39,21 @@ _CHECK_EXAMPLES = """examples:
 kinds of findings:
 """ + "\n".join(f"  {kind:18} {text}" for kind, text in check.KINDS.items())
 
+_FIXED = tuple(name for name in universal.FORMATS if name not in fewshot.FORMATS)
+"""Layouts of fixed-class data, which only ``check`` looks at."""
+
 _LAYOUTS = """layouts that are recognised:
   voc       JPEGImages/ SegmentationClass[Aug]/ ImageSets/Segmentation/SPLIT.txt
   coco      annotations/instances_SPLIT.json, SPLIT/ or images/SPLIT/
   fss1000   CLASS/1.jpg CLASS/1.png ...
   folder    CLASS/images/ CLASS/masks/, or CLASS/NAME.jpg CLASS/NAME.png, or images/ labels/ classes.json
-  generated drawn, no files"""
+  generated drawn, no files
+and by check also, for fixed classes:
+  coco_panoptic    annotations/panoptic_SPLIT.json, annotations/panoptic_SPLIT/*.png
+  coco_instances   as coco, with the rules of instance segmentation
+  cityscapes       leftImg8bit/ gtFine/
+  ade20k           images/training/ annotations/training/ (and ade20k_panoptic_*.json, ade20k_instance_*.json)
+  label_folder     images/ labels/ classes.json; camvid: the same, or SegNet's train/ trainannot/"""
 
 
 def _console() -> Console:
@@ -63,7 +73,8 @@ def _progress(text: str) -> Iterator[Callable[[int, int], None]]:
 def _add_source(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
     group = parser.add_argument_group("data set")
     group.add_argument("path", nargs="?", metavar="PATH", help="folder of the data set; none: the generated one")
-    group.add_argument("--format", default="auto", choices=["auto", *fewshot.FORMATS], help="layout (default: auto)")
+    formats = ["auto", *fewshot.FORMATS, *(_FIXED if several else ())]
+    group.add_argument("--format", default="auto", choices=formats, help="layout (default: auto)")
     if several:
         group.add_argument(
             "--split", action="append", help="split to look at; may be repeated (default: all there are)"
@@ -94,6 +105,7 @@ def _add_fold(parser: argparse.ArgumentParser) -> None:
 
 def _source_options(options: argparse.Namespace) -> dict[str, Any]:
     names = {"annotations": options.annotations, "images": options.images, "list_file": options.list_file}
+    names |= {key: getattr(options, key, None) for key in ("maps", "classes")}
     return {name: value for name, value in names.items() if value is not None}
 
 
@@ -122,8 +134,10 @@ def _fold(options: argparse.Namespace, format: str, classes: Sequence[int]) -> F
 def _run_check(options: argparse.Namespace) -> int:
     format, extra = _format(options), _source_options(options)
     if format == "auto":
-        format = fewshot.guess_format(options.path)
+        format = _guess(options.path)
     splits = options.split
+    if format in _FIXED:
+        return _check_fixed(options, format, splits, extra)
     if extra and splits is None:
         splits = ["train"]
     fold = None
@@ -144,6 +158,45 @@ def _run_check(options: argparse.Namespace) -> int:
     lists = [fewshot.EpisodeList.load(f) if f else None for f in (options.train_episodes, options.test_episodes)]
     if any(lists):
         report.findings.extend(check.check_episodes(lists[0], lists[1], None, fold))
+    return _tell(report, options)
+
+
+def _guess(path: str) -> str:
+    """Layouts of fixed classes that look like no other come first; everything else is few-shot's."""
+    try:
+        fixed = universal.guess_format(path)
+    except DataError:
+        fixed = ""
+    instances = any((Path(path) / "annotations").glob("instances_*.json"))
+    if fixed in ("cityscapes", "ade20k") or (fixed == "coco_panoptic" and not instances):
+        return fixed
+    try:
+        return fewshot.guess_format(path)
+    except DataError:
+        if fixed:
+            return fixed
+        raise
+
+
+def _check_fixed(options: argparse.Namespace, format: str, splits: Sequence[str] | None, extra: dict[str, Any]) -> int:
+    from fssops.data.universal.check import check_universal
+
+    if options.fold is not None:
+        raise DataError(f"--fold: {format} has fixed classes and no folds, got {options.fold}")
+    with _progress("reading images and annotations") as progress:
+        report = check_universal(
+            format,
+            options.path,
+            splits=splits or (["train"] if "annotations" in extra else None),
+            kind=options.truth,
+            progress=progress,
+            **extra,
+        )
+    return _tell(report, options)
+
+
+def _tell(report: check.Report, options: argparse.Namespace) -> int:
+    """Print and write a report; returns the exit code."""
     problems = report.problems(options.allow)
     if options.json:
         text = json.dumps({**report.as_dict(), "ok": not problems}, indent=1)
@@ -322,6 +375,11 @@ def main(arguments: Sequence[str]) -> int:
     command.add_argument(
         "--allow", action="append", default=[], choices=list(check.KINDS), help="kind that is no problem"
     )
+    command.add_argument(
+        "--truth", choices=("semantic", "instance", "panoptic"), help="ade20k, cityscapes: which annotations to read"
+    )
+    command.add_argument("--maps", help="coco_panoptic: folder of the PNGs, instead of the one of --annotations")
+    command.add_argument("--classes", help="label_folder: class file, instead of PATH/classes.json")
     command.add_argument("--show", type=int, default=5, help="findings shown of each kind (default 5)")
     command.add_argument("--all", action="store_true", help="show all findings")
     command.add_argument(

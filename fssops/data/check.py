@@ -30,6 +30,9 @@ KINDS = {
     "duplicate_id": "an id or name that should be unique occurs twice",
     "empty_class": "a class has no image",
     "too_few_images": "a class of the fold has fewer images than an episode needs",
+    "panoptic_mismatch": "the PNG and the JSON of a panoptic data set disagree",
+    "no_annotation": "an image holds no class at all",
+    "split_leakage": "the same picture in training and in validation or test",
     "fold_leakage": "the same picture, or a novel class, on both sides of a split",
 }
 """Kinds of findings. Notes (``severity`` "note") report what a protocol may allow; they are no problems."""

@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import Dataset
 
 from fssops.data import boxes, scribbles, transforms
+from fssops.data.base_classes import base_labels
 from fssops.data.episodes import EpisodeList, EpisodeSpec
 from fssops.data.errors import MaskError
 from fssops.data.sources import FewShotSource
@@ -44,6 +45,7 @@ class EpisodeDataset(Dataset[Episode]):
         empty_support: a support whose object has vanished by resizing: ``keep`` gives an empty foreground (a zero
             prototype, as published for masks and scribbles), ``error`` raises.
         normalise: scale by ImageNet's mean and deviation; else images stay 0..255.
+        base_classes: ids of the fold's base classes in their order; queries then come with their base labels.
         seed: of augmentation and of the choice among scribble strokes.
 
     Raises:
@@ -64,6 +66,7 @@ class EpisodeDataset(Dataset[Episode]):
         other_ways: Literal["label", "background"] = "label",
         empty_support: Literal["keep", "error"] = "keep",
         normalise: bool = True,
+        base_classes: Sequence[int] = (),
         seed: int = 0,
     ) -> None:
         for name, value, choices in (
@@ -84,6 +87,7 @@ class EpisodeDataset(Dataset[Episode]):
         self.other_ways = other_ways
         self.empty_support = empty_support
         self.normalise = normalise
+        self.base_classes = tuple(base_classes)
         self.seed = seed
         self._fixed_geometry = augment == "none"
         self._drawn: OrderedDict[str, np.ndarray] = OrderedDict()
@@ -100,7 +104,9 @@ class EpisodeDataset(Dataset[Episode]):
     def __getitem__(self, index: int) -> Episode:
         if not -len(self) <= index < len(self):
             raise IndexError(f"EpisodeDataset: index must be below {len(self)}, got {index}")
-        index %= len(self)
+        return self._episode(index % len(self), int(self._epoch))
+
+    def _episode(self, index: int, epoch: int) -> Episode:
         spec = self.episodes[index]
         ways, shots = len(spec.classes), len(spec.support[0])
         images = torch.empty(ways, shots, 3, *self.size)
@@ -108,7 +114,7 @@ class EpisodeDataset(Dataset[Episode]):
         background = torch.empty(ways, shots, *self.size)
         for way in range(ways):
             for shot, name in enumerate(spec.support[way]):
-                rng = self._generator(index, way * shots + shot)
+                rng = self._generator(epoch, index, way * shots + shot)
                 sample = self._load(name, self._shown(spec, way), rng, support_class=spec.classes[way])
                 images[way, shot] = self._tensor(sample.image)
                 fg, bg = self._support_masks(sample, spec, way, name, rng)
@@ -116,9 +122,12 @@ class EpisodeDataset(Dataset[Episode]):
                 background[way, shot] = torch.from_numpy(bg)
         query_images = torch.empty(len(spec.query), 3, *self.size)
         query_labels = torch.empty(len(spec.query), *self.size, dtype=torch.int64)
+        base = torch.empty(query_labels.shape, dtype=torch.int64) if self.base_classes else None
         for number, name in enumerate(spec.query):
             shown = self._shown(spec, spec.query_ways[number])
-            sample = self._load(name, shown, self._generator(index, ways * shots + number))
+            sample = self._load(name, shown, self._generator(epoch, index, ways * shots + number), query=True)
+            if base is not None:
+                base[number] = torch.from_numpy(np.ascontiguousarray(sample.maps["base"]))
             query_images[number] = self._tensor(sample.image)
             query_labels[number] = torch.from_numpy(_way_labels(sample.maps["label"], spec.classes))
         return Episode(
@@ -131,7 +140,16 @@ class EpisodeDataset(Dataset[Episode]):
             support_names=[list(names) for names in spec.support],
             query_names=list(spec.query),
             index=index,
+            query_base_labels=base,
+            base_channels=self._base_channels(spec) if self.base_classes else None,
         )
+
+    def query_base_truth(self, index: int) -> list[np.ndarray]:
+        """Base labels of an episode's queries at their original sizes: one int64 [H, W] a query."""
+        return [
+            base_labels(self.source.label_map(name), self.base_classes).astype(np.int64)
+            for name in self.episodes[index].query
+        ]
 
     def query_truth(self, index: int) -> list[np.ndarray]:
         """Labels of an episode's queries at their original sizes, for protocols that score there.
@@ -145,15 +163,29 @@ class EpisodeDataset(Dataset[Episode]):
             for name, way in zip(spec.query, spec.query_ways, strict=True)
         ]
 
-    def _generator(self, index: int, position: int) -> np.random.Generator:
-        return np.random.default_rng([self.seed, int(self._epoch), index, position])
+    def _generator(self, epoch: int, index: int, position: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, epoch, index, position])
 
     def _shown(self, spec: EpisodeSpec, way: int) -> list[int]:
         """Classes that the label of an image drawn for ``way`` shows."""
         return list(spec.classes) if self.other_ways == "label" else [spec.classes[way]]
 
-    def _load(self, name: str, shown: list[int], rng: np.random.Generator, support_class: int | None = None) -> Sample:
+    def _base_channels(self, spec: EpisodeSpec) -> torch.Tensor:
+        places = {class_id: place for place, class_id in enumerate(self.base_classes, start=1)}
+        return torch.tensor([places.get(class_id, 0) for class_id in spec.classes])
+
+    def _load(
+        self,
+        name: str,
+        shown: list[int],
+        rng: np.random.Generator,
+        support_class: int | None = None,
+        *,
+        query: bool = False,
+    ) -> Sample:
         maps = {"label": self.source.label_map(name, shown)}
+        if query and self.base_classes:
+            maps["base"] = base_labels(self.source.label_map(name), self.base_classes)
         if support_class is not None and self.annotation == "box":
             maps["instance"] = self.source.instance_map(name, support_class)
         if support_class is not None and self.annotation == "scribble":
@@ -220,6 +252,27 @@ class EpisodeDataset(Dataset[Episode]):
         if self.ignore_in_support == "neither":
             outside &= label != IGNORE
         return dense.astype(np.float32), outside.astype(np.float32)
+
+
+class RepeatedEpisodes(Dataset[Episode]):
+    """A list that training goes through more than once: the same episodes, every time augmented anew.
+
+    Args:
+        dataset: the list.
+    """
+
+    def __init__(self, dataset: EpisodeDataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Episode:
+        return self.dataset[index]
+
+    def draw(self, index: int, generator: torch.Generator) -> Episode:
+        """An episode whose augmentation comes from ``generator``."""
+        return self.dataset._episode(index, int(torch.randint(2**62, (), generator=generator)))
 
 
 def _way_labels(label: np.ndarray, classes: Sequence[int]) -> np.ndarray:

@@ -23,6 +23,10 @@ class MaskValueError(MaskError):
     """A mask holds values outside the class list."""
 
 
+class PanopticMismatchError(MaskError):
+    """The PNG and the JSON of a panoptic data set disagree."""
+
+
 class AnnotationError(DataError):
     """An annotation file (COCO JSON, list file, episode list) breaks its own format."""
 

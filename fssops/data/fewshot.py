@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from fssops.data.coco import COCOSource
-from fssops.data.episode_dataset import EpisodeDataset
+from fssops.data.episode_dataset import EpisodeDataset, RepeatedEpisodes
 from fssops.data.episodes import EpisodeList, EpisodeSpec
 from fssops.data.errors import AnnotationError, DataError, ImageFileError, MaskError, TooFewImagesError
 from fssops.data.folder import FolderSource
@@ -46,6 +46,7 @@ __all__ = [
     "ImageFileError",
     "MaskError",
     "Protocol",
+    "RepeatedEpisodes",
     "TooFewImagesError",
     "VOCSource",
     "guess_format",

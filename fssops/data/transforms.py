@@ -19,7 +19,7 @@ MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 """ImageNet statistics of RGB in [0, 1], used by every published few-shot system."""
 
-FILL = {"label": IGNORE, "everything": IGNORE, "scribble": IGNORE, "instance": 0, "objects": 0}
+FILL = {"label": IGNORE, "base": IGNORE, "everything": IGNORE, "scribble": IGNORE, "instance": 0, "objects": 0}
 """Value of pixels that come from outside a map."""
 
 _LINEAR, _NEAREST = Image.Resampling.BILINEAR, Image.Resampling.NEAREST
@@ -31,7 +31,8 @@ class Sample:
 
     Attributes:
         image: [H, W, 3] uint8, or float32 in 0..255 after a transform that keeps fractions.
-        maps: name -> [H, W]: ``label`` (ids of the episode's classes, 255), ``everything`` (ids of all classes, 255),
+        maps: name -> [H, W]: ``label`` (ids of the episode's classes, 255), ``base`` (places among the base classes,
+            255), ``everything`` (ids of all classes, 255),
             ``instance`` and ``objects`` (numbers of one class's and of all objects, 0), ``scribble`` (stroke numbers,
             255).
     """
@@ -289,8 +290,11 @@ class Letterbox:
         return Sample(image, maps)
 
 
-AUGMENTATIONS = ("none", "flip", "msanet_pascal", "msanet_coco")
-"""Named training augmentations: PANet's flip; BAM's and MSANet's scale, rotation, blur, flip and crop."""
+_SCALES = {"msanet_pascal": (0.9, 1.1), "msanet_coco": (0.8, 1.25), "msanet_base": (0.5, 2.0)}
+
+AUGMENTATIONS = ("none", "flip", *_SCALES)
+"""Named training augmentations: PANet's flip; BAM's and MSANet's scale, rotation, blur, flip and crop, for the episodes
+of either data set and for the base learner."""
 
 
 def pipeline(size: Sequence[int], augment: str = "none", geometry: str = "square") -> Transform:
@@ -310,7 +314,8 @@ def pipeline(size: Sequence[int], augment: str = "none", geometry: str = "square
     if augment not in AUGMENTATIONS:
         raise ValueError(f"transforms.pipeline: augment must be one of {', '.join(AUGMENTATIONS)}, got {augment!r}")
     if augment.startswith("msanet"):
-        scale = RandomScale(0.9, 1.1) if augment == "msanet_pascal" else RandomScale(0.8, 1.25)
-        return Compose((scale, RandomRotate(), GaussianBlur(), HorizontalFlip(), RandomCrop(height_width)))
+        # The published base stage looks after the pixels labelled 1 alone, whatever that class is.
+        crop = RandomCrop(height_width, objects=(1,) if augment == "msanet_base" else ())
+        return Compose((RandomScale(*_SCALES[augment]), RandomRotate(), GaussianBlur(), HorizontalFlip(), crop))
     resize: Transform = Resize(height_width) if geometry == "square" else Letterbox(height_width)
     return Compose((resize, HorizontalFlip())) if augment == "flip" else resize

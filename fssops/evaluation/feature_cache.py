@@ -37,17 +37,26 @@ class FeatureCache:
         self._folder: Path | None = None
         self._parent = folder
         self._kept_bytes = self._stored_bytes = 0
+        self._further: frozenset[str] = frozenset()
         self.requests = 0
         """Images asked for: passes through the backbone without a cache."""
         self.passes = 0
         """Passes through the backbone."""
 
-    def features(self, images: Tensor) -> Features:
-        """Return features [n, ...] of images [n, 3, H, W]."""
-        parts = [self._one(image) for image in images]
+    def features(self, images: Tensor, complete: Callable[[Features], Features] | None = None) -> Features:
+        """Return features [n, ...] of images [n, 3, H, W].
+
+        Args:
+            images: normalised.
+            complete: further features from those of ``encode``, kept with them: what a system computes of a query
+                image alone.
+        """
+        parts = [self._one(image, complete) for image in images]
         if len(parts) == 1:
             return parts[0]
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        # An image that was a query before holds more.
+        names = [name for name in parts[0] if all(name in part for part in parts)]
+        return {name: torch.cat([part[name] for part in parts]) for name in names}
 
     def close(self) -> None:
         """Forget everything and remove what lies on disk."""
@@ -64,7 +73,7 @@ class FeatureCache:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _one(self, image: Tensor) -> Features:
+    def _one(self, image: Tensor, complete: Callable[[Features], Features] | None) -> Features:
         self.requests += 1
         if not self._memory and not self._disk:
             self.passes += 1
@@ -72,17 +81,25 @@ class FeatureCache:
         key = digest(image)
         if key in self._kept:
             self._kept.move_to_end(key)
-            return self._kept[key]
-        if key in self._stored:
-            found: Features = torch.load(self._stored[key][0], map_location=image.device, weights_only=True)
+            found = self._kept[key]
+        elif key in self._stored:
+            found = torch.load(self._stored[key][0], map_location=image.device, weights_only=True)
+            self._keep(key, found)
         else:
             self.passes += 1
-            found = {name: value.contiguous() for name, value in self._encode(image[None]).items()}
-        self._keep(key, found)
+            found = {name: _dense(value) for name, value in self._encode(image[None]).items()}
+            self._keep(key, found)
+        if complete is not None and not (self._further and self._further <= found.keys()):
+            further = {name: _dense(value) for name, value in complete(found).items()}
+            self._further = frozenset(further)
+            found = {**found, **further}
+            self._keep(key, found)
         return found
 
     def _keep(self, key: str, features: Features) -> None:
         size = _bytes(features)
+        if key in self._kept:
+            self._kept_bytes -= _bytes(self._kept.pop(key))
         if size > self._memory:
             self._store(key, features)
             return
@@ -111,6 +128,13 @@ def digest(image: Tensor) -> str:
     value = hashlib.blake2b(repr((tuple(plain.shape), str(plain.dtype))).encode(), digest_size=20)
     value.update(plain.view(torch.uint8).numpy().tobytes())
     return value.hexdigest()
+
+
+def _dense(value: Tensor) -> Tensor:
+    """The tensor without gaps, in the order of its memory: channels-last stays so."""
+    if value.is_contiguous() or (value.dim() == 4 and value.is_contiguous(memory_format=torch.channels_last)):
+        return value
+    return value.contiguous()
 
 
 def _bytes(features: Features) -> int:

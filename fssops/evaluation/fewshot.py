@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from fssops.evaluation.counts import count_foreground, count_pixels
 from fssops.evaluation.feature_cache import FeatureCache
 from fssops.evaluation.protocols import FewShotProtocol
-from fssops.structures import Episode, move_to
+from fssops.structures import IGNORE, Episode, move_to
 
 
 class Segmenter(Protocol):
@@ -103,8 +104,9 @@ def segment(
         height, width = episode.query_images.shape[-2:]
         sizes = [(int(height), int(width))] * episode.query_images.shape[0]
     logits = []
+    complete = getattr(model, "query_features", None)
     for query, size in zip(episode.query_images, sizes, strict=True):
-        logits.append(model.match(support, cache.features(query[None]), size)[0, 0])
+        logits.append(model.match(support, cache.features(query[None], complete), size)[0, 0])
     return logits
 
 
@@ -122,6 +124,7 @@ def count_runs(
     workers: int = 0,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     advance: Callable[[], None] = lambda: None,
+    observe: Callable[[int, int, Episode], None] | None = None,
 ) -> EvaluationCounts:
     """Count the pixels of the episodes of this process.
 
@@ -136,6 +139,7 @@ def count_runs(
         workers: loader processes.
         autocast: context for the forward pass.
         advance: called after each episode.
+        observe: called with (run, index, episode) after each episode, for counts of one's own.
 
     Raises:
         ValueError: the protocol needs the original labels and they are not given, or the runs differ in length.
@@ -143,26 +147,51 @@ def count_runs(
     length = len(runs[0])
     if any(len(run) != length for run in runs):
         raise ValueError(f"count_runs: runs must be of one length, got {[len(run) for run in runs]}")
-    if protocol.size == "original" and original_labels is None:
+    if protocol.size != "network" and original_labels is None:
         raise ValueError(f"count_runs: original_labels must be given for protocol {protocol.name!r}, got None")
     counted: list[tuple[int, int, Tensor, Tensor, Tensor]] = []
     for place, episode in _load(runs, shard(len(runs) * length, rank, world_size), workers):
         run, index = divmod(place, length)
-        original = original_labels(run, index) if protocol.size == "original" and original_labels else None
-        labels = [label.to(device) for label in (original if original is not None else episode.query_labels)]
-        sizes = [(int(label.shape[0]), int(label.shape[1])) for label in labels]
+        original = original_labels(run, index) if protocol.size != "network" and original_labels else None
+        labels = compared_labels(protocol, original if original is not None else episode.query_labels, device)
+        sizes = None
+        if protocol.size == "original":
+            sizes = [(int(label.shape[0]), int(label.shape[1])) for label in labels]
         with torch.inference_mode(), autocast():
             logits = segment(model, cache, move_to(episode, device), sizes)
         ways = len(episode.classes)
         counts = torch.zeros(1 + ways, 3, dtype=torch.int64)
         foreground = torch.zeros(2, 3, dtype=torch.int64)
         for scores, label in zip(logits, labels, strict=True):
-            prediction = scores.float().argmax(0)
+            prediction = stretched(scores.float(), label).argmax(0)
             counts += count_pixels(prediction, label, ways, protocol.false_positives)
             foreground += count_foreground(prediction, label)
         counted.append((run, index, episode.classes, counts, foreground))
+        if observe is not None:
+            observe(run, index, episode)
         advance()
     return _collect(counted, EvaluationCounts.zeros(len(runs), length, max(classes)), cache)
+
+
+def compared_labels(
+    protocol: FewShotProtocol, labels: Sequence[Tensor] | Tensor, device: torch.device | str
+) -> list[Tensor]:
+    """Query labels [H, W] as the protocol compares them; "square" pads right or below with ``IGNORE``."""
+    found = [label.to(device) for label in labels]
+    if protocol.size != "square":
+        return found
+    return [
+        F.pad(label, (0, max(label.shape) - label.shape[1], 0, max(label.shape) - label.shape[0]), value=IGNORE)
+        for label in found
+    ]
+
+
+def stretched(scores: Tensor, label: Tensor) -> Tensor:
+    """Scores [C, h, w] at the size of a label, bilinear with aligned corners; as they are where the size fits."""
+    if scores.shape[-2:] == label.shape:
+        return scores
+    size = (label.shape[-2], label.shape[-1])
+    return F.interpolate(scores[None], size=size, mode="bilinear", align_corners=True)[0]
 
 
 def _collect(

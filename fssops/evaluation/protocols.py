@@ -19,11 +19,14 @@ class FewShotProtocol:
         first_seed: run ``i`` draws its list with ``first_seed + i``.
         data: key of the data layer's protocol, which decides how episodes are drawn and supports labelled; where that
             table has a row ``<data>_<data set>``, it holds for that data set.
-        size: compare at the "network" size, on resized labels, or at the query's "original" size.
+        size: compare at the "network" size, on resized labels, at the query's "original" size, or on a "square" of its
+            longer side, to which the whole network output is stretched and the label pasted top left, as BAM and
+            MSANet do.
         false_positives: see :func:`fssops.evaluation.counts.count_pixels`.
         binary: binary (foreground-background) IoU from "class_sums", the counts of all classes added up, or from
             "pixels", with any way taken as foreground.
         absent: a class that no query shows makes the mean "nan" or is left out ("skip").
+        seeds: of the runs, for readers, where the data layer's protocol has a list of its own.
     """
 
     name: str
@@ -32,19 +35,21 @@ class FewShotProtocol:
     episodes: int = 1000
     first_seed: int = 1234
     data: str = "fssops"
-    size: Literal["network", "original"] = "original"
+    size: Literal["network", "original", "square"] = "original"
     false_positives: Literal["present", "all"] = "all"
     binary: Literal["class_sums", "pixels"] = "pixels"
     absent: Literal["nan", "skip"] = "skip"
+    seeds: str = ""
 
     def describe(self) -> str:
         """Return the rules in one line, for tables and help texts."""
         false_positives = {"present": "false positives of absent ways not counted", "all": "all false positives"}
         binary = {"class_sums": "binary IoU from class sums", "pixels": "binary IoU of any way"}
+        last = self.first_seed + self.runs - 1
+        seeds = self.seeds or f"{self.first_seed}..{last}"
         return (
-            f"{self.runs} runs x {self.episodes} episodes, seeds {self.first_seed}.."
-            f"{self.first_seed + self.runs - 1}, {self.size} size, {false_positives[self.false_positives]}, "
-            f"{binary[self.binary]}"
+            f"{self.runs} runs x {self.episodes} episodes, seeds {seeds}, {self.size} size, "
+            f"{false_positives[self.false_positives]}, {binary[self.binary]}"
         )
 
 
@@ -60,6 +65,13 @@ PROTOCOLS: dict[str, FewShotProtocol] = {
             false_positives="present",
             binary="class_sums",
             absent="nan",
+        ),
+        FewShotProtocol(
+            name="msanet",
+            source="AIVResearch/MSANet test.py at ecd5d08",
+            data="msanet",
+            size="square",
+            seeds="510 365 382 322 988",
         ),
     )
 }

@@ -35,6 +35,7 @@ class FewShotResult:
         episode_iou: [R][E], the ways of an episode added up.
         images, passes: images asked for and passes through the backbone.
         seconds: wall time.
+        parts: name -> mean over runs, of what a system's parts reach on their own.
     """
 
     model: str
@@ -58,6 +59,7 @@ class FewShotResult:
     images: int = 0
     passes: int = 0
     seconds: float = 0.0
+    parts: dict[str, float] = field(default_factory=dict)
 
     @property
     def mean_iou(self) -> float:
@@ -88,7 +90,10 @@ class FewShotResult:
 
     def line(self) -> str:
         """One line that can be quoted: scores, spread over runs, and the whole setting."""
-        return f"mIoU {percent(self.miou)}  binary IoU {percent(self.binary_iou)}  [{self.model}; {self.setting()}]"
+        parts = "".join(f"  {name} {100 * value:.2f}" for name, value in self.parts.items())
+        return (
+            f"mIoU {percent(self.miou)}  binary IoU {percent(self.binary_iou)}{parts}  [{self.model}; {self.setting()}]"
+        )
 
     def best_and_worst(self, count: int) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
         """Return (run, episode) of the episodes with the highest and the lowest IoU."""

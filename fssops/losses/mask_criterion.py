@@ -85,8 +85,11 @@ class SetCriterion(nn.Module):
             raise ValueError(f"SetCriterion: targets must be one an image ({images}), got {len(targets)}")
         height, width = predictions.padded_size
         last = self.num_classes - (0 if self.allow_no_object_targets else 1)
+        labels = torch.cat([target.labels for target in targets])
+        # One look at the device for the whole batch; only a fault is searched for image by image.
+        faulty = bool(((labels < 0) | (labels > last)).any())
         for index, target in enumerate(targets):
-            if target.labels.numel() and not 0 <= int(target.labels.min()) <= int(target.labels.max()) <= last:
+            if faulty and bool(((target.labels < 0) | (target.labels > last)).any()):
                 raise ValueError(
                     f"SetCriterion: targets[{index}].labels must be in 0..{last}, got"
                     f" {int(target.labels.min())}..{int(target.labels.max())}"

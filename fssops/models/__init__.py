@@ -62,7 +62,7 @@ MODELS: dict[str, ModelRow] = {
             module="fssops.models.msanet",
             model="MSANet",
             config="MSANetConfig",
-            task="few-shot",
+            task="few-shot, two stages",
             paper="Iqbal et al., MSANet, 2022",
             weights=("fssops", "authors (AIVResearch/MSANet)", "authors' base learner, or one trained here"),
         ),

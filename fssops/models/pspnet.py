@@ -140,8 +140,8 @@ class PyramidHead(nn.Module):
             spreads.append(_spread(bins, height, width, features))
             start += pooled.shape[1]
         spread = torch.cat(spreads)
-        added = torch.cat(parts, dim=2) @ spread.to(parts[0].dtype)
-        return added.unflatten(2, (height, width))
+        added: Tensor = torch.cat(parts, dim=2) @ spread.to(parts[0].dtype)
+        return added.view(*added.shape[:2], height, width)
 
 
 def _spread(bins: int, height: int, width: int, like: Tensor) -> Tensor:

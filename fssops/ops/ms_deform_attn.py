@@ -1,4 +1,15 @@
-"""Multi-scale deformable attention: each query samples a few points of every level and sums them by its own weights."""
+"""Multi-scale deformable attention: each query samples a few points of every level and sums them by its own weights.
+
+What it costs, for an encoder layer of a 512 x 512 image (5,376 tokens as queries, 8 heads of 32, 3 levels of 4
+points, float32): 17 MB of arguments and result, and 2.06 million corners of 128 bytes, 264 MB, gathered from caches.
+On a GPU the L1 caches deliver those at 128 bytes a cycle and multiprocessor, about 9 us on an H200, and L2 what L1
+misses. That is little because a block takes 64 queries of one head, which lie in a square where the queries are the
+tokens: with the offsets that the layer starts from and a cell of noise, 13 % of their corners are different tokens
+(24 % for 64 queries of a row, 60 % for points anywhere in the image). The backward pass gathers the same, and adds to
+each of those tokens once a block, instead of once a corner: 0.23 million additions of 128 bytes instead of 1.8
+million. The CPU kernels store nothing but arguments and results; the CUDA ones keep float32 sums of half-precision
+gradients besides.
+"""
 
 from __future__ import annotations
 

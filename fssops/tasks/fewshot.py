@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +21,17 @@ from fssops.engine.trainer import Validate
 from fssops.evaluation import episode_pictures
 from fssops.evaluation.feature_cache import FeatureCache
 from fssops.evaluation.fewshot import count_runs, segment
+from fssops.evaluation.parts import PartCounts
 from fssops.evaluation.protocols import PROTOCOLS, FewShotProtocol, find_protocol
 from fssops.evaluation.results import FewShotResult, score
 from fssops.structures import FewShotBatch, move_to
 from fssops.tasks.fewshot_settings import FewShotSettings
+from fssops.tasks.folded_data import FoldedData
 
 Say = Callable[[str], None]
 
 
-class FewShotTask:
+class FewShotTask(FoldedData):
     """Builds what settings describe.
 
     Args:
@@ -43,47 +46,18 @@ class FewShotTask:
     batch_class = FewShotBatch
 
     def __init__(self, settings: FewShotSettings) -> None:
-        self.settings = settings
+        super().__init__(settings)
         try:
             self.protocol = find_protocol(settings.eval.protocol)
         except ValueError as error:
             raise SettingsError(f"eval.{error}") from None
-        self._sources: dict[tuple[str, str], fewshot.FewShotSource] = {}
 
     # -- data -------------------------------------------------------------------------------------------------
 
-    def source(self, *, evaluation: bool = False) -> fewshot.FewShotSource:
-        """Open the data set; the split of training, or that of evaluation."""
-        data, rules = self.settings.data, self.settings.eval
-        root, split = data.root, data.split
-        if evaluation:
-            root = data.root if rules.root is None else rules.root
-            split = data.split if rules.split is None else rules.split
-        if (root, split) not in self._sources:
-            self._sources[root, split] = fewshot.open_source(
-                data.source, root or None, split=split or None, **data.options
-            )
-        return self._sources[root, split]
-
-    def fold_classes(self, fold: int, source: fewshot.FewShotSource) -> folds.FoldClasses:
-        """Return the classes of a fold.
-
-        Raises:
-            SettingsError: the data set does not have the classes of the benchmark.
-        """
-        data = self.settings.data
-        classes = folds.by_name(data.folds, fold, data.definition, sorted(source.classes))
-        unknown = [number for number in (*classes.train, *classes.test) if number not in source.classes]
-        if unknown:
-            raise SettingsError(
-                f"data.folds: {data.folds} must be folds of {source.label}, got classes that it has not: {unknown[:5]}"
-            )
-        return classes
-
-    def training_data(self) -> tuple[fewshot.EpisodeDataset, list[str]]:
-        """Return the training episodes, one for every item of every step, and lines that describe them."""
+    def training_data(self) -> tuple[fewshot.EpisodeDataset | fewshot.RepeatedEpisodes, list[str]]:
+        """Return the training episodes and lines that describe them."""
         data, steps = self.settings.data, self.settings.schedule.steps
-        source = self.source()
+        source, needed = self.source(), max(steps, 1) * self.settings.engine.batch_size
         fold = self.fold_classes(data.fold, source)
         seed = self.settings.engine.seed if data.seed is None else data.seed
         episodes = fewshot.EpisodeList.draw(
@@ -92,7 +66,7 @@ class FewShotTask:
             ways=data.ways,
             shots=data.shots,
             queries=data.queries,
-            episodes=max(steps, 1) * self.settings.engine.batch_size,
+            episodes=min(needed, data.episodes or needed),
             seed=seed,
             draw=data.draw,
             min_area=data.min_area,
@@ -100,7 +74,7 @@ class FewShotTask:
             too_few=data.too_few,
             fold=fold,
         )
-        dataset = self._dataset(source, episodes, augment=data.augment, seed=seed)
+        dataset = self._dataset(source, fold, episodes, augment=data.augment, seed=seed)
         lines = [
             f"training data  {source.label}, {len(source.names)} images; {fold}: {len(fold.train)} training classes, "
             f"{data.ways}-way {data.shots}-shot, {data.queries} query, {data.size[0]} x {data.size[1]} pixels",
@@ -109,11 +83,12 @@ class FewShotTask:
         if episodes.dropped:
             names = ", ".join(f"{source.classes[number]} ({count})" for number, count in episodes.dropped.items())
             lines.append(f"left out       classes with too few images: {names}")
-        return dataset, lines
+        return fewshot.RepeatedEpisodes(dataset) if len(episodes) < needed else dataset, lines
 
     def _dataset(
-        self, source: fewshot.FewShotSource, episodes: fewshot.EpisodeList, **options: Any
+        self, source: fewshot.FewShotSource, fold: folds.FoldClasses, episodes: fewshot.EpisodeList, **options: Any
     ) -> fewshot.EpisodeDataset:
+        """Episodes as tensors; systems that learn the fold's base classes override it."""
         data = self.settings.data
         rules = {
             "ignore_in_support": data.ignore_in_support,
@@ -147,9 +122,8 @@ class FewShotTask:
                 fold=fold_classes,
                 **drawn.draw_options(),
             )
-            runs.append(
-                self._dataset(source, episodes, annotation=rules.annotation, seed=seed, **drawn.dataset_options())
-            )
+            options = {"annotation": rules.annotation, "seed": seed, **drawn.dataset_options()}
+            runs.append(self._dataset(source, fold_classes, episodes, **options))
         return fold_classes, runs, seeds
 
     # -- evaluation -------------------------------------------------------------------------------------------
@@ -203,7 +177,7 @@ class FewShotTask:
             too_few="skip",
             fold=fold,
         )
-        run = self._dataset(source, episodes)
+        run = self._dataset(source, fold, episodes)
         classes = {number: source.classes[number] for number in fold.train if number not in episodes.dropped}
         setting = {
             "model": self.settings.name,
@@ -220,8 +194,11 @@ class FewShotTask:
             "size": list(data.size),
         }
 
+        # A letterboxed image is compared on its square: its original size alone would be stretched.
+        protocol = PROTOCOLS["msanet" if data.geometry == "letterbox" else "fssops"]
+
         def validate(model: nn.Module, step: int) -> Mapping[str, float]:
-            result = self._score(model, fabric, [run], PROTOCOLS["fssops"], classes, "", **setting)
+            result = self._score(model, fabric, [run], protocol, classes, "", **setting)
             return {"val/miou": result.mean_iou, "val/fb_iou": result.fb_iou}
 
         return validate
@@ -242,12 +219,13 @@ class FewShotTask:
         model.eval()
         total = len(range(fabric.global_rank, len(runs) * len(runs[0]), fabric.world_size))
         quiet = not title or not fabric.is_global_zero
+        observer = self.observer(model, runs, protocol, classes)
         with (
             FeatureCache(model.encode, memory=rules.cache_mb << 20, disk=rules.cache_disk_mb << 20) as cache,  # type: ignore[arg-type]
             ProgressBar(title, total, quiet=quiet) as bar,
         ):
             counts = count_runs(
-                model,  # type: ignore[arg-type]
+                observer or model,  # type: ignore[arg-type]
                 runs,
                 protocol,
                 cache,
@@ -259,11 +237,26 @@ class FewShotTask:
                 workers=rules.workers,
                 autocast=fabric.autocast,
                 advance=bar.advance,
+                observe=observer.observe if observer else None,
             )
         model.train(was_training)
+        reduce = _unchanged
         if fabric.world_size > 1:
-            counts = counts.summed(lambda flat: _sum_over_processes(fabric, flat))
+            reduce = partial(_sum_over_processes, fabric)
+        counts = counts.summed(reduce)
+        if observer:
+            setting["parts"] = observer.scores(reduce)
         return score(counts, protocol, classes, seconds=round(time.perf_counter() - started, 2), **setting)
+
+    def observer(
+        self,
+        model: nn.Module,
+        runs: Sequence[fewshot.EpisodeDataset],
+        protocol: FewShotProtocol,
+        classes: Mapping[int, str],
+    ) -> PartCounts | None:
+        """What counts the predictions of a system's parts beside the system's own; None for most systems."""
+        return None
 
     def evaluate_run(
         self, model: nn.Module, untrained: nn.Module | None, fabric: Fabric, folder: Path, say: Say
@@ -354,6 +347,10 @@ class FewShotTask:
 def _data_protocol(protocol: FewShotProtocol, source_format: str) -> fewshot.Protocol:
     special = f"{protocol.data}_{source_format}"
     return fewshot.PROTOCOLS[special if special in fewshot.PROTOCOLS else protocol.data]
+
+
+def _unchanged(flat: Tensor) -> Tensor:
+    return flat
 
 
 def _sum_over_processes(fabric: Fabric, flat: Tensor) -> Tensor:

@@ -32,6 +32,9 @@ class FewShotData(Table):
     draw: Literal["balanced", "panet", "list"] = "balanced"
     seed: int | None = Field(default=None, ge=0)
     """Of the training episodes; unset: engine.seed."""
+    episodes: int = Field(default=0, ge=0)
+    """Length of the training list; 0: an episode for every item of every step. A shorter list is gone through again,
+    augmented anew."""
     min_area: int = Field(default=1, ge=1)
     drop_novel: bool = True
     """Leave out training images that hold novel classes; otherwise they are background there."""

@@ -106,6 +106,7 @@ DEFORMABLE = [
     DeformableCase("one_of_everything", 1, 1, 1, 1, ((1, 1),), 1),
     DeformableCase("levels_reordered", 1, 5, 2, 16, ((2, 3), (4, 4)), 2, 0, (17, 1), 24),
     DeformableCase("levels_share_tokens", 2, 5, 2, 16, ((4, 4), (2, 4)), 2, 2, (0, 8), 16),
+    DeformableCase("queries_are_tokens", 2, 102, 2, 8, ((9, 10), (4, 3)), 2, 2),
 ]
 
 

@@ -166,10 +166,11 @@ def _recognise(model: nn.Module, checkpoint: Checkpoint) -> tuple[Layout | None,
     """The layout (None: our own), the module it is for, and that module's prefix in the model's names."""
     keys = checkpoint.state.keys()
     own = model.state_dict().keys()
-    common = len(keys & own)
-    if common * 10 >= len(keys) * 9:
+    values = {key for key in keys if not key.endswith(_COUNTER)}
+    common = len(values & own)
+    if common * 10 >= len(values) * 9:
         # Some layouts name nearly everything as we do (Swin's); what is left over is theirs to explain.
-        for layout in layouts_of(_name_of(model)) if common < len(keys) else ():
+        for layout in layouts_of(_name_of(model)) if common < len(values) else ():
             if layout.recognise(keys):
                 return layout, model, ""
         return None, model, ""
@@ -180,6 +181,9 @@ def _recognise(model: nn.Module, checkpoint: Checkpoint) -> tuple[Layout | None,
     targets += [(_name_of(part), part, prefix) for prefix, part in parts]
     if isinstance(backbone, nn.Module):
         targets.append((_name_of(backbone), backbone, "backbone."))
+    for prefix, part in parts:
+        if len(values & part.state_dict().keys()) * 10 >= len(values) * 9:
+            return None, part, prefix
     applicable = [name for name, _, _ in targets]
     for layout in layouts_of():
         if layout.recognise(keys):
@@ -190,9 +194,6 @@ def _recognise(model: nn.Module, checkpoint: Checkpoint) -> tuple[Layout | None,
                 f"load_weights: {checkpoint.source} looks like {layout.name} weights of {layout.model}, and the model "
                 f"is {' with backbone '.join(applicable)}; build the matching model, or give weights for this one"
             )
-    for prefix, part in parts:
-        if len(keys & part.state_dict().keys()) * 2 >= len(keys):
-            return None, part, prefix
     if isinstance(backbone, nn.Module) and len(keys & backbone.state_dict().keys()) * 2 >= len(keys):
         return None, backbone, "backbone."
     if common * 2 >= len(keys):

@@ -165,7 +165,9 @@ def test_size_that_is_no_height_and_width_is_an_error(size: object) -> None:
 
 
 def test_unknown_names_are_errors_and_letterbox_is_square() -> None:
-    with pytest.raises(ValueError, match="augment must be one of none, flip, msanet_pascal, msanet_coco, got 'x'"):
+    with pytest.raises(
+        ValueError, match="augment must be one of none, flip, msanet_pascal, msanet_coco, msanet_base, got 'x'"
+    ):
         transforms.pipeline((8, 8), "x")
     with pytest.raises(ValueError, match="geometry must be square or letterbox, got 'x'"):
         transforms.pipeline((8, 8), "none", "x")

@@ -7,7 +7,7 @@ using namespace fssops::ms_deform_attn;
 
 namespace {
 
-// sizes: B, S, M, D, Q, L, P, then (height, width, start) of every level.
+// sizes: B, S, M, D, Q, L, P, tiled, then (height, width, start) of every level.
 Sizes sizes_of(const int64_t* numbers) {
   Sizes s{};
   s.batch = numbers[0];
@@ -17,9 +17,10 @@ Sizes sizes_of(const int64_t* numbers) {
   s.queries = numbers[4];
   s.levels = static_cast<int>(numbers[5]);
   s.points = static_cast<int>(numbers[6]);
+  s.tiled = numbers[7] != 0;
   for (int l = 0; l < s.levels; ++l)
-    s.level[l] = {static_cast<int32_t>(numbers[7 + 3 * l]), static_cast<int32_t>(numbers[8 + 3 * l]),
-                  static_cast<int32_t>(numbers[9 + 3 * l])};
+    s.level[l] = {static_cast<int32_t>(numbers[8 + 3 * l]), static_cast<int32_t>(numbers[9 + 3 * l]),
+                  static_cast<int32_t>(numbers[10 + 3 * l])};
   return s;
 }
 
@@ -33,6 +34,10 @@ extern "C" __attribute__((visibility("default"))) int64_t offset_in_value(int64_
                                                                           int64_t batch_stride, int64_t token_stride,
                                                                           int64_t channels) {
   return value_offset(batch, token, head, batch_stride, token_stride, channels);
+}
+
+extern "C" __attribute__((visibility("default"))) int32_t query_in_walk(const int64_t* sizes, int32_t position) {
+  return query_at(sizes_of(sizes), position);
 }
 
 // arrays: value, points, reference, weights, output, each as CudaArray lays it out.

@@ -16,7 +16,7 @@ FSSOPS_EXPORT void loss_backward(const CudaLossBackward* args) { loss_backward_c
 FSSOPS_EXPORT void cost(const CudaCost* args) { cost_cuda(*args, nullptr); }
 FSSOPS_EXPORT int64_t cost_parts(int64_t points) { return cost_splits(points); }
 FSSOPS_EXPORT int64_t cost_elements(const CostSizes* sizes) { return cost_partial_elements(*sizes); }
-FSSOPS_EXPORT int64_t loss_chunks(int64_t points) { return chunks(points); }
+FSSOPS_EXPORT int64_t loss_chunks(int64_t points) { return cuda_chunks(points); }
 FSSOPS_EXPORT int64_t offset_of_pixel(int64_t map, int64_t height, int64_t width, int y, int x) {
   return pixel_offset(map, height, width, y, x);
 }

@@ -34,6 +34,27 @@ class _Array(ctypes.Structure):
         return cls(tensor.data_ptr(), DTYPES[tensor.dtype], tensor.stride(0), tensor.stride(1))
 
 
+def _sizes(case: DeformableCase) -> ctypes.Array[ctypes.c_int64]:
+    levels, starts, first = [], case.starts, 0
+    for index, (height, width) in enumerate(case.shapes):
+        levels += [height, width, first if starts is None else starts[index]]
+        first += height * width
+    tokens = case.tokens or first
+    tiled = case.queries == tokens and starts is None
+    numbers = [
+        case.batch,
+        tokens,
+        case.heads,
+        case.channels,
+        case.queries,
+        len(case.shapes),
+        case.points,
+        tiled,
+        *levels,
+    ]
+    return (ctypes.c_int64 * len(numbers))(*numbers)
+
+
 def _run(
     case: DeformableCase, tensors: list[Tensor], grad: Tensor, *, seed: int = 1, deterministic: bool = False
 ) -> list[Tensor]:
@@ -42,12 +63,7 @@ def _run(
     library.set_order_seed(seed)
     value = tensors[0]
     accumulator = torch.float64 if value.dtype == torch.float64 else torch.float32
-    levels, starts, first = [], case.starts, 0
-    for index, (height, width) in enumerate(case.shapes):
-        levels += [height, width, first if starts is None else starts[index]]
-        first += height * width
-    numbers = [*value.shape, case.queries, len(case.shapes), case.points, *levels]
-    sizes = (ctypes.c_int64 * len(numbers))(*numbers)
+    sizes = _sizes(case)
     placement = {0: 0, 2: 1, 4: 2}[case.reference]
     refs, points, weights = (None, *tensors[1:]) if placement == 0 else tensors[1:]
     output = guarded_empty((case.batch, case.queries, case.heads * case.channels), value.dtype)
@@ -96,7 +112,7 @@ def test_kernels_equal_the_definition(case: DeformableCase, dtype: torch.dtype) 
     _assert_close(_run(case, tensors, grad), want, TOLERANCE[dtype])
 
 
-@pytest.mark.parametrize("case", [DEFORMABLE[i] for i in (0, 2, 3, 11, 12)], ids=lambda c: c.name)
+@pytest.mark.parametrize("case", [DEFORMABLE[i] for i in (0, 2, 3, 11, 12, 13)], ids=lambda c: c.name)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 def test_deterministic_form_equals_the_definition(case: DeformableCase, dtype: torch.dtype) -> None:
     tensors, grad = _inputs(case, dtype)
@@ -176,6 +192,19 @@ def test_deterministic_form_keeps_nan_and_infinite_gradients_visible() -> None:
     got = _run(case, [torch.randn(1, 2, 1, 8), locations, torch.ones(1, 2, 1, 2, 1)], grad, deterministic=True)
     assert got[1][0, 0].isnan().all()
     torch.testing.assert_close(got[1][0, 1], torch.ones(1, 8))
+
+
+def test_walk_in_tiles_visits_every_query_once_and_keeps_neighbours_together() -> None:
+    shapes = ((20, 17), (3, 30), (8, 8), (1, 1), (9, 2))
+    queries = sum(h * w for h, w in shapes)
+    case = DeformableCase("walk", 1, queries, 1, 4, shapes, 1)
+    library = emulated("ms_deform_attn")
+    walk = [library.query_in_walk(_sizes(case), position) for position in range(queries)]
+    assert sorted(walk) == list(range(queries))
+    # The first tile: 8 rows of 8 in a level 17 wide.
+    assert walk[:64] == [row * 17 + column for row in range(8) for column in range(8)]
+    # The last one of the first strip is a single column.
+    assert walk[128:136] == [row * 17 + 16 for row in range(8)]
 
 
 def test_strided_rows_are_read_in_place() -> None:

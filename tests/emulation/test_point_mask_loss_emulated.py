@@ -27,7 +27,7 @@ def _struct(name: str, **fields: Any) -> type[ctypes.Structure]:
 _LONG, _POINTER, _INT, _BOOL, _DOUBLE = ctypes.c_int64, ctypes.c_void_p, ctypes.c_int, ctypes.c_bool, ctypes.c_double
 Maps = _struct(
     "Maps", format=_INT, type=_INT, height=_LONG, width=_LONG, extent_height=_LONG, extent_width=_LONG, data=_POINTER,
-    columns=_POINTER, index=_POINTER,
+    columns=_POINTER, index=_POINTER, count=_LONG,
 )  # fmt: skip
 Points = _struct("Points", rows=_LONG, count=_LONG, shared=_BOOL, data=_POINTER)
 Sample = _struct("Sample", maps=Maps, points=Points, channels=_LONG, dtype=_INT, sampled=_POINTER)
@@ -76,16 +76,16 @@ def _accumulator(dtype: torch.dtype) -> torch.dtype:
 
 def _maps(source: MaskSource, index: Tensor | None = None, padded: tuple[int, int] | None = None) -> Any:
     if isinstance(source, PackedMasks):
-        form, kind, data, columns, (_, height, width) = 1, 0, source.bits, None, source.shape
+        form, kind, data, columns, (count, height, width) = 1, 0, source.bits, None, source.shape
     elif isinstance(source, RunLengthMasks):
-        form, kind, data, columns, (_, height, width) = 2, 0, source.ends, source.columns, source.shape
+        form, kind, data, columns, (count, height, width) = 2, 0, source.ends, source.columns, source.shape
     elif source.dim() == 2:
-        form, kind, data, columns, height, width = 3, MASK_TYPES[source.dtype], source, None, 1, 1
+        form, kind, data, columns, height, width, count = 3, MASK_TYPES[source.dtype], source, None, 1, 1, len(source)
     else:
         form, kind, data, columns = 0, MASK_TYPES[source.dtype], source, None
-        height, width = source.shape[-2:]
+        (height, width), count = source.shape[-2:], len(source)
     extent = padded or (height, width)
-    return Maps(form, kind, height, width, *extent, pointer(data), pointer(columns), pointer(index))
+    return Maps(form, kind, height, width, *extent, pointer(data), pointer(columns), pointer(index), count)
 
 
 def _points(points: Tensor, rows: int) -> Any:
@@ -214,6 +214,19 @@ def test_sampling_and_its_gradient_equal_the_definition(dtype: torch.dtype, dete
     assert relative_error(grad_maps, x.grad) < TOLERANCE[dtype]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("size", [(8, 8), (7, 9)], ids=["aligned", "odd"])
+def test_sampling_of_many_channels_equals_the_definition(size: tuple[int, int], dtype: torch.dtype) -> None:
+    # Enough planes and points for the kernel that stages planes in shared memory.
+    maps = torch.randn(2, 70, *size, dtype=torch.float64).to(dtype)
+    points = torch.rand(3, 90, 2, dtype=_accumulator(dtype)) * 1.3 - 0.15
+    index = torch.tensor([1, 0, 5])
+    got = _sample(maps, points, 3, index=index, seed=6)
+    want = reference.sample_points(maps.double(), points.double()[:2], index=index[:2])
+    assert relative_error(got[:2], want) < TOLERANCE[dtype]
+    assert torch.isnan(got[2].float()).all()
+
+
 @pytest.mark.parametrize("padded", [None, (20, 41)], ids=["own_size", "padded"])
 def test_masks_of_every_form_are_sampled_alike(padded: tuple[int, int] | None) -> None:
     masks = torch.rand(5, 17, 35) > 0.5
@@ -282,6 +295,21 @@ def test_a_label_that_names_no_class_gives_nan() -> None:
     library.cost(ctypes.byref(Cost(sizes, 0, library.cost_parts(50), *map(pointer, tensors))))
     assert torch.isfinite(cost[:, 0]).all()
     assert torch.isnan(cost[:, 1]).all()
+
+
+def test_an_index_that_names_no_mask_gives_nan() -> None:
+    masks, points = torch.ones(3, 6, 6, dtype=torch.bool), torch.rand(2, 40, 2) * 0.5 + 0.25
+    index = torch.tensor([1, 3])
+    for source in mask_sources(masks).values():
+        got = _sample(source, points, 2, index=index)[:, 0].float()
+        assert torch.equal(got[0], torch.ones(40))
+        assert torch.isnan(got[1]).all()
+        loss = _loss(
+            torch.randn(2, 5, 5), source, points, torch.ones(1), index=index, reduce=False,
+            grads=(torch.ones(2), torch.ones(2)),
+        )  # fmt: skip
+        assert torch.isfinite(loss["loss_mask"][0])
+        assert torch.isnan(loss["loss_mask"][1])
 
 
 def test_result_does_not_depend_on_the_order_of_threads() -> None:

@@ -50,6 +50,7 @@ def _check_against_definition(case: AttentionCase, dtype: torch.dtype, device: s
         _assert_close(got, wanted, TOLERANCE[dtype], name)
 
 
+@pytest.mark.every_isa
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("case", MASKED_ATTENTION + LARGER, ids=lambda c: c.name)
@@ -57,6 +58,7 @@ def test_attention_and_gradients_equal_the_definition(case: AttentionCase, dtype
     _check_against_definition(case, dtype, device)
 
 
+@pytest.mark.every_isa
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("case", MASKED_ATTENTION + LARGER, ids=lambda c: c.name)
@@ -289,6 +291,7 @@ def test_masks_join_along_the_queries(device: str) -> None:
     assert torch.equal(opened[:, :, 1:], joined.closed()[:, :, 1:])
 
 
+@pytest.mark.every_isa
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("keys", [1, 31, 32, 33, 700])
 def test_booleans_are_packed_and_unpacked(keys: int, device: str) -> None:
@@ -300,6 +303,7 @@ def test_booleans_are_packed_and_unpacked(keys: int, device: str) -> None:
     assert torch.equal(ops.pack_attention_mask(closed, backend="reference").bits, mask.bits)
 
 
+@pytest.mark.every_isa
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(
@@ -333,6 +337,7 @@ def test_zero_and_nan_logits_are_open(device: str) -> None:
     assert closed.tolist() == [True, False, False, False, False, True]
 
 
+@pytest.mark.every_isa
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("queries", "channels", "keys"), [(5, 40, 70), (23, 64, 640), (130, 256, 200), (1, 1, 1)])

@@ -161,7 +161,8 @@ class COCOPanopticSource(UniversalSource):
         maps: folder of the PNGs; None: named as the JSON.
         images: folder of the images, instead of the one that ``split`` names.
         instances: instances JSON with objects that may overlap, for training and scoring instances; images are
-            matched by file name, classes by category id. None: the countable segments are the instances.
+            matched by file name, classes by category id. ``auto``: ROOT/annotations/instances_SPLIT.json where that
+            is there. None: the countable segments are the instances.
 
     Raises:
         FileNotFoundError: a file or folder is missing.
@@ -195,9 +196,17 @@ class COCOPanopticSource(UniversalSource):
             raise FileNotFoundError(f"{self.map_folder}: the PNGs of {path.name} must be there, got no such folder")
         self.file = panoptic_json.read(path)
         self.objects = None
+        if instances == "auto":
+            beside = base / "annotations" / f"instances_{split}.json"
+            instances = beside if beside.is_file() else None
         if instances is not None:
             self.objects = COCOInstanceSource(None, split, annotations=instances, images=self.image_folder)
         super().__init__("panoptic", split, self.file.metadata, list(self.file.images))
+
+    @property
+    def label(self) -> str:
+        own = super().label
+        return own if self.objects is None else f"{own} (objects of {self.objects.file.path.name})"
 
     def entry(self, name: str) -> panoptic_json.PanopticImage:
         """The JSON's row of an image.

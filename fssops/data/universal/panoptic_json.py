@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from fssops.data.errors import AnnotationError, MaskError, MaskSizeError
+from fssops.data.errors import AnnotationError, MaskError, MaskSizeError, PanopticMismatchError
 from fssops.data.images import read_numbers
 from fssops.data.universal.metadata import Metadata
 from fssops.data.universal.source import Segment
@@ -141,7 +141,8 @@ def read_map(path: Path, entry: PanopticImage, metadata: Metadata) -> tuple[np.n
     Raises:
         FileNotFoundError: no such PNG.
         MaskSizeError: its size is not that of the JSON.
-        MaskError: ids that the JSON does not list, listed segments without a pixel, or a picture that is not RGB.
+        PanopticMismatchError: ids that the JSON does not list, or listed segments without a pixel.
+        MaskError: a picture that is not RGB, or stored with loss.
     """
     ids = read_ids(path)
     expected = (entry.height, entry.width)
@@ -153,7 +154,7 @@ def read_map(path: Path, entry: PanopticImage, metadata: Metadata) -> tuple[np.n
     listed = [int(segment["id"]) for segment in entry.segments]
     problem = next(disagreements(ids, listed), None)
     if problem is not None:
-        raise MaskError(f"{path}: {problem}")
+        raise PanopticMismatchError(f"{path}: {problem}")
     segments = [
         Segment(int(s["id"]), metadata.index_of[s["category_id"]], bool(s.get("iscrowd", 0))) for s in entry.segments
     ]

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fssops import ops
+
 
 def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
     """Bilinear with aligned corners, over the last two axes of [B, C, h, w]; as it is where the size fits."""
@@ -75,7 +77,7 @@ def multi_similarity(queries: Sequence[Tensor], supports: Sequence[Tensor], mask
     Returns:
         [R, K, h, w] a layer; 0 where a shot keeps nothing.
     """
-    return _cosine_correlation(list(queries), list(supports), list(masks), reduction="mean", eps=1e-5)
+    return ops.cosine_correlation(list(queries), list(supports), list(masks), reduction="mean", eps=1e-5)
 
 
 def prior_mask(query: Tensor, support: Tensor, masks: Tensor) -> Tensor:
@@ -89,40 +91,8 @@ def prior_mask(query: Tensor, support: Tensor, masks: Tensor) -> Tensor:
     Returns:
         [R, K, h, w]; zeros without an object.
     """
-    found = _cosine_correlation(
+    found = ops.cosine_correlation(
         query, support, masks, reduction="max", divisor="all", relu=False, eps=1e-7, eps_rule="add_to_product"
     )
     low, high = found.amin((-2, -1), keepdim=True), found.amax((-2, -1), keepdim=True)
     return (found - low) / (high - low + 1e-7)
-
-
-def _cosine_correlation(
-    query, support, masks, *, reduction="mean", divisor="kept", relu=True, eps=1e-5, eps_rule="add_to_norms"
-):
-    if isinstance(query, (list, tuple)):
-        return [
-            _cosine_correlation(q, s, m, reduction=reduction, divisor=divisor, relu=relu, eps=eps, eps_rule=eps_rule)
-            for q, s, m in zip(query, support, masks)
-        ]
-    R, K = masks.shape[:2]
-    out = query.new_zeros(R, K, *query.shape[-2:])
-    for r in range(R):
-        q = query[r].flatten(1)
-        for k in range(K):
-            m = masks[r, k].flatten()
-            kept = m > 0
-            if not kept.any():
-                continue
-            s = (support[r, k].flatten(1) * m)[:, kept]
-            c = q.t() @ s
-            if eps_rule == "add_to_norms":
-                c = c / (q.norm(dim=0) + eps)[:, None] / (s.norm(dim=0) + eps)
-            else:
-                c = c / (q.norm(dim=0)[:, None] * s.norm(dim=0) + eps)
-            if relu:
-                c = c.clamp(min=0)
-            c = c.mean(1) if reduction == "mean" else c.amax(1)
-            if reduction == "max" and divisor == "all" and not kept.all():
-                c = c.clamp(min=0)
-            out[r, k] = c.view(query.shape[-2:])
-    return out

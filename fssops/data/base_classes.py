@@ -1,0 +1,93 @@
+"""Label maps of a fold's base classes, made from the annotations: what a base learner trains on."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from fssops.data import transforms
+from fssops.data.errors import TooFewImagesError
+from fssops.data.sources import FewShotSource
+from fssops.data.transforms import Sample
+from fssops.structures import IGNORE, LabelMapBatch
+
+
+def base_labels(label: np.ndarray, base_classes: Sequence[int]) -> np.ndarray:
+    """Replace class ids by the place among the base classes, from 1; all else, novel classes too, is background.
+
+    Args:
+        label: [H, W] of class ids, 255 ignored.
+        base_classes: ids in the order of the fold.
+
+    Returns:
+        uint8 [H, W]: 0, 1..C, 255.
+    """
+    table = np.zeros(max(256, 1 + int(label.max(initial=0)), 1 + max(base_classes)), dtype=np.uint8)
+    table[list(base_classes)] = np.arange(1, 1 + len(base_classes))
+    table[IGNORE] = IGNORE
+    return np.asarray(table[label])
+
+
+class BaseClassDataset(Dataset[LabelMapBatch]):
+    """Images with the base class of every pixel, each a batch of one.
+
+    Args:
+        source: the data set.
+        base_classes: at most 254 class ids; channel i + 1 is the i-th of them.
+        size: (height, width) of images and labels.
+        augment: ``none``, ``flip``, or ``msanet_base``, BAM's: scale 0.5 to 2, rotation, blur, flip and crop.
+        geometry: ``square`` or ``letterbox``, see :func:`fssops.data.transforms.pipeline`.
+        avoid: leave out images that show any of these classes, the novel ones. The published data keep them, and
+            novel objects are background there.
+
+    Raises:
+        ValueError: an option is wrong.
+        TooFewImagesError: no image is left.
+    """
+
+    def __init__(
+        self,
+        source: FewShotSource,
+        base_classes: Sequence[int],
+        size: Sequence[int] = (417, 417),
+        *,
+        augment: str = "none",
+        geometry: str = "square",
+        avoid: Collection[int] = (),
+    ) -> None:
+        if not 0 < len(base_classes) < IGNORE:
+            raise ValueError(f"BaseClassDataset: base_classes must hold 1 to 254 classes, got {len(base_classes)}")
+        self.source, self.base_classes = source, tuple(base_classes)
+        self.size = transforms.check_size("BaseClassDataset", size)
+        self.transform = transforms.pipeline(self.size, augment, geometry)
+        banned = set(avoid)
+        areas = source.areas() if banned else {}
+        self.names = [name for name in source.names if not banned or banned.isdisjoint(areas[name])]
+        if not self.names:
+            raise TooFewImagesError(
+                f"{source.label}: the base learner must have an image, got none of {len(source.names)} without a novel "
+                "class"
+            )
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def draw(self, index: int, generator: torch.Generator) -> LabelMapBatch:
+        """An item whose augmentation comes from ``generator``."""
+        seed = int(torch.randint(2**63 - 1, (), generator=generator))
+        return self._item(index, np.random.default_rng(seed))
+
+    def __getitem__(self, index: int) -> LabelMapBatch:
+        if not 0 <= index < len(self):
+            raise IndexError(f"BaseClassDataset: index must be below {len(self)}, got {index}")
+        return self._item(index, np.random.default_rng(index))
+
+    def _item(self, index: int, rng: np.random.Generator) -> LabelMapBatch:
+        name = self.names[index]
+        label = base_labels(self.source.label_map(name), self.base_classes)
+        sample = self.transform(Sample(np.asarray(self.source.image(name)), {"label": label}), rng)
+        labels = torch.from_numpy(np.ascontiguousarray(sample.maps["label"]).astype(np.int64))
+        return LabelMapBatch(transforms.normalise(sample.image)[None], labels[None], [name])

@@ -1,0 +1,143 @@
+"""MSANet as the verbs run it: a base learner trained first where none is given, then the few-shot system on top."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+from torch import nn
+
+import fssops
+from fssops.data import fewshot, folds
+from fssops.engine.checkpoints import read_checkpoint
+from fssops.engine.settings import Settings, SettingsError, Table, apply_overrides
+from fssops.evaluation.parts import PartCounts
+from fssops.evaluation.protocols import FewShotProtocol
+from fssops.models import create_config
+from fssops.models.msanet import MSANet
+from fssops.recipes import read_named_recipe
+from fssops.tasks import settings_from_tables
+from fssops.tasks.fewshot import FewShotTask
+from fssops.tasks.fewshot_settings import FewShotSettings
+
+
+class BaseStage(Table):
+    """``[base]``: where the frozen base learner comes from."""
+
+    weights: str = ""
+    """Its checkpoint, ours or the authors'. Empty: it is trained first, into the folder ``base`` of the run, unless
+    ``model.weights`` give the whole system."""
+    recipe: str = "pspnet_pascal5i"
+    """Recipe of that training; data set, fold, backbone and machine are taken from this recipe."""
+    overrides: list[str] = Field(default_factory=list)
+    """Settings of that training, ``table.key=value`` each."""
+
+
+class MSANetSettings(FewShotSettings):
+    """A recipe of MSANet."""
+
+    base: BaseStage = Field(default_factory=BaseStage)
+
+
+@dataclass(frozen=True)
+class FirstStage:
+    """A training that must be finished before this one starts.
+
+    Attributes:
+        name: for messages.
+        settings: its resolved recipe.
+        folder: its run folder.
+    """
+
+    name: str
+    settings: Settings
+    folder: Path
+
+
+class MSANetTask(FewShotTask):
+    """Builds what settings describe; see :class:`fssops.tasks.fewshot.FewShotTask`."""
+
+    settings_class = MSANetSettings
+
+    def __init__(self, settings: MSANetSettings) -> None:
+        super().__init__(settings)
+        self.base_count: int = create_config(settings.model.name, settings.model.options).base_classes
+
+    def first_stage(self, run: Path) -> FirstStage | None:
+        """The base learner's training; None where a checkpoint is given.
+
+        Raises:
+            SettingsError: its settings are wrong.
+        """
+        if self.settings.base.weights or self.settings.model.weights:
+            return None
+        mine, base = self.settings.as_tables(), self.settings.base
+        tables = read_named_recipe(base.recipe)
+        config = create_config(self.settings.model.name, self.settings.model.options)
+        shared = ("backbone", "backbone_width", "head_channels", "base_classes")
+        tables["model"] = {**tables["model"], **{name: getattr(config, name) for name in shared}}
+        for table, keys in (
+            ("data", ("source", "root", "split", "options", "folds", "definition", "fold")),
+            (
+                "engine",
+                (
+                    "seed",
+                    "accelerator",
+                    "devices",
+                    "nodes",
+                    "strategy",
+                    "precision",
+                    "workers",
+                    "threads",
+                    "tensorboard",
+                ),
+            ),
+            ("eval", ("root", "split")),
+        ):
+            given = {key: mine[table][key] for key in keys if mine[table].get(key) is not None}
+            tables[table] = {**tables.get(table, {}), **given}
+        tables["name"] = f"{self.settings.name}_base"
+        settings = settings_from_tables(apply_overrides(tables, base.overrides), f"base.recipe {base.recipe}")
+        return FirstStage("base learner", settings, run / "base")
+
+    def take_first_stage(self, model: nn.Module, run: Path, say: Callable[[str], None]) -> None:
+        """Put the base learner into the model: from ``base.weights``, or as the first stage has left it.
+
+        Raises:
+            CheckpointError: it does not fit.
+        """
+        if not isinstance(model, MSANet) or (self.settings.model.weights and not self.settings.base.weights):
+            return
+        source: Any = self.settings.base.weights
+        stage = self.first_stage(run)
+        if stage is not None:
+            which = stage.settings.eval.checkpoint  # type: ignore[attr-defined]
+            path = stage.folder / "checkpoints" / f"{which}.pt"
+            source = read_checkpoint(path)["model"]
+            say(f"base learner   {path}")
+        report = fssops.load_weights(model.base_learner, source)
+        if stage is None:
+            say(f"base learner   {report.source}: {len(report.loaded)} tensors, {report.layout}")
+
+    def _dataset(
+        self, source: fewshot.FewShotSource, fold: folds.FoldClasses, episodes: fewshot.EpisodeList, **options: Any
+    ) -> fewshot.EpisodeDataset:
+        if len(fold.train) != self.base_count:
+            raise SettingsError(
+                f"model.base_classes must be the number of base classes of {fold}, {len(fold.train)}, got "
+                f"{self.base_count}"
+            )
+        return super()._dataset(source, fold, episodes, base_classes=fold.train, **options)
+
+    def observer(
+        self,
+        model: nn.Module,
+        runs: Sequence[fewshot.EpisodeDataset],
+        protocol: FewShotProtocol,
+        classes: Mapping[int, str],
+    ) -> PartCounts | None:
+        """Counts the meta learner and the base learner apart."""
+        return PartCounts(model, runs, protocol, list(classes), self.base_count)  # type: ignore[arg-type]

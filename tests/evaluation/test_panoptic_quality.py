@@ -1,0 +1,142 @@
+"""Panoptic quality against its published definition, written down again without any sharing of code."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fssops.evaluation.panoptic import PanopticCounts, TrueSegment
+
+CLASSES, THINGS = 4, (0, 1)
+
+
+def by_definition(
+    images: list[tuple[np.ndarray, dict[int, int], np.ndarray, list[TrueSegment]]],
+) -> dict[int, list[float]]:
+    """IoU sum, true positives, false positives and false negatives of each class, pair by pair with masks."""
+    found: dict[int, list[float]] = {}
+    for ids, labels, true_ids, segments in images:
+        void = true_ids == 0
+        used: set[int] = set()
+        missed = {s.id for s in segments if not s.crowd}
+        for s in segments:
+            for i, label in labels.items():
+                if s.crowd or label != s.label:
+                    continue
+                a, b = ids == i, true_ids == s.id
+                iou = (a & b).sum() / ((a | b) & ~(a & void)).sum()
+                if iou > 0.5:
+                    found.setdefault(label, [0, 0, 0, 0])[0] += iou
+                    found[label][1] += 1
+                    used.add(i)
+                    missed.discard(s.id)
+        for s in segments:
+            if s.id in missed:
+                found.setdefault(s.label, [0, 0, 0, 0])[3] += 1
+        for i, label in labels.items():
+            if i in used:
+                continue
+            crowds = [s.id for s in segments if s.crowd and s.label == label]
+            excused = void | (np.isin(true_ids, crowds[-1:]))
+            a = ids == i
+            if (a & excused).sum() / a.sum() <= 0.5:
+                found.setdefault(label, [0, 0, 0, 0])[2] += 1
+    return found
+
+
+def random_image(rng: np.random.Generator) -> tuple[np.ndarray, dict[int, int], np.ndarray, list[TrueSegment]]:
+    side = 24
+    true_ids = np.zeros((side, side), dtype=np.int32)
+    segments = []
+    for number in range(1, 8):
+        y, x, h, w = (*rng.integers(0, side - 4, 2), *rng.integers(3, 14, 2))
+        true_ids[y : y + h, x : x + w] = number * 1000
+        segments.append(TrueSegment(number * 1000, int(rng.integers(CLASSES)), bool(rng.random() < 0.25)))
+    segments = [s for s in segments if (true_ids == s.id).any()]
+    # The prediction is the truth, moved and partly renamed, so that there are matches and mistakes.
+    moved = np.roll(true_ids, int(rng.integers(0, 4)), axis=int(rng.integers(2)))
+    labels = {i + 7: s.label if rng.random() < 0.8 else int(rng.integers(CLASSES)) for i, s in enumerate(segments)}
+    ids = np.zeros_like(true_ids)
+    for i, s in enumerate(segments):
+        ids[moved == s.id] = i + 7
+    true_ids[rng.random(true_ids.shape) < 0.1] = 0
+    segments = [s for s in segments if (true_ids == s.id).any()]
+    return ids, {i: label for i, label in labels.items() if (ids == i).any()}, true_ids, segments
+
+
+def test_counts_are_those_of_the_definition() -> None:
+    rng = np.random.default_rng(0)
+    images = [random_image(rng) for _ in range(60)]
+    counts = PanopticCounts(CLASSES)
+    for image in images:
+        counts.add(*image)
+    expected, scores = by_definition(images), counts.scores(THINGS)
+    for label in range(CLASSES):
+        overlap, hits, wrong, missed = expected[label]
+        assert hits > 5
+        assert counts.table[label, :3].tolist() == [hits, wrong, missed]
+        assert scores.class_pq[label] == pytest.approx(overlap / (hits + wrong / 2 + missed / 2), abs=1e-9)
+        assert scores.class_sq[label] == pytest.approx(overlap / hits, abs=1e-9)
+    assert scores.every.pq == pytest.approx(np.mean(scores.class_pq))
+    assert scores.things.pq == pytest.approx(np.mean([scores.class_pq[i] for i in THINGS]))
+    assert scores.stuff.classes == 2
+
+
+def test_sums_over_processes_do_not_depend_on_the_order() -> None:
+    rng = np.random.default_rng(1)
+    images = [random_image(rng) for _ in range(30)]
+    whole, parts = PanopticCounts(CLASSES), [PanopticCounts(CLASSES) for _ in range(3)]
+    for number, image in enumerate(images):
+        whole.add(*image)
+        parts[number % 3].add(*images[-1 - number])
+    assert np.array_equal(whole.table, sum(part.table for part in parts))
+
+
+def test_a_crowd_and_void_excuse_predictions_but_match_nothing() -> None:
+    true_ids = np.zeros((4, 8), dtype=np.int32)
+    true_ids[:, :4] = 5
+    ids = np.ones((4, 8), dtype=np.int32)
+    for crowd, table in ((True, [0, 0, 0, 0]), (False, [1, 0, 0, 1 << 40])):
+        counts = PanopticCounts(1)
+        counts.add(ids, {1: 0}, true_ids, [TrueSegment(5, 0, crowd)])
+        assert counts.table[0].tolist() == table
+
+
+def test_half_is_not_a_match() -> None:
+    true_ids = np.ones((2, 4), dtype=np.int32)
+    ids = np.where(np.arange(4) < 2, 3, 0) * np.ones((2, 1), dtype=np.int32)
+    counts = PanopticCounts(1)
+    counts.add(ids, {3: 0}, true_ids, [TrueSegment(1, 0)])
+    assert counts.table[0].tolist() == [0, 1, 1, 0]
+
+
+def test_ids_without_a_class_and_other_sizes_are_refused() -> None:
+    ids = np.ones((2, 2), dtype=np.int32)
+    with pytest.raises(ValueError, match="every id of a map must have a class, got 1"):
+        PanopticCounts(1).add(ids, {}, ids, [TrueSegment(1, 0)])
+    with pytest.raises(ValueError, match="must have the truth's size"):
+        PanopticCounts(1).add(ids, {1: 0}, np.ones((2, 3), dtype=np.int32), [TrueSegment(1, 0)])
+
+
+def test_real_annotations_score_as_panopticapi_says(data_root: Path) -> None:
+    """The prediction is the truth, moved by 9 pixels; ``expected`` was computed by panopticapi 0.1 on these files."""
+    from fssops.data import universal
+
+    source = universal.open_source("coco_panoptic", data_root / "panoptic_sample", split="val2017")
+    counts = PanopticCounts(len(source.metadata))
+    for name in source.names:
+        truth = source.truth(name)
+        assert truth.segment_ids is not None
+        ids = np.roll(truth.segment_ids, 9, axis=1)
+        segments = [TrueSegment(s.id, s.label, s.crowd) for s in truth.segments]
+        counts.add(ids, {s.id: s.label for s in truth.segments}, truth.segment_ids, segments)
+    scores = counts.scores(source.metadata.things)
+    expected = json.loads((Path(__file__).parent / "panopticapi_sample.json").read_text())
+    for group, quality in (("All", scores.every), ("Things", scores.things), ("Stuff", scores.stuff)):
+        assert [quality.pq, quality.sq, quality.rq] == pytest.approx(
+            [expected[group][k] for k in ("pq", "sq", "rq")], abs=1e-6
+        )
+        assert quality.classes == expected[group]["n"]
