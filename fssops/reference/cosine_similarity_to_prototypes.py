@@ -1,4 +1,4 @@
-"""The plain PyTorch definitions of the cosine with prototypes; see :mod:`fssops.ops.cosine_similarity_to_prototypes`."""
+"""The plain PyTorch definitions of :mod:`fssops.ops.cosine_similarity_to_prototypes`."""
 
 from __future__ import annotations
 

@@ -229,6 +229,4 @@ def test_the_operator_itself_checks_its_arguments() -> None:
         torch.ops.fssops.cosine_similarity_to_prototypes(torch.ones(2, 3, 4, 4), torch.ones(2, 1, 4), 1.0, 1e-8)
     prototypes = torch.ones(2, 1, 3).double()
     with pytest.raises(RuntimeError, match="prototypes must have the dtype of features, got float64"):
-        torch.ops.fssops.cosine_similarity_to_prototypes(
-            torch.ones(2, 3, 4, 4), torch.ones(2, 1, 3).double(), 1.0, 1e-8
-        )
+        torch.ops.fssops.cosine_similarity_to_prototypes(torch.ones(2, 3, 4, 4), prototypes, 1.0, 1e-8)
