@@ -152,7 +152,8 @@ def examine() -> Report:
         report.instruction_set = _native.instruction_set()
     except _native.NativeLibraryError as error:
         report.problems.append(str(error))
-        report.checks = [Check(op, device, False, "no native library, see below") for op in OPERATORS for device in ("cpu", "cuda")]
+        reason = "no native library, see below"
+        report.checks = [Check(op, device, False, reason) for op in OPERATORS for device in ("cpu", "cuda")]
         return report
     if report.backend == "reference":
         reason = "FSSOPS_BACKEND=reference runs the PyTorch definitions"

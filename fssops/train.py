@@ -234,12 +234,12 @@ def replay(path: Path) -> int:
     batch, _ = nonfinite.load_replay(path, task.batch_class)
     restore_random_state(state["random"])
     with torch.autograd.set_detect_anomaly(True, check_nan=False):
-        losses = model.losses(batch)  # type: ignore[operator]
+        losses, bad = nonfinite.checked_losses(model, model, batch)
     print(f"step {state['step']}; images: {', '.join(nonfinite.image_names(batch))}")
     for name, value in losses.items():
         print(f"  {name} = {float(value.detach())}")
-    bad = nonfinite.first_nonfinite_loss(losses)
-    torch.stack(list(losses.values())).sum().backward()
+    if losses:
+        torch.stack(list(losses.values())).sum().backward()
     restore_random_state(state["random"])
     module = nonfinite.first_nonfinite_module(model, batch)
     gradient = nonfinite.first_nonfinite_gradient(model)

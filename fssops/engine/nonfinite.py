@@ -25,6 +25,30 @@ def first_nonfinite_loss(losses: Mapping[str, Tensor]) -> str | None:
     return None
 
 
+def checked_losses(module: Any, model: nn.Module, batch: Any) -> tuple[dict[str, Tensor], str | None]:
+    """Run ``module.losses(batch)`` and say what is NaN or infinite in it.
+
+    A system may refuse such numbers itself before any loss is formed (a matcher cannot assign NaN costs); that is told
+    like a bad loss. Any other error is raised as it is.
+
+    Args:
+        module: what computes the losses; ``model``, possibly wrapped for several processes.
+        model: the bare model, searched for where the numbers went bad.
+        batch: as the model takes it.
+
+    Returns:
+        the losses (empty where the system refused), and the first bad one or None.
+    """
+    try:
+        losses: dict[str, Tensor] = module.losses(batch)
+    except (RuntimeError, ValueError) as error:
+        found = first_nonfinite_module(model, batch)
+        if found is None or found.startswith("an error"):
+            raise
+        return {}, f"loss refused ({error})"
+    return losses, first_nonfinite_loss(losses)
+
+
 def first_nonfinite_gradient(model: nn.Module) -> str | None:
     """Return the name of the first parameter whose gradient has a NaN or infinity, or None."""
     for name, parameter in model.named_parameters():

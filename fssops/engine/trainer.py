@@ -210,8 +210,7 @@ class Trainer:
             random_state = capture_random_state()
             waits = fabric.world_size > 1 and micro + 1 < engine.accumulate
             with fabric.no_backward_sync(self._module, enabled=True) if waits else nullcontext():
-                losses: dict[str, Tensor] = self._module.losses(batch)
-                bad = nonfinite.first_nonfinite_loss(losses)
+                losses, bad = nonfinite.checked_losses(self._module, self.model, batch)
                 problem, asked = self._agree(bad is not None, bool(stop.received))
                 if problem:
                     self._handle_nonfinite(bad, batch, random_state, buffers, bar)

@@ -121,7 +121,9 @@ class InstanceRecords:
     def _tables(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         from pycocotools import mask as coco_mask
 
-        images, annotations, detections = [], [], []
+        images: list[dict[str, Any]] = []
+        annotations: list[dict[str, Any]] = []
+        detections: list[dict[str, Any]] = []
         for image in sorted(self.images):
             record = self.images[image]
             height, width = record["size"]

@@ -36,7 +36,7 @@ class PanopticCounts:
     """
 
     def __init__(self, classes: int) -> None:
-        self.table = np.zeros((classes, 4), dtype=np.int64)
+        self.table: np.ndarray = np.zeros((classes, 4), dtype=np.int64)
 
     def add(
         self,
@@ -98,7 +98,7 @@ class PanopticCounts:
             if label in crowds:
                 excused += overlap.get((crowds[label], segment_id), 0)
             self.table[label, 1] += 2 * excused <= area[segment_id]
-        return self.table - before
+        return np.asarray(self.table - before)
 
     def flat(self) -> np.ndarray:
         """All counts as one vector, to be summed over processes."""

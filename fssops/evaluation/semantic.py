@@ -28,8 +28,8 @@ class SemanticCounts:
 
     def __init__(self, classes: int) -> None:
         self.classes = classes
-        self.confusion = np.zeros((classes, classes + 1), dtype=np.int64)
-        self.boundary = np.zeros((classes, 2), dtype=np.int64)
+        self.confusion: np.ndarray = np.zeros((classes, classes + 1), dtype=np.int64)
+        self.boundary: np.ndarray = np.zeros((classes, 2), dtype=np.int64)
 
     def add(self, prediction: np.ndarray, truth: np.ndarray, *, boundary: bool = False) -> np.ndarray:
         """Count one image.
@@ -147,7 +147,7 @@ def boundary_of(mask: np.ndarray, width: int) -> np.ndarray:
     from scipy import ndimage
 
     eroded = ndimage.minimum_filter(mask.astype(np.uint8), size=2 * width + 1, mode="constant", cval=0)
-    return mask & (eroded == 0)
+    return np.asarray(mask & (eroded == 0))
 
 
 def boundary_counts(prediction: np.ndarray, truth: np.ndarray, classes: int) -> np.ndarray:

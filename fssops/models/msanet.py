@@ -37,7 +37,7 @@ from fssops import ops
 from fssops.models.layers.convolution import ConvNorm
 from fssops.models.layers.guided_decoder import ChannelGate, Embedding, GuidedDecoder, ShotScorer
 from fssops.models.layers.multi_similarity import kept_positions, mask_cascade, multi_similarity, prior_mask, resize
-from fssops.models.msanet_records import MSANetResult, MSANetSupport, paired
+from fssops.models.msanet_records import MSANetResult, MSANetSupport, compacted, joined, paired
 from fssops.models.pspnet import Backbone, PSPNet, PSPNetConfig, check_choices, check_images, cross_entropy
 from fssops.structures import IGNORE, FewShotBatch
 
@@ -143,10 +143,19 @@ class MSANet(nn.Module):
 
     def forward(self, batch: FewShotBatch) -> Tensor:
         """Logits [B, Q, 1 + N, H, W] of the query images; with ``behaviour="published"`` see :class:`MSANetResult`."""
-        support, query = self._encode_episodes(batch)
-        summary = self.summarise(support, batch.support_foreground, batch.support_background)
+        foreground = batch.support_foreground
+        self._check_support(foreground)
         height, width = batch.query_images.shape[-2:]
-        return self.match(summary, query, (height, width))
+        if torch.is_grad_enabled():
+            support, query = self._encode_episodes(batch)
+            return self.match(self._summary(support, foreground), query, (height, width))
+        # One shot at a time, of which only the positions that count are kept: memory does not grow with the shots.
+        shots = []
+        for k in range(foreground.shape[2]):
+            features = self.encode(batch.support_images[:, :, k].flatten(0, 1))
+            shots.append(compacted(self._summary(features, foreground[:, :, k : k + 1])))
+            del features
+        return self.match(joined(shots), self.encode(batch.query_images.flatten(0, 1)), (height, width))
 
     def losses(self, batch: FewShotBatch) -> dict[str, Tensor]:
         """Cross entropy of the ensemble, the meta learner and, for the record, the base learner.
@@ -212,12 +221,19 @@ class MSANet(nn.Module):
         Raises:
             ValueError: with ``behaviour="published"``, another number of ways than 1 or of shots than configured.
         """
+        self._check_support(foreground)
+        return self._summary(features, foreground)
+
+    def _check_support(self, foreground: Tensor) -> None:
         ways, shots = foreground.shape[1:3]
         if self.config.behaviour == "published" and (ways != 1 or shots != self.config.shots):
             raise ValueError(
                 f"MSANet.summarise: foreground must have 1 way and {self.config.shots} shots with behaviour "
                 f"'published', got {ways} and {shots}"
             )
+
+    def _summary(self, features: dict[str, Tensor], foreground: Tensor) -> MSANetSupport:
+        ways, shots = foreground.shape[1:3]
         masks = foreground.flatten(0, 1)  # [E, K, H, W]
         low, middle, top = self._outputs(features)
         embedded = self.support_embedding(middle, low)
@@ -271,7 +287,7 @@ class MSANet(nn.Module):
         found = self.compare(support, features)
         batch, ways = support.prototypes.shape[0] // support.ways, support.ways
 
-        def joined(pair: Tensor) -> Tensor:
+        def of_all_ways(pair: Tensor) -> Tensor:
             pairs: Tensor = pair.unflatten(0, (batch, -1, ways))  # [B, Q, N, 2, H, W]
             if self.config.behaviour == "published":
                 return pairs[:, :, 0]
@@ -279,8 +295,8 @@ class MSANet(nn.Module):
             return torch.cat([torch.zeros_like(pairs[:, :, 0, :1]), pairs[:, :, :, 1] - pairs[:, :, :, 0]], dim=2)
 
         return {
-            "ensemble": joined(self._as_logits(resize(found.ensemble, size))),
-            "meta": joined(resize(found.meta, size)),
+            "ensemble": of_all_ways(self._as_logits(resize(found.ensemble, size))),
+            "meta": of_all_ways(resize(found.meta, size)),
             "base": resize(found.base, size).unflatten(0, (batch, -1)),
         }
 

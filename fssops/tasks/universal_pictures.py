@@ -146,7 +146,8 @@ def _rows(
     quality = dict(result.quality)
     score_name = {"panoptic": "PQ", "instance": "overlap", "semantic": "mIoU"}[shown]
     rows = []
-    for item in items:
+    for place in range(len(items)):
+        item = items[place]
         picture = file_picture(source, item.number)
         row = [Tile(picture, item.seen.name)]
         row.append(Tile(overlay_regions(picture, truth_regions(item.truth, shown, source.metadata))))

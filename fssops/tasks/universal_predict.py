@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import nn
@@ -138,9 +137,9 @@ class Predictor:
             found = result.instance
             ids = [category.id for category in self.classes.categories]
             masks = found.masks.cpu().numpy()
-            kept = masks.reshape(len(masks), -1).any(1) if len(masks) else np.zeros(0, dtype=bool)
-            labels_kept = [label for label, keep in zip(found.labels.tolist(), kept, strict=True) if keep]
-            scores = [score for score, keep in zip(found.scores.tolist(), kept, strict=True) if keep]
+            kept = [number for number, mask in enumerate(masks) if mask.any()]
+            labels_kept = [int(found.labels[number]) for number in kept]
+            scores = [float(found.scores[number]) for number in kept]
             self._instances += coco_results(identifier, labels_kept, scores, masks[kept], ids)
         for task in self.tasks:
             regions = result_regions(result, task, self.classes, self.least_score)
@@ -167,7 +166,10 @@ class Predictor:
     def _save(self, picture: Image.Image, folder: str, name: str) -> None:
         target = self.out / folder
         target.mkdir(parents=True, exist_ok=True)
-        picture.save(target / name, **({"quality": 92} if name.endswith(".jpg") else {}))
+        if name.endswith(".jpg"):
+            picture.save(target / name, quality=92)
+        else:
+            picture.save(target / name)
 
     def _write_tables(self) -> None:
         assert self.tasks is not None

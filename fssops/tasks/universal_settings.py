@@ -27,15 +27,15 @@ class UniversalData(Table):
     augment: Literal["none", "flip", "resize_crop", "large_scale_jitter", "detr"] = "flip"
     short_sides: list[Annotated[int, Field(ge=1)]] = Field(default_factory=list)
     """Sizes of the shorter side that training draws from."""
-    longest: int = Field(1333, ge=1)
+    longest: int = Field(default=1333, ge=1)
     """Limit for the longer side in training."""
     crop: Size | None = None
     """Height and width of ``resize_crop``."""
-    category_share: float = Field(1.0, gt=0, le=1)
+    category_share: float = Field(default=1.0, gt=0, le=1)
     """Largest share of one class in a crop; 1 sets no limit, as in every published setting."""
     pad: bool = True
     """Pad smaller crops to the crop's size."""
-    side: int = Field(1024, ge=1)
+    side: int = Field(default=1024, ge=1)
     """Side of ``large_scale_jitter``."""
     scales: Annotated[tuple[float, float], Strict(False)] = (0.1, 2.0)
     """Least and largest factor of ``large_scale_jitter``."""
@@ -61,24 +61,24 @@ class UniversalEval(Table):
     """Further arguments of the layout; unset: data.options."""
     tasks: list[Literal["semantic", "instance", "panoptic"]] = Field(default_factory=list)
     """Which scores; empty: the model's tasks that the data set has truth for."""
-    short_side: int = Field(0, ge=0)
+    short_side: int = Field(default=0, ge=0)
     """Shorter side of test images; 0 keeps their size."""
-    longest: int = Field(1333, ge=1)
+    longest: int = Field(default=1333, ge=1)
     """Limit for the longer side."""
     scales: list[Annotated[int, Field(ge=1)]] = Field(default_factory=list)
     """Shorter sides that semantic scores are averaged over; empty: one pass at ``short_side``."""
     flip: bool = False
     """Average semantic scores over mirrored images as well."""
-    scales_longest: int = Field(4096, ge=1)
+    scales_longest: int = Field(default=4096, ge=1)
     """Limit for the longer side in ``scales``."""
-    images: int = Field(0, ge=0)
+    images: int = Field(default=0, ge=0)
     """Evaluate this many images, evenly spread over the split; 0 all."""
-    validation_images: int = Field(0, ge=0)
+    validation_images: int = Field(default=0, ge=0)
     """The same for validation during training; 0 as ``images``."""
     boundary: bool = False
     """Also score boundaries: boundary IoU of classes, boundary AP of instances."""
-    workers: int = Field(1, ge=0)
-    pictures: int = Field(4, ge=0)
+    workers: int = Field(default=1, ge=0)
+    pictures: int = Field(default=4, ge=0)
     """Number of best and of worst images drawn."""
     baseline: bool = False
     """Training also evaluates the model as it was before the first step."""
@@ -89,5 +89,5 @@ class UniversalEval(Table):
 class UniversalSettings(Settings):
     """A recipe of a fixed-class system."""
 
-    data: UniversalData = Field(default_factory=UniversalData)
-    eval: UniversalEval = Field(default_factory=UniversalEval)
+    data: UniversalData = UniversalData()
+    eval: UniversalEval = UniversalEval()

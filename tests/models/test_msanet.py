@@ -15,7 +15,7 @@ import fssops
 from fssops.models.layers.guided_decoder import ChannelGate, ShotScorer
 from fssops.models.layers.multi_similarity import kept_positions, mask_cascade, prior_mask
 from fssops.models.msanet import MSANet, MSANetConfig
-from fssops.models.msanet_records import MSANetResult
+from fssops.models.msanet_records import MSANetResult, compacted
 from fssops.structures import IGNORE, FewShotBatch
 from fssops.testing.published_msanet import PublishedMSANet
 
@@ -126,6 +126,24 @@ def test_forward_is_encode_summarise_match_and_keeps_rows_apart() -> None:
             alone = model.match(support, query, (48, 80))
             torch.testing.assert_close(alone[0, 0, 1], whole[1, 1, 1 + way], rtol=1e-3, atol=1e-4)
     assert torch.count_nonzero(whole[:, :, 0]) == 0
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "vgg16"])
+def test_forward_without_gradients_keeps_only_what_counts_and_gives_the_same(backbone: str) -> None:
+    model = small_model(shots=3, backbone=backbone)
+    batch = small_batch(episodes=2, shots=3, queries=2, size=(48, 64))
+    batch.support_foreground[1, 0, 2] = 0
+    whole = model(batch).detach()
+    with torch.no_grad():
+        streamed = model(batch)
+        support = model.summarise(
+            model.encode(batch.support_images.flatten(0, 2)), batch.support_foreground, batch.support_background
+        )
+        small = compacted(support)
+    torch.testing.assert_close(streamed, whole, rtol=1e-3, atol=1e-4)
+    for mask, few in zip(support.masks, small.masks, strict=True):
+        assert few.shape[-2:] == (1, int((mask > 0).sum((-2, -1)).max()))
+        torch.testing.assert_close(few.sum((-2, -1)), mask.sum((-2, -1)))
 
 
 def test_sound_and_published_agree_on_the_label_map_of_one_shot() -> None:

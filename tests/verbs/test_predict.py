@@ -126,7 +126,7 @@ def test_bare_weights_with_a_model_name(tiny_run: Path, files: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--query", "{f}/photos"], "--support: give at least one"),
+        (["--query", "{f}/photos"], "at least one labelled image, got none"),
         (["--support", "{f}/s0.png", "{f}/m0.png"], "--query must be given"),
         (
             ["--support", "{f}/s0.png", "--query", "{f}/photos"],

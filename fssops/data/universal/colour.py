@@ -52,11 +52,12 @@ def hsv_to_rgb(image: np.ndarray) -> np.ndarray:
         axis=-1,
     )
     rgb = np.take_along_axis(tones, _SECTORS[sector], axis=-1)
-    return np.rint(rgb * np.float32(255.0)).clip(0, 255).astype(np.uint8)
+    return np.asarray(np.rint(rgb * np.float32(255.0)).clip(0, 255), dtype=np.uint8)
 
 
 def _scaled(values: np.ndarray, factor: float = 1.0, offset: float = 0.0) -> np.ndarray:
-    return (values.astype(np.float32) * np.float32(factor) + np.float32(offset)).clip(0, 255).astype(np.uint8)
+    moved = values.astype(np.float32) * np.float32(factor) + np.float32(offset)
+    return np.asarray(moved.clip(0, 255), dtype=np.uint8)
 
 
 @dataclass(frozen=True)

@@ -106,7 +106,7 @@ class LabelMapSource(UniversalSource):
     def truth(self, name: str) -> Truth:
         image, label = self.paths(name)
         values = read_mask(label, size=image_size(image), allowed=self._allowed, unknown=self._unknown)
-        return Truth(*values.shape, label_map=self._table[values])
+        return Truth(values.shape[0], values.shape[1], label_map=self._table[values])
 
 
 def pairs(images: Path, labels: Path, suffix: str = "") -> dict[str, tuple[Path, Path]]:

@@ -1,0 +1,167 @@
+"""MSANet's two stages by one command, on a tiny recipe: trained, resumed at the right stage, evaluated, refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from fssops.engine.checkpoints import read_checkpoint
+from fssops.recipes import list_recipes
+from fssops.tasks import load_settings, task_of
+
+Verb = Callable[..., tuple[int, str, str]]
+
+RECIPE = """
+name = "msanet_tiny"
+[model]
+name = "msanet"
+backbone = "resnet18"
+backbone_width = 8
+channels = 16
+similarity_channels = 8
+head_channels = 16
+base_classes = 21
+[base]
+overrides = ["schedule.steps=3", "engine.batch_size=2", "engine.save_every=2", "engine.validate_every=3",
+    "eval.images=4", "eval.validation_images=3", "eval.pictures=2", "data.size=[48,48]", "model.norm=batch"]
+[data]
+source = "generated"
+split = "train"
+folds = "generated"
+definition = "msanet"
+size = [48, 48]
+episodes = 3
+geometry = "letterbox"
+augment = "msanet_pascal"
+options = { size = 48, images_per_class = 6 }
+[optim]
+lr = 0.01
+[schedule]
+steps = 2
+[engine]
+batch_size = 2
+accelerator = "cpu"
+workers = 0
+log_every = 1
+validate_every = 2
+tensorboard = false
+[eval]
+protocol = "fssops"
+split = "test"
+runs = 1
+episodes = 8
+pictures = 1
+validation_episodes = 2
+"""
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("two_stages") / "msanet_tiny.toml"
+    path.write_text(RECIPE)
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(recipe: Path) -> Path:
+    from fssops.train import main
+
+    folder = recipe.parent / "run"
+    assert main([str(recipe), "--out", str(folder)]) == 0
+    return folder
+
+
+def test_the_base_learner_is_trained_first_and_frozen_in_the_system(run: Path) -> None:
+    base = json.loads((run / "base" / "result.json").read_text())
+    assert base["steps"] == 3
+    assert "novel classes background, 48 x 48" in base["base"]["line"]
+    assert (run / "base" / "grid.png").exists()
+    classes = json.loads((run / "base" / "classes.json").read_text())
+    assert len(classes) == 22
+    learnt = read_checkpoint(run / "base" / "checkpoints" / "best.pt")["model"]
+    whole = read_checkpoint(run / "checkpoints" / "last.pt")["model"]
+    for name, value in learnt.items():
+        if not name.endswith("num_batches_tracked"):
+            assert torch.equal(whole[f"base_learner.{name}"], value), name
+
+
+def test_the_result_reports_ensemble_meta_and_base_apart(run: Path) -> None:
+    result = json.loads((run / "result.json").read_text())
+    assert set(result["novel"]["parts"]) == {"meta mIoU", "meta binary IoU", "base mIoU"}
+    assert result["novel"]["protocol"] == "fssops"
+    assert {"loss_final", "loss_meta", "loss_base"} <= set(result["losses"])
+
+
+def test_a_run_that_stopped_goes_on_at_its_stage(recipe: Path, run: Path, verb: Verb) -> None:
+    folder = recipe.parent / "stopped"
+    code, out, _ = verb("train", recipe, "--out", folder, "--no-eval", "--set", "schedule.steps=0")
+    assert code == 0
+    assert "its checkpoint is missing, so it is trained first, in" in out
+    # As if it had been killed right after the first stage: no checkpoint of the second.
+    for path in (folder / "checkpoints").iterdir():
+        path.unlink()
+    code, out, _ = verb("train", "--resume", folder, "--no-eval", "--set", "schedule.steps=2")
+    assert code == 0
+    assert "first stage    base learner: finished earlier" in out
+    assert "trained        2 steps" in out
+    # As if it had been killed within the first stage.
+    longer = [
+        "--set",
+        'base.overrides=["schedule.steps=5","engine.batch_size=2","data.size=[48,48]","eval.images=4",'
+        '"engine.validate_every=0","engine.best_metric=loss","engine.best_mode=min","eval.checkpoint=last"]',
+    ]
+    code, out, _ = verb("train", "--resume", folder, "--no-eval", *longer)
+    assert code == 0
+    assert "first stage    base learner: goes on at step 3 of 5" in out
+
+
+def test_a_given_base_learner_is_taken_and_each_stage_runs_alone(
+    recipe: Path, run: Path, verb: Verb, tmp_path: Path
+) -> None:
+    weights = run / "base" / "checkpoints" / "best.pt"
+    code, out, _ = verb("train", recipe, "--out", tmp_path / "second", "--no-eval", "--set", f"base.weights={weights}")
+    assert code == 0
+    assert "first stage" not in out
+    assert f"base learner   {weights}" in out
+    code, out, _ = verb("evaluate", run / "base", "--out", tmp_path / "scores", "--classes")
+    assert code == 0
+    assert "base mIoU" in out
+    scores = json.loads((tmp_path / "scores" / "results.json").read_text())
+    assert scores[0]["images"] == 4
+    code, _, err = verb("evaluate", run / "base", "--fold", 1)
+    assert code == 2
+    assert "--fold: a base learner knows the classes of its own fold alone" in err
+    code, out, _ = verb("evaluate", run, "--out", tmp_path / "novel", "--set", "eval.episodes=3")
+    assert code == 0
+    assert "base mIoU" in out
+
+
+def test_a_fold_with_other_classes_is_refused(recipe: Path, verb: Verb, tmp_path: Path) -> None:
+    code, _, err = verb("train", recipe, "--out", tmp_path / "run", "--set", "model.base_classes=15")
+    assert code == 2
+    assert "model.base_classes must be the number of base classes of generated fold 0 (interleaved), 21, got 15" in err
+
+
+@pytest.mark.parametrize("name", [n for n in list_recipes() if n.startswith("msanet_")])
+def test_msanet_recipes_are_as_published_and_name_their_base_stage(name: str) -> None:
+    settings = load_settings(name)
+    task = task_of(settings)
+    pascal = "pascal" in name
+    optim, data = settings.optim, settings.data  # type: ignore[attr-defined]
+    assert (optim.name, optim.lr, optim.momentum, optim.weight_decay) == ("sgd", 0.05, 0.9, 1e-4)
+    assert (settings.schedule.name, settings.schedule.power, settings.engine.batch_size) == ("poly", 0.9, 8)
+    assert data.size == ((473, 473) if pascal else (641, 641))
+    assert (data.definition, data.draw, data.min_area, data.drop_novel) == ("msanet", "list", 2048, True)
+    stage = task.first_stage(Path("run"))
+    base = stage.settings
+    assert base.model.options["backbone"] == settings.model.options["backbone"]
+    assert base.model.options["base_classes"] == settings.model.options["base_classes"] == (15 if pascal else 60)
+    assert base.data.root == data.root
+    assert base.data.size == (417, 417)
+    assert (base.optim.lr, base.optim.backbone_lr_scale) == (2.5e-3, 0.1 if pascal else 1.0)
+    assert (base.engine.batch_size, base.data.drop_novel) == (12, False)
+    assert stage.folder == Path("run/base")
