@@ -22,6 +22,9 @@ ways, shots         one way, K as trained                       any
 ==================  ==========================================  ==============================================
 
 With the authors' weights both give the same label maps in 1-shot evaluation, but for the rounding of kept positions.
+Images of any size and aspect work with both. What the published code does outside the network is chosen elsewhere: the
+evaluation protocol "msanet" stretches results as published, "fssops" compares at the image's own size; episodes never
+depend on the number of loader processes here.
 """
 
 from __future__ import annotations
