@@ -27,6 +27,9 @@ from fssops.tasks.universal_counting import TestItem, TestItems
 if TYPE_CHECKING:
     from fssops.tasks.universal import UniversalTask
 
+_TILE = 256
+"""Side of a picture in a grid, pixels."""
+
 SHOWN_SCORE = 0.3
 """Instances below this score are left out of pictures."""
 
@@ -150,14 +153,14 @@ def _rows(
         item = items[place]
         picture = file_picture(source, item.number)
         row = [Tile(picture, item.seen.name)]
-        row.append(Tile(overlay_regions(picture, truth_regions(item.truth, shown, source.metadata))))
+        row.append(Tile(_drawn(picture, truth_regions(item.truth, shown, source.metadata))))
         caption = f"{score_name} {100 * quality[item.number]:.0f} %"
         row.append(Tile(_predicted(task, model, fabric, item, picture, shown), caption))
         if before is not None:
             row.append(Tile(_predicted(task, before, fabric, item, picture, shown)))
         rows.append(row)
     headings = ["image", "truth", "prediction"] + (["before training"] if before is not None else [])
-    return grid(rows, headings, f"{result.model}: {title}, {result.setting()}", side=256)
+    return grid(rows, headings, f"{result.model}: {title}, {result.setting()}", side=_TILE)
 
 
 def _predicted(
@@ -168,4 +171,13 @@ def _predicted(
     with torch.inference_mode():
         result = task.segment(model, fabric, item, [shown])
     model.train(was_training)
-    return overlay_regions(picture, result_regions(result, shown, task.source(evaluation=True).metadata))
+    return _drawn(picture, result_regions(result, shown, task.source(evaluation=True).metadata))
+
+
+def _drawn(picture: np.ndarray, regions: Sequence[Region]) -> np.ndarray:
+    """An overlay; small pictures are enlarged first, so that names on them can be read."""
+    times = -(-_TILE // max(picture.shape[:2]))
+    if times > 1:
+        picture = picture.repeat(times, 0).repeat(times, 1)
+        regions = [Region(r.mask.repeat(times, 0).repeat(times, 1), r.colour, r.caption) for r in regions]
+    return overlay_regions(picture, regions)
