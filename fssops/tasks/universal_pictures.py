@@ -40,9 +40,21 @@ def main_task(tasks: Sequence[str]) -> str:
 
 
 def result_regions(
-    result: SegmentationResult, task: str, classes: universal.Metadata, least_score: float = SHOWN_SCORE
+    result: SegmentationResult,
+    task: str,
+    classes: universal.Metadata,
+    least_score: float = SHOWN_SCORE,
+    at_least: int = 0,
 ) -> list[Region]:
-    """Regions of a result, for overlays; of instances those with at least ``least_score``, the best on top."""
+    """Regions of a result, for overlays.
+
+    Args:
+        result: of one image.
+        task: which of its parts.
+        classes: for names and colours.
+        least_score: instances below it are left out; the best are on top.
+        at_least: show that many instances whatever their scores.
+    """
     names, colours = classes.names, classes.colours
     if task == "semantic":
         assert result.semantic is not None
@@ -60,7 +72,7 @@ def result_regions(
     regions = [
         Region(mask, shade(colours[label], number), f"{names[label]} {100 * score:.0f}")
         for number, (score, label, mask) in enumerate(rows)
-        if score >= least_score
+        if score >= least_score or number < at_least
     ]
     return regions[::-1]
 
@@ -171,7 +183,8 @@ def _predicted(
     with torch.inference_mode():
         result = task.segment(model, fabric, item, [shown])
     model.train(was_training)
-    return _drawn(picture, result_regions(result, shown, task.source(evaluation=True).metadata))
+    # A model that has just begun to learn is sure of nothing; its best guesses still say what it does.
+    return _drawn(picture, result_regions(result, shown, task.source(evaluation=True).metadata, at_least=3))
 
 
 def _drawn(picture: np.ndarray, regions: Sequence[Region]) -> np.ndarray:
