@@ -1,5 +1,6 @@
 // Masked attention: out[b, m, q] = sum_s P[b, m, q, s] value[b, m, s], with
-// P = softmax over the open keys s of scale * <query[b, m, q], key[b, m, s]>, and logsumexp the logarithm of its divisor.
+// P = softmax over the open keys s of scale * <query[b, m, q], key[b, m, s]>, and logsumexp the logarithm of its
+// divisor.
 //
 // Masks are bits (masked_attention_math.h), one set for all heads or one a head. A query with no open key gives 0 and
 // logsumexp -inf; the functions that make masks open such queries to every key, as published, so it happens only where
@@ -75,7 +76,7 @@ inline CpuPlan backward_plan(const Sizes& s) { return split_keys(s, 1); }
   template <class T>                                                                                                   \
   void mask_from_logits_cpu(int64_t h, int64_t w, int64_t height, int64_t width, const T* logits, uint32_t* bits,      \
                             int64_t begin, int64_t end);                                                               \
-  /* Tiles [begin, end) of B * embedding_tiles(keys): the bits of <embedding, feature> for all queries of a tile. */    \
+  /* Tiles [begin, end) of B * embedding_tiles(keys): the bits of <embedding, feature> for all queries of a tile. */   \
   template <class T>                                                                                                   \
   void mask_from_embeddings_cpu(int64_t queries, int64_t channels, int64_t keys, const T* embeddings,                  \
                                 const T* features, uint32_t* bits, int64_t begin, int64_t end);                        \
@@ -96,8 +97,8 @@ inline CpuPlan backward_plan(const Sizes& s) { return split_keys(s, 1); }
   /* the gradient of query, partial [parts, B * M * Q, D] (null where not wanted). */                                  \
   template <class T>                                                                                                   \
   void backward_cpu(const Sizes&, const CpuPlan&, T scale, const T* query, const T* key, const T* value,               \
-                    const uint32_t* bits, const T* grad, const T* logsumexp, const T* delta, T* partial,               \
-                    T* grad_key, T* grad_value, int64_t begin, int64_t end);                                           \
+                    const uint32_t* bits, const T* grad, const T* logsumexp, const T* delta, T* partial, T* grad_key,  \
+                    T* grad_value, int64_t begin, int64_t end);                                                        \
   /* Rows [begin, end) of B * M * Q: grad_query = scale * sum of the parts. */                                         \
   template <class T>                                                                                                   \
   void sum_parts_cpu(const Sizes&, const CpuPlan&, T scale, const T* partial, T* grad_query, int64_t begin,            \
@@ -134,34 +135,35 @@ struct CudaForward {
   Sizes sizes;
   int dtype;
   double scale;
-  int64_t parts;        // of the keys; see cuda_forward_parts
+  int64_t parts;  // of the keys; see cuda_forward_parts
   const void* query;
   const void* key;
   const void* value;
   const uint32_t* bits;
-  void* partial;        // A [parts, B * M * Q, D + 2], scratch; null for one part
+  void* partial;  // A [parts, B * M * Q, D + 2], scratch; null for one part
   void* out;
-  void* logsumexp;      // A [B, M, Q]
+  void* logsumexp;  // A [B, M, Q]
 };
 
 struct CudaBackward {
-  CudaForward forward;  // with out and logsumexp as the forward pass left them; its parts and partial belong to the gradient of query
+  CudaForward forward;  // with out and logsumexp as the forward pass left them; its parts and partial belong to the
+                        // gradient of query
   const void* grad;
-  void* delta;          // A [B, M, Q], scratch
-  void* grad_query;     // null where not wanted; so grad_key, grad_value
+  void* delta;       // A [B, M, Q], scratch
+  void* grad_query;  // null where not wanted; so grad_key, grad_value
   void* grad_key;
   void* grad_value;
 };
 
 struct CudaMask {
-  int64_t batch, queries, keys;   // rows = batch * queries
-  int dtype;                      // of logits, or of embeddings and features
-  int64_t h, w, height, width;    // logits: from [h, w] to [height, width]
-  int64_t channels;               // embeddings
-  bool open_empty;                // pack
-  const void* source;             // bool [rows, keys], logits [rows, h, w] or embeddings [batch, queries, channels]
-  const void* features;           // [batch, channels, keys]
-  uint32_t* bits;                 // [rows, words]
+  int64_t batch, queries, keys;  // rows = batch * queries
+  int dtype;                     // of logits, or of embeddings and features
+  int64_t h, w, height, width;   // logits: from [h, w] to [height, width]
+  int64_t channels;              // embeddings
+  bool open_empty;               // pack
+  const void* source;            // bool [rows, keys], logits [rows, h, w] or embeddings [batch, queries, channels]
+  const void* features;          // [batch, channels, keys]
+  uint32_t* bits;                // [rows, words]
 };
 
 int64_t cuda_forward_parts(const Sizes& sizes, int dtype, int64_t processors);

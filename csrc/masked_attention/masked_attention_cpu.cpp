@@ -73,7 +73,8 @@ class RunningSoftmax {
       if (bits == 0) continue;
       any = true;
       for (int i = 0; i < kSegmentVectors<T>; ++i)
-        highest = simd::max(choose(bits, i * V::kSize, V::load(scores + j * kSegment + i * V::kSize), minus_infinity), highest);
+        highest = simd::max(choose(bits, i * V::kSize, V::load(scores + j * kSegment + i * V::kSize), minus_infinity),
+                            highest);
     }
     if (!any) return;
     has_key[q] = 1;
@@ -141,7 +142,8 @@ void forward_task(const Sizes& s, const CpuPlan& plan, const Task& task, T scale
       const int64_t start = j * kSegment, inside = start + kSegment < count ? kSegment : count - start;
       prefetch_ahead(active, j, depth, keys, s.key.row);
       transpose_segment(depth, inside, keys + start * s.key.row, s.key.row, tile.data());
-      score_rows(depth, active.count(j), active.rows(j), scaled.data(), width, tile.data(), scores.data() + start, kKeyBlock);
+      score_rows(depth, active.count(j), active.rows(j), scaled.data(), width, tile.data(), scores.data() + start,
+                 kKeyBlock);
     }
     for (int64_t q = 0; q < task.queries; ++q)
       softmax.add(q, active.segments(), mask != nullptr ? mask + q * s.words() + first / kWordBits : nullptr, count,
@@ -181,7 +183,8 @@ void forward_cpu(const Sizes& s, const CpuPlan& plan, T scale, const T* query, c
 }
 
 template <class T>
-void combine_cpu(const Sizes& s, const CpuPlan& plan, const T* partial, T* out, T* logsumexp, int64_t begin, int64_t end) {
+void combine_cpu(const Sizes& s, const CpuPlan& plan, const T* partial, T* out, T* logsumexp, int64_t begin,
+                 int64_t end) {
   const int64_t rows = s.batch * s.heads * s.queries, depth = s.head_size, step = depth + 2;
   simd::Scratch<T> sums(depth);
   for (int64_t row = begin; row < end; ++row) {
@@ -254,7 +257,8 @@ void backward_task(const Sizes& s, const Task& task, T scale, const T* query, co
                    T* grad_value) {
   const int64_t depth = s.head_size, width = padded_width<T>(depth), queries = task.queries;
   simd::Scratch<T> scaled(queries * width), grads(queries * width), sums(partial != nullptr ? queries * width : 0);
-  simd::Scratch<T> tile(depth * kSegment), rows_scratch(kSegment * width), p(queries * kSegment), ds(queries * kSegment);
+  simd::Scratch<T> tile(depth * kSegment), rows_scratch(kSegment * width), p(queries * kSegment),
+      ds(queries * kSegment);
   simd::Scratch<T> log2_sums(queries);
   // Queries in units of ln 2: the sum over them is scaled back when it is stored.
   copy_rows(queries, depth, width, static_cast<T>(scale * kLog2E), query + s.query.at(task.b, task.m, 0), s.query.row,
@@ -287,8 +291,8 @@ void backward_task(const Sizes& s, const Task& task, T scale, const T* query, co
       score_rows(depth, rows_here, rows, grads.data(), width, tile.data(), ds.data(), kSegment);
       for (int64_t i = 0; i < rows_here; ++i) {
         const int64_t q = rows[i];
-        const uint32_t open = mask != nullptr ? segment_bits(mask + q * s.words() + first / kWordBits, j)
-                                              : open_segment_bits(count, j);
+        const uint32_t open =
+            mask != nullptr ? segment_bits(mask + q * s.words() + first / kWordBits, j) : open_segment_bits(count, j);
         weigh_segment(open, log2_sums[q], delta[first_row + q], p.data() + q * kSegment, ds.data() + q * kSegment);
       }
       if (to_value != nullptr) {
@@ -317,11 +321,13 @@ void backward_cpu(const Sizes& s, const CpuPlan& plan, T scale, const T* query, 
                   const uint32_t* bits, const T* grad, const T* logsumexp, const T* delta, T* partial, T* grad_key,
                   T* grad_value, int64_t begin, int64_t end) {
   for (int64_t i = begin; i < end; ++i)
-    backward_task(s, Task(s, plan, i), scale, query, key, value, bits, grad, logsumexp, delta, partial, grad_key, grad_value);
+    backward_task(s, Task(s, plan, i), scale, query, key, value, bits, grad, logsumexp, delta, partial, grad_key,
+                  grad_value);
 }
 
 template <class T>
-void sum_parts_cpu(const Sizes& s, const CpuPlan& plan, T scale, const T* partial, T* grad_query, int64_t begin, int64_t end) {
+void sum_parts_cpu(const Sizes& s, const CpuPlan& plan, T scale, const T* partial, T* grad_query, int64_t begin,
+                   int64_t end) {
   const int64_t rows = s.batch * s.heads * s.queries, depth = s.head_size;
   for (int64_t row = begin; row < end; ++row) {
     const int64_t q = row % s.queries, m = row / s.queries % s.heads, b = row / s.queries / s.heads;

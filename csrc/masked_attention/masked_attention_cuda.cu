@@ -11,7 +11,9 @@ constexpr int64_t kMostRowBlocks = 1 << 20;
 
 int64_t heads_of(const Sizes& s) { return s.batch * s.heads; }
 
-unsigned row_blocks(const Sizes& s) { return clamp_grid(ceil_div(heads_of(s) * s.queries, kRowsPerBlock), kMostRowBlocks); }
+unsigned row_blocks(const Sizes& s) {
+  return clamp_grid(ceil_div(heads_of(s) * s.queries, kRowsPerBlock), kMostRowBlocks);
+}
 
 // Warps of 16 queries a block, so that blocks are few and alike: 100 queries are one block of 7 warps, 300 three of 7.
 int query_warps(int64_t queries) {
@@ -69,17 +71,19 @@ void forward_half(const CudaForward& args, void* stream) {
   HalfArgs<H> half = half_args<H>(args);
   const Sizes& s = half.s;
   half.aligned = is_aligned(half.key, s.key, s.head_size) && is_aligned(half.value, s.value, s.head_size);
-  FSSOPS_LAUNCH((forward_half_kernel<H, kD>),
-                dim3(static_cast<unsigned>(args.parts * query_blocks(s, args.dtype)), clamp_grid(heads_of(s), kMaxGridY)),
-                query_warps(s.queries) * kWarpSize, (forward_shared_bytes<H, kD>()), stream, half);
+  FSSOPS_LAUNCH(
+      (forward_half_kernel<H, kD>),
+      dim3(static_cast<unsigned>(args.parts * query_blocks(s, args.dtype)), clamp_grid(heads_of(s), kMaxGridY)),
+      query_warps(s.queries) * kWarpSize, (forward_shared_bytes<H, kD>()), stream, half);
 }
 
 template <class T, int kSlices>
 void forward_fma(const CudaForward& args, void* stream) {
   const FmaArgs<T> fma = fma_args<T>(args);
-  FSSOPS_LAUNCH((query_fma_kernel<T, kSlices, true>),
-                dim3(static_cast<unsigned>(args.parts * query_blocks(fma.s, args.dtype)), clamp_grid(heads_of(fma.s), kMaxGridY)),
-                kFmaThreads, (FmaShared<T, kSlices>::kBytes), stream, fma);
+  FSSOPS_LAUNCH(
+      (query_fma_kernel<T, kSlices, true>),
+      dim3(static_cast<unsigned>(args.parts * query_blocks(fma.s, args.dtype)), clamp_grid(heads_of(fma.s), kMaxGridY)),
+      kFmaThreads, (FmaShared<T, kSlices>::kBytes), stream, fma);
 }
 
 template <class F>
@@ -141,15 +145,17 @@ void backward_half(const CudaBackward& args, void* stream) {
   if (args.grad_query != nullptr) {
     half.aligned = is_aligned(half.key, s.key, s.head_size) && is_aligned(half.value, s.value, s.head_size);
     FSSOPS_LAUNCH((grad_query_half_kernel<H, kD>),
-                  dim3(static_cast<unsigned>(half.parts * query_blocks(s, args.forward.dtype)), clamp_grid(heads_of(s), kMaxGridY)),
+                  dim3(static_cast<unsigned>(half.parts * query_blocks(s, args.forward.dtype)),
+                       clamp_grid(heads_of(s), kMaxGridY)),
                   query_warps(s.queries) * kWarpSize, (forward_shared_bytes<H, kD>()), stream, half);
     sum_parts<H>(args, stream);
   }
   if (args.grad_key == nullptr && args.grad_value == nullptr) return;
   half.aligned = is_aligned(half.query, s.query, s.head_size) && is_aligned(half.grad, s.grad_out, s.head_size);
-  FSSOPS_LAUNCH((grad_key_half_kernel<H, kD>),
-                dim3(static_cast<unsigned>(ceil_div(s.keys, kKeyWarps * kWarpRows)), clamp_grid(heads_of(s), kMaxGridY)),
-                kKeyWarps * kWarpSize, (grad_key_shared_bytes<H, kD>()), stream, half);
+  FSSOPS_LAUNCH(
+      (grad_key_half_kernel<H, kD>),
+      dim3(static_cast<unsigned>(ceil_div(s.keys, kKeyWarps * kWarpRows)), clamp_grid(heads_of(s), kMaxGridY)),
+      kKeyWarps * kWarpSize, (grad_key_shared_bytes<H, kD>()), stream, half);
 }
 
 template <class T, int kSlices>
@@ -163,14 +169,15 @@ void backward_fma(const CudaBackward& args, void* stream) {
   fma.grad_value = static_cast<T*>(args.grad_value);
   if (args.grad_query != nullptr) {
     FSSOPS_LAUNCH((query_fma_kernel<T, kSlices, false>),
-                  dim3(static_cast<unsigned>(fma.parts * query_blocks(s, args.forward.dtype)), clamp_grid(heads_of(s), kMaxGridY)),
+                  dim3(static_cast<unsigned>(fma.parts * query_blocks(s, args.forward.dtype)),
+                       clamp_grid(heads_of(s), kMaxGridY)),
                   kFmaThreads, (FmaShared<T, kSlices>::kBytes), stream, fma);
     sum_parts<T>(args, stream);
   }
   if (args.grad_key == nullptr && args.grad_value == nullptr) return;
   FSSOPS_LAUNCH((grad_key_fma_kernel<T, kSlices>),
-                dim3(static_cast<unsigned>(ceil_div(s.keys, kBlockRows)), clamp_grid(heads_of(s), kMaxGridY)), kFmaThreads,
-                (FmaShared<T, kSlices>::kBytes), stream, fma);
+                dim3(static_cast<unsigned>(ceil_div(s.keys, kBlockRows)), clamp_grid(heads_of(s), kMaxGridY)),
+                kFmaThreads, (FmaShared<T, kSlices>::kBytes), stream, fma);
 }
 
 template <class H>
@@ -196,11 +203,13 @@ void run_backward_fma(const CudaBackward& args, void* stream) {
 }
 
 dim3 mask_grid(const CudaMask& args) {
-  return dim3(static_cast<unsigned>(ceil_div(words_of(args.keys), kBlockWords)), clamp_grid(args.batch * args.queries, kMaxGridY));
+  return dim3(static_cast<unsigned>(ceil_div(words_of(args.keys), kBlockWords)),
+              clamp_grid(args.batch * args.queries, kMaxGridY));
 }
 
 void open_empty(const CudaMask& args, void* stream) {
-  FSSOPS_LAUNCH((open_empty_kernel), clamp_grid(args.batch * args.queries, kMostRowBlocks), kMaskThreads, 0, stream, args);
+  FSSOPS_LAUNCH((open_empty_kernel), clamp_grid(args.batch * args.queries, kMostRowBlocks), kMaskThreads, 0, stream,
+                args);
 }
 
 template <class L, class A>
@@ -212,8 +221,8 @@ template <class T>
 void launch_project_fma(const CudaMask& args, void* stream) {
   constexpr int kThreads = 128;
   FSSOPS_LAUNCH((project_fma_kernel<T>),
-                dim3(static_cast<unsigned>(ceil_div(args.keys, kThreads)), clamp_grid(ceil_div(args.queries, kProjectRows), kMaxGridY),
-                     clamp_grid(args.batch, kMaxGridY)),
+                dim3(static_cast<unsigned>(ceil_div(args.keys, kThreads)),
+                     clamp_grid(ceil_div(args.queries, kProjectRows), kMaxGridY), clamp_grid(args.batch, kMaxGridY)),
                 kThreads, 0, stream, args);
 }
 
@@ -235,7 +244,9 @@ int64_t cuda_forward_parts(const Sizes& s, int dtype, int64_t processors) {
                     : cuda_parts(blocks, s.words(), 3 * processors);
 }
 
-int64_t cuda_backward_parts(const Sizes& s, int dtype, int64_t processors) { return cuda_forward_parts(s, dtype, processors); }
+int64_t cuda_backward_parts(const Sizes& s, int dtype, int64_t processors) {
+  return cuda_forward_parts(s, dtype, processors);
+}
 
 void forward_cuda(const CudaForward& args, void* stream) {
   if (heads_of(args.sizes) * args.sizes.queries == 0) return;

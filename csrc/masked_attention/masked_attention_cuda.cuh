@@ -3,7 +3,7 @@
 #pragma once
 
 #include "masked_attention/masked_attention_fma.cuh"
-#include "masked_attention/masked_attention_half.cuh"
+#include "masked_attention/masked_attention_half_backward.cuh"
 #include "masked_attention/masked_attention_mask.cuh"
 
 namespace fssops::masked_attention {
@@ -13,7 +13,8 @@ constexpr int kRowThreads = 128, kRowsPerBlock = kRowThreads / kWarpSize;
 // Which query a row of [B, M, Q] is.
 struct RowIndex {
   int64_t b, m, q;
-  __device__ RowIndex(const Sizes& s, int64_t row) : b(row / s.queries / s.heads), m(row / s.queries % s.heads), q(row % s.queries) {}
+  __device__ RowIndex(const Sizes& s, int64_t row)
+      : b(row / s.queries / s.heads), m(row / s.queries % s.heads), q(row % s.queries) {}
 };
 
 // out and logsumexp from the parts' shares. A warp a row.
@@ -49,7 +50,8 @@ __global__ void __launch_bounds__(kRowThreads)
 #pragma unroll
     for (int c = 0; c < kMaxHeadSize / kWarpSize; ++c)
       if (c * kWarpSize + lane < depth)
-        store_from_accumulator(out + s.out.at(at.b, at.m, at.q) + c * kWarpSize + lane, has_key ? sums[c] / total : A(0));
+        store_from_accumulator(out + s.out.at(at.b, at.m, at.q) + c * kWarpSize + lane,
+                               has_key ? sums[c] / total : A(0));
     if (lane == 0) logsumexp[row] = has_key ? A(0.6931471805599453) * largest + log(total) : A(-INFINITY);
   }
 }
@@ -65,7 +67,8 @@ __global__ void __launch_bounds__(kRowThreads) delta_kernel(Sizes s, const F* gr
     const F* g = grad + s.grad_out.at(at.b, at.m, at.q);
     const F* o = out + s.out.at(at.b, at.m, at.q);
     A total = A(0);
-    for (int d = lane; d < s.head_size; d += kWarpSize) total += A(load_as_accumulator(g[d])) * A(load_as_accumulator(o[d]));
+    for (int d = lane; d < s.head_size; d += kWarpSize)
+      total += A(load_as_accumulator(g[d])) * A(load_as_accumulator(o[d]));
     total = warp_sum(total);
     if (lane == 0) delta[row] = total;
   }
@@ -73,7 +76,8 @@ __global__ void __launch_bounds__(kRowThreads) delta_kernel(Sizes s, const F* gr
 
 // grad_query = scale * sum of the parts' shares. A warp a row.
 template <class F, class A>
-__global__ void __launch_bounds__(kRowThreads) sum_parts_kernel(Sizes s, int parts, A scale, const A* partial, F* grad_query) {
+__global__ void __launch_bounds__(kRowThreads)
+    sum_parts_kernel(Sizes s, int parts, A scale, const A* partial, F* grad_query) {
   const int lane = threadIdx.x % kWarpSize;
   const int64_t rows = s.batch * s.heads * s.queries;
   for (int64_t row = static_cast<int64_t>(blockIdx.x) * kRowsPerBlock + threadIdx.x / kWarpSize; row < rows;

@@ -1,5 +1,5 @@
-// float32 and float64: products on the ordinary units. A warp owns kRows queries (or keys) and walks over tiles of 32 of
-// the other side, one a lane, which its block shares. kSlices = ceil(head size / 32).
+// float32 and float64: products on the ordinary units. A warp owns kRows queries (or keys) and walks over tiles of 32
+// of the other side, one a lane, which its block shares. kSlices = ceil(head size / 32).
 #pragma once
 
 #include "common/device.cuh"
@@ -132,7 +132,8 @@ __global__ void __launch_bounds__(kFmaThreads, kSlices * sizeof(T) <= 8 ? 3 : 2)
   const Sizes& s = args.s;
   const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize, depth = static_cast<int>(s.head_size);
   const int part = blockIdx.x % args.parts;
-  const int64_t first_query = static_cast<int64_t>(blockIdx.x / args.parts) * kBlockRows, q0 = first_query + warp * kRows;
+  const int64_t first_query = static_cast<int64_t>(blockIdx.x / args.parts) * kBlockRows,
+                q0 = first_query + warp * kRows;
   const int64_t tiles = s.words(), begin = tiles * part / args.parts, end = tiles * (part + 1) / args.parts;
   const T scale = args.scale * T(1.4426950408889634), ln2 = T(0.6931471805599453);
   T* weights = shared.weights[0] + warp * kRows * kWarpSize;
@@ -141,10 +142,11 @@ __global__ void __launch_bounds__(kFmaThreads, kSlices * sizeof(T) <= 8 ? 3 : 2)
     const int64_t b = head / s.heads, m = head % s.heads;
     const int64_t count = s.queries - first_query;
     __syncthreads();
-    load_rows<T, kBlockRows, kSlices>(shared.own[0], args.query + s.query.at(b, m, first_query), s.query.row, count, depth);
+    load_rows<T, kBlockRows, kSlices>(shared.own[0], args.query + s.query.at(b, m, first_query), s.query.row, count,
+                                      depth);
     if constexpr (!kForward)
-      load_rows<T, kBlockRows, kSlices>(shared.own[1], args.grad + s.grad_out.at(b, m, first_query), s.grad_out.row, count,
-                                        depth);
+      load_rows<T, kBlockRows, kSlices>(shared.own[1], args.grad + s.grad_out.at(b, m, first_query), s.grad_out.row,
+                                        count, depth);
     T sums[kRows][kSlices] = {}, largest[kRows], total[kRows] = {}, logsumexp[kRows] = {}, delta[kRows] = {};
     uint32_t seen[kRows] = {};
 #pragma unroll
@@ -159,9 +161,10 @@ __global__ void __launch_bounds__(kFmaThreads, kSlices * sizeof(T) <= 8 ? 3 : 2)
       const uint32_t any = row_words(args, b, m, q0, tile, words);
       if (!__syncthreads_or(any != 0)) continue;  // also: everybody has left the tiles
       const int64_t first = tile * kWarpSize;
-      load_rows<T, kWarpSize, kSlices>(shared.tile[0], args.key + s.key.at(b, m, first), s.key.row, s.keys - first, depth);
-      load_rows<T, kWarpSize, kSlices>(shared.tile[1], args.value + s.value.at(b, m, first), s.value.row, s.keys - first,
+      load_rows<T, kWarpSize, kSlices>(shared.tile[0], args.key + s.key.at(b, m, first), s.key.row, s.keys - first,
                                        depth);
+      load_rows<T, kWarpSize, kSlices>(shared.tile[1], args.value + s.value.at(b, m, first), s.value.row,
+                                       s.keys - first, depth);
       __syncthreads();
       if (any == 0) continue;
       T products[kRows], grads[kRows];
@@ -175,7 +178,8 @@ __global__ void __launch_bounds__(kFmaThreads, kSlices * sizeof(T) <= 8 ? 3 : 2)
         if constexpr (kForward) {
           const T highest = warp_max(open ? score : T(-INFINITY)), before = largest[r];
           largest[r] = before < highest ? highest : before;
-          // Where every score so far is -inf, subtracting it would give NaN: the weights are 0 until a larger one comes.
+          // Where every score so far is -inf, subtracting it would give NaN: the weights are 0 until a larger one
+          // comes.
           const T shift = largest[r] == T(-INFINITY) ? T(0) : largest[r];
           weight = open ? exp2(score - shift) : T(0);
           const T factor = exp2(before - shift);
@@ -233,7 +237,8 @@ __global__ void __launch_bounds__(kFmaThreads, kSlices * sizeof(T) <= 8 ? 3 : 2)
     const int64_t b = head / s.heads, m = head % s.heads, count = s.keys - first_key;
     __syncthreads();
     load_rows<T, kBlockRows, kSlices>(shared.own[0], args.key + s.key.at(b, m, first_key), s.key.row, count, depth);
-    load_rows<T, kBlockRows, kSlices>(shared.own[1], args.value + s.value.at(b, m, first_key), s.value.row, count, depth);
+    load_rows<T, kBlockRows, kSlices>(shared.own[1], args.value + s.value.at(b, m, first_key), s.value.row, count,
+                                      depth);
     T to_key[kRows][kSlices] = {}, to_value[kRows][kSlices] = {};
     for (int64_t first = 0; first < s.queries; first += kWarpSize) {
       const int64_t q = first + lane;
@@ -244,8 +249,8 @@ __global__ void __launch_bounds__(kFmaThreads, kSlices * sizeof(T) <= 8 ? 3 : 2)
       }
       word = word >> (k0 % kWordBits) & ((1u << kRows) - 1u);
       if (!__syncthreads_or(word != 0)) continue;
-      load_rows<T, kWarpSize, kSlices>(shared.tile[0], args.query + s.query.at(b, m, first), s.query.row, s.queries - first,
-                                       depth);
+      load_rows<T, kWarpSize, kSlices>(shared.tile[0], args.query + s.query.at(b, m, first), s.query.row,
+                                       s.queries - first, depth);
       load_rows<T, kWarpSize, kSlices>(shared.tile[1], args.grad + s.grad_out.at(b, m, first), s.grad_out.row,
                                        s.queries - first, depth);
       __syncthreads();

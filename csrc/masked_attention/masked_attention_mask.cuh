@@ -43,7 +43,8 @@ __global__ void __launch_bounds__(kMaskThreads) pack_kernel(CudaMask args) {
   words_of_block(args.keys, first, last);
   for (int64_t row = blockIdx.y; row < rows; row += gridDim.y) {
     const Source* closed = static_cast<const Source*>(args.source) + row * args.keys;
-    make_words(args.keys, first, last, args.bits + row * words_of(args.keys), [&](int64_t key) { return closed[key] == 0; });
+    make_words(args.keys, first, last, args.bits + row * words_of(args.keys),
+               [&](int64_t key) { return closed[key] == 0; });
   }
 }
 
@@ -82,7 +83,8 @@ __global__ void __launch_bounds__(256) project_fma_kernel(CudaMask args) {
   if (word >= words_of(args.keys)) return;
   for (int64_t b = blockIdx.z; b < args.batch; b += gridDim.z) {
     const T* rows = static_cast<const T*>(args.source) + (b * args.queries + q0) * args.channels;
-    const T* column = static_cast<const T*>(args.features) + b * args.channels * args.keys + (key < args.keys ? key : 0);
+    const T* column =
+        static_cast<const T*>(args.features) + b * args.channels * args.keys + (key < args.keys ? key : 0);
     T sums[kProjectRows] = {};
 #pragma unroll 4
     for (int64_t c = 0; c < args.channels; ++c) {
@@ -94,7 +96,8 @@ __global__ void __launch_bounds__(256) project_fma_kernel(CudaMask args) {
 #pragma unroll
     for (int r = 0; r < kProjectRows; ++r) {
       const uint32_t bits = __ballot_sync(kFullWarp, key < args.keys && !(sums[r] < T(0)));
-      if (lane == 0 && q0 + r < args.queries) args.bits[(b * args.queries + q0 + r) * words_of(args.keys) + word] = bits;
+      if (lane == 0 && q0 + r < args.queries)
+        args.bits[(b * args.queries + q0 + r) * words_of(args.keys) + word] = bits;
     }
   }
 }
@@ -160,7 +163,8 @@ __global__ void __launch_bounds__(256, 2) project_half_kernel(CudaMask args, boo
         bits |= __shfl_xor_sync(kFullWarp, bits, 2);
         const int64_t word = first_key / kWordBits + w;
         if (lane % 4 == 0 && group + 8 * i < rows && word < words_of(args.keys))
-          args.bits[(b * args.queries + q0 + group + 8 * i) * words_of(args.keys) + word] = bits & valid_bits(args.keys, word);
+          args.bits[(b * args.queries + q0 + group + 8 * i) * words_of(args.keys) + word] =
+              bits & valid_bits(args.keys, word);
       }
   }
 }

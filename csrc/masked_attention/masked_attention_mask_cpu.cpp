@@ -21,7 +21,8 @@ inline uint32_t open_lanes(simd::Vec<T> values) {
   if constexpr (sizeof(T) == 4)
     return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps((__m256)values.v, _mm256_setzero_ps(), _CMP_NLT_UQ)));
   else
-    return static_cast<uint32_t>(_mm256_movemask_pd(_mm256_cmp_pd((__m256d)values.v, _mm256_setzero_pd(), _CMP_NLT_UQ)));
+    return static_cast<uint32_t>(
+        _mm256_movemask_pd(_mm256_cmp_pd((__m256d)values.v, _mm256_setzero_pd(), _CMP_NLT_UQ)));
 #else
   uint32_t bits = 0;
   for (int i = 0; i < simd::Vec<T>::kSize; ++i) bits |= static_cast<uint32_t>(!(values[i] < T(0))) << i;
@@ -160,12 +161,13 @@ void mask_from_embeddings_cpu(int64_t queries, int64_t channels, int64_t keys, c
       else
         for (int64_t j = 0; j < inside; ++j)
           project<T, 1, kVectors>(channels, rows + (q + j) * channels, tile.data(), values.data() + j * kEmbeddingTile);
-      for (int64_t j = 0; j < inside; ++j) threshold(count, values.data() + j * kEmbeddingTile, target + (q + j) * words);
+      for (int64_t j = 0; j < inside; ++j)
+        threshold(count, values.data() + j * kEmbeddingTile, target + (q + j) * words);
     }
   }
 }
 
-#define FSSOPS_INSTANTIATE(T)                                                                                        \
+#define FSSOPS_INSTANTIATE(T)                                                                                       \
   template void mask_from_logits_cpu<T>(int64_t, int64_t, int64_t, int64_t, const T*, uint32_t*, int64_t, int64_t); \
   template void mask_from_embeddings_cpu<T>(int64_t, int64_t, int64_t, const T*, const T*, uint32_t*, int64_t, int64_t);
 FSSOPS_INSTANTIATE(float)

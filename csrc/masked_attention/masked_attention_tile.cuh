@@ -34,8 +34,9 @@ __device__ __forceinline__ void wait_copies() {
 #endif
 }
 
-// Four 8 x 8 matrices of halves; lane l gives the address of row l % 8 of matrix l / 8. Register i then holds, of matrix
-// i, elements [lane / 4][2 * (lane % 4)] and the one after it; transposed: [2 * (lane % 4)][lane / 4] and the one below.
+// Four 8 x 8 matrices of halves; lane l gives the address of row l % 8 of matrix l / 8. Register i then holds, of
+// matrix i, elements [lane / 4][2 * (lane % 4)] and the one after it; transposed: [2 * (lane % 4)][lane / 4] and the
+// one below.
 template <bool kTransposed>
 __device__ __forceinline__ void load_matrices(uint32_t (&out)[4], const void* row) {
 #if defined(__CUDA_ARCH__)
@@ -75,15 +76,16 @@ __device__ __forceinline__ void load_b_across(uint32_t (&out)[4], const H* tile,
   load_matrices<false>(out, tile + (n0 + (matrix / 2) * 8 + r) * pitch + k0 + (matrix % 2) * 8);
 }
 
-// B fragments of two neighbouring n-tiles for a product over a tile's rows (sums of rows): B[k][n] = tile[k0 + k][n0 + n].
+// B fragments of two neighbouring n-tiles for a product over a tile's rows (sums of rows): B[k][n] = tile[k0 + k][n0 +
+// n].
 template <class H>
 __device__ __forceinline__ void load_b_down(uint32_t (&out)[4], const H* tile, int pitch, int k0, int n0) {
   const int lane = threadIdx.x % kWarpSize, matrix = lane / 8, r = lane % 8;
   load_matrices<true>(out, tile + (k0 + (matrix % 2) * 8 + r) * pitch + n0 + (matrix / 2) * 8);
 }
 
-// Copies rows [0, rows) of `depth` numbers into a tile of kRows x kWidth, zeros elsewhere. `aligned`: every row starts at
-// a multiple of 16 bytes and depth is a multiple of 8.
+// Copies rows [0, rows) of `depth` numbers into a tile of kRows x kWidth, zeros elsewhere. `aligned`: every row starts
+// at a multiple of 16 bytes and depth is a multiple of 8.
 template <class H, int kRows, int kWidth>
 __device__ __forceinline__ void load_tile(H* tile, const H* source, int64_t step, int rows, int depth, bool aligned) {
   constexpr int kChunks = kWidth / 8, kPitch = pitch_of(kWidth);

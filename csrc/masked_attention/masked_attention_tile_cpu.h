@@ -1,8 +1,8 @@
 // The small dense pieces that the CPU passes are made of: products of gathered rows with one segment of keys.
 //
 // A segment is kSegment keys. `rows` lists the queries that have an open key in it. Tiles are [depth, kSegment] (the
-// segment's keys or values, transposed) or [kSegment, width] (as they are); `width` is the head size rounded up to whole
-// vectors, with zeros behind.
+// segment's keys or values, transposed) or [kSegment, width] (as they are); `width` is the head size rounded up to
+// whole vectors, with zeros behind.
 #pragma once
 
 #include "common/simd.h"
@@ -92,8 +92,10 @@ inline void transpose_segment(int64_t depth, int64_t count, const T* source, int
         for (int64_t k = 0; k < kSegment; k += 4) {
           Four row[4];
           for (int i = 0; i < 4; ++i) std::memcpy(&row[i], source + (k + i) * step + d, 16);
-          const Four a = __builtin_shufflevector(row[0], row[1], 0, 4, 1, 5), b = __builtin_shufflevector(row[2], row[3], 0, 4, 1, 5);
-          const Four c = __builtin_shufflevector(row[0], row[1], 2, 6, 3, 7), e = __builtin_shufflevector(row[2], row[3], 2, 6, 3, 7);
+          const Four a = __builtin_shufflevector(row[0], row[1], 0, 4, 1, 5),
+                     b = __builtin_shufflevector(row[2], row[3], 0, 4, 1, 5);
+          const Four c = __builtin_shufflevector(row[0], row[1], 2, 6, 3, 7),
+                     e = __builtin_shufflevector(row[2], row[3], 2, 6, 3, 7);
           const Four out[4] = {__builtin_shufflevector(a, b, 0, 1, 4, 5), __builtin_shufflevector(a, b, 2, 3, 6, 7),
                                __builtin_shufflevector(c, e, 0, 1, 4, 5), __builtin_shufflevector(c, e, 2, 3, 6, 7)};
           for (int i = 0; i < 4; ++i) std::memcpy(tile + (d + i) * kSegment + k, &out[i], 16);
@@ -119,7 +121,8 @@ inline void copy_rows(int64_t rows, int64_t depth, int64_t width, T factor, cons
 }
 
 template <class T, int kRows>
-inline void score_block(int64_t depth, const int32_t* rows, const T* a, int64_t width, const T* tile, T* out, int64_t out_step) {
+inline void score_block(int64_t depth, const int32_t* rows, const T* a, int64_t width, const T* tile, T* out,
+                        int64_t out_step) {
   using V = simd::Vec<T>;
   constexpr int kVectors = kSegmentVectors<T>;
   V sums[kRows][kVectors];
@@ -144,8 +147,8 @@ inline void score_block(int64_t depth, const int32_t* rows, const T* a, int64_t 
 // whole blocks: behind its end it must repeat its last entry kListSlack times.
 constexpr int64_t kListSlack = 8;
 template <class T>
-inline void score_rows(int64_t depth, int64_t count, const int32_t* rows, const T* a, int64_t width, const T* tile, T* out,
-                       int64_t out_step) {
+inline void score_rows(int64_t depth, int64_t count, const int32_t* rows, const T* a, int64_t width, const T* tile,
+                       T* out, int64_t out_step) {
   constexpr int kMany = kSegmentVectors<T> <= 2 ? 8 / kSegmentVectors<T> : 2, kFew = kMany / 2;
   int64_t i = 0;
   for (; i + kFew < count; i += kMany) score_block<T, kMany>(depth, rows + i, a, width, tile, out, out_step);
@@ -153,7 +156,8 @@ inline void score_rows(int64_t depth, int64_t count, const int32_t* rows, const 
 }
 
 template <class T, int kRows, int kVectors>
-inline void gather_block(const int32_t* rows, const T* p, int64_t p_step, const T* x, int64_t x_step, T* out, int64_t out_step) {
+inline void gather_block(const int32_t* rows, const T* p, int64_t p_step, const T* x, int64_t x_step, T* out,
+                         int64_t out_step) {
   using V = simd::Vec<T>;
   V sums[kRows][kVectors];
   const T* weights[kRows];
@@ -193,7 +197,8 @@ inline void add_to_rows(int64_t width, int64_t count, const int32_t* rows, const
 }
 
 template <class T, int kKeys, int kVectors>
-inline void scatter_block(int64_t count, const int32_t* rows, const T* p, int64_t p_step, const T* a, int64_t width, T* out) {
+inline void scatter_block(int64_t count, const int32_t* rows, const T* p, int64_t p_step, const T* a, int64_t width,
+                          T* out) {
   using V = simd::Vec<T>;
   V sums[kKeys][kVectors];
   for (int k = 0; k < kKeys; ++k)
@@ -211,9 +216,11 @@ inline void scatter_block(int64_t count, const int32_t* rows, const T* p, int64_
     for (int j = 0; j < kVectors; ++j) sums[k][j].store(out + k * width + j * V::kSize);
 }
 
-// out[k * width + d] = sum over the listed rows of p[row * p_step + k] * a[row * width + d], for all keys of the segment.
+// out[k * width + d] = sum over the listed rows of p[row * p_step + k] * a[row * width + d], for all keys of the
+// segment.
 template <class T>
-inline void sum_over_rows(int64_t width, int64_t count, const int32_t* rows, const T* p, int64_t p_step, const T* a, T* out) {
+inline void sum_over_rows(int64_t width, int64_t count, const int32_t* rows, const T* p, int64_t p_step, const T* a,
+                          T* out) {
   constexpr int kSize = simd::Vec<T>::kSize, kKeys = simd::kBytes == 64 ? 8 : 4;
   for (int64_t k = 0; k < kSegment; k += kKeys) {
     int64_t d = 0;

@@ -32,9 +32,8 @@ void run_forward(const Sizes& s, double scale, const Tensor& query, const Tensor
     FSSOPS_CALL_ISA(forward_cpu, s, plan, static_cast<T>(scale), q, k, v, bits, o, l, partial, begin, end);
   });
   if (plan.parts == 1) return;
-  parallel_for(0, rows, grain(plan.parts * s.head_size), [&](int64_t begin, int64_t end) {
-    FSSOPS_CALL_ISA(combine_cpu, s, plan, partial, o, l, begin, end);
-  });
+  parallel_for(0, rows, grain(plan.parts * s.head_size),
+               [&](int64_t begin, int64_t end) { FSSOPS_CALL_ISA(combine_cpu, s, plan, partial, o, l, begin, end); });
 }
 
 std::tuple<Tensor, Tensor> forward(Tensor query, Tensor key, Tensor value, std::optional<Tensor> bits, double scale) {
@@ -52,8 +51,8 @@ std::tuple<Tensor, Tensor> forward(Tensor query, Tensor key, Tensor value, std::
 
 template <class T>
 void run_backward(const Sizes& s, double scale, const Tensor& grad, const Tensor& query, const Tensor& key,
-                  const Tensor& value, const uint32_t* bits, const Tensor& out, const Tensor& logsumexp, Tensor* grad_query,
-                  Tensor* grad_key, Tensor* grad_value) {
+                  const Tensor& value, const uint32_t* bits, const Tensor& out, const Tensor& logsumexp,
+                  Tensor* grad_query, Tensor* grad_key, Tensor* grad_value) {
   const CpuPlan plan = backward_plan(s);
   const int64_t rows = s.batch * s.heads * s.queries;
   Tensor deltas = new_empty(query, {rows});
@@ -63,9 +62,8 @@ void run_backward(const Sizes& s, double scale, const Tensor& grad, const Tensor
   T *delta = mutable_data<T>(deltas), *partial = grad_query != nullptr ? mutable_data<T>(shares) : nullptr;
   T* to_key = grad_key != nullptr ? mutable_data<T>(*grad_key) : nullptr;
   T* to_value = grad_value != nullptr ? mutable_data<T>(*grad_value) : nullptr;
-  parallel_for(0, rows, grain(s.head_size), [&](int64_t begin, int64_t end) {
-    FSSOPS_CALL_ISA(delta_cpu, s, g, o, delta, begin, end);
-  });
+  parallel_for(0, rows, grain(s.head_size),
+               [&](int64_t begin, int64_t end) { FSSOPS_CALL_ISA(delta_cpu, s, g, o, delta, begin, end); });
   parallel_for(0, plan.tasks(s), 1, [&](int64_t begin, int64_t end) {
     FSSOPS_CALL_ISA(backward_cpu, s, plan, static_cast<T>(scale), q, k, v, bits, g, l, delta, partial, to_key, to_value,
                     begin, end);
@@ -77,16 +75,17 @@ void run_backward(const Sizes& s, double scale, const Tensor& grad, const Tensor
   });
 }
 
-std::tuple<Tensor, Tensor, Tensor> backward(Tensor grad, Tensor query, Tensor key, Tensor value, std::optional<Tensor> bits,
-                                            Tensor out, Tensor logsumexp, double scale, bool need_query, bool need_key,
-                                            bool need_value) {
+std::tuple<Tensor, Tensor, Tensor> backward(Tensor grad, Tensor query, Tensor key, Tensor value,
+                                            std::optional<Tensor> bits, Tensor out, Tensor logsumexp, double scale,
+                                            bool need_query, bool need_key, bool need_value) {
   Sizes s = check_inputs(query, key, value, bits, false);
   check_backward(s, grad, query, out, logsumexp);
   // Both out and the gradient of query are described by s.out.
   out = as_heads_last(out, s);
   s.out = heads_last_strides(s, s.queries);
   s.grad_key = heads_last_strides(s, s.keys);
-  Tensor grad_query = need_query ? new_heads_last(query, s.batch, s.heads, s.queries, s.head_size) : new_empty(query, {0});
+  Tensor grad_query =
+      need_query ? new_heads_last(query, s.batch, s.heads, s.queries, s.head_size) : new_empty(query, {0});
   Tensor grad_key = need_key ? new_heads_last(query, s.batch, s.heads, s.keys, s.head_size) : new_empty(query, {0});
   Tensor grad_value = need_value ? new_heads_last(query, s.batch, s.heads, s.keys, s.head_size) : new_empty(query, {0});
   if (s.batch * s.heads * s.queries * s.keys == 0) {
@@ -121,9 +120,10 @@ void run_logits(const Tensor& logits, int64_t height, int64_t width, Tensor& bit
   const int64_t h = logits.size(2), w = logits.size(3);
   const T* source = data<T>(logits);
   uint32_t* target = mutable_data<uint32_t>(bits);
-  parallel_for(0, logits.size(0) * logits.size(1), grain(w * height + 4 * height * width), [&](int64_t begin, int64_t end) {
-    FSSOPS_CALL_ISA(mask_from_logits_cpu, h, w, height, width, source, target, begin, end);
-  });
+  parallel_for(0, logits.size(0) * logits.size(1), grain(w * height + 4 * height * width),
+               [&](int64_t begin, int64_t end) {
+                 FSSOPS_CALL_ISA(mask_from_logits_cpu, h, w, height, width, source, target, begin, end);
+               });
 }
 
 Tensor from_logits(Tensor logits, int64_t height, int64_t width) {
@@ -147,9 +147,8 @@ void run_embeddings(const Tensor& embeddings, const Tensor& features, Tensor& bi
   parallel_for(0, batch * embedding_tiles(keys), grain(queries * channels * 4), [&](int64_t begin, int64_t end) {
     FSSOPS_CALL_ISA(mask_from_embeddings_cpu, queries, channels, keys, e, f, target, begin, end);
   });
-  parallel_for(0, batch * queries, grain(words_of(keys)), [&](int64_t begin, int64_t end) {
-    FSSOPS_CALL_ISA(open_empty_rows_cpu, keys, target, begin, end);
-  });
+  parallel_for(0, batch * queries, grain(words_of(keys)),
+               [&](int64_t begin, int64_t end) { FSSOPS_CALL_ISA(open_empty_rows_cpu, keys, target, begin, end); });
 }
 
 Tensor from_embeddings(Tensor embeddings, Tensor features) {
@@ -168,7 +167,8 @@ Tensor from_embeddings(Tensor embeddings, Tensor features) {
 
 STABLE_TORCH_LIBRARY_FRAGMENT(fssops, m) {
   m.def(
-      "masked_attention(Tensor query, Tensor key, Tensor value, Tensor? bits, float scale) -> (Tensor out, Tensor logsumexp)");
+      "masked_attention(Tensor query, Tensor key, Tensor value, Tensor? bits, float scale) -> (Tensor out, Tensor "
+      "logsumexp)");
   m.def(
       "masked_attention_backward(Tensor grad, Tensor query, Tensor key, Tensor value, Tensor? bits, Tensor out, "
       "Tensor logsumexp, float scale, bool need_query, bool need_key, bool need_value) -> "

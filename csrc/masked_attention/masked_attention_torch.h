@@ -22,7 +22,8 @@ inline Strides heads_last_strides(const Sizes& s, int64_t rows) {
 // As it is when it lies as new_heads_last makes it, else a copy that does.
 inline Tensor as_heads_last(const Tensor& t, const Sizes& s) {
   const Strides wanted = heads_last_strides(s, t.size(2));
-  if (t.stride(0) == wanted.batch && t.stride(1) == wanted.head && t.stride(2) == wanted.row && t.stride(3) == 1) return t;
+  if (t.stride(0) == wanted.batch && t.stride(1) == wanted.head && t.stride(2) == wanted.row && t.stride(3) == 1)
+    return t;
   Tensor copy = new_heads_last(t, s.batch, s.heads, t.size(2), s.head_size);
   torch::stable::copy_(copy, t);
   return copy;
@@ -39,7 +40,8 @@ inline void check_floats(const char* op, const char* argument, const Tensor& t, 
   const ScalarType type = t.scalar_type();
   const bool half = type == ScalarType::Half || type == ScalarType::BFloat16;
   FSSOPS_CHECK(type == ScalarType::Float || type == ScalarType::Double || (cuda && half), op, argument,
-               cuda ? "be float32, float64, float16 or bfloat16" : "be float32 or float64 on the CPU", dtype_name(type));
+               cuda ? "be float32, float64, float16 or bfloat16" : "be float32 or float64 on the CPU",
+               dtype_name(type));
 }
 
 inline void check_like(const char* argument, const Tensor& t, const Tensor& like, const char* of) {
@@ -55,8 +57,8 @@ inline Sizes check_inputs(Tensor& query, Tensor& key, Tensor& value, std::option
   check_floats(kName, "query", query, cuda);
   check_like("key", key, query, "query");
   check_like("value", value, query, "query");
-  FSSOPS_CHECK(key.size(0) == query.size(0) && key.size(1) == query.size(1) && key.size(3) == query.size(3), kName, "key",
-               "have the batch, heads and head size of query", shape_of(key));
+  FSSOPS_CHECK(key.size(0) == query.size(0) && key.size(1) == query.size(1) && key.size(3) == query.size(3), kName,
+               "key", "have the batch, heads and head size of query", shape_of(key));
   FSSOPS_CHECK(shape_of(value) == shape_of(key), kName, "value", "have the shape of key", shape_of(value));
   FSSOPS_CHECK(query.size(3) >= 1 && query.size(3) <= kMaxHeadSize, kName, "query", "have a head size of 1 to 128",
                shape_of(query));
@@ -73,8 +75,8 @@ inline Sizes check_inputs(Tensor& query, Tensor& key, Tensor& value, std::option
     FSSOPS_CHECK(bits->get_device_index() == query.get_device_index(), kName, "bits", "be on the device of query",
                  bits->get_device_index());
     s.mask_heads = bits->size(1);
-    FSSOPS_CHECK(bits->size(0) == s.batch && (s.mask_heads == 1 || s.mask_heads == s.heads) && bits->size(2) == s.queries &&
-                     bits->size(3) == s.words(),
+    FSSOPS_CHECK(bits->size(0) == s.batch && (s.mask_heads == 1 || s.mask_heads == s.heads) &&
+                     bits->size(2) == s.queries && bits->size(3) == s.words(),
                  kName, "bits", "have shape [B, 1 or M, Q, ceil(S / 32)]", shape_of(*bits));
     if (s.heads == 0) s.mask_heads = 0;
     bits = torch::stable::contiguous(*bits);
@@ -133,13 +135,14 @@ inline void check_embeddings(const Tensor& embeddings, const Tensor& features, b
   check_dim(kOp, "mask_embeddings", embeddings, 3, "[B, Q, C]");
   check_dim(kOp, "mask_features", features, 3, "[B, C, S]");
   check_floats(kOp, "mask_embeddings", embeddings, cuda);
-  FSSOPS_CHECK(features.scalar_type() == embeddings.scalar_type(), kOp, "mask_features", "have the dtype of mask_embeddings",
-               dtype_name(features.scalar_type()));
+  FSSOPS_CHECK(features.scalar_type() == embeddings.scalar_type(), kOp, "mask_features",
+               "have the dtype of mask_embeddings", dtype_name(features.scalar_type()));
   FSSOPS_CHECK(features.get_device_index() == embeddings.get_device_index(), kOp, "mask_features",
                "be on the device of mask_embeddings", features.get_device_index());
   FSSOPS_CHECK(features.size(0) == embeddings.size(0) && features.size(1) == embeddings.size(2), kOp, "mask_features",
                "have the batch size and channels of mask_embeddings", shape_of(features));
-  FSSOPS_CHECK(embeddings.size(1) <= kMaxQueries, kOp, "mask_embeddings", "have at most 2^19 queries", shape_of(embeddings));
+  FSSOPS_CHECK(embeddings.size(1) <= kMaxQueries, kOp, "mask_embeddings", "have at most 2^19 queries",
+               shape_of(embeddings));
 }
 
 inline Tensor new_bits(const Tensor& like, int64_t batch, int64_t heads, int64_t queries, int64_t keys) {

@@ -10,8 +10,8 @@ namespace {
 // Multiprocessors to fill. A fixed number: how the keys are split, and so the rounding, is the same on every GPU.
 constexpr int64_t kProcessors = 132;
 
-CudaForward prepare(Sizes& s, const Tensor& query, const Tensor& key, const Tensor& value, const std::optional<Tensor>& bits,
-                    double scale) {
+CudaForward prepare(Sizes& s, const Tensor& query, const Tensor& key, const Tensor& value,
+                    const std::optional<Tensor>& bits, double scale) {
   CudaForward args{};
   args.dtype = float_dtype_index(kName, "query", query);
   args.scale = scale;
@@ -41,13 +41,14 @@ std::tuple<Tensor, Tensor> forward(Tensor query, Tensor key, Tensor value, std::
   return {out, logsumexp};
 }
 
-std::tuple<Tensor, Tensor, Tensor> backward(Tensor grad, Tensor query, Tensor key, Tensor value, std::optional<Tensor> bits,
-                                            Tensor out, Tensor logsumexp, double scale, bool need_query, bool need_key,
-                                            bool need_value) {
+std::tuple<Tensor, Tensor, Tensor> backward(Tensor grad, Tensor query, Tensor key, Tensor value,
+                                            std::optional<Tensor> bits, Tensor out, Tensor logsumexp, double scale,
+                                            bool need_query, bool need_key, bool need_value) {
   const torch::stable::accelerator::DeviceGuard guard(query.get_device_index());
   Sizes s = check_inputs(query, key, value, bits, true);
   check_backward(s, grad, query, out, logsumexp);
-  Tensor grad_query = need_query ? new_heads_last(query, s.batch, s.heads, s.queries, s.head_size) : new_empty(query, {0});
+  Tensor grad_query =
+      need_query ? new_heads_last(query, s.batch, s.heads, s.queries, s.head_size) : new_empty(query, {0});
   Tensor grad_key = need_key ? new_heads_last(query, s.batch, s.heads, s.keys, s.head_size) : new_empty(query, {0});
   Tensor grad_value = need_value ? new_heads_last(query, s.batch, s.heads, s.keys, s.head_size) : new_empty(query, {0});
   if (s.batch * s.heads * s.queries * s.keys == 0) {

@@ -34,7 +34,9 @@ def draw_curves(metrics: Path, target: Path, title: str, finals: Mapping[str, fl
     axes = figure.subplots(1, panels)
     figure.suptitle(title, fontsize=11)
 
-    terms = sorted({key for record in training for key in record} - _NOT_LOSSES)
+    # Terms of auxiliary heads (loss_ce_0, ..) run beside those of the last one and would only hide them.
+    names = {key for record in training for key in record} - _NOT_LOSSES
+    terms = sorted(name for name in names if not name.rpartition("_")[2].isdigit())
     _lines(axes[0], training, ["loss", *(terms if len(terms) > 1 else [])], "training loss")
     axes[0].set_ylim(bottom=0)
     _lines(axes[1], training, ["lr"], "learning rate")

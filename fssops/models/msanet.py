@@ -22,6 +22,9 @@ ways, shots         one way, K as trained                       any
 ==================  ==========================================  ==============================================
 
 With the authors' weights both give the same label maps in 1-shot evaluation, but for the rounding of kept positions.
+Images of any size and aspect work with both. What the published code does outside the network is chosen elsewhere: the
+evaluation protocol "msanet" stretches results as published, "fssops" compares at the image's own size; episodes never
+depend on the number of loader processes here.
 """
 
 from __future__ import annotations
@@ -193,10 +196,20 @@ class MSANet(nn.Module):
         """
         check_images("MSANet.encode", images, self.stride)
         group = 1 if images.device.type == "cpu" else max(1, 2**22 // (images.shape[-2] * images.shape[-1]))
-        parts = [self._features(part) for part in images.split(group)]
-        if len(parts) == 1:
-            return parts[0]
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        if len(images) <= group:
+            return self._features(images)
+        found: dict[str, Tensor] = {}
+        # Copied one after another: a final concatenation would hold everything twice.
+        for start in range(0, len(images), group):
+            part = self._features(images[start : start + group])
+            for name in list(part):
+                x = part.pop(name)
+                if name not in found:
+                    layout = torch.channels_last if x.dim() == 4 else torch.contiguous_format
+                    size = (len(images), *x.shape[1:])
+                    found[name] = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=layout)
+                found[name][start : start + group] = x
+        return found
 
     def query_features(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
         """What :meth:`match` computes of a query image alone, so that it can be kept with the features.

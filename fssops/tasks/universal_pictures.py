@@ -27,6 +27,9 @@ from fssops.tasks.universal_counting import TestItem, TestItems
 if TYPE_CHECKING:
     from fssops.tasks.universal import UniversalTask
 
+_TILE = 256
+"""Side of a picture in a grid, pixels."""
+
 SHOWN_SCORE = 0.3
 """Instances below this score are left out of pictures."""
 
@@ -37,9 +40,21 @@ def main_task(tasks: Sequence[str]) -> str:
 
 
 def result_regions(
-    result: SegmentationResult, task: str, classes: universal.Metadata, least_score: float = SHOWN_SCORE
+    result: SegmentationResult,
+    task: str,
+    classes: universal.Metadata,
+    least_score: float = SHOWN_SCORE,
+    at_least: int = 0,
 ) -> list[Region]:
-    """Regions of a result, for overlays; of instances those with at least ``least_score``, the best on top."""
+    """Regions of a result, for overlays.
+
+    Args:
+        result: of one image.
+        task: which of its parts.
+        classes: for names and colours.
+        least_score: instances below it are left out; the best are on top.
+        at_least: show that many instances whatever their scores.
+    """
     names, colours = classes.names, classes.colours
     if task == "semantic":
         assert result.semantic is not None
@@ -57,7 +72,7 @@ def result_regions(
     regions = [
         Region(mask, shade(colours[label], number), f"{names[label]} {100 * score:.0f}")
         for number, (score, label, mask) in enumerate(rows)
-        if score >= least_score
+        if score >= least_score or number < at_least
     ]
     return regions[::-1]
 
@@ -150,14 +165,14 @@ def _rows(
         item = items[place]
         picture = file_picture(source, item.number)
         row = [Tile(picture, item.seen.name)]
-        row.append(Tile(overlay_regions(picture, truth_regions(item.truth, shown, source.metadata))))
+        row.append(Tile(_drawn(picture, truth_regions(item.truth, shown, source.metadata))))
         caption = f"{score_name} {100 * quality[item.number]:.0f} %"
         row.append(Tile(_predicted(task, model, fabric, item, picture, shown), caption))
         if before is not None:
             row.append(Tile(_predicted(task, before, fabric, item, picture, shown)))
         rows.append(row)
     headings = ["image", "truth", "prediction"] + (["before training"] if before is not None else [])
-    return grid(rows, headings, f"{result.model}: {title}, {result.setting()}", side=256)
+    return grid(rows, headings, f"{result.model}: {title}, {result.setting()}", side=_TILE)
 
 
 def _predicted(
@@ -168,4 +183,14 @@ def _predicted(
     with torch.inference_mode():
         result = task.segment(model, fabric, item, [shown])
     model.train(was_training)
-    return overlay_regions(picture, result_regions(result, shown, task.source(evaluation=True).metadata))
+    # A model that has just begun to learn is sure of nothing; its best guesses still say what it does.
+    return _drawn(picture, result_regions(result, shown, task.source(evaluation=True).metadata, at_least=3))
+
+
+def _drawn(picture: np.ndarray, regions: Sequence[Region]) -> np.ndarray:
+    """An overlay; small pictures are enlarged first, so that names on them can be read."""
+    times = -(-_TILE // max(picture.shape[:2]))
+    if times > 1:
+        picture = picture.repeat(times, 0).repeat(times, 1)
+        regions = [Region(r.mask.repeat(times, 0).repeat(times, 1), r.colour, r.caption) for r in regions]
+    return overlay_regions(picture, regions)

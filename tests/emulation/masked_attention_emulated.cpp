@@ -59,8 +59,10 @@ FSSOPS_EXPORT void backward(const int64_t* sizes, int dtype, double scale, int64
   backward_cuda(args, nullptr);
 }
 
-// kind 0: closed bytes, 1: logits, 2: embeddings. sizes: batch, queries, keys, h, w, height, width, channels, open_empty.
-FSSOPS_EXPORT void make_mask(int kind, const int64_t* sizes, int dtype, const void* source, const void* features, uint32_t* bits) {
+// kind 0: closed bytes, 1: logits, 2: embeddings. sizes: batch, queries, keys, h, w, height, width, channels,
+// open_empty.
+FSSOPS_EXPORT void make_mask(int kind, const int64_t* sizes, int dtype, const void* source, const void* features,
+                             uint32_t* bits) {
   CudaMask args{};
   args.batch = sizes[0];
   args.queries = sizes[1];

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import parity
 import pytest
 import torch
@@ -306,3 +307,17 @@ def test_the_trained_parameters_are_as_many_as_published(options: dict[str, Any]
     with torch.device("meta"):
         model = fssops.create_model("msanet", **options)
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == trained
+
+
+def test_the_predictor_segments_pictures_of_any_size_with_several_classes() -> None:
+    generator = np.random.default_rng(5)
+    pictures = [generator.integers(0, 256, (40, 70, 3), dtype=np.uint8) for _ in range(3)]
+    masks = [np.zeros((40, 70), dtype=bool) for _ in range(2)]
+    masks[0][5:25, 10:40] = masks[1][10:35, 30:60] = True
+    predictor = fssops.FewShotPredictor(small_model(), size=64, fit="pad")
+    predictor.set_support({"cup": pictures[:1], "jug": pictures[1:2]}, {"cup": masks[:1], "jug": masks[1:]})
+    found = predictor.segment(pictures[2])
+    assert found.classes == ("background", "cup", "jug")
+    assert found.labels.shape == (40, 70)
+    np.testing.assert_allclose(found.probabilities.sum(0), 1, atol=1e-5)
+    assert found.probabilities.std() > 1e-3

@@ -219,7 +219,8 @@ def test_video_is_read_frame_by_frame(universal_run: Path, tmp_path: Path, verb:
     ("arguments", "told"),
     [
         (["--support", "PHOTO"], "mask2former has fixed classes and takes no labelled images"),
-        (["--set", "model.num_classes=5"], "must"),
+        (["--set", "model.num_classes=5", "--set", "model.things=[3]"], "must be the number of classes"),
+        (["--set", "model.num_queries=5"], "2 of another shape, e.g. transformer_decoder.query"),
         (["--set", "eval.sides=3"], "did you mean"),
     ],
 )
@@ -271,3 +272,27 @@ def test_instances_train_from_files(tmp_path: Path, verb: Any, data_root: Path) 
     assert code == 0, err
     assert "coco_instances val2017, 3 of 162 images, short side 48" in out
     assert "mask AP of pycocotools" in out
+
+
+def test_per_pixel_baselines_train_and_are_scored_alike(tmp_path: Path) -> None:
+    from lightning.fabric import Fabric
+
+    from fssops.tasks import settings_from_tables, task_of
+
+    options = {
+        "name": "per_pixel_baseline",
+        "backbone": "resnet18",
+        "num_classes": 8,
+        "channels": 32,
+        "mask_channels": 32,
+    }
+    data = {"source": "generated", "truth": "semantic", "options": {"size": 64, "images": 4}}
+    task = task_of(settings_from_tables({"name": "baseline", "model": options, "data": data}, "test"))
+    model = fssops.create_model("per_pixel_baseline", **task.settings.model.options)
+    dataset, lines = task.training_data()
+    assert "8 classes, semantic masks" in lines[0]
+    losses = model.losses(task.collate([dataset[0], dataset[1]]))  # type: ignore[operator]
+    assert all(torch.isfinite(value) for value in losses.values())
+    result = task.evaluate(model, Fabric(accelerator="cpu", devices=1), "baseline", "", images=2)
+    assert result.tasks == ["semantic"]
+    assert 0 <= result.scores()["mIoU"] <= 1
