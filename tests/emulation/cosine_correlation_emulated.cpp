@@ -55,3 +55,13 @@ extern "C" __attribute__((visibility("default"))) void run(const int64_t* r, dou
       forward_cuda(call, nullptr);
   }
 }
+
+// Where a unit's column lies: layer sizes as of run(), without the pointers.
+extern "C" __attribute__((visibility("default"))) int64_t column_address(const int64_t* r, const int64_t* s,
+                                                                         int64_t unit, int64_t column,
+                                                                         int64_t channel) {
+  Rule rule{r[0], r[1], r[2], Reduction::mean, EpsRule::add_to_norms, 0, false, true, r[8] != 0, 0.0};
+  const Layer layer{s[0], s[1], s[2], {s[3], 0, s[4], s[5]}, {s[6], s[7], s[8], s[9]}, nullptr, nullptr, nullptr, 0};
+  return Unit(rule, unit).support_offset(layer) + column_offset(layer, column) +
+         channel * layer.support_strides.channel;
+}

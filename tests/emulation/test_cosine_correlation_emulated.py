@@ -145,3 +145,19 @@ def test_no_kept_position_gives_zero(reduction: str, divisor: str) -> None:
     (got,) = _run(case, [_inputs(case, torch.float32)], seed=8)
     for name, value in got.items():
         assert torch.equal(value, torch.zeros_like(value)), name
+
+
+@pytest.mark.parametrize("joint", [False, True])
+def test_addresses_beyond_two_to_the_31_are_64_bit(joint: bool) -> None:
+    images, masks, shots, channels, positions = 3, 2, 4, 2048, 1_000_003  # 24 billion elements
+    library = emulated("cosine_correlation")
+    library.column_address.restype = ctypes.c_int64
+    rule = (ctypes.c_int64 * 9)(images, masks, shots, 0, 0, 0, 0, 1, joint)
+    strides = (shots * channels * positions, channels * positions, positions, 1)
+    sizes = (ctypes.c_int64 * 10)(channels, 1, positions, channels, 1, 1, *strides)
+    last = images * masks * (1 if joint else shots) - 1
+    column = (shots if joint else 1) * positions - 1
+    got = library.column_address(
+        rule, sizes, ctypes.c_int64(last), ctypes.c_int64(column), ctypes.c_int64(channels - 1)
+    )
+    assert got == images * shots * channels * positions - 1
