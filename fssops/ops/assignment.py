@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     Costs = Tensor | np.ndarray[Any, np.dtype[Any]]
 
 _OP = "assign"
+_ENTRIES_PER_THREAD = 100_000
+"""Costs that take about as long as a few starts of a thread."""
 
 
 def assign(costs: Sequence[Costs], *, backend: str | None = None) -> list[tuple[Tensor, Tensor]]:
@@ -40,26 +43,30 @@ def assign(costs: Sequence[Costs], *, backend: str | None = None) -> list[tuple[
     Source: Crouse, "On implementing 2D rectangular assignment algorithms", IEEE Transactions on Aerospace and
     Electronic Systems, 2016.
     """
-    matrices = [torch.as_tensor(cost).detach() for cost in costs]
-    for number, matrix in enumerate(matrices):
-        if matrix.dim() != 2:
-            raise ValueError(f"{_OP}: costs[{number}] must have shape [Q, G], got {list(matrix.shape)}")
-        if matrix.dtype.is_complex:
-            raise TypeError(f"{_OP}: costs[{number}] must be real, got {matrix.dtype}")
-        if matrix.device != matrices[0].device:
-            raise ValueError(
-                f"{_OP}: costs[{number}] must be on the device of the first, {matrices[0].device}, got {matrix.device}"
-            )
+    matrices = [cost if isinstance(cost, Tensor) else torch.as_tensor(cost) for cost in costs]
     if not matrices:
         return []
     device = matrices[0].device
-    flat = torch.cat([matrix.reshape(-1).double() for matrix in matrices]).cpu()
-    shapes = [(matrix.shape[0], matrix.shape[1]) for matrix in matrices]
+    for number, matrix in enumerate(matrices):
+        if matrix.dim() != 2:
+            raise ValueError(f"{_OP}: costs[{number}] must have shape [Q, G], got {list(matrix.shape)}")
+        if matrix.is_complex():
+            raise TypeError(f"{_OP}: costs[{number}] must be real, got {matrix.dtype}")
+        if matrix.device != device:
+            raise ValueError(
+                f"{_OP}: costs[{number}] must be on the device of the first, {device}, got {matrix.device}"
+            )
+    shapes: list[tuple[int, int]] = [tuple(matrix.shape) for matrix in matrices]  # type: ignore[misc]
+    flat = torch.cat([matrix.reshape(-1) for matrix in matrices]).detach().cpu()
+    if flat.dtype != torch.float32:  # float32 becomes float64 on the way into the native function
+        flat = flat.double()
     if use_reference(backend, _OP):
         return _by_scipy(flat, shapes, device)
-    rows, columns = _native.extension().assign(flat.numpy(), shapes)
-    pairs = torch.stack((torch.from_numpy(rows), torch.from_numpy(columns))).to(device)
-    return [(own[0], own[1]) for own in pairs.split([min(shape) for shape in shapes], dim=1)]
+    threads = max(1, min(os.cpu_count() or 1, flat.numel() // _ENTRIES_PER_THREAD))
+    rows, columns = _native.extension().assign(flat.numpy(), shapes, threads)
+    pairs = [min(shape) for shape in shapes]
+    both = torch.stack((torch.from_numpy(rows), torch.from_numpy(columns))).to(device)
+    return list(zip(both[0].split(pairs), both[1].split(pairs), strict=True))
 
 
 def _by_scipy(flat: Tensor, shapes: list[tuple[int, int]], device: torch.device) -> list[tuple[Tensor, Tensor]]:
