@@ -1,7 +1,7 @@
 """What the verbs share: help that keeps its layout, errors in one or two lines, and exit codes.
 
-Exit codes: 0 done; 1 the work failed (a check, a full disk, NaN in training, no native library); 2 wrong usage or input;
-130 interrupted. ``FSSOPS_TRACEBACK=1`` shows where an error came from.
+Exit codes: 0 done; 1 the work failed (a check, a full disk, NaN in training, no native library); 2 wrong usage or
+input; 130 interrupted. ``FSSOPS_TRACEBACK=1`` shows where an error came from.
 """
 
 from __future__ import annotations

@@ -35,8 +35,8 @@ template <class Value>
   throw std::runtime_error(text.str());
 }
 
-#define FSSOPS_CHECK(condition, op, argument, rule, value) \
-  do {                                                     \
+#define FSSOPS_CHECK(condition, op, argument, rule, value)       \
+  do {                                                           \
     if (!(condition)) ::fssops::fail(op, argument, rule, value); \
   } while (0)
 

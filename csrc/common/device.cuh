@@ -1,5 +1,5 @@
-// What CUDA kernels share. Compiled by nvcc for the GPU, and by g++ in the tests, where cuda_emulation.h (tests/emulation)
-// runs every CUDA thread as a coroutine. Kernels take raw pointers and include no torch.
+// What CUDA kernels share. Compiled by nvcc for the GPU, and by g++ in the tests, where cuda_emulation.h
+// (tests/emulation) runs every CUDA thread as a coroutine. Kernels take raw pointers and include no torch.
 #pragma once
 
 #include <cstdint>
@@ -56,9 +56,9 @@ __device__ __forceinline__ T block_sum(T value, T* scratch) {
 
 // ---- warp matrix multiply, half inputs and float accumulators: d[16x8] += a[16x16] * b[16x8] --------------------
 // Fragments as in the PTX manual (mma.m16n8k16): with group = lane / 4 and pair = 2 * (lane % 4),
-//   a[0] = A[group][pair..+1], a[1] = A[group + 8][pair..], a[2] = A[group][pair + 8..], a[3] = A[group + 8][pair + 8..]
-//   b[0] = B[pair..+1][group], b[1] = B[pair + 8..][group]
-//   d[0..1] = D[group][pair..+1], d[2..3] = D[group + 8][pair..+1]
+//   a[0] = A[group][pair..+1], a[1] = A[group + 8][pair..], a[2] = A[group][pair + 8..], a[3] = A[group + 8][pair
+//   + 8..] b[0] = B[pair..+1][group], b[1] = B[pair + 8..][group] d[0..1] = D[group][pair..+1], d[2..3] = D[group +
+//   8][pair..+1]
 __device__ __forceinline__ void mma_16x8x16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], half_t) {
 #if defined(__CUDACC__)
   asm volatile(
@@ -91,8 +91,8 @@ __device__ __forceinline__ uint32_t pack_pair(float first, float second) {
 }
 
 // ---- launch ------------------------------------------------------------------------------------------------------
-// FSSOPS_LAUNCH((kernel<T, 4>), grid, block, shared_bytes, stream, arguments...); throws with the kernel's name when the
-// launch is refused. Kernels take their dynamic shared memory by FSSOPS_DYNAMIC_SHARED(type, name).
+// FSSOPS_LAUNCH((kernel<T, 4>), grid, block, shared_bytes, stream, arguments...); throws with the kernel's name when
+// the launch is refused. Kernels take their dynamic shared memory by FSSOPS_DYNAMIC_SHARED(type, name).
 #if defined(__CUDACC__)
 inline void check_launch(const char* kernel) {
   const cudaError_t status = cudaGetLastError();
@@ -101,16 +101,17 @@ inline void check_launch(const char* kernel) {
 }
 
 #define FSSOPS_STRIP_PARENTHESES(...) __VA_ARGS__
-#define FSSOPS_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                                                   \
-  do {                                                                                                                  \
-    const auto fssops_kernel = FSSOPS_STRIP_PARENTHESES kernel;                                                         \
-    if ((shared_bytes) > 48 * 1024)                                                                                     \
-      cudaFuncSetAttribute(fssops_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)); \
-    fssops_kernel<<<(grid), (block), (shared_bytes), static_cast<cudaStream_t>(stream)>>>(__VA_ARGS__);                 \
-    ::fssops::check_launch(#kernel);                                                                                    \
+#define FSSOPS_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                                   \
+  do {                                                                                                  \
+    const auto fssops_kernel = FSSOPS_STRIP_PARENTHESES kernel;                                         \
+    if ((shared_bytes) > 48 * 1024)                                                                     \
+      cudaFuncSetAttribute(fssops_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,                  \
+                           static_cast<int>(shared_bytes));                                             \
+    fssops_kernel<<<(grid), (block), (shared_bytes), static_cast<cudaStream_t>(stream)>>>(__VA_ARGS__); \
+    ::fssops::check_launch(#kernel);                                                                    \
   } while (0)
 
-#define FSSOPS_DYNAMIC_SHARED(type, name)                          \
+#define FSSOPS_DYNAMIC_SHARED(type, name)                         \
   extern __shared__ __align__(16) unsigned char fssops_dynamic[]; \
   type* name = reinterpret_cast<type*>(fssops_dynamic)
 #endif

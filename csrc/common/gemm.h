@@ -10,8 +10,8 @@ namespace FSSOPS_ISA {
 // out[m * out_stride + n] (+)= sum_k a[m * a_row + k * a_column] * x[k * x_stride + n]; x and out run along n.
 // kMasked: `columns` (1..kVectors * kSize) of the block are inside.
 template <class T, int kRows, int kVectors, bool kAdd, bool kMasked>
-inline void outer_block(int64_t depth, const T* a, int64_t a_row, int64_t a_column, const T* x, int64_t x_stride, T* out,
-                        int64_t out_stride, int columns) {
+inline void outer_block(int64_t depth, const T* a, int64_t a_row, int64_t a_column, const T* x, int64_t x_stride,
+                        T* out, int64_t out_stride, int columns) {
   using V = Vec<T>;
   V sums[kRows][kVectors];
   int inside[kVectors];
@@ -56,7 +56,8 @@ inline void outer_rows(int64_t columns, int64_t depth, const T* a, int64_t a_row
   constexpr int kVectors = 4, kBlock = kVectors * Vec<T>::kSize;
   int64_t n = 0;
   for (; n + kBlock <= columns; n += kBlock)
-    outer_block<T, kRows, kVectors, kAdd, false>(depth, a, a_row, a_column, x + n, x_stride, out + n, out_stride, kBlock);
+    outer_block<T, kRows, kVectors, kAdd, false>(depth, a, a_row, a_column, x + n, x_stride, out + n, out_stride,
+                                                 kBlock);
   for (; n < columns; n += Vec<T>::kSize) {
     const int64_t left = columns - n;
     outer_block<T, kRows, 1, kAdd, true>(depth, a, a_row, a_column, x + n, x_stride, out + n, out_stride,
@@ -66,18 +67,20 @@ inline void outer_rows(int64_t columns, int64_t depth, const T* a, int64_t a_row
 
 // out [rows, columns] = a [rows, depth] (any strides) times x [depth, columns] (rows contiguous).
 template <class T, bool kAdd = false>
-inline void gemm_nn(int64_t rows, int64_t columns, int64_t depth, const T* a, int64_t a_row, int64_t a_column, const T* x,
-                    int64_t x_stride, T* out, int64_t out_stride) {
+inline void gemm_nn(int64_t rows, int64_t columns, int64_t depth, const T* a, int64_t a_row, int64_t a_column,
+                    const T* x, int64_t x_stride, T* out, int64_t out_stride) {
   int64_t m = 0;
   for (; m + 4 <= rows; m += 4)
-    outer_rows<T, 4, kAdd>(columns, depth, a + m * a_row, a_row, a_column, x, x_stride, out + m * out_stride, out_stride);
+    outer_rows<T, 4, kAdd>(columns, depth, a + m * a_row, a_row, a_column, x, x_stride, out + m * out_stride,
+                           out_stride);
   for (; m < rows; ++m)
-    outer_rows<T, 1, kAdd>(columns, depth, a + m * a_row, a_row, a_column, x, x_stride, out + m * out_stride, out_stride);
+    outer_rows<T, 1, kAdd>(columns, depth, a + m * a_row, a_row, a_column, x, x_stride, out + m * out_stride,
+                           out_stride);
 }
 
 template <class T, int kRows, int kColumns>
-inline void inner_block(int64_t depth, const T* a, int64_t a_stride, const T* b, int64_t b_stride, T* out, int64_t out_row,
-                        int64_t out_column) {
+inline void inner_block(int64_t depth, const T* a, int64_t a_stride, const T* b, int64_t b_stride, T* out,
+                        int64_t out_row, int64_t out_column) {
   using V = Vec<T>;
   V sums[kRows][kColumns];
   for (int i = 0; i < kRows; ++i)
@@ -106,26 +109,26 @@ inline void inner_block(int64_t depth, const T* a, int64_t a_stride, const T* b,
 
 // out[m * out_row + n * out_column] = sum_k a[m * a_stride + k] * b[n * b_stride + k]; both run along k.
 template <class T>
-inline void gemm_nt(int64_t rows, int64_t columns, int64_t depth, const T* a, int64_t a_stride, const T* b, int64_t b_stride,
-                    T* out, int64_t out_row, int64_t out_column) {
+inline void gemm_nt(int64_t rows, int64_t columns, int64_t depth, const T* a, int64_t a_stride, const T* b,
+                    int64_t b_stride, T* out, int64_t out_row, int64_t out_column) {
   int64_t m = 0;
   for (; m + 4 <= rows; m += 4) {
     int64_t n = 0;
     for (; n + 4 <= columns; n += 4)
-      inner_block<T, 4, 4>(depth, a + m * a_stride, a_stride, b + n * b_stride, b_stride, out + m * out_row + n * out_column,
-                           out_row, out_column);
+      inner_block<T, 4, 4>(depth, a + m * a_stride, a_stride, b + n * b_stride, b_stride,
+                           out + m * out_row + n * out_column, out_row, out_column);
     for (; n < columns; ++n)
-      inner_block<T, 4, 1>(depth, a + m * a_stride, a_stride, b + n * b_stride, b_stride, out + m * out_row + n * out_column,
-                           out_row, out_column);
+      inner_block<T, 4, 1>(depth, a + m * a_stride, a_stride, b + n * b_stride, b_stride,
+                           out + m * out_row + n * out_column, out_row, out_column);
   }
   for (; m < rows; ++m) {
     int64_t n = 0;
     for (; n + 4 <= columns; n += 4)
-      inner_block<T, 1, 4>(depth, a + m * a_stride, a_stride, b + n * b_stride, b_stride, out + m * out_row + n * out_column,
-                           out_row, out_column);
+      inner_block<T, 1, 4>(depth, a + m * a_stride, a_stride, b + n * b_stride, b_stride,
+                           out + m * out_row + n * out_column, out_row, out_column);
     for (; n < columns; ++n)
-      inner_block<T, 1, 1>(depth, a + m * a_stride, a_stride, b + n * b_stride, b_stride, out + m * out_row + n * out_column,
-                           out_row, out_column);
+      inner_block<T, 1, 1>(depth, a + m * a_stride, a_stride, b + n * b_stride, b_stride,
+                           out + m * out_row + n * out_column, out_row, out_column);
   }
 }
 

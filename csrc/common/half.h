@@ -59,7 +59,7 @@ inline uint16_t float_to_half(float value) {
   const uint32_t magnitude = bits & 0x7fffffffu;
   if (magnitude > 0x7f800000u) return 0x7fff;
   if (magnitude >= 0x477ff000u) return sign | 0x7c00u;  // rounds to infinity
-  if (magnitude < 0x38800000u) {                          // subnormal: let the float adder round
+  if (magnitude < 0x38800000u) {                        // subnormal: let the float adder round
     const float shifted = from_bits(magnitude) + 0.5f;
     return static_cast<uint16_t>(sign | (to_bits(shifted) - 0x3f000000u));
   }

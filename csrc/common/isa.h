@@ -21,20 +21,21 @@ const char* isa_name(Isa isa);
 
 }  // namespace fssops
 
-// Calls the overload set `function` of the namespace of the current instruction set; use inside the operator's namespace.
+// Calls the overload set `function` of the namespace of the current instruction set; use inside the operator's
+// namespace.
 #if defined(__x86_64__)
-#define FSSOPS_CALL_ISA(function, ...)          \
-  do {                                          \
-    switch (::fssops::current_isa()) {          \
-      case ::fssops::Isa::avx512:               \
-        avx512::function(__VA_ARGS__);          \
-        break;                                  \
-      case ::fssops::Isa::avx2:                 \
-        avx2::function(__VA_ARGS__);            \
-        break;                                  \
-      default:                                  \
-        plain::function(__VA_ARGS__);           \
-    }                                           \
+#define FSSOPS_CALL_ISA(function, ...) \
+  do {                                 \
+    switch (::fssops::current_isa()) { \
+      case ::fssops::Isa::avx512:      \
+        avx512::function(__VA_ARGS__); \
+        break;                         \
+      case ::fssops::Isa::avx2:        \
+        avx2::function(__VA_ARGS__);   \
+        break;                         \
+      default:                         \
+        plain::function(__VA_ARGS__);  \
+    }                                  \
   } while (0)
 #else
 #define FSSOPS_CALL_ISA(function, ...) plain::function(__VA_ARGS__)

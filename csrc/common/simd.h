@@ -36,7 +36,9 @@ struct Vec {
   Native v;
 
   static Vec zero() { return {Native{}}; }
-  static Vec broadcast(T value) { return {value - Native{}}; }  // x - 0 is x, which x + 0 is not for -0: no addition is left
+  static Vec broadcast(T value) {
+    return {value - Native{}};
+  }  // x - 0 is x, which x + 0 is not for -0: no addition is left
   static Vec load(const T* source) {
     Vec out;
     std::memcpy(&out.v, source, kBytes);

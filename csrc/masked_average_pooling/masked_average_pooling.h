@@ -19,10 +19,10 @@ namespace fssops::masked_average_pooling {
 enum class Resize : int { none = 0, nearest = 1, bilinear = 2, bilinear_align_corners = 3, upsample_features = 4 };
 
 struct Sizes {
-  int64_t batch, channels, masks;       // B, C, N
-  int64_t height, width;                // h, w of the features
-  int64_t mask_height, mask_width;      // H, W of the masks
-  bool channels_last;                   // features [B, h, w, C] in memory, else [B, C, h, w]
+  int64_t batch, channels, masks;   // B, C, N
+  int64_t height, width;            // h, w of the features
+  int64_t mask_height, mask_width;  // H, W of the masks
+  bool channels_last;               // features [B, h, w, C] in memory, else [B, C, h, w]
   FSSOPS_HOST_DEVICE int64_t pixels() const { return height * width; }
   FSSOPS_HOST_DEVICE int64_t mask_pixels() const { return mask_height * mask_width; }
 };
@@ -30,26 +30,27 @@ struct Sizes {
 // Masks of any dtype that the operator takes, by raw pointer.
 enum class MaskType : int { uint8 = 0, float32 = 1, float64 = 2, float16 = 3, bfloat16 = 4 };
 
-#define FSSOPS_DECLARE(isa)                                                                                            \
-  namespace isa {                                                                                                      \
-  /* planes [begin, end) of B * N: weights [B * N, h * w] and divisor [B * N] from masks (uint8 or T). */              \
-  template <class T, class M>                                                                                          \
-  void weights_cpu(const Sizes&, Resize, T eps, const M* masks, T* weights, T* divisor, int64_t begin, int64_t end);   \
-  /* tasks [begin, end) of pool_tasks(): prototypes [B, N, C]. */                                                      \
-  template <class T>                                                                                                   \
-  void pool_cpu(const Sizes&, const T* features, const T* weights, const T* divisor, T* prototypes, int64_t begin,     \
-                int64_t end);                                                                                          \
-  /* planes [begin, end) of B * N: scaled [B, N, C] = grad / divisor, shared [B * N] = sum_c scaled * prototypes. */   \
-  template <class T>                                                                                                   \
-  void scale_grad_cpu(const Sizes&, const T* grad, const T* prototypes, const T* divisor, T* scaled, T* shared,        \
-                      int64_t begin, int64_t end);                                                                     \
-  /* tasks [begin, end) of feature_tasks(): grad_features, in the layout of features. */                               \
-  template <class T>                                                                                                   \
-  void grad_features_cpu(const Sizes&, const T* scaled, const T* weights, T* grad_features, int64_t begin, int64_t end); \
-  /* planes [begin, end) of B * N: grad_masks [B * N, H * W]. */                                                       \
-  template <class T>                                                                                                   \
-  void grad_masks_cpu(const Sizes&, Resize, const T* features, const T* scaled, const T* shared, T* grad_masks,        \
-                      int64_t begin, int64_t end);                                                                     \
+#define FSSOPS_DECLARE(isa)                                                                                          \
+  namespace isa {                                                                                                    \
+  /* planes [begin, end) of B * N: weights [B * N, h * w] and divisor [B * N] from masks (uint8 or T). */            \
+  template <class T, class M>                                                                                        \
+  void weights_cpu(const Sizes&, Resize, T eps, const M* masks, T* weights, T* divisor, int64_t begin, int64_t end); \
+  /* tasks [begin, end) of pool_tasks(): prototypes [B, N, C]. */                                                    \
+  template <class T>                                                                                                 \
+  void pool_cpu(const Sizes&, const T* features, const T* weights, const T* divisor, T* prototypes, int64_t begin,   \
+                int64_t end);                                                                                        \
+  /* planes [begin, end) of B * N: scaled [B, N, C] = grad / divisor, shared [B * N] = sum_c scaled * prototypes. */ \
+  template <class T>                                                                                                 \
+  void scale_grad_cpu(const Sizes&, const T* grad, const T* prototypes, const T* divisor, T* scaled, T* shared,      \
+                      int64_t begin, int64_t end);                                                                   \
+  /* tasks [begin, end) of feature_tasks(): grad_features, in the layout of features. */                             \
+  template <class T>                                                                                                 \
+  void grad_features_cpu(const Sizes&, const T* scaled, const T* weights, T* grad_features, int64_t begin,           \
+                         int64_t end);                                                                               \
+  /* planes [begin, end) of B * N: grad_masks [B * N, H * W]. */                                                     \
+  template <class T>                                                                                                 \
+  void grad_masks_cpu(const Sizes&, Resize, const T* features, const T* scaled, const T* shared, T* grad_masks,      \
+                      int64_t begin, int64_t end);                                                                   \
   }
 FSSOPS_FOR_EACH_ISA(FSSOPS_DECLARE)
 #undef FSSOPS_DECLARE
@@ -86,13 +87,13 @@ struct CudaForward {
 };
 
 struct CudaBackward {
-  CudaForward forward;   // with divisor and prototypes as the forward pass left them
-  const void* grad;      // [B, N, C]
-  void* scaled;          // A [B, N, C], scratch
-  void* shared;          // A [B, N], scratch
-  void* grad_weights;    // A [B, N, h * w], scratch; null when grad_masks is
-  void* grad_features;   // in the layout and dtype of features, or null
-  void* grad_masks;      // in the dtype of masks, or null
+  CudaForward forward;  // with divisor and prototypes as the forward pass left them
+  const void* grad;     // [B, N, C]
+  void* scaled;         // A [B, N, C], scratch
+  void* shared;         // A [B, N], scratch
+  void* grad_weights;   // A [B, N, h * w], scratch; null when grad_masks is
+  void* grad_features;  // in the layout and dtype of features, or null
+  void* grad_masks;     // in the dtype of masks, or null
 };
 
 // Throw std::runtime_error when a launch fails. Results are deterministic: nothing is added atomically.

@@ -83,7 +83,8 @@ T sum_plane(const M* values, int64_t count) {
 }  // namespace
 
 template <class T, class M>
-void weights_cpu(const Sizes& s, Resize rule, T eps, const M* masks, T* weights, T* divisor, int64_t begin, int64_t end) {
+void weights_cpu(const Sizes& s, Resize rule, T eps, const M* masks, T* weights, T* divisor, int64_t begin,
+                 int64_t end) {
   const int64_t pixels = s.pixels(), mask_pixels = s.mask_pixels();
   const Axis<T> y_down(s.mask_height, s.height, is_nearest(rule), aligns(rule));
   const Axis<T> x_down(s.mask_width, s.width, is_nearest(rule), aligns(rule));
@@ -142,7 +143,8 @@ void scale_grad_cpu(const Sizes& s, const T* grad, const T* prototypes, const T*
 }
 
 template <class T>
-void grad_features_cpu(const Sizes& s, const T* scaled, const T* weights, T* grad_features, int64_t begin, int64_t end) {
+void grad_features_cpu(const Sizes& s, const T* scaled, const T* weights, T* grad_features, int64_t begin,
+                       int64_t end) {
   const int64_t pixels = s.pixels(), all_rows = s.channels_last ? pixels : s.channels;
   const int64_t blocks = (all_rows + kChannelBlock - 1) / kChannelBlock;
   for (int64_t task = begin; task < end; ++task) {
@@ -152,7 +154,8 @@ void grad_features_cpu(const Sizes& s, const T* scaled, const T* weights, T* gra
     const T* w = weights + b * s.masks * pixels;
     T* out = grad_features + b * s.channels * pixels;
     if (s.channels_last)
-      simd::gemm_nn<T>(rows, s.channels, s.masks, w + row, 1, pixels, g, s.channels, out + row * s.channels, s.channels);
+      simd::gemm_nn<T>(rows, s.channels, s.masks, w + row, 1, pixels, g, s.channels, out + row * s.channels,
+                       s.channels);
     else
       simd::gemm_nn<T>(rows, pixels, s.masks, g + row, 1, s.channels, w, pixels, out + row * pixels, pixels);
   }
@@ -185,12 +188,12 @@ void grad_masks_cpu(const Sizes& s, Resize rule, const T* features, const T* sca
   }
 }
 
-#define FSSOPS_INSTANTIATE(T)                                                                                            \
-  template void weights_cpu<T, uint8_t>(const Sizes&, Resize, T, const uint8_t*, T*, T*, int64_t, int64_t);              \
-  template void weights_cpu<T, T>(const Sizes&, Resize, T, const T*, T*, T*, int64_t, int64_t);                          \
-  template void pool_cpu<T>(const Sizes&, const T*, const T*, const T*, T*, int64_t, int64_t);                           \
-  template void scale_grad_cpu<T>(const Sizes&, const T*, const T*, const T*, T*, T*, int64_t, int64_t);                 \
-  template void grad_features_cpu<T>(const Sizes&, const T*, const T*, T*, int64_t, int64_t);                            \
+#define FSSOPS_INSTANTIATE(T)                                                                               \
+  template void weights_cpu<T, uint8_t>(const Sizes&, Resize, T, const uint8_t*, T*, T*, int64_t, int64_t); \
+  template void weights_cpu<T, T>(const Sizes&, Resize, T, const T*, T*, T*, int64_t, int64_t);             \
+  template void pool_cpu<T>(const Sizes&, const T*, const T*, const T*, T*, int64_t, int64_t);              \
+  template void scale_grad_cpu<T>(const Sizes&, const T*, const T*, const T*, T*, T*, int64_t, int64_t);    \
+  template void grad_features_cpu<T>(const Sizes&, const T*, const T*, T*, int64_t, int64_t);               \
   template void grad_masks_cpu<T>(const Sizes&, Resize, const T*, const T*, const T*, T*, int64_t, int64_t);
 FSSOPS_INSTANTIATE(float)
 FSSOPS_INSTANTIATE(double)

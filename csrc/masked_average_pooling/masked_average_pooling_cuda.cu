@@ -15,8 +15,8 @@ template <class M, class A>
 void launch_weights(const CudaForward& args, void* stream) {
   const Sizes& s = args.sizes;
   FSSOPS_LAUNCH((weights_kernel<M, A>), dim3(kMaskSumParts, clamp_grid(s.batch * s.masks, kMaxGridYZ)), kThreads,
-                kWarps * sizeof(A), stream, s, args.resize, static_cast<const M*>(args.masks), static_cast<A*>(args.weights),
-                static_cast<A*>(args.partial));
+                kWarps * sizeof(A), stream, s, args.resize, static_cast<const M*>(args.masks),
+                static_cast<A*>(args.weights), static_cast<A*>(args.partial));
 }
 
 template <class A>
@@ -38,7 +38,8 @@ void run_weights(const CudaForward& args, void* stream) {
 template <class F, class A, int kChannels, int kMasks>
 void launch_pool(const CudaForward& args, void* stream) {
   const Sizes& s = args.sizes;
-  const unsigned images = clamp_grid(s.batch, kMaxGridYZ), mask_blocks = static_cast<unsigned>(ceil_div(s.masks, kMasks));
+  const unsigned images = clamp_grid(s.batch, kMaxGridYZ),
+                 mask_blocks = static_cast<unsigned>(ceil_div(s.masks, kMasks));
   const F* features = static_cast<const F*>(args.features);
   const A* weights = static_cast<const A*>(args.weights);
   const A* partial = static_cast<const A*>(args.partial);
@@ -49,8 +50,8 @@ void launch_pool(const CudaForward& args, void* stream) {
                   static_cast<A*>(args.divisor), static_cast<F*>(args.prototypes));
   else
     FSSOPS_LAUNCH((pool_kernel<F, A, kChannels, kMasks>),
-                  dim3(static_cast<unsigned>(ceil_div(s.channels, kWarps * kChannels)), mask_blocks, images), kThreads, 0,
-                  stream, s, static_cast<A>(args.eps), features, weights, partial, static_cast<A*>(args.divisor),
+                  dim3(static_cast<unsigned>(ceil_div(s.channels, kWarps * kChannels)), mask_blocks, images), kThreads,
+                  0, stream, s, static_cast<A>(args.eps), features, weights, partial, static_cast<A*>(args.divisor),
                   static_cast<F*>(args.prototypes));
 }
 
@@ -77,20 +78,20 @@ void run_backward(const CudaBackward& args, void* stream) {
   using A = accumulator_t<F>;
   const CudaForward& forward = args.forward;
   const Sizes& s = forward.sizes;
-  FSSOPS_LAUNCH((scale_grad_kernel<F, A>), element_blocks(s.batch * s.masks * kThreads), kThreads, kWarps * sizeof(A), stream, s,
-                static_cast<const F*>(args.grad), static_cast<const F*>(forward.prototypes),
+  FSSOPS_LAUNCH((scale_grad_kernel<F, A>), element_blocks(s.batch * s.masks * kThreads), kThreads, kWarps * sizeof(A),
+                stream, s, static_cast<const F*>(args.grad), static_cast<const F*>(forward.prototypes),
                 static_cast<const A*>(forward.divisor), static_cast<A*>(args.scaled), static_cast<A*>(args.shared));
   if (args.grad_features != nullptr) {
     run_weights<A>(forward, stream);
-    FSSOPS_LAUNCH((grad_features_kernel<F, A>), element_blocks(s.batch * s.channels * s.pixels()), kThreads, 0, stream, s,
-                  static_cast<const A*>(args.scaled), static_cast<const A*>(forward.weights),
+    FSSOPS_LAUNCH((grad_features_kernel<F, A>), element_blocks(s.batch * s.channels * s.pixels()), kThreads, 0, stream,
+                  s, static_cast<const A*>(args.scaled), static_cast<const A*>(forward.weights),
                   static_cast<F*>(args.grad_features));
   }
   if (args.grad_masks == nullptr) return;
   constexpr int kMasks = 4;
   FSSOPS_LAUNCH((grad_weights_kernel<F, A, kMasks>),
-                dim3(static_cast<unsigned>(ceil_div(s.pixels(), kWarpSize)), static_cast<unsigned>(ceil_div(s.masks, kMasks)),
-                     clamp_grid(s.batch, kMaxGridYZ)),
+                dim3(static_cast<unsigned>(ceil_div(s.pixels(), kWarpSize)),
+                     static_cast<unsigned>(ceil_div(s.masks, kMasks)), clamp_grid(s.batch, kMaxGridYZ)),
                 kThreads, kThreads * kMasks * sizeof(A), stream, s, static_cast<const F*>(forward.features),
                 static_cast<const A*>(args.scaled), static_cast<A*>(args.grad_weights));
   switch (forward.mask_type) {

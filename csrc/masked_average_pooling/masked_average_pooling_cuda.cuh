@@ -52,7 +52,8 @@ __device__ A interpolate_transposed_at(const Axes<A>& axes, const S* source, int
     A line = A(0);
     for (int column = x_low; column < x_high; ++column) {
       const A across = axes.x.weight(column, x);
-      if (across != A(0)) line += across * A(load_as_accumulator(source[static_cast<int64_t>(row) * axes.x.out + column]));
+      if (across != A(0))
+        line += across * A(load_as_accumulator(source[static_cast<int64_t>(row) * axes.x.out + column]));
     }
     total += down * line;
   }
@@ -61,7 +62,8 @@ __device__ A interpolate_transposed_at(const Axes<A>& axes, const S* source, int
 
 // grid (kMaskSumParts, planes): weights, and the part of the plane's divisor that this block sums.
 template <class M, class A>
-__global__ void __launch_bounds__(kThreads) weights_kernel(Sizes s, Resize rule, const M* masks, A* weights, A* partial) {
+__global__ void __launch_bounds__(kThreads)
+    weights_kernel(Sizes s, Resize rule, const M* masks, A* weights, A* partial) {
   FSSOPS_DYNAMIC_SHARED(A, scratch);
   const Axes<A> axes(s, rule);
   for (int64_t plane = blockIdx.y; plane < s.batch * s.masks; plane += gridDim.y) {
@@ -141,8 +143,9 @@ __global__ void __launch_bounds__(kThreads)
 // Channels-last. A block takes 32 channels (one a lane) and kMasks masks; its warps share the pixels.
 // grid (blocks of channels, blocks of masks, batch).
 template <class F, class A, int kMasks>
-__global__ void __launch_bounds__(kThreads) pool_channels_last_kernel(Sizes s, A eps, const F* features, const A* weights,
-                                                                      const A* partial, A* divisor, F* prototypes) {
+__global__ void __launch_bounds__(kThreads)
+    pool_channels_last_kernel(Sizes s, A eps, const F* features, const A* weights, const A* partial, A* divisor,
+                              F* prototypes) {
   FSSOPS_DYNAMIC_SHARED(A, shared);  // [kWarps][kMasks][32]
   const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
   const int64_t pixels = s.pixels(), c = static_cast<int64_t>(blockIdx.x) * kWarpSize + lane;
@@ -174,8 +177,8 @@ __global__ void __launch_bounds__(kThreads) pool_channels_last_kernel(Sizes s, A
 
 // One block a plane: scaled = grad / divisor, shared_term = sum_c scaled * prototypes.
 template <class F, class A>
-__global__ void __launch_bounds__(kThreads) scale_grad_kernel(Sizes s, const F* grad, const F* prototypes, const A* divisor,
-                                                              A* scaled, A* shared_term) {
+__global__ void __launch_bounds__(kThreads)
+    scale_grad_kernel(Sizes s, const F* grad, const F* prototypes, const A* divisor, A* scaled, A* shared_term) {
   FSSOPS_DYNAMIC_SHARED(A, scratch);
   for (int64_t plane = blockIdx.x; plane < s.batch * s.masks; plane += gridDim.x) {
     A total = A(0);
@@ -191,7 +194,8 @@ __global__ void __launch_bounds__(kThreads) scale_grad_kernel(Sizes s, const F* 
 
 // One thread an element of grad_features. grid-stride over B * C * h * w in memory order.
 template <class F, class A>
-__global__ void __launch_bounds__(kThreads) grad_features_kernel(Sizes s, const A* scaled, const A* weights, F* grad_features) {
+__global__ void __launch_bounds__(kThreads)
+    grad_features_kernel(Sizes s, const A* scaled, const A* weights, F* grad_features) {
   const int64_t pixels = s.pixels(), count = s.batch * s.channels * pixels;
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < count;
        i += static_cast<int64_t>(gridDim.x) * kThreads) {
@@ -206,8 +210,8 @@ __global__ void __launch_bounds__(kThreads) grad_features_kernel(Sizes s, const 
   }
 }
 
-// grad_weights[b, n, p] = sum_c scaled * features. A block takes 32 pixels (one a lane) and kMasks masks; its warps share
-// the channels. grid (blocks of pixels, blocks of masks, batch).
+// grad_weights[b, n, p] = sum_c scaled * features. A block takes 32 pixels (one a lane) and kMasks masks; its warps
+// share the channels. grid (blocks of pixels, blocks of masks, batch).
 template <class F, class A, int kMasks>
 __global__ void __launch_bounds__(kThreads)
     grad_weights_kernel(Sizes s, const F* features, const A* scaled, A* grad_weights) {

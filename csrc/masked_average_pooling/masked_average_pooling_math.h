@@ -59,7 +59,7 @@ struct Axis {
     const T from = (T(i) - T(1)) / scale - T(2), to = (T(i) + T(2)) / scale + T(2);
     low = from > T(0) ? static_cast<int>(from) : 0;
     high = to < T(out) ? static_cast<int>(to) + 1 : out;
-    if (i == 0) low = 0;       // clamped coordinates land on the ends
+    if (i == 0) low = 0;  // clamped coordinates land on the ends
     if (i == in - 1) high = out;
     if (high > out) high = out;
   }

@@ -1,6 +1,6 @@
+#include "masked_average_pooling/masked_average_pooling_torch.h"
 #include "common/check.h"
 #include "masked_average_pooling/masked_average_pooling.h"
-#include "masked_average_pooling/masked_average_pooling_torch.h"
 
 namespace fssops::masked_average_pooling {
 
@@ -32,16 +32,16 @@ void weights(const Sizes& s, Resize rule, double eps, const Tensor& masks, const
 }
 
 template <class T>
-void run_forward(const Sizes& s, Resize rule, double eps, const Tensor& features, const Tensor& masks, Tensor& prototypes,
-                 Tensor& divisor, Tensor& scratch) {
+void run_forward(const Sizes& s, Resize rule, double eps, const Tensor& features, const Tensor& masks,
+                 Tensor& prototypes, Tensor& divisor, Tensor& scratch) {
   const T* w = nullptr;
-  weights<T>(s, rule, eps, masks, w, static_cast<T*>(scratch.mutable_data_ptr()), static_cast<T*>(divisor.mutable_data_ptr()));
+  weights<T>(s, rule, eps, masks, w, static_cast<T*>(scratch.mutable_data_ptr()),
+             static_cast<T*>(divisor.mutable_data_ptr()));
   const T* f = static_cast<const T*>(features.const_data_ptr());
   const T* d = static_cast<const T*>(divisor.const_data_ptr());
   T* out = static_cast<T*>(prototypes.mutable_data_ptr());
-  parallel_for(0, pool_tasks(s), grain(s.pixels() * kMaskBlock * kChannelBlock / 8), [&](int64_t begin, int64_t end) {
-    FSSOPS_CALL_ISA(pool_cpu, s, f, w, d, out, begin, end);
-  });
+  parallel_for(0, pool_tasks(s), grain(s.pixels() * kMaskBlock * kChannelBlock / 8),
+               [&](int64_t begin, int64_t end) { FSSOPS_CALL_ISA(pool_cpu, s, f, w, d, out, begin, end); });
 }
 
 template <class T>
@@ -54,17 +54,16 @@ void run_backward(const Sizes& s, Resize rule, const Tensor& grad, const Tensor&
   T* gs = static_cast<T*>(scaled.mutable_data_ptr());
   T* sh = static_cast<T*>(shared.mutable_data_ptr());
   const int64_t planes = s.batch * s.masks;
-  parallel_for(0, planes, grain(s.channels), [&](int64_t begin, int64_t end) {
-    FSSOPS_CALL_ISA(scale_grad_cpu, s, g, p, d, gs, sh, begin, end);
-  });
+  parallel_for(0, planes, grain(s.channels),
+               [&](int64_t begin, int64_t end) { FSSOPS_CALL_ISA(scale_grad_cpu, s, g, p, d, gs, sh, begin, end); });
   if (grad_features != nullptr) {
     const T* w = nullptr;
     Tensor unused = new_empty(divisor, divisor.sizes());  // the forward pass's divisor is what counts
-    weights<T>(s, rule, 0.0, masks, w, static_cast<T*>(scratch.mutable_data_ptr()), static_cast<T*>(unused.mutable_data_ptr()));
+    weights<T>(s, rule, 0.0, masks, w, static_cast<T*>(scratch.mutable_data_ptr()),
+               static_cast<T*>(unused.mutable_data_ptr()));
     T* out = static_cast<T*>(grad_features->mutable_data_ptr());
-    parallel_for(0, feature_tasks(s), 1, [&](int64_t begin, int64_t end) {
-      FSSOPS_CALL_ISA(grad_features_cpu, s, gs, w, out, begin, end);
-    });
+    parallel_for(0, feature_tasks(s), 1,
+                 [&](int64_t begin, int64_t end) { FSSOPS_CALL_ISA(grad_features_cpu, s, gs, w, out, begin, end); });
   }
   if (grad_masks != nullptr) {
     const T* f = static_cast<const T*>(features.const_data_ptr());
@@ -112,16 +111,20 @@ std::tuple<Tensor, Tensor> backward(Tensor grad, Tensor features, Tensor masks, 
   Tensor* to_features = need_features ? &grad_features : nullptr;
   Tensor* to_masks = need_masks ? &grad_masks : nullptr;
   if (features.scalar_type() == ScalarType::Float)
-    run_backward<float>(s, rule, grad, features, masks, prototypes, divisor, scratch, scaled, shared, to_features, to_masks);
+    run_backward<float>(s, rule, grad, features, masks, prototypes, divisor, scratch, scaled, shared, to_features,
+                        to_masks);
   else
-    run_backward<double>(s, rule, grad, features, masks, prototypes, divisor, scratch, scaled, shared, to_features, to_masks);
+    run_backward<double>(s, rule, grad, features, masks, prototypes, divisor, scratch, scaled, shared, to_features,
+                         to_masks);
   return {grad_features, grad_masks};
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(fssops, m) {
-  m.def("masked_average_pooling(Tensor features, Tensor masks, float eps, int resize) -> (Tensor prototypes, Tensor divisor)");
+  m.def(
+      "masked_average_pooling(Tensor features, Tensor masks, float eps, int resize) -> (Tensor prototypes, Tensor "
+      "divisor)");
   m.def(
       "masked_average_pooling_backward(Tensor grad, Tensor features, Tensor masks, Tensor prototypes, Tensor divisor, "
       "int resize, bool need_features, bool need_masks) -> (Tensor grad_features, Tensor grad_masks)");

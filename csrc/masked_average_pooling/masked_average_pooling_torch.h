@@ -24,7 +24,7 @@ inline Sizes check_inputs(const Tensor& features, const Tensor& masks, int64_t r
   FSSOPS_CHECK(features.get_device_index() == masks.get_device_index(), kName, "masks", "be on the device of features",
                masks.get_device_index());
   FSSOPS_CHECK(resize >= 0 && resize <= 4, kName, "resize", "be an index of RESIZE_RULES (0 to 4)", resize);
-  const Sizes s{features.size(0), features.size(1), masks.size(1),  features.size(2),
+  const Sizes s{features.size(0), features.size(1), masks.size(1), features.size(2),
                 features.size(3), masks.size(2),    masks.size(3), is_channels_last(features)};
   FSSOPS_CHECK(s.pixels() > 0, kName, "features", "have at least one pixel", shape_of(features));
   FSSOPS_CHECK(s.mask_pixels() > 0, kName, "masks", "have at least one pixel", shape_of(masks));
@@ -49,7 +49,8 @@ inline void check_grad(const Sizes& s, const Tensor& grad, const Tensor& prototy
   check_dim(kName, "grad", grad, 3, "[B, N, C]");
   FSSOPS_CHECK(grad.size(0) == s.batch && grad.size(1) == s.masks && grad.size(2) == s.channels, kName, "grad",
                "have shape [B, N, C]", shape_of(grad));
-  FSSOPS_CHECK(shape_of(prototypes) == shape_of(grad), kName, "prototypes", "have the shape of grad", shape_of(prototypes));
+  FSSOPS_CHECK(shape_of(prototypes) == shape_of(grad), kName, "prototypes", "have the shape of grad",
+               shape_of(prototypes));
   FSSOPS_CHECK(divisor.dim() == 2 && divisor.size(0) == s.batch && divisor.size(1) == s.masks, kName, "divisor",
                "have shape [B, N]", shape_of(divisor));
   FSSOPS_CHECK(grad.scalar_type() == features.scalar_type(), kName, "grad", "have the dtype of features",

@@ -382,6 +382,7 @@ class MSANet(nn.Module):
         low = outputs[self.base_learner.backbone.out_features[0]]
         if self._is_vgg():
             found.update(outputs)
+        del outputs
         with torch.autocast(images.device.type, enabled=False):
             rows = low.flatten(2).float()
             lengths = torch.linalg.vector_norm(rows, dim=2)

@@ -117,14 +117,10 @@ class PyramidHead(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Logits [B, classes, h, w] of features [B, C, h, w]."""
         merge, channels = self.convolution, features.shape[1]
-        if merge.folds():
-            weight, bias = merge.folded()
-        else:
-            weight, bias = merge.weight, merge.bias
-        x = F.conv2d(features, weight[:, :channels], bias, padding=1)
-        x = x + self._pooled_part(features, weight[:, channels:])
-        if merge.norm is not None and not merge.folds():
-            x = merge.norm(x)
+        x = F.conv2d(features, merge.weight[:, :channels], merge.bias, padding=1)
+        x = x + self._pooled_part(features, merge.weight[:, channels:])
+        if merge.norm is not None:
+            x = merge.norm(x)  # not folded: the kernel is ten times as large as the activations
         logits: Tensor = self.classifier(self.dropout(F.relu_(x)))
         return logits
 

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Union
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fssops import _native
 from fssops.ops._backend import use_reference
 
-if TYPE_CHECKING:
-    import numpy as np
-
-    Costs = Tensor | np.ndarray[Any, np.dtype[Any]]
+Entries = np.ndarray[Any, np.dtype[Any]]
+Costs = Union[Tensor, Entries]  # noqa: UP007 - read at run time on Python 3.10
 
 _OP = "assign"
+_ENTRIES_PER_THREAD = 100_000
+"""Costs that take about as long as a few starts of a thread."""
+
+_NUMPY_FLOATS = (torch.float32, torch.float64)
 
 
 def assign(costs: Sequence[Costs], *, backend: str | None = None) -> list[tuple[Tensor, Tensor]]:
@@ -40,35 +44,48 @@ def assign(costs: Sequence[Costs], *, backend: str | None = None) -> list[tuple[
     Source: Crouse, "On implementing 2D rectangular assignment algorithms", IEEE Transactions on Aerospace and
     Electronic Systems, 2016.
     """
-    matrices = [torch.as_tensor(cost).detach() for cost in costs]
-    for number, matrix in enumerate(matrices):
-        if matrix.dim() != 2:
-            raise ValueError(f"{_OP}: costs[{number}] must have shape [Q, G], got {list(matrix.shape)}")
-        if matrix.dtype.is_complex:
-            raise TypeError(f"{_OP}: costs[{number}] must be real, got {matrix.dtype}")
-        if matrix.device != matrices[0].device:
-            raise ValueError(
-                f"{_OP}: costs[{number}] must be on the device of the first, {matrices[0].device}, got {matrix.device}"
-            )
+    matrices = [cost if isinstance(cost, Tensor) else torch.as_tensor(cost) for cost in costs]
     if not matrices:
         return []
     device = matrices[0].device
-    flat = torch.cat([matrix.reshape(-1).double() for matrix in matrices]).cpu()
-    shapes = [(matrix.shape[0], matrix.shape[1]) for matrix in matrices]
+    for number, matrix in enumerate(matrices):
+        if matrix.dim() != 2:
+            raise ValueError(f"{_OP}: costs[{number}] must have shape [Q, G], got {list(matrix.shape)}")
+        if matrix.is_complex():
+            raise TypeError(f"{_OP}: costs[{number}] must be real, got {matrix.dtype}")
+        if matrix.device != device:
+            raise ValueError(
+                f"{_OP}: costs[{number}] must be on the device of the first, {device}, got {matrix.device}"
+            )
+    shapes: list[tuple[int, int]] = [tuple(matrix.shape) for matrix in matrices]  # type: ignore[misc]
+    flat = _entries(matrices)
     if use_reference(backend, _OP):
         return _by_scipy(flat, shapes, device)
-    rows, columns = _native.extension().assign(flat.numpy(), shapes)
-    pairs = torch.stack((torch.from_numpy(rows), torch.from_numpy(columns))).to(device)
-    return [(own[0], own[1]) for own in pairs.split([min(shape) for shape in shapes], dim=1)]
+    threads = max(1, min(os.cpu_count() or 1, flat.size // _ENTRIES_PER_THREAD))
+    rows, columns = _native.extension().assign(flat, shapes, threads)
+    pairs = [min(shape) for shape in shapes]
+    both = torch.stack((torch.from_numpy(rows), torch.from_numpy(columns))).to(device)
+    return list(zip(both[0].split(pairs), both[1].split(pairs), strict=True))
 
 
-def _by_scipy(flat: Tensor, shapes: list[tuple[int, int]], device: torch.device) -> list[tuple[Tensor, Tensor]]:
+def _entries(matrices: list[Tensor]) -> Entries:
+    """The entries of all matrices, one after the other, on the host: one transfer from a device."""
+    if matrices[0].device.type != "cpu":
+        flat = torch.cat([matrix.detach().reshape(-1) for matrix in matrices])
+        return np.asarray((flat if flat.dtype in _NUMPY_FLOATS else flat.double()).cpu())
+    # NumPy, not PyTorch, puts small matrices together: it wakes no threads.
+    own = [matrix.detach() if matrix.dtype in _NUMPY_FLOATS else matrix.detach().double() for matrix in matrices]
+    return np.concatenate([matrix.numpy().reshape(-1) for matrix in own])
+
+
+def _by_scipy(flat: Entries, shapes: list[tuple[int, int]], device: torch.device) -> list[tuple[Tensor, Tensor]]:
     from scipy.optimize import linear_sum_assignment
 
     found = []
-    for number, (shape, entries) in enumerate(zip(shapes, flat.split([q * g for q, g in shapes]), strict=True)):
+    ends = np.cumsum([queries * targets for queries, targets in shapes])
+    for number, (shape, entries) in enumerate(zip(shapes, np.split(flat, ends[:-1]), strict=True)):
         try:
-            rows, columns = linear_sum_assignment(entries.view(shape).numpy())
+            rows, columns = linear_sum_assignment(entries.reshape(shape))
         except ValueError as error:
             raise ValueError(
                 f"{_OP}: costs[{number}] must have an assignment, got a matrix refused: {error}"

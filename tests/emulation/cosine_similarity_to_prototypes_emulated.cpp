@@ -4,7 +4,9 @@
 
 using namespace fssops::cosine_similarity_to_prototypes;
 
-extern "C" __attribute__((visibility("default"))) void set_order_seed(unsigned seed) { emulation::set_order_seed(seed); }
+extern "C" __attribute__((visibility("default"))) void set_order_seed(unsigned seed) {
+  emulation::set_order_seed(seed);
+}
 
 // sizes: B, C, N, h * w, channels_last. scratch: feature_lengths, prototype_lengths, coefficients, feature_terms,
 // prototype_terms.

@@ -111,7 +111,7 @@ struct Block {
   size_t scheduler_stack_bytes = 0;
   void* scheduler_fake_stack = nullptr;
   Thread* current = nullptr;
-  int barrier_predicate = 0;     // running or-count of __syncthreads_* at this barrier
+  int barrier_predicate = 0;  // running or-count of __syncthreads_* at this barrier
   int barrier_result = 0;
 };
 
@@ -127,7 +127,8 @@ inline void set_order_seed(unsigned seed) {
 inline void to_scheduler(bool finished = false) {
   Thread& self = *block->current;
 #if FSSOPS_EMULATION_ASAN
-  __sanitizer_start_switch_fiber(finished ? nullptr : &self.fake_stack, block->scheduler_stack, block->scheduler_stack_bytes);
+  __sanitizer_start_switch_fiber(finished ? nullptr : &self.fake_stack, block->scheduler_stack,
+                                 block->scheduler_stack_bytes);
 #endif
   if (finished) {
     setcontext(&block->scheduler);
@@ -432,10 +433,11 @@ using std::max;
 using std::min;
 
 #define FSSOPS_STRIP_PARENTHESES(...) __VA_ARGS__
-#define FSSOPS_LAUNCH(kernel, grid, block_size, shared_bytes, stream, ...)                                    \
-  do {                                                                                                        \
-    (void)(stream);                                                                                           \
-    ::emulation::launch(dim3(grid), dim3(block_size), static_cast<size_t>(shared_bytes),                      \
-                        [&] { (FSSOPS_STRIP_PARENTHESES kernel)(__VA_ARGS__); });                             \
+#define FSSOPS_LAUNCH(kernel, grid, block_size, shared_bytes, stream, ...)               \
+  do {                                                                                   \
+    (void)(stream);                                                                      \
+    ::emulation::launch(dim3(grid), dim3(block_size), static_cast<size_t>(shared_bytes), \
+                        [&] { (FSSOPS_STRIP_PARENTHESES kernel)(__VA_ARGS__); });        \
   } while (0)
-#define FSSOPS_DYNAMIC_SHARED(type, name) type* name = reinterpret_cast<type*>(::emulation::block->dynamic_shared.data())
+#define FSSOPS_DYNAMIC_SHARED(type, name) \
+  type* name = reinterpret_cast<type*>(::emulation::block->dynamic_shared.data())

@@ -29,16 +29,23 @@ __global__ void out_of_bounds_kernel(float* out, int past) {
 }
 
 __global__ void divergent_barrier_kernel() {
-  if (threadIdx.x < 5) __syncthreads();
-  else fssops::warp_sum(1.f);
+  if (threadIdx.x < 5)
+    __syncthreads();
+  else
+    fssops::warp_sum(1.f);
 }
 
 template <class Half>
 __global__ void matrix_kernel(const float* a, const float* b, float* d) {
   const int lane = static_cast<int>(threadIdx.x), group = lane / 4, pair = 2 * (lane % 4);
-  auto left = [&](int row, int column) { return fssops::pack_pair<Half>(a[row * 16 + column], a[row * 16 + column + 1]); };
-  auto right = [&](int row, int column) { return fssops::pack_pair<Half>(b[row * 8 + column], b[(row + 1) * 8 + column]); };
-  const uint32_t fragment_a[4] = {left(group, pair), left(group + 8, pair), left(group, pair + 8), left(group + 8, pair + 8)};
+  auto left = [&](int row, int column) {
+    return fssops::pack_pair<Half>(a[row * 16 + column], a[row * 16 + column + 1]);
+  };
+  auto right = [&](int row, int column) {
+    return fssops::pack_pair<Half>(b[row * 8 + column], b[(row + 1) * 8 + column]);
+  };
+  const uint32_t fragment_a[4] = {left(group, pair), left(group + 8, pair), left(group, pair + 8),
+                                  left(group + 8, pair + 8)};
   const uint32_t fragment_b[2] = {right(pair, group), right(pair + 8, group)};
   float sums[4] = {};
   fssops::mma_16x8x16(sums, fragment_a, fragment_b, Half());

@@ -22,7 +22,7 @@ SIDE = 6
 
 
 class Parted:
-    """Foreground where the image's first channel is positive; its meta learner says the opposite, its base learner 2."""
+    """Foreground where the image's first channel is positive; its meta learner says the opposite, its base one 2."""
 
     def __init__(self) -> None:
         self.encoded = self.completed = 0
