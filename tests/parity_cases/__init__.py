@@ -9,5 +9,6 @@ SYSTEMS: dict[str, str] = {
     "msanet": "parity_cases.msanet",
     "maskformer": "parity_cases.maskformer",
     "mask2former": "parity_cases.mask2former",
+    "ms_deform_attn": "parity_cases.ms_deform_attn",
 }
 """Name of a system to the module that runs its cases."""
