@@ -71,8 +71,12 @@ def _environment(folder: Path) -> Path:
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
     python = folder / "bin" / "python"
     site = Path(_ok(_run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=folder)))
-    # Appended behind the environment's own folder, so that what the test installs there comes first.
-    (site / "parent.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    others = folder / "packages"
+    others.mkdir()
+    for package in Path(sysconfig.get_path("purelib")).iterdir():
+        if "fssops" not in package.name:
+            (others / package.name).symlink_to(package)
+    (site / "others.pth").write_text(f"{others}\n")
     return python
 
 

@@ -30,10 +30,10 @@ def bare_copy(tmp_path: Path) -> Path:
     return tmp_path
 
 
+# torch and numpy come from the same site-packages as an installed fssops, so that is hidden from the loader alone.
 HIDE_INSTALLED = """\
-import os, sys, sysconfig
-sysconfig.get_path = lambda *a, **k: "/nowhere"
-sys.path = [p for p in sys.path if "packages" not in p or not os.path.exists(p + "/fssops")]
+from fssops import _native
+_native._library_folders = lambda: [f for f in [_native._PACKAGE] if (f / "libfssops_cpu.so").is_file()]
 """
 
 
