@@ -27,7 +27,7 @@ stage() {
 for name in $stages; do
   case $name in
     build) stage build python3 setup.py -q build_ext --inplace ;;
-    test) stage test timeout 240 python3 -m pytest -q -x --maxfail=10 -m gpu tests/ops -p no:cacheprovider ;;
+    test) stage test timeout 240 python3 -m pytest -q --maxfail=10 -m gpu tests/ops tests/compat -p no:cacheprovider ;;
     sanitize)
       for tool in memcheck racecheck; do
         stage "$tool" timeout 150 compute-sanitizer --tool "$tool" --error-exitcode 9 \
