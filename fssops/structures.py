@@ -151,11 +151,14 @@ class MaskTargets:
         masks: [G, H, W] bool at the size of the unpadded image; of a clip [G, T, H, W]. G may be 0.
         label_map: [H, W] integer class indices with the data set's ignore value, or None; what the per-pixel
             baselines train on.
+        annotated: of a clip, [G, T] bool: frames in which the data set says something of the object, be it that
+            nothing of it is seen there; None: all frames.
     """
 
     labels: Tensor
     masks: Tensor
     label_map: Tensor | None = None
+    annotated: Tensor | None = None
 
 
 @dataclass
@@ -178,6 +181,44 @@ class ImageBatch:
     def sizes(self) -> list[tuple[int, int]]:
         """(height, width) of every image before padding."""
         return [(int(image.shape[-2]), int(image.shape[-1])) for image in self.images]
+
+
+@dataclass
+class ClipBatch:
+    """B clips of T frames each, of any sizes, as they leave the data pipeline.
+
+    Attributes:
+        clips: B tensors [T, 3, H_b, W_b], RGB, values 0..255, uint8 or float32; T is the same for all.
+        targets: B targets with masks [G, T, H_b, W_b], or None where nothing is trained.
+        output_sizes: B pairs (height, width) that results are resized to; None keeps each clip's own size.
+        names: B names; for reports.
+    """
+
+    clips: list[Tensor]
+    targets: list[MaskTargets] | None = None
+    output_sizes: list[tuple[int, int]] | None = None
+    names: list[str] = field(default_factory=list)
+
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """(height, width) of every clip before padding."""
+        return [(int(clip.shape[-2]), int(clip.shape[-1])) for clip in self.clips]
+
+
+@dataclass
+class VideoResult:
+    """The objects of a video, best first; each keeps its place in all frames.
+
+    Attributes:
+        scores: [K] float32 in [0, 1].
+        labels: [K] int64.
+        masks: K lists of T entries: a bool [H, W], or what the caller had made of it; None where the object is not in
+            sight.
+    """
+
+    scores: Tensor
+    labels: Tensor
+    masks: list[list[Any]]
 
 
 @dataclass

@@ -15,8 +15,9 @@ from fssops.losses.mask_criterion import LossWeights
 from fssops.losses.point_criterion import PointSetCriterion
 from fssops.models.backbones.build import build_backbone
 from fssops.models.mask_classification import MaskClassificationConfig, MaskClassificationModel
+from fssops.models.pixel_decoders.features import PixelFeatures
 from fssops.models.pixel_decoders.ms_deform import MSDeformPixelDecoder, resized_padding
-from fssops.models.transformer_decoders.masked import MaskedTransformerDecoder
+from fssops.models.transformer_decoders.masked import MaskedTransformerDecoder, Memory
 from fssops.structures import ImageBatch, MaskPredictions
 
 
@@ -117,14 +118,28 @@ class Mask2Former(MaskClassificationModel):
             hidden=config.decoder_hidden,
         )
 
-    def predict(self, images: Tensor, padding: Tensor | None, *, auxiliary: bool) -> MaskPredictions:
-        """See :meth:`MaskClassificationModel.predict`."""
-        features = self.pixel_decoder(self.backbone(images.contiguous(memory_format=torch.channels_last)), padding)
-        mask_features = features.mask_features[:, None]
-        blocked = None if padding is None else [resized_padding(padding, size) for size in features.sizes]
-        memory = self.transformer_decoder.prepare(features.memory, features.sizes, mask_features, blocked)
+    def encode(self, images: Tensor, padding: Tensor | None) -> PixelFeatures:
+        """Backbone and pixel decoder: images [N, 3, H, W] do not see each other, be they frames of one clip or not."""
+        features: PixelFeatures = self.pixel_decoder(
+            self.backbone(images.contiguous(memory_format=torch.channels_last)), padding
+        )
+        return features
+
+    def memory_of(self, features: PixelFeatures, padding: Tensor | None, frames: int = 1) -> Memory:
+        """What the decoder attends to, of images or of clips of ``frames`` frames (the frame is the faster index)."""
+        blocked: list[Tensor | None] | None = None
+        if padding is not None:
+            blocked = [resized_padding(padding, size).reshape(len(padding) // frames, -1) for size in features.sizes]
+        mask_features = features.mask_features.unflatten(0, (-1, frames))
+        return self.transformer_decoder.prepare(features.memory, features.sizes, mask_features, blocked)
+
+    def predict(self, images: Tensor, padding: Tensor | None, *, auxiliary: bool, frames: int = 1) -> MaskPredictions:
+        """See :meth:`MaskClassificationModel.predict`; ``frames`` images in a row are one clip."""
+        features = self.encode(images, padding)
+        memory = self.memory_of(features, padding, frames)
         decoded = self.transformer_decoder(memory, auxiliary=auxiliary)
         size = (int(images.shape[2]), int(images.shape[3]))
+        mask_features = features.mask_features.unflatten(0, (-1, frames))
         return MaskPredictions(decoded.class_logits, decoded.mask_embeddings, mask_features, size)
 
     def losses(self, batch: ImageBatch, points: PointSource | None = None) -> dict[str, Tensor]:

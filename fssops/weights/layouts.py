@@ -26,6 +26,7 @@ class Layout:
         recognise: whether a set of keys is of this layout. Keys come without wrappers and without ``module.``.
         convert: the tensors under our names, for a module of that class; it may reshape, split, join or drop.
             Names it does not know it passes on unchanged, so that the report shows them as unexpected.
+        also: further systems whose tensors bear the same names.
         ignore: regular expressions (``re.search`` on the checkpoint's names) of entries that are known not to matter,
             e.g. a classifier: they are listed apart in the report.
     """
@@ -35,6 +36,11 @@ class Layout:
     recognise: Callable[[Collection[str]], bool]
     convert: Callable[[State, nn.Module], dict[str, Tensor]]
     ignore: tuple[str, ...] = ()
+    also: tuple[str, ...] = ()
+
+    def fits(self, model: str) -> bool:
+        """Whether the names are those of a system or backbone."""
+        return model == self.model or model in self.also
 
 
 LAYOUT_MODULES: tuple[str, ...] = (
@@ -53,4 +59,4 @@ def layouts_of(*models: str) -> list[Layout]:
     found: list[Layout] = []
     for module in LAYOUT_MODULES:
         found.extend(importlib.import_module(module).LAYOUTS)
-    return [layout for layout in found if not models or layout.model in models]
+    return [layout for layout in found if not models or any(layout.fits(model) for model in models)]

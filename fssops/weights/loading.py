@@ -188,7 +188,7 @@ def _recognise(model: nn.Module, checkpoint: Checkpoint) -> tuple[Layout | None,
     for layout in layouts_of():
         if layout.recognise(keys):
             for name, module, prefix in targets:
-                if layout.model == name:
+                if layout.fits(name):
                     return layout, module, prefix
             raise CheckpointError(
                 f"load_weights: {checkpoint.source} looks like {layout.name} weights of {layout.model}, and the model "

@@ -139,7 +139,12 @@ _IGNORED = (r"^criterion\.empty_weight$", r"relative_position_index$", r"num_bat
 
 LAYOUTS = (
     Layout(
-        "authors (facebookresearch/Mask2Former)", "mask2former", _is_mask2former, mask2former_from_authors, _IGNORED
+        "authors (facebookresearch/Mask2Former)",
+        "mask2former",
+        _is_mask2former,
+        mask2former_from_authors,
+        _IGNORED,
+        also=("mask2former_vis",),
     ),
     Layout("authors (facebookresearch/MaskFormer)", "maskformer", _is_maskformer, maskformer_from_authors, _IGNORED),
     Layout(

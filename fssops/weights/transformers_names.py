@@ -220,6 +220,7 @@ LAYOUTS = (
         _is_mask2former,
         mask2former_from_transformers,
         _IGNORED,
+        also=("mask2former_vis",),
     ),
     Layout(
         "transformers (MaskFormerForInstanceSegmentation)",
