@@ -115,15 +115,15 @@ class SetCriterion(nn.Module):
         losses = F.cross_entropy(logits, wanted.flatten(), weight=self.class_weights, reduction="none")
         return losses.view(heads, -1).sum(1) / self.class_weights[wanted].view(heads, -1).sum(1)
 
-    def named(self, classes: Tensor, masks: Tensor, dice: Tensor) -> dict[str, Tensor]:
+    def named(self, classes: Tensor, masks: Tensor, dice: Tensor, part: str = "") -> dict[str, Tensor]:
         """Weighted losses [heads] of the three terms as ``loss_ce``, ``loss_mask``, ``loss_dice`` with head suffixes.
 
-        The final head comes first, as in the published code.
+        The final head comes first, as in the published code. ``part`` stands before the head: ``loss_ce_dn_0``.
         """
         heads = len(classes)
         losses = {}
         for index in [heads - 1, *range(heads - 1)]:
-            suffix = suffix_of(index, heads)
+            suffix = part + suffix_of(index, heads)
             losses[f"loss_ce{suffix}"] = self.weights.classes * classes[index]
             losses[f"loss_mask{suffix}"] = self.weights.mask * masks[index]
             losses[f"loss_dice{suffix}"] = self.weights.dice * dice[index]

@@ -68,9 +68,30 @@ class PointSetCriterion(SetCriterion):
         points = points or RandomPoints(predictions.class_logits.device)
         matches = self.match(predictions, targets, points)
         divisor = num_masks(targets, self.reduce_num_masks, predictions.class_logits.device)
+        return self.matched_losses(predictions, targets, matches, points, divisor)
+
+    def matched_losses(
+        self,
+        predictions: MaskPredictions,
+        targets: Sequence[MaskTargets],
+        matches: Matches,
+        points: PointSource,
+        divisor: Tensor,
+        part: str = "",
+    ) -> dict[str, Tensor]:
+        """Weighted losses of all heads under given matches.
+
+        Args:
+            predictions: of a model in training mode.
+            targets: one an image.
+            matches: of every head and image; queries without one should say "no object".
+            points: where random points come from.
+            divisor: of the mask losses, a scalar.
+            part: what the queries are called in the names of the losses, e.g. "_dn".
+        """
         classes = self.class_losses(predictions.class_logits, matches, targets)
         masks, dice = self.mask_losses(predictions, matches, targets, points)
-        return self.named(classes, masks / divisor, dice / divisor)
+        return self.named(classes, masks / divisor, dice / divisor, part)
 
     @torch.no_grad()
     def match(self, predictions: MaskPredictions, targets: Sequence[MaskTargets], points: PointSource) -> Matches:

@@ -23,7 +23,7 @@ from fssops.models.layers.position_encoding import PositionEncodingCache
 from fssops.models.transformer_decoders.outputs import DecoderOutput
 
 MaskHook = Callable[[int, ops.AttentionMask], ops.AttentionMask]
-"""Changes the attention mask of a layer: (layer index, predicted mask) -> mask."""
+"""Sees the attention mask of a layer and may change it: (layer index, mask) -> mask."""
 
 
 @dataclass
@@ -166,7 +166,8 @@ class MaskedTransformerDecoder(nn.Module):
             small = F.interpolate(planes, size=size, mode="bilinear", align_corners=False)
             small = small.view(batch, frames, -1, size[0] * size[1]).transpose(1, 2)
             resized.append(small.reshape(batch, small.shape[1], -1))
-        return Memory(keys, values, resized, list(padding) if padding is not None else [None] * self.levels)
+        blocked: list[Tensor | None] = [None] * self.levels if padding is None else list(padding)
+        return Memory(keys, values, resized, blocked)
 
     def attention_mask(self, mask_embeddings: Tensor, memory: Memory, level: int) -> ops.AttentionMask:
         """Where each query may attend at a level: inside the mask that its embedding predicts there."""
@@ -182,6 +183,7 @@ class MaskedTransformerDecoder(nn.Module):
         *,
         auxiliary: bool,
         blocked: Tensor | None = None,
+        piloted: Sequence[ops.AttentionMask | None] = (),
         mask_hook: MaskHook | None = None,
     ) -> DecoderOutput:
         """Run the layers and the prediction heads.
@@ -192,14 +194,20 @@ class MaskedTransformerDecoder(nn.Module):
             memory: of :meth:`prepare`.
             auxiliary: return every head's predictions instead of the last one's only.
             blocked: bool mask of the self-attentions, True = may not attend.
-            mask_hook: changes the cross-attention mask of each layer (MP-Former's piloted queries).
+            piloted: for each layer the cross-attention mask of the first queries of the sequence, where it is given
+                (MP-Former's piloted queries); None where theirs is predicted, as that of all the others.
+            mask_hook: sees the cross-attention mask of each layer.
         """
         normed = self.decoder_norm(queries)
         embeddings = self.mask_embed(normed)
         states, masks = [normed], [embeddings]
         for index, layer in enumerate(self.layers):
             level = index % self.levels
-            mask = self.attention_mask(embeddings, memory, level)
+            given = piloted[index] if piloted else None
+            first = 0 if given is None else given.bits.shape[2]
+            mask = self.attention_mask(embeddings[:, first:], memory, level)
+            if given is not None:
+                mask = ops.concatenate_attention_masks([given, mask])
             if mask_hook is not None:
                 mask = mask_hook(index, mask)
             queries = layer(queries, positions, memory.keys[level], memory.values[level], mask, blocked)
