@@ -98,6 +98,21 @@ MODELS: dict[str, ModelRow] = {
             weights=("fssops", "authors (facebookresearch/Mask2Former)", "transformers", "ResNet / Swin backbone"),
         ),
         ModelRow(
+            name="mask2former_vis",
+            module="fssops.models.mask2former_vis",
+            model="Mask2FormerVIS",
+            config="Mask2FormerVISConfig",
+            task="video",
+            paper="Cheng et al., Mask2Former for video instance segmentation, 2021",
+            weights=(
+                "fssops",
+                "authors (facebookresearch/Mask2Former), of videos or images",
+                "transformers (images)",
+                "fssops mask2former (images)",
+                "ResNet / Swin backbone",
+            ),
+        ),
+        ModelRow(
             name="per_pixel_baseline",
             module="fssops.models.per_pixel_baseline",
             model="PerPixelBaseline",

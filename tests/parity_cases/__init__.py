@@ -9,6 +9,7 @@ SYSTEMS: dict[str, str] = {
     "msanet": "parity_cases.msanet",
     "maskformer": "parity_cases.maskformer",
     "mask2former": "parity_cases.mask2former",
+    "mask2former_vis": "parity_cases.mask2former_vis",
     "ms_deform_attn": "parity_cases.ms_deform_attn",
 }
 """Name of a system to the module that runs its cases."""

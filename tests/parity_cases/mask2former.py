@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 import fssops
 from fssops import ops
 from fssops.losses.draws import RecordedPoints
-from fssops.losses.mask_criterion import head_of, matched_mask_logits
+from fssops.losses.mask_criterion import Matches, head_of, matched_mask_logits
 from fssops.models.mask2former import Mask2Former, Mask2FormerConfig
-from fssops.structures import MaskPredictions
+from fssops.structures import MaskPredictions, MaskTargets
 from fssops.weights.mask_classification import MASK2FORMER
 from parity_cases import mask_classification as common
 from parity_cases.case import Case, Line, compared
@@ -26,21 +27,25 @@ def recognise(description: dict[str, Any]) -> bool:
 
 def build(case: Case) -> Mask2Former:
     """The model of the case with its weights."""
-    used = case.description["config_used"]
-    former, head = used["MODEL.MASK_FORMER"], used["MODEL.SEM_SEG_HEAD"]
-    config = Mask2FormerConfig(
-        **common.shared_options(case),
-        encoder_layers=head["TRANSFORMER_ENC_LAYERS"],
-        decoder_layers=former["DEC_LAYERS"] - 1,
-        decoder_hidden=former["DIM_FEEDFORWARD"],
-        class_weight=former["CLASS_WEIGHT"],
-        train_points=former["TRAIN_NUM_POINTS"],
-        oversample_ratio=former["OVERSAMPLE_RATIO"],
-        importance_ratio=former["IMPORTANCE_SAMPLE_RATIO"],
-    )
-    model = Mask2Former(config)
+    model = Mask2Former(Mask2FormerConfig(**options_of(case)))
     fssops.load_weights(model, case.weights())
     return model
+
+
+def options_of(case: Case) -> dict[str, Any]:
+    """Options of :class:`Mask2FormerConfig` from ``config_used``."""
+    used = case.description["config_used"]
+    former, head = used["MODEL.MASK_FORMER"], used["MODEL.SEM_SEG_HEAD"]
+    return {
+        **common.shared_options(case),
+        "encoder_layers": head["TRANSFORMER_ENC_LAYERS"],
+        "decoder_layers": former["DEC_LAYERS"] - 1,
+        "decoder_hidden": former["DIM_FEEDFORWARD"],
+        "class_weight": former["CLASS_WEIGHT"],
+        "train_points": former["TRAIN_NUM_POINTS"],
+        "oversample_ratio": former["OVERSAMPLE_RATIO"],
+        "importance_ratio": former["IMPORTANCE_SAMPLE_RATIO"],
+    }
 
 
 def drawn(case: Case, name: str, index: int) -> torch.Tensor:
@@ -69,7 +74,32 @@ def run(case: Case) -> Iterator[Line]:
     model = build(case).train()
     batch = common.batch_of(case)
     assert batch.targets is not None
-    images, _ = model.image_input(batch.images)
+    trained = trained_arrays(case, model, batch.images, batch.targets)
+    found, (predictions, matches, points) = trained
+    found["pred_masks"] = found["pred_masks"][:, :, :, 0]  # type: ignore[call-overload,index]
+    losses = model.losses(batch, points)
+    found |= loss_arrays(case, model, losses)
+
+    fresh = build(case).eval()
+    results = fresh.segment(batch)
+    found |= common.result_arrays(case, results)
+    yield from common.group_lines(case, model, MASK2FORMER)
+    yield from point_lines(case, model, predictions, matches, points)
+    yield from common.lines(case, found, results)
+
+
+Trained = tuple[common.Computed, tuple[MaskPredictions, Matches, RecordedPoints]]
+
+
+def trained_arrays(
+    case: Case, model: Mask2Former, images_given: Sequence[Tensor], targets: Sequence[MaskTargets], frames: int = 1
+) -> Trained:
+    """Everything up to the losses, by the case's names; ``frames`` images in a row are one clip.
+
+    Returns:
+        the arrays; and predictions, matches and points.
+    """
+    images, _ = model.image_input(images_given)
     features = model.backbone(images)
     decoded = model.pixel_decoder(features)
     found = common.backbone_arrays(case, features, decoded)
@@ -78,8 +108,8 @@ def run(case: Case) -> Iterator[Line]:
         found[f"pixdec_ms{level}"] = maps[:, :: case.description["strides"][f"ms{level}"]]
 
     decoder = model.transformer_decoder
-    memory = decoder.prepare(decoded.memory, decoded.sizes, decoded.mask_features[:, None])
-    queries = decoder.query_feat.weight.expand(len(images), -1, -1)
+    memory = model.memory_of(decoded, None, frames)
+    queries = decoder.query_feat.weight.expand(len(targets), -1, -1)
 
     def record(layer: int, mask: ops.AttentionMask) -> ops.AttentionMask:
         found[f"attn_mask{layer}"] = np.packbits(mask.closed()[:, 0].numpy(), axis=-1)
@@ -88,15 +118,16 @@ def run(case: Case) -> Iterator[Line]:
     positions = None if decoder.query_embed is None else decoder.query_embed.weight
     said = decoder.decode(queries, positions, memory, auxiliary=True, mask_hook=record)
     size = (int(images.shape[2]), int(images.shape[3]))
-    predictions = MaskPredictions(said.class_logits, said.mask_embeddings, decoded.mask_features[:, None], size)
+    mask_features = decoded.mask_features.unflatten(0, (-1, frames))
+    predictions = MaskPredictions(said.class_logits, said.mask_embeddings, mask_features, size)
     found["pred_logits"] = predictions.class_logits
     found["pred_masks"] = common.all_mask_logits(predictions)
 
     heads = predictions.class_logits.shape[0]
-    points = points_of(case, len(images), heads)
-    matches = model.criterion.match(predictions, batch.targets, points)
+    points = points_of(case, len(targets), heads)
+    matches = model.criterion.match(predictions, targets, points)
     found |= common.assignment_arrays(matches)
-    for image, target in enumerate(batch.targets):
+    for image, target in enumerate(targets):
         found[f"cost{image}"] = torch.stack(
             [
                 model.criterion.matching_cost(
@@ -109,18 +140,15 @@ def run(case: Case) -> Iterator[Line]:
                 for head in common.call_order(heads)
             ]
         )
-    losses = model.losses(batch, points)
-    found |= {f"loss/{name}": value for name, value in losses.items()}
-    found["loss_total"] = torch.stack(list(losses.values())).sum()
-    found["loss_total"].backward()
-    found |= common.gradient_arrays(case, model, MASK2FORMER)
+    return found, (predictions, matches, points)
 
-    fresh = build(case).eval()
-    results = fresh.segment(batch)
-    found |= common.result_arrays(case, results)
-    yield from common.group_lines(case, model, MASK2FORMER)
-    yield from point_lines(case, model, predictions, matches, points)
-    yield from common.lines(case, found, results)
+
+def loss_arrays(case: Case, model: Mask2Former, losses: Mapping[str, Tensor]) -> common.Computed:
+    """Losses, and the gradients that they give."""
+    found: common.Computed = {f"loss/{name}": value for name, value in losses.items()}
+    total = torch.stack(list(losses.values())).sum()
+    total.backward()
+    return {**found, "loss_total": total, **common.gradient_arrays(case, model, MASK2FORMER)}
 
 
 def point_lines(

@@ -26,6 +26,9 @@ SAME_PIXELS = 0.998
 SWAPPABLE = 1e-4
 """The words of the cases' ``tolerances``, as numbers."""
 
+MATCHED = ("inf/scores", "inf/labels", "inf/masks", "inf/mask_areas")
+"""Results of the video system, whose rows are matched before they are compared."""
+
 Computed = dict[str, Tensor | np.ndarray[Any, Any] | float]
 
 
@@ -107,11 +110,11 @@ def backbone_arrays(case: Case, features: Mapping[str, Tensor], decoded: PixelFe
 
 
 def all_mask_logits(predictions: MaskPredictions) -> Tensor:
-    """[heads, B, Q, h, w], which only a comparison wants."""
+    """[heads, B, Q, T, h, w], which only a comparison wants."""
     heads, images = predictions.class_logits.shape[:2]
     with torch.no_grad():
         return torch.stack(
-            [torch.stack([predictions.mask_logits(b, head)[:, 0] for b in range(images)]) for head in range(heads)]
+            [torch.stack([predictions.mask_logits(b, head) for b in range(images)]) for head in range(heads)]
         )
 
 
@@ -206,8 +209,26 @@ def instance_lines(case: Case, index: int, result: SegmentationResult) -> Iterat
     found = result.instance
     masks = found.masks.flatten(1).numpy()
     want_masks = unpacked(case.arrays[f"inf/inst_masks{index}"], masks.shape[1])
-    want_classes = case.arrays[f"inf/inst_classes{index}"]
-    labels, scores = found.labels.numpy(), found.scores.numpy()
+    ours = found.scores.numpy(), found.labels.numpy(), masks
+    worst, lost, pixels = matched_rows(ours, (wanted, case.arrays[f"inf/inst_classes{index}"], want_masks))
+    yield Line(f"inf/inst_scores{index}", worst, FLOATS, "of max|b|")
+    yield Line(f"inf/inst_classes{index}", float(lost), 0.0, "rows without a counterpart")
+    yield Line(f"inf/inst_masks{index}", pixels, 1 - SAME_PIXELS, "of the pixels of a mask differ")
+    yield Line(f"inf/inst_areas{index}", pixels, 1 - SAME_PIXELS, "compared with the masks")
+
+
+Rows = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], np.ndarray[Any, Any]]
+"""Scores [K], classes [K] and flattened bool masks [K, n] of instances."""
+
+
+def matched_rows(ours: Rows, theirs: Rows) -> tuple[float, int, float]:
+    """Match instances by class and mask.
+
+    Returns:
+        largest difference of scores relative to the best, rows of theirs without a counterpart (those at the border of
+        the list aside), and the largest share of a mask's pixels that differ.
+    """
+    (scores, labels, masks), (wanted, want_classes, want_masks) = ours, theirs
     free, worst, lost, pixels = set(range(len(labels))), 0.0, 0, 0.0
     border = float(wanted.min()) if len(wanted) else 0.0
     for row, score in enumerate(wanted):
@@ -220,10 +241,7 @@ def instance_lines(case: Case, index: int, result: SegmentationResult) -> Iterat
         pixels = max(pixels, float((masks[best] != want_masks[row]).mean()))
         worst = max(worst, abs(float(scores[best]) - float(score)))
     top = float(np.abs(wanted).max()) if len(wanted) else 1.0
-    yield Line(f"inf/inst_scores{index}", worst / top, FLOATS, "of max|b|")
-    yield Line(f"inf/inst_classes{index}", float(lost), 0.0, "rows without a counterpart")
-    yield Line(f"inf/inst_masks{index}", pixels, 1 - SAME_PIXELS, "of the pixels of a mask differ")
-    yield Line(f"inf/inst_areas{index}", pixels, 1 - SAME_PIXELS, "compared with the masks")
+    return worst / top, lost, pixels
 
 
 def line_of(name: str, got: Any, want: np.ndarray[Any, Any], case: Case) -> Line:
@@ -254,7 +272,7 @@ def lines(case: Case, found: Computed, results: list[SegmentationResult]) -> Ite
     for index, result in enumerate(results):
         yield from instance_lines(case, index, result)
     for name, want in case.arrays.items():
-        if name.startswith("inf/inst_") or name == "pts_final":
+        if name.startswith("inf/inst_") or name in (*MATCHED, "pts_final"):
             continue
         if is_input(name):
             yield not_compared(name, "input of the model")

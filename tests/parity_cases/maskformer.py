@@ -48,7 +48,7 @@ def run(case: Case) -> Iterator[Line]:
     found["pixdec_transformer_encoder"] = decoded.memory[0].transpose(1, 2).unflatten(2, decoded.sizes[0])
     predictions = model(batch)
     found["pred_logits"] = predictions.class_logits
-    found["pred_masks"] = common.all_mask_logits(predictions)
+    found["pred_masks"] = common.all_mask_logits(predictions)[:, :, :, 0]
 
     criterion = model.criterion
     found |= common.assignment_arrays(criterion.match(predictions, batch.targets))

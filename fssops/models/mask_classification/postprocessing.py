@@ -70,13 +70,17 @@ def best_instances(
     Returns:
         queries [K], their probabilities [K] and classes [K], best first.
     """
-    probabilities = class_logits.float().softmax(-1)[:, :-1]
-    scores, flat = probabilities.flatten().topk(min(count, probabilities.numel()))
-    queries, labels = flat // probabilities.shape[1], flat % probabilities.shape[1]
+    queries, scores, labels = best_pairs(class_logits.float().softmax(-1)[:, :-1], count)
     if classes is not None:
         kept = torch.isin(labels, torch.tensor(sorted(classes), dtype=labels.dtype, device=labels.device))
         queries, scores, labels = queries[kept], scores[kept], labels[kept]
     return queries, scores, labels
+
+
+def best_pairs(probabilities: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The ``count`` largest of probabilities [Q, C], fewer where Q * C is less: rows, values and columns [K]."""
+    scores, flat = probabilities.flatten().topk(min(count, probabilities.numel()))
+    return flat // probabilities.shape[1], scores, flat % probabilities.shape[1]
 
 
 def instances(scores: Tensor, labels: Tensor, mask_logits: Tensor, rows: Tensor) -> InstanceResult:
