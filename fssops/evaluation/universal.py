@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from fssops.evaluation.instance import InstanceRecords, InstanceScores
+from fssops.evaluation.layer_measures import LayerCounts, LayerScores
 from fssops.evaluation.panoptic import PanopticCounts, PanopticScores
 from fssops.evaluation.results import without_nan
 from fssops.evaluation.semantic import SemanticCounts, SemanticScores, most_confused
@@ -28,21 +29,24 @@ class UniversalCounts:
 
     Attributes:
         semantic, panoptic, instance: None where the task is not scored.
+        layers: the layer measures, None where they are not asked for.
         quality: image number -> how well it went in [0, 1], for best and worst pictures.
     """
 
     semantic: SemanticCounts | None = None
     panoptic: PanopticCounts | None = None
     instance: InstanceRecords | None = None
+    layers: LayerCounts | None = None
     quality: dict[int, float] = field(default_factory=dict)
 
     @staticmethod
-    def start(tasks: Sequence[str], classes: int, detections: int = 100) -> UniversalCounts:
-        """Nothing counted yet."""
+    def start(tasks: Sequence[str], classes: int, detections: int = 100, layers: int = 0) -> UniversalCounts:
+        """Nothing counted yet; ``layers`` above 0 are those of the measured decoder."""
         return UniversalCounts(
             SemanticCounts(classes) if "semantic" in tasks else None,
             PanopticCounts(classes) if "panoptic" in tasks else None,
             InstanceRecords(classes, detections) if "instance" in tasks else None,
+            LayerCounts(layers) if layers else None,
         )
 
     def merge(self, others: Sequence[Mapping[str, Any]]) -> None:
@@ -52,6 +56,8 @@ class UniversalCounts:
                 counts.take(np.sum([other[key] for other in others], axis=0))
         if self.instance is not None:
             self.instance.merge(other["instance"] for other in others)
+        if self.layers is not None:
+            self.layers.sums = np.sum([other["layers"] for other in others], axis=0)
         for other in others:
             self.quality.update(other["quality"])
 
@@ -61,6 +67,7 @@ class UniversalCounts:
             "semantic": None if self.semantic is None else self.semantic.flat(),
             "panoptic": None if self.panoptic is None else self.panoptic.flat(),
             "instance": None if self.instance is None else self.instance.images,
+            "layers": None if self.layers is None else self.layers.sums,
             "quality": self.quality,
         }
 
@@ -78,6 +85,7 @@ class UniversalResult:
         classes: class names by index.
         things: indices of the countable classes.
         semantic, panoptic, instance: scores; None where the task was not scored.
+        layers: the layer measures; None where they were not asked for.
         confusion: [C][C + 1] pixels, rows truth; None without semantic scores.
         quality: (image number, how well it went), best first.
         seconds: wall time.
@@ -93,6 +101,7 @@ class UniversalResult:
     semantic: SemanticScores | None = None
     panoptic: PanopticScores | None = None
     instance: InstanceScores | None = None
+    layers: LayerScores | None = None
     confusion: list[list[int]] | None = None
     quality: list[tuple[int, float]] = field(default_factory=list, repr=False)
     seconds: float = 0.0
@@ -107,6 +116,8 @@ class UniversalResult:
         found: dict[str, float] = {}
         for task in self.tasks:
             found.update(getattr(self, task).summary())
+        if self.layers is not None:
+            found.update(self.layers.summary())
         return found
 
     @property
@@ -170,6 +181,7 @@ def score(counts: UniversalCounts, things: Sequence[int], *, boundary: bool, **s
         semantic=None if counts.semantic is None else counts.semantic.scores(),
         panoptic=None if counts.panoptic is None else counts.panoptic.scores(things),
         instance=None if counts.instance is None else counts.instance.scores(boundary=boundary),
+        layers=None if counts.layers is None else counts.layers.scores(),
         confusion=None if counts.semantic is None else counts.semantic.confusion.tolist(),
         quality=sorted(counts.quality.items(), key=lambda entry: (-entry[1], entry[0])),
         **setting,

@@ -84,21 +84,31 @@ class SetCriterion(nn.Module):
         if len(targets) != images:
             raise ValueError(f"SetCriterion: targets must be one an image ({images}), got {len(targets)}")
         height, width = predictions.padded_size
-        last = self.num_classes - (0 if self.allow_no_object_targets else 1)
-        labels = torch.cat([target.labels for target in targets])
-        # One look at the device for the whole batch; only a fault is searched for image by image.
-        faulty = bool(((labels < 0) | (labels > last)).any())
+        self.check_labels(targets)
         for index, target in enumerate(targets):
-            if faulty and bool(((target.labels < 0) | (target.labels > last)).any()):
-                raise ValueError(
-                    f"SetCriterion: targets[{index}].labels must be in 0..{last}, got"
-                    f" {int(target.labels.min())}..{int(target.labels.max())}"
-                )
             shape = tuple(target.masks.shape)
             if len(shape) < 3 or shape[0] != len(target.labels) or shape[-2] > height or shape[-1] > width:
                 raise ValueError(
                     f"SetCriterion: targets[{index}].masks must be [{len(target.labels)}, ..., H <= {height},"
                     f" W <= {width}], got {list(shape)}"
+                )
+
+    def check_labels(self, targets: Sequence[MaskTargets]) -> None:
+        """Refuse labels of classes that there are not.
+
+        Raises:
+            ValueError: a label is out of range.
+        """
+        last = self.num_classes - (0 if self.allow_no_object_targets else 1)
+        labels = torch.cat([target.labels for target in targets])
+        # One look at the device for the whole batch; only a fault is searched for image by image.
+        if not bool(((labels < 0) | (labels > last)).any()):
+            return
+        for index, target in enumerate(targets):
+            if bool(((target.labels < 0) | (target.labels > last)).any()):
+                raise ValueError(
+                    f"SetCriterion: targets[{index}].labels must be in 0..{last}, got"
+                    f" {int(target.labels.min())}..{int(target.labels.max())}"
                 )
 
     def class_losses(self, class_logits: Tensor, matches: Matches, targets: Sequence[MaskTargets]) -> Tensor:

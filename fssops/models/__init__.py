@@ -113,6 +113,15 @@ MODELS: dict[str, ModelRow] = {
             ),
         ),
         ModelRow(
+            name="mp_former",
+            module="fssops.models.mp_former",
+            model="MPFormer",
+            config="MPFormerConfig",
+            task="universal",
+            paper="Zhang et al., MP-Former: Mask-piloted transformer for image segmentation, CVPR 2023",
+            weights=("fssops", "authors (IDEA-Research/MP-Former)", "ResNet / Swin backbone"),
+        ),
+        ModelRow(
             name="per_pixel_baseline",
             module="fssops.models.per_pixel_baseline",
             model="PerPixelBaseline",

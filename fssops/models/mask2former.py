@@ -80,17 +80,10 @@ class Mask2Former(MaskClassificationModel):
     name = "mask2former"
     cut_panoptic_at_half = True
     config: Mask2FormerConfig
+    criterion: PointSetCriterion
 
     def __init__(self, config: Mask2FormerConfig) -> None:
-        criterion = PointSetCriterion(
-            config.num_classes,
-            LossWeights(config.class_weight, config.mask_weight, config.dice_weight),
-            no_object_weight=config.no_object_weight,
-            num_points=config.train_points,
-            oversample_ratio=config.oversample_ratio,
-            importance_ratio=config.importance_ratio,
-        )
-        super().__init__(config, criterion)
+        super().__init__(config, self.build_criterion(config))
         self.backbone = build_backbone(config.backbone, config.backbone_norm, config.drop_path)
         self.pixel_decoder = MSDeformPixelDecoder(
             self.backbone.channels,
@@ -104,6 +97,17 @@ class Mask2Former(MaskClassificationModel):
             recompute=config.recompute,
         )
         self.transformer_decoder = self.build_decoder(config)
+
+    def build_criterion(self, config: Mask2FormerConfig) -> PointSetCriterion:
+        """The matching and the losses; systems that extend this one change it here."""
+        return PointSetCriterion(
+            config.num_classes,
+            LossWeights(config.class_weight, config.mask_weight, config.dice_weight),
+            no_object_weight=config.no_object_weight,
+            num_points=config.train_points,
+            oversample_ratio=config.oversample_ratio,
+            importance_ratio=config.importance_ratio,
+        )
 
     def build_decoder(self, config: Mask2FormerConfig) -> MaskedTransformerDecoder:
         """The masked-attention decoder; systems that extend this one change it here."""

@@ -19,8 +19,10 @@ from fssops.engine.settings import SettingsError
 from fssops.engine.trainer import Validate
 from fssops.evaluation.universal import UniversalCounts, UniversalResult, percent, score
 from fssops.models import create_config
+from fssops.models.mask2former import Mask2Former
 from fssops.structures import ImageBatch, MaskTargets, move_to
 from fssops.tasks.universal_counting import TestItem, TestItems, count_image
+from fssops.tasks.universal_layers import layer_watcher, measured
 from fssops.tasks.universal_pictures import gallery
 from fssops.tasks.universal_settings import UniversalSettings
 
@@ -188,7 +190,9 @@ class UniversalTask:
         numbers = self.chosen(rules.images if images is None else images)
         mine = numbers[fabric.global_rank :: fabric.world_size]
         detections = int(getattr(self.config, "detections", 100))
-        counts = UniversalCounts.start(tasks, len(source.metadata), detections)
+        watched = self.measured_model(model)
+        layers = 0 if watched is None else len(watched.transformer_decoder.layers)
+        counts = UniversalCounts.start(tasks, len(source.metadata), detections, layers)
         was_training = model.training
         model.eval()
         loader = torch.utils.data.DataLoader(
@@ -199,7 +203,12 @@ class UniversalTask:
         quiet = not title or not fabric.is_global_zero
         with ProgressBar(title, len(mine), quiet=quiet) as bar, torch.inference_mode():
             for item in loader:
-                result = self.segment(model, fabric, item, tasks)
+                watch = None
+                if watched is not None and counts.layers is not None:
+                    watch = layer_watcher(
+                        watched, counts.layers, item, self.settings.data.truth, source.metadata.things
+                    )
+                result = self.segment(model, fabric, item, tasks, watch)
                 count_image(counts, item, result, source.metadata.things, boundary=rules.boundary)
                 bar.advance()
         model.train(was_training)
@@ -218,14 +227,33 @@ class UniversalTask:
             seconds=round(time.perf_counter() - started, 2),
         )
 
-    def segment(self, model: Any, fabric: Fabric, item: TestItem, tasks: Sequence[str]) -> Any:
-        """Segment one image; semantic scores are averaged over sizes and flips where settings ask for it."""
+    def measured_model(self, model: nn.Module) -> Mask2Former | None:
+        """The model whose layers are measured; None where settings do not ask for it.
+
+        Raises:
+            SettingsError: it has none to measure, or the data set no truth of the kind that was trained.
+        """
+        if not self.settings.eval.layer_measures:
+            return None
+        source, kind = self.source(evaluation=True), self.settings.data.truth
+        if not source.offers(kind):
+            raise SettingsError(f"eval.layer_measures must be off: {source.label} has no {kind} truth to match")
+        return measured(model)
+
+    def segment(self, model: Any, fabric: Fabric, item: TestItem, tasks: Sequence[str], watch: Any = None) -> Any:
+        """Segment one image; semantic scores are averaged over sizes and flips where settings ask for it.
+
+        ``watch`` is given the predictions of all heads at the tested size.
+        """
         rules = self.settings.eval
         batch = move_to(universal.UniversalItem.stack([item.seen]), fabric.device)
         averaged = "semantic" in tasks and bool(rules.scales or rules.flip)
         others = [task for task in tasks if not (averaged and task == "semantic")]
         with fabric.autocast():
-            result = model.segment(batch, others)[0] if others else None
+            if watch is not None:
+                result = model.segment(batch, others, watch)[0]
+            else:
+                result = model.segment(batch, others)[0] if others else None
             if averaged:
                 from fssops.models.mask_classification.augmented_inference import augmented_semantic
                 from fssops.structures import SegmentationResult

@@ -86,7 +86,7 @@ class Predictor:
             SettingsError: the model does not do one of them.
         """
         can = [task for task in self.task.model_tasks if task != "general"]
-        if "panoptic" in can or self.task.settings.model.name == "mask2former":
+        if "panoptic" in can or self.task.settings.model.name in ("mask2former", "mp_former"):
             can = ["semantic", "instance", "panoptic"]
         chosen = list(self.tasks or [task for task in self.task.model_tasks if task != "general"])
         wrong = [task for task in chosen if task not in can]

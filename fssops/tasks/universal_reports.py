@@ -55,6 +55,12 @@ def report(results: Sequence[UniversalResult], folder: Path, classes: bool) -> N
             for row in rows[1:]:
                 table.add_row(*row)
             console.print(table)
+        if result.layers is not None:
+            rows = result.layers.table()
+            table = Table(*rows[0], title=f"{result.model}: layers of the decoder, in percent", title_justify="left")
+            for row in rows[1:]:
+                table.add_row(*row)
+            console.print(table)
     for result in results:
         print(result.line())
         print(f"{result.seconds:.1f} s for {result.images} images")

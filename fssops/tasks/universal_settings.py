@@ -77,6 +77,10 @@ class UniversalEval(Table):
     """The same for validation during training; 0 as ``images``."""
     boundary: bool = False
     """Also score boundaries: boundary IoU of classes, boundary AP of instances."""
+    layer_measures: bool = False
+    """Also measure how the layers of a masked-attention decoder go along: agreement of a query's masks between
+    consecutive layers, and share of each layer's matched queries that are of use in the end (mask2former, mp_former).
+    """
     workers: int = Field(default=1, ge=0)
     pictures: int = Field(default=4, ge=0)
     """Number of best and of worst images drawn."""

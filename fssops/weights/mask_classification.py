@@ -123,6 +123,12 @@ def _is_mask2former(keys: Collection[str]) -> bool:
     )
 
 
+def _is_mp_former(keys: Collection[str]) -> bool:
+    return PREDICTOR + "transformer_cross_attention_layers.0.norm.weight" in keys and (
+        PREDICTOR + "label_enc.weight" in keys
+    )
+
+
 def _is_maskformer(keys: Collection[str]) -> bool:
     return PREDICTOR + "transformer.decoder.layers.0.norm1.weight" in keys and (
         PREDICTOR + "class_embed.weight" in keys
@@ -146,6 +152,7 @@ LAYOUTS = (
         _IGNORED,
         also=("mask2former_vis",),
     ),
+    Layout("authors (IDEA-Research/MP-Former)", "mp_former", _is_mp_former, mask2former_from_authors, _IGNORED),
     Layout("authors (facebookresearch/MaskFormer)", "maskformer", _is_maskformer, maskformer_from_authors, _IGNORED),
     Layout(
         "authors (facebookresearch/MaskFormer)", "per_pixel_baseline", _is_per_pixel, per_pixel_from_authors, _IGNORED

@@ -10,6 +10,7 @@ SYSTEMS: dict[str, str] = {
     "maskformer": "parity_cases.maskformer",
     "mask2former": "parity_cases.mask2former",
     "mask2former_vis": "parity_cases.mask2former_vis",
+    "mp_former": "parity_cases.mp_former",
     "ms_deform_attn": "parity_cases.ms_deform_attn",
 }
 """Name of a system to the module that runs its cases."""

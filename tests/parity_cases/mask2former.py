@@ -14,6 +14,7 @@ from fssops import ops
 from fssops.losses.draws import RecordedPoints
 from fssops.losses.mask_criterion import Matches, head_of, matched_mask_logits
 from fssops.models.mask2former import Mask2Former, Mask2FormerConfig
+from fssops.models.pixel_decoders.features import PixelFeatures
 from fssops.structures import MaskPredictions, MaskTargets
 from fssops.weights.mask_classification import MASK2FORMER
 from parity_cases import mask_classification as common
@@ -54,18 +55,26 @@ def drawn(case: Case, name: str, index: int) -> torch.Tensor:
     return case.tensor(own) if own in case.arrays else case.tensor(name)[index]
 
 
-def points_of(case: Case, images: int, heads: int) -> RecordedPoints:
-    """The published run's draws, which come head after head in call order."""
+def points_of(case: Case, images: int, heads: int, part: str = "") -> RecordedPoints:
+    """The published run's draws, which come head after head in call order.
+
+    Args:
+        case: with its draws.
+        images: in the batch.
+        heads: prediction heads.
+        part: "_dn" for those of MP-Former's piloted queries, which are not matched.
+    """
     order = [head_of(head, heads) for head in common.call_order(heads)]
-    counts = {name: sum(1 for entry in case.description["rng_order"] if entry[0] == name) for name in ("pts_over",)}
+    count = sum(1 for entry in case.description["rng_order"] if entry[0] == f"pts_over{part}")
+    matching = {
+        (head, image): drawn(case, "pts_match", position * images + image)[0]
+        for position, head in enumerate(order)
+        for image in range(images)
+    }
     return RecordedPoints(
-        {
-            (head, image): drawn(case, "pts_match", position * images + image)[0]
-            for position, head in enumerate(order)
-            for image in range(images)
-        },
-        {head: drawn(case, "pts_over", p) for p, head in enumerate(order) if p < counts["pts_over"]},
-        {head: drawn(case, "pts_rand", p) for p, head in enumerate(order) if p < counts["pts_over"]},
+        matching,
+        {head: drawn(case, f"pts_over{part}", p) for p, head in enumerate(order) if p < count},
+        {head: drawn(case, f"pts_rand{part}", p) for p, head in enumerate(order) if p < count},
     )
 
 
@@ -102,10 +111,7 @@ def trained_arrays(
     images, _ = model.image_input(images_given)
     features = model.backbone(images)
     decoded = model.pixel_decoder(features)
-    found = common.backbone_arrays(case, features, decoded)
-    for level, tokens in enumerate(decoded.memory):
-        maps = tokens.transpose(1, 2).unflatten(2, decoded.sizes[level])
-        found[f"pixdec_ms{level}"] = maps[:, :: case.description["strides"][f"ms{level}"]]
+    found = feature_arrays(case, features, decoded)
 
     decoder = model.transformer_decoder
     memory = model.memory_of(decoded, None, frames)
@@ -127,19 +133,7 @@ def trained_arrays(
     points = points_of(case, len(targets), heads)
     matches = model.criterion.match(predictions, targets, points)
     found |= common.assignment_arrays(matches)
-    for image, target in enumerate(targets):
-        found[f"cost{image}"] = torch.stack(
-            [
-                model.criterion.matching_cost(
-                    predictions,
-                    head,
-                    image,
-                    target,
-                    points.matching(head_of(head, heads), image, model.config.train_points),
-                )
-                for head in common.call_order(heads)
-            ]
-        )
+    found |= cost_arrays(model, predictions, targets, points)
     return found, (predictions, matches, points)
 
 
@@ -151,11 +145,41 @@ def loss_arrays(case: Case, model: Mask2Former, losses: Mapping[str, Tensor]) ->
     return {**found, "loss_total": total, **common.gradient_arrays(case, model, MASK2FORMER)}
 
 
+def feature_arrays(case: Case, features: Mapping[str, Tensor], decoded: PixelFeatures) -> common.Computed:
+    """Maps of backbone and pixel decoder, every k-th channel."""
+    found = common.backbone_arrays(case, features, decoded)
+    for level, tokens in enumerate(decoded.memory):
+        maps = tokens.transpose(1, 2).unflatten(2, decoded.sizes[level])
+        found[f"pixdec_ms{level}"] = maps[:, :: case.description["strides"][f"ms{level}"]]
+    return found
+
+
+def cost_arrays(
+    model: Mask2Former, predictions: MaskPredictions, targets: Sequence[MaskTargets], points: RecordedPoints
+) -> common.Computed:
+    """``cost{b}`` [heads, Q, n] in call order."""
+    heads, count = predictions.class_logits.shape[0], model.config.train_points
+
+    def cost(head: int, image: int) -> Tensor:
+        drawn_points = points.matching(head_of(head, heads), image, count)
+        return model.criterion.matching_cost(predictions, head, image, targets[image], drawn_points)
+
+    return {
+        f"cost{image}": torch.stack([cost(head, image) for head in common.call_order(heads)])
+        for image in range(len(targets))
+    }
+
+
 def point_lines(
-    case: Case, model: Mask2Former, predictions: MaskPredictions, matches: Any, points: RecordedPoints
+    case: Case,
+    model: Mask2Former,
+    predictions: MaskPredictions,
+    matches: Any,
+    points: RecordedPoints,
+    name: str = "pts_final",
 ) -> Iterator[Line]:
     """``pts_final``: the same set of points a mask, in any order."""
-    want = case.arrays.get("pts_final")
+    want = case.arrays.get(name)
     if want is None:
         return
     heads = predictions.class_logits.shape[0]
@@ -167,4 +191,4 @@ def point_lines(
         keys = values[..., 0].astype(np.float64) * 4096 + values[..., 1]
         return np.take_along_axis(values, np.argsort(keys, axis=-1)[..., None], axis=-2)
 
-    yield compared("pts_final", ordered(got.numpy()), ordered(want), common.FLOATS)
+    yield compared(name, ordered(got.numpy()), ordered(want), common.FLOATS)

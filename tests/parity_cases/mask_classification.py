@@ -246,7 +246,7 @@ def matched_rows(ours: Rows, theirs: Rows) -> tuple[float, int, float]:
 
 def line_of(name: str, got: Any, want: np.ndarray[Any, Any], case: Case) -> Line:
     """Compare one array by the rule for its name."""
-    if name.startswith(("assign", "attn_mask", "inf/panoptic_info")):
+    if name.startswith(("assign", "attn_mask", "self_attn_mask", "grad_rows/", "inf/panoptic_info")):
         return compared_exactly(name, got, want)
     if name.startswith(("inf/sem_argmax", "inf/panoptic")):
         return compared_share(name, got, want, SAME_PIXELS)
@@ -264,7 +264,7 @@ def line_of(name: str, got: Any, want: np.ndarray[Any, Any], case: Case) -> Line
 
 def is_input(name: str) -> bool:
     """Whether an array is given to the model: images, targets, weights, draws."""
-    return name.startswith(("image", "gt_", "weights/", "pts_match", "pts_over", "pts_rand"))
+    return name.startswith(("image", "gt_", "weights/", "pts_match", "pts_over", "pts_rand", "rng_dn"))
 
 
 def lines(case: Case, found: Computed, results: list[SegmentationResult]) -> Iterator[Line]:
@@ -272,7 +272,7 @@ def lines(case: Case, found: Computed, results: list[SegmentationResult]) -> Ite
     for index, result in enumerate(results):
         yield from instance_lines(case, index, result)
     for name, want in case.arrays.items():
-        if name.startswith("inf/inst_") or name in (*MATCHED, "pts_final"):
+        if name.startswith(("inf/inst_", "pts_final")) or name in MATCHED:
             continue
         if is_input(name):
             yield not_compared(name, "input of the model")

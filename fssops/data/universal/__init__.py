@@ -30,6 +30,7 @@ from fssops.data.universal.dataset import (
     UniversalItem,
     check_size,
     evaluation_item,
+    target_at,
 )
 from fssops.data.universal.label_folder import LABEL_FOLDERS, CamVidSource, LabelFolderSource, read_classes
 from fssops.data.universal.metadata import Category, Metadata
@@ -57,6 +58,7 @@ __all__ = [
     "pipeline",
     "read_classes",
     "splits_of",
+    "target_at",
 ]
 
 FORMATS: dict[str, Callable[..., UniversalSource]] = {

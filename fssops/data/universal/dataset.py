@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from fssops.data.errors import ImageFileError
-from fssops.data.universal.geometry import Augmentation, Scene, resized_image, scene_of, shortest_edge_size
-from fssops.data.universal.source import TruthKind, UniversalSource, draw
+from fssops.data.universal.geometry import Augmentation, Scene, resized, resized_image, scene_of, shortest_edge_size
+from fssops.data.universal.source import Truth, TruthKind, UniversalSource, draw
 from fssops.structures import IGNORE, ImageBatch, MaskTargets
 
 
@@ -96,35 +96,58 @@ class TrainingDataset(Dataset[UniversalItem]):
         if self.kind == "instance" and truth.objects is None:
             truth.objects = truth.instances(self.source.metadata.things)
         scene = self.augmentation(scene_of(image, truth, self.kind), rng)
-        return UniversalItem(to_tensor(scene.image), self._target(scene), name, image.shape[:2])
-
-    def _target(self, scene: Scene) -> MaskTargets:
-        height, width = scene.size
-        labels: list[int] = []
-        masks: list[np.ndarray] = []
-        if self.kind == "semantic":
-            assert scene.label_map is not None
-            for label in np.unique(scene.label_map).tolist():
-                if label != IGNORE:
-                    labels.append(label)
-                    masks.append(scene.label_map == label)
-        elif self.kind == "panoptic":
-            assert scene.segment_ids is not None
-            for segment in scene.segments:
-                if not segment.crowd:
-                    labels.append(segment.label)
-                    masks.append(scene.segment_ids == segment.id)
-        else:
-            for label, outline in zip(scene.labels, scene.outlines, strict=True):
-                mask = draw(outline, height, width)
-                if self.keep_empty or mask.any():
-                    labels.append(label)
-                    masks.append(mask)
-        stacked = np.stack(masks) if masks else np.zeros((0, height, width), dtype=bool)
-        target = MaskTargets(torch.tensor(labels, dtype=torch.int64), torch.from_numpy(stacked))
+        target = target_of(scene, self.kind, keep_empty=self.keep_empty)
         if self.label_maps and scene.label_map is not None:
             target.label_map = torch.from_numpy(np.ascontiguousarray(scene.label_map)).long()
-        return target
+        return UniversalItem(to_tensor(scene.image), target, name, image.shape[:2])
+
+
+def target_of(scene: Scene, kind: TruthKind, *, keep_empty: bool = False) -> MaskTargets:
+    """The masks of a scene: one a class present, one an object, or one a panoptic segment.
+
+    Args:
+        scene: with the form of truth that is asked for.
+        kind: which masks.
+        keep_empty: keep objects without a pixel.
+    """
+    height, width = scene.size
+    labels: list[int] = []
+    masks: list[np.ndarray] = []
+    if kind == "semantic":
+        assert scene.label_map is not None
+        for label in np.unique(scene.label_map).tolist():
+            if label != IGNORE:
+                labels.append(label)
+                masks.append(scene.label_map == label)
+    elif kind == "panoptic":
+        assert scene.segment_ids is not None
+        for segment in scene.segments:
+            if not segment.crowd:
+                labels.append(segment.label)
+                masks.append(scene.segment_ids == segment.id)
+    else:
+        for label, outline in zip(scene.labels, scene.outlines, strict=True):
+            mask = draw(outline, height, width)
+            if keep_empty or mask.any():
+                labels.append(label)
+                masks.append(mask)
+    stacked = np.stack(masks) if masks else np.zeros((0, height, width), dtype=bool)
+    return MaskTargets(torch.tensor(labels, dtype=torch.int64), torch.from_numpy(stacked))
+
+
+def target_at(truth: Truth, kind: TruthKind, size: tuple[int, int], things: Sequence[int]) -> MaskTargets:
+    """The masks of an image at another (height, width).
+
+    Args:
+        truth: of the image.
+        kind: which masks.
+        size: of the masks.
+        things: indices of the countable classes.
+    """
+    if kind == "instance" and truth.objects is None:
+        truth = replace(truth, objects=truth.instances(things))
+    blank = np.zeros((truth.height, truth.width, 3), dtype=np.uint8)
+    return target_of(resized(scene_of(blank, truth, kind), size), kind)
 
 
 class EvaluationDataset(Dataset[UniversalItem]):

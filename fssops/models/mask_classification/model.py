@@ -6,7 +6,7 @@ Source: Cheng et al., "Per-pixel classification is not all you need for semantic
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ class MaskClassificationModel(nn.Module, ABC):
         criterion: computes the training losses.
     """
 
-    class_dependent = ("transformer_decoder.class_embed.",)
+    class_dependent: tuple[str, ...] = ("transformer_decoder.class_embed.",)
     """Names of tensors that a checkpoint with another number of classes leaves at their initial values."""
     cut_panoptic_at_half: bool
     """See :func:`fssops.models.mask_classification.postprocessing.panoptic_map`."""
@@ -58,17 +58,35 @@ class MaskClassificationModel(nn.Module, ABC):
         Raises:
             ValueError: the batch has no targets, or masks of another size than their image.
         """
+        targets = self.checked_targets(batch)
+        images, padding = self.image_input(batch.images)
+        padding = padding if self.config.mask_padding else None
+        return self.predict(images, padding, auxiliary=True), targets
+
+    def checked_targets(self, batch: ImageBatch) -> list[MaskTargets]:
+        """The batch's targets.
+
+        Raises:
+            ValueError: there are none, or not one an image, or masks are not bool or of another size than their image.
+        """
         if batch.targets is None:
             raise ValueError(f"{type(self).__name__}.losses: batch.targets must be given, got None")
-        for index, (target, size) in enumerate(zip(batch.targets, batch.sizes, strict=False)):
+        if len(batch.targets) != len(batch.images):
+            raise ValueError(
+                f"{type(self).__name__}.losses: batch.targets must be one an image ({len(batch.images)}),"
+                f" got {len(batch.targets)}"
+            )
+        for index, (target, size) in enumerate(zip(batch.targets, batch.sizes, strict=True)):
             if tuple(target.masks.shape[-2:]) != size:
                 raise ValueError(
                     f"{type(self).__name__}.losses: targets[{index}].masks must have the size of their image,"
                     f" {list(size)}, got {list(target.masks.shape[-2:])}"
                 )
-        images, padding = self.image_input(batch.images)
-        padding = padding if self.config.mask_padding else None
-        return self.predict(images, padding, auxiliary=True), batch.targets
+            if target.masks.dtype != torch.bool:
+                raise ValueError(
+                    f"{type(self).__name__}.losses: targets[{index}].masks must be bool, got {target.masks.dtype}"
+                )
+        return batch.targets
 
     def losses(self, batch: ImageBatch) -> dict[str, Tensor]:
         """Weighted loss terms of a batch with targets; their sum is the training loss.
@@ -83,18 +101,27 @@ class MaskClassificationModel(nn.Module, ABC):
         return losses
 
     @torch.no_grad()
-    def segment(self, batch: ImageBatch, tasks: Collection[Task] | None = None) -> list[SegmentationResult]:
+    def segment(
+        self,
+        batch: ImageBatch,
+        tasks: Collection[Task] | None = None,
+        watch: Callable[[MaskPredictions], None] | None = None,
+    ) -> list[SegmentationResult]:
         """Segment images.
 
         Args:
             batch: images of any sizes; results have ``batch.output_sizes``, or the images' own sizes.
             tasks: what to return; None takes the configuration's.
+            watch: is given the predictions of all heads, which are formed only then.
 
         Returns:
             one result an image.
         """
         images, padding = self.image_input(batch.images)
-        predictions = self.predict(images, padding if self.config.mask_padding else None, auxiliary=False)
+        padding = padding if self.config.mask_padding else None
+        predictions = self.predict(images, padding, auxiliary=watch is not None)
+        if watch is not None:
+            watch(predictions)
         sizes = batch.sizes
         outputs = batch.output_sizes or sizes
         wanted = self.config.tasks if tasks is None else tasks

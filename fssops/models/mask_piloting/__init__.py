@@ -1,0 +1,19 @@
+"""Mask-piloted training (MP-Former): queries that are told an object's class and mask, noised, and must give it back.
+
+Source: Zhang et al., "MP-Former: Mask-piloted transformer for image segmentation", CVPR 2023, and github
+IDEA-Research/MP-Former at a71f504.
+"""
+
+from fssops.models.mask_piloting.draws import PilotSource, RandomPilots, RecordedPilots
+from fssops.models.mask_piloting.pilots import PilotOptions, Pilots, build_pilots
+from fssops.models.mask_piloting.slots import PilotSlots
+
+__all__ = [
+    "PilotOptions",
+    "PilotSlots",
+    "PilotSource",
+    "Pilots",
+    "RandomPilots",
+    "RecordedPilots",
+    "build_pilots",
+]

@@ -1,0 +1,192 @@
+"""Piloted queries of a batch: their content, their attention masks in every layer, and their walls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fssops import ops
+from fssops.models.mask_piloting.draws import PilotSource
+from fssops.models.mask_piloting.noise import (
+    MAP_NOISES,
+    Maps,
+    PilotMode,
+    Size,
+    boxes_of,
+    flipped_points,
+    nearest_cells,
+    padded,
+    touched_cells,
+)
+from fssops.models.mask_piloting.slots import PilotSlots
+from fssops.structures import MaskTargets
+
+
+@dataclass(frozen=True)
+class PilotOptions:
+    """How piloted queries are made; see :class:`fssops.models.mp_former.MPFormerConfig`.
+
+    Attributes:
+        mode: noise of the masks.
+        groups: copies of every target; from 100 on, their total number of slots.
+        noise_scale: amount of it.
+        enlarge_above: of scale and shift_scale: a draw above this enlarges a copy.
+        label_noise: share of the copies that are told a random class; 0 none.
+        all_layers: give every layer the targets' masks; else only the first and the ``levels`` after it.
+        head_noise: heads that draw their own point noise; None where they share it.
+        published: as the authors' code, see :class:`fssops.models.mp_former.MPFormerConfig`.
+    """
+
+    mode: PilotMode
+    groups: int
+    noise_scale: float
+    enlarge_above: float
+    label_noise: float
+    all_layers: bool
+    head_noise: int | None
+    published: bool
+
+
+@dataclass
+class Pilots:
+    """The piloted part of a batch.
+
+    Attributes:
+        slots: which copy stands where.
+        content: [B, slots.total, C] initial queries; zeros in unused slots.
+        masks: of each layer, where piloted queries may attend; None where their own predictions say so. The rows of
+            unused slots are open everywhere.
+        blocked: [total + Q, total + Q] bool walls of self-attention, True = may not attend.
+    """
+
+    slots: PilotSlots
+    content: Tensor
+    masks: list[ops.AttentionMask | None]
+    blocked: Tensor
+
+
+def build_pilots(
+    targets: Sequence[MaskTargets],
+    embedding: Callable[[Tensor], Tensor],
+    options: PilotOptions,
+    draws: PilotSource,
+    *,
+    classes: int,
+    queries: int,
+    layers: int,
+    sizes: Sequence[Size],
+    padded_size: Size,
+    padding: Sequence[Tensor | None],
+) -> Pilots | None:
+    """Make the piloted queries of a batch; None where no image has a target, or there are no groups.
+
+    Args:
+        targets: one an image; an image may have none.
+        embedding: labels [n] -> content [n, C].
+        options: how they are made.
+        draws: where random numbers come from.
+        classes: number of classes, for wrong labels.
+        queries: normal queries, which follow the piloted ones.
+        layers: decoder layers.
+        sizes: (h_l, w_l) of the levels, coarsest first.
+        padded_size: (H, W) of the padded images.
+        padding: of each level [B, S_l] bool, True = padding, or None.
+    """
+    device = targets[0].labels.device
+    slots = PilotSlots.of([len(target.labels) for target in targets], options.groups, device)
+    if slots is None:
+        return None
+    with torch.no_grad():
+        closed = (_point_maps if options.mode == "points" else _noised_maps)(
+            targets, slots, options, draws, layers, sizes, padded_size
+        )
+        masks = [None if rows is None else _packed(rows, slots) for rows in closed]
+        for layer, mask in enumerate(masks):
+            blocked = padding[layer % len(sizes)]
+            if mask is not None and blocked is not None:
+                masks[layer] = mask.with_padding(blocked)
+    content = _content(targets, slots, embedding, options, draws, classes)
+    return Pilots(slots, content, masks, slots.blocked(queries))
+
+
+def _piloted_layers(options: PilotOptions, layers: int, levels: int) -> int:
+    return layers if options.all_layers else min(layers, levels + 1)
+
+
+def _point_maps(
+    targets: Sequence[MaskTargets],
+    slots: PilotSlots,
+    options: PilotOptions,
+    draws: PilotSource,
+    layers: int,
+    sizes: Sequence[Size],
+    padded_size: Size,
+) -> list[Tensor | None]:
+    """Closed cells [copies, S] or [copies, M, S] of each layer: every cell that the object touches is open."""
+    present = [padded(target.masks, padded_size) for target in targets if len(target.labels)]
+    opened = [torch.cat([touched_cells(masks, size) for masks in present]).flatten(1)[slots.sources] for size in sizes]
+    closed: list[Tensor | None] = [None] * layers
+    for layer in range(_piloted_layers(options, layers, len(sizes))):
+        level = layer % len(sizes)
+        closed[layer] = ~flipped_points(opened[level], options.noise_scale, options.head_noise, draws, layer)
+    return closed
+
+
+def _noised_maps(
+    targets: Sequence[MaskTargets],
+    slots: PilotSlots,
+    options: PilotOptions,
+    draws: PilotSource,
+    layers: int,
+    sizes: Sequence[Size],
+    padded_size: Size,
+) -> list[Tensor | None]:
+    """Closed cells [copies, S] of each layer in the modes that change the whole map once."""
+    present = [target for target in targets if len(target.labels)]
+    opened = torch.cat([nearest_cells(padded(target.masks, padded_size), sizes[-1]) for target in present])
+    maps = Maps(
+        opened[slots.sources],
+        torch.cat([boxes_of(target) for target in present])[slots.sources],
+        sizes,
+        options.noise_scale,
+        options.enlarge_above,
+        options.published,
+    )
+    noised = [level.flatten(1) for level in MAP_NOISES[options.mode](maps, draws)]
+    closed: list[Tensor | None] = [None] * layers
+    for layer in range(_piloted_layers(options, layers, len(sizes))):
+        level = noised[layer % len(sizes)]
+        # The authors' code takes the closed map for a probability after the first layer and inverts it by that.
+        closed[layer] = level if options.published and layer else ~level
+    return closed
+
+
+def _packed(closed: Tensor, slots: PilotSlots) -> ops.AttentionMask:
+    """The mask of all slots; rows without an open cell, those of unused slots among them, are open everywhere."""
+    heads = closed.shape[1:-1]
+    rows = closed.new_ones((len(slots.counts), slots.total, *heads, closed.shape[-1]))
+    rows[slots.images, slots.places] = closed
+    return ops.pack_attention_mask(rows.transpose(1, 2).contiguous() if heads else rows)
+
+
+def _content(
+    targets: Sequence[MaskTargets],
+    slots: PilotSlots,
+    embedding: Callable[[Tensor], Tensor],
+    options: PilotOptions,
+    draws: PilotSource,
+    classes: int,
+) -> Tensor:
+    labels = torch.cat([target.labels for target in targets])[slots.sources]
+    if options.label_noise > 0:
+        chosen = (draws.uniform("relabelled", len(labels)) < options.label_noise).nonzero()[:, 0]
+        zeros = torch.zeros_like(chosen)
+        labels = labels.index_copy(0, chosen, draws.integers("labels", zeros, zeros + (classes - 1)))
+    content = embedding(labels)
+    if options.mode == "shift" and options.label_noise <= 0:
+        content = content + (draws.uniform("content", *content.shape) * 2 - 1) * options.noise_scale * content
+    placed = content.new_zeros((len(slots.counts), slots.total, content.shape[1]))
+    return placed.index_put((slots.images, slots.places), content)
