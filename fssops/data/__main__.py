@@ -24,7 +24,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from fssops.command_line import Parser, run_verb
-from fssops.data import check, fewshot, folds, pictures, universal
+from fssops.data import check, fewshot, folds, pictures, universal, video
 from fssops.data.episode_dataset import ANNOTATIONS
 from fssops.data.errors import DataError
 from fssops.data.folds import FoldClasses
@@ -39,7 +39,7 @@ _CHECK_EXAMPLES = """examples:
 kinds of findings:
 """ + "\n".join(f"  {kind:18} {text}" for kind, text in check.KINDS.items())
 
-_FIXED = tuple(name for name in universal.FORMATS if name not in fewshot.FORMATS)
+_FIXED = tuple(name for name in (*universal.FORMATS, *video.FORMATS) if name not in fewshot.FORMATS)
 """Layouts of fixed-class data, which only ``check`` looks at."""
 
 _LAYOUTS = """layouts that are recognised:
@@ -53,7 +53,10 @@ and by check also, for fixed classes:
   coco_instances   as coco, with the rules of instance segmentation
   cityscapes       leftImg8bit/ gtFine/
   ade20k           images/training/ annotations/training/ (and ade20k_panoptic_*.json, ade20k_instance_*.json)
-  label_folder     images/ labels/ classes.json; camvid: the same, or SegNet's train/ trainannot/"""
+  label_folder     images/ labels/ classes.json; camvid: the same, or SegNet's train/ trainannot/
+and for videos:
+  ytvis            SPLIT.json or SPLIT/instances.json, SPLIT/JPEGImages/VIDEO/FRAME.jpg; ytvis2019, ytvis2021, ovis: the
+                   same with their classes; generated_videos: drawn"""
 
 
 def _console() -> Console:
@@ -164,11 +167,11 @@ def _run_check(options: argparse.Namespace) -> int:
 def _guess(path: str) -> str:
     """Layouts of fixed classes that look like no other come first; everything else is few-shot's."""
     try:
-        fixed = universal.guess_format(path)
+        fixed = "ytvis" if video.looks_like_videos(path) else universal.guess_format(path)
     except DataError:
         fixed = ""
     instances = any((Path(path) / "annotations").glob("instances_*.json"))
-    if fixed in ("cityscapes", "ade20k") or (fixed == "coco_panoptic" and not instances):
+    if fixed in ("cityscapes", "ade20k", "ytvis") or (fixed == "coco_panoptic" and not instances):
         return fixed
     try:
         return fewshot.guess_format(path)
@@ -183,6 +186,13 @@ def _check_fixed(options: argparse.Namespace, format: str, splits: Sequence[str]
 
     if options.fold is not None:
         raise DataError(f"--fold: {format} has fixed classes and no folds, got {options.fold}")
+    if format in video.FORMATS:
+        from fssops.data.video.check import check_videos
+
+        with _progress("reading videos and annotations") as progress:
+            extra = {"frames" if name == "images" else name: value for name, value in extra.items()}
+            report = check_videos(format, options.path, splits=splits, progress=progress, **extra)
+        return _tell(report, options)
     with _progress("reading images and annotations") as progress:
         report = check_universal(
             format,
@@ -217,10 +227,12 @@ def _open_first(format: str, options: argparse.Namespace, splits: Sequence[str] 
 def _print_report(report: check.Report, problems: list[check.Finding], options: argparse.Namespace) -> None:
     console = _console()
     table = Table(title=f"{report.root or 'generated data'} ({report.format})", title_justify="left")
-    for column in ("split", "images", "classes", "empty classes"):
+    further = [name for name in ("videos", "objects") if any(name in row for row in report.splits.values())]
+    columns = ["images", "classes", "empty classes", *further]
+    for column in ("split", *columns):
         table.add_column(column, justify="left" if column == "split" else "right")
     for split, numbers in report.splits.items():
-        table.add_row(split, *(str(numbers[c]) for c in ("images", "classes", "empty classes")))
+        table.add_row(split, *(str(numbers[c]) for c in columns))
     console.print(table)
     if report.findings:
         found = Table(title="findings", title_justify="left", show_lines=False)

@@ -31,7 +31,8 @@ KINDS = {
     "empty_class": "a class has no image",
     "too_few_images": "a class of the fold has fewer images than an episode needs",
     "panoptic_mismatch": "the PNG and the JSON of a panoptic data set disagree",
-    "no_annotation": "an image holds no class at all",
+    "empty_video": "a video has no frame, or another number of them than it says",
+    "no_annotation": "an image or video holds no class at all",
     "split_leakage": "the same picture in training and in validation or test",
     "fold_leakage": "the same picture, or a novel class, on both sides of a split",
 }

@@ -22,7 +22,7 @@ STUFF = ("sky", "ground", "wall")
 THINGS = ("disc", "square", "triangle", "star", "ring")
 _COLOURS = ((120, 170, 230), (110, 150, 80), (160, 120, 100))
 _THING_COLOURS = ((230, 60, 60), (60, 90, 230), (250, 200, 40), (170, 60, 200), (30, 200, 190))
-_THING_TEXTURES = ("slopes", "checks", "bars", "speckle", "spokes")
+THING_TEXTURES = ("slopes", "checks", "bars", "speckle", "spokes")
 
 CLASSES = Metadata(
     tuple(Category(i, name, _COLOURS[i]) for i, name in enumerate(STUFF))
@@ -82,7 +82,7 @@ class GeneratedScenesSource(UniversalSource):
             canvas[ids == segment] = paint[ids == segment]
         for number, shape in enumerate(shapes, start=4):
             inside = ids == number
-            texture = TEXTURES[_THING_TEXTURES[shape.kind]]
+            texture = TEXTURES[THING_TEXTURES[shape.kind]]
             brightness = texture((x - shape.x) * 14, (y - shape.y) * 14)[inside][:, None]
             canvas[inside] = shape.colour * (0.55 + 0.45 * brightness)
         canvas += rng.uniform(-0.03, 0.03, canvas.shape)

@@ -1,0 +1,238 @@
+"""Reading YouTube-VIS JSON (2019, 2021, and OVIS' alike): structure checked here, before anything is drawn.
+
+A video or an object that is broken is left out with a warning that gives its id and the reason; a broken file is an
+error.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from fssops.data.coco_json import MAX_WARNINGS, fault
+from fssops.data.errors import AnnotationError, DataWarning
+
+HIDDEN = ("zero area", "outside the image", "empty polygon list")
+"""Faults of a frame's outline that say no more than that the object is not seen there."""
+
+
+@dataclass
+class Video:
+    """One video.
+
+    Attributes:
+        id: video id.
+        name: folder of its frames, or what tells it apart.
+        height, width: of all frames.
+        files: file names of the frames.
+    """
+
+    id: int
+    name: str
+    height: int
+    width: int
+    files: list[str]
+
+
+@dataclass
+class VideoAnnotation:
+    """One object.
+
+    Attributes:
+        id: annotation id.
+        category: category id.
+        crowd: whether it is a group instead of one object.
+        segmentations: one a frame: polygons, run lengths, [] where it is not seen, None where nothing is said.
+        areas: one a frame as the file says, or empty.
+    """
+
+    id: int
+    category: int
+    crowd: bool
+    segmentations: list[Any]
+    areas: list[float | None]
+
+
+@dataclass
+class YTVISFile:
+    """A checked file.
+
+    Attributes:
+        path: where it was read from.
+        categories: rows of the file's table.
+        videos: name -> video, in the order of the file.
+        annotations: video id -> its usable objects; None where the file holds no truth.
+        problems: (kind of finding, message) of what was left out or looks wrong.
+    """
+
+    path: Path
+    categories: list[Any] = field(default_factory=list)
+    videos: dict[str, Video] = field(default_factory=dict)
+    annotations: dict[int, list[VideoAnnotation]] | None = None
+    problems: list[tuple[str, str]] = field(default_factory=list)
+
+
+def read(path: str | os.PathLike[str], *, warn: bool = True) -> YTVISFile:
+    """Read and check a file.
+
+    Args:
+        path: the JSON file.
+        warn: warn of what is left out (the first fifty one by one); ``problems`` is filled either way.
+
+    Raises:
+        FileNotFoundError: no such file.
+        AnnotationError: incomplete JSON, a missing table or field, a video id that occurs twice.
+    """
+    file = Path(path)
+    content = _load(file)
+    result = YTVISFile(file, content["categories"])
+    known = {row.get("id") for row in content["categories"] if isinstance(row, dict)}
+    left_out = _read_videos(content["videos"], result)
+    if isinstance(content.get("annotations"), list):
+        result.annotations = {}
+        _read_annotations(content["annotations"], known, left_out, result)
+    if warn:
+        for number, (_, message) in enumerate(result.problems):
+            if number == MAX_WARNINGS:
+                warnings.warn(f"{file}: {len(result.problems) - number} more problems", DataWarning, 2)
+                break
+            warnings.warn(message, DataWarning, 2)
+    return result
+
+
+def _load(file: Path) -> dict[str, Any]:
+    try:
+        text = file.read_bytes()
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{file}: annotation file must exist, got nothing of that name") from None
+    except OSError as error:
+        raise AnnotationError(f"{file}: annotation file must be readable, got {error.strerror or error}") from error
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise AnnotationError(
+            f"{file}: annotation file must be complete JSON, got {len(text)} bytes that break at line {error.lineno}, "
+            f"column {error.colno} ({error.msg}); was it cut short?"
+        ) from error
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise AnnotationError(f"{file}: annotation file must be JSON text, got {error}") from error
+    if not isinstance(content, dict):
+        raise AnnotationError(f"{file}: annotation file must hold a JSON object, got {type(content).__name__}")
+    for table in ("videos", "categories"):
+        if not isinstance(content.get(table), list):
+            got = "no such table" if table not in content else type(content[table]).__name__
+            raise AnnotationError(f"{file}: annotation file must hold a list {table!r}, got {got}")
+    if content.get("annotations") is not None and not isinstance(content["annotations"], list):
+        raise AnnotationError(
+            f"{file}: annotations must be a list, or null in files without truth, got "
+            f"{type(content['annotations']).__name__}"
+        )
+    return content
+
+
+def _integer(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _read_videos(rows: list[Any], result: YTVISFile) -> set[int]:
+    """Fill ``videos``; returns the ids of those without a frame."""
+    ids: set[int] = set()
+    empty: set[int] = set()
+    for number, row in enumerate(rows):
+        where = f"{result.path}: videos[{number}]"
+        if not isinstance(row, dict) or not _integer(row.get("id")):
+            raise AnnotationError(f"{where} must be an object with an integer id, got {row!r:.80}")
+        identifier = row["id"]
+        if identifier in ids:
+            raise AnnotationError(f"{result.path}: video ids must be unique, got {identifier} twice")
+        ids.add(identifier)
+        width, height, files = row.get("width"), row.get("height"), row.get("file_names")
+        if not _integer(width) or not _integer(height) or width < 1 or height < 1:
+            raise AnnotationError(
+                f"{result.path}: video {identifier}: width and height must be positive integers, "
+                f"got {width!r} x {height!r}"
+            )
+        if not isinstance(files, list) or not all(isinstance(name, str) and name for name in files):
+            raise AnnotationError(
+                f"{result.path}: video {identifier}: file_names must be a list of names, got {files!r:.80}"
+            )
+        if not files:
+            message = f"{result.path}: video {identifier} must have at least one frame, got 0; left out"
+            result.problems.append(("empty_video", message))
+            empty.add(identifier)
+            continue
+        length = row.get("length", len(files))
+        if length != len(files):
+            message = (
+                f"{result.path}: video {identifier}: length must be the number of file_names, {len(files)}, "
+                f"got {length!r}; file_names are used"
+            )
+            result.problems.append(("empty_video", message))
+        folder = files[0].rpartition("/")[0].rpartition("/")[2] or f"video{identifier}"
+        name = folder if folder not in result.videos else f"{folder}-{identifier}"
+        result.videos[name] = Video(identifier, name, height, width, files)
+    return empty
+
+
+def _read_annotations(rows: list[Any], categories: set[Any], left_out: set[int], result: YTVISFile) -> None:
+    assert result.annotations is not None
+    videos = {video.id: video for video in result.videos.values()}
+    seen: set[int] = set()
+    for number, row in enumerate(rows):
+        if not isinstance(row, dict) or not _integer(row.get("id")):
+            raise AnnotationError(
+                f"{result.path}: annotations[{number}] must be an object with an integer id, got {row!r:.80}"
+            )
+        identifier = row["id"]
+        if identifier in seen:
+            result.problems.append(("duplicate_id", f"{result.path}: annotation id {identifier} occurs more than once"))
+        seen.add(identifier)
+        if row.get("video_id") in left_out:
+            continue
+        video = videos.get(row.get("video_id", -1))
+        reason = None
+        if video is None:
+            reason = f"video id {row.get('video_id')!r} not in videos"
+        elif row.get("category_id") not in categories:
+            reason = f"category id {row.get('category_id')!r} not in categories"
+        else:
+            reason = _fault(row, video)
+        if reason is not None or video is None:
+            message = f"{result.path}: annotation {identifier} left out: {reason}"
+            result.problems.append(("bad_annotation", message))
+            continue
+        result.annotations.setdefault(video.id, []).append(_annotation(row, video))
+
+
+def _fault(row: dict[str, Any], video: Video) -> str | None:
+    """Why an object cannot be used; None when it can."""
+    segmentations = row.get("segmentations")
+    if not isinstance(segmentations, list):
+        return f"segmentations must be a list with an entry a frame, got {segmentations!r:.40}"
+    if len(segmentations) != len(video.files):
+        return f"segmentations must be one a frame ({len(video.files)}), got {len(segmentations)}"
+    for frame, segmentation in enumerate(segmentations):
+        if not segmentation:
+            continue
+        reason = fault(segmentation, video.width, video.height)
+        if reason is not None and reason not in HIDDEN:
+            return f"frame {frame}: {reason}"
+    return None
+
+
+def _annotation(row: dict[str, Any], video: Video) -> VideoAnnotation:
+    outlines: list[Any] = []
+    for segmentation in row["segmentations"]:
+        if not segmentation:
+            outlines.append(None)
+        else:
+            outlines.append([] if fault(segmentation, video.width, video.height) else segmentation)
+    areas = row.get("areas")
+    if not isinstance(areas, list) or len(areas) != len(outlines):
+        areas = []
+    areas = [float(area) if isinstance(area, (int, float)) and area > 0 else None for area in areas]
+    return VideoAnnotation(row["id"], row["category_id"], bool(row.get("iscrowd", 0)), outlines, areas)
