@@ -143,6 +143,36 @@ class LabelMapBatch:
 
 
 @dataclass
+class ProposalBatch:
+    """B images of one size with the regions that proposals should cover; what MM-Former's segmenter trains on.
+
+    Attributes:
+        images: [B, 3, H, W] float32, normalised as the model expects.
+        labels: [B, H, W] int64; every distinct value, the background's 0 as well, is one region, ``IGNORE`` none.
+            Pixels of novel classes hold ``IGNORE``.
+        objects: [B, H, W] int64; 1 on one class of the image, 0 elsewhere, ``IGNORE``.
+        names: B image names; for reports.
+    """
+
+    images: Tensor
+    labels: Tensor
+    objects: Tensor
+    names: list[str] = field(default_factory=list)
+
+    @staticmethod
+    def stack(items: Sequence[ProposalBatch]) -> ProposalBatch:
+        """Join batches of equal image size; the collate function of loaders whose items are batches of one."""
+        if not items:
+            raise ValueError("ProposalBatch.stack: items must not be empty, got 0")
+        return ProposalBatch(
+            images=torch.cat([item.images for item in items]),
+            labels=torch.cat([item.labels for item in items]),
+            objects=torch.cat([item.objects for item in items]),
+            names=[name for item in items for name in item.names],
+        )
+
+
+@dataclass
 class MaskTargets:
     """What one image (or clip) should be cut into: G objects or regions, each a class and a binary mask.
 

@@ -47,7 +47,7 @@ class SetCriterion(nn.Module):
     """Class loss and bookkeeping over heads; subclasses add the matching and the mask losses.
 
     Args:
-        num_classes: C, without "no object".
+        num_classes: C, without "no object"; None where queries name no class: then there is no class term.
         weights: of the terms.
         no_object_weight: class weight of "no object".
         reduce_num_masks: mean over processes of the number of targets.
@@ -61,7 +61,7 @@ class SetCriterion(nn.Module):
 
     def __init__(
         self,
-        num_classes: int,
+        num_classes: int | None,
         weights: LossWeights,
         *,
         no_object_weight: float = 0.1,
@@ -70,7 +70,7 @@ class SetCriterion(nn.Module):
         super().__init__()
         self.num_classes, self.weights = num_classes, weights
         self.reduce_num_masks = reduce_num_masks
-        class_weights = torch.ones(num_classes + 1)
+        class_weights = torch.ones((num_classes or 0) + 1)
         class_weights[-1] = no_object_weight
         self.register_buffer("class_weights", class_weights, persistent=False)
 
@@ -99,6 +99,8 @@ class SetCriterion(nn.Module):
         Raises:
             ValueError: a label is out of range.
         """
+        if self.num_classes is None:
+            return
         last = self.num_classes - (0 if self.allow_no_object_targets else 1)
         labels = torch.cat([target.labels for target in targets])
         # One look at the device for the whole batch; only a fault is searched for image by image.
@@ -114,9 +116,12 @@ class SetCriterion(nn.Module):
     def class_losses(self, class_logits: Tensor, matches: Matches, targets: Sequence[MaskTargets]) -> Tensor:
         """Weighted mean cross-entropy of every head: class_logits [heads, B, Q, C + 1] -> [heads], float32.
 
-        Unmatched queries should say "no object". Divided by the sum of the class weights of the heads' targets.
+        Unmatched queries should say "no object". Divided by the sum of the class weights of the heads' targets. Zeros
+        where queries name no class.
         """
         heads, images, queries, _ = class_logits.shape
+        if self.num_classes is None:
+            return class_logits.new_zeros(heads, dtype=torch.float32)
         wanted = torch.full((heads, images, queries), self.num_classes, dtype=torch.int64, device=class_logits.device)
         for head, of_head in enumerate(matches):
             for image, match in enumerate(of_head):
@@ -129,12 +134,14 @@ class SetCriterion(nn.Module):
         """Weighted losses [heads] of the three terms as ``loss_ce``, ``loss_mask``, ``loss_dice`` with head suffixes.
 
         The final head comes first, as in the published code. ``part`` stands before the head: ``loss_ce_dn_0``.
+        ``loss_ce`` is left out where queries name no class.
         """
         heads = len(classes)
         losses = {}
         for index in [heads - 1, *range(heads - 1)]:
             suffix = part + suffix_of(index, heads)
-            losses[f"loss_ce{suffix}"] = self.weights.classes * classes[index]
+            if self.num_classes is not None:
+                losses[f"loss_ce{suffix}"] = self.weights.classes * classes[index]
             losses[f"loss_mask{suffix}"] = self.weights.mask * masks[index]
             losses[f"loss_dice{suffix}"] = self.weights.dice * dice[index]
         return losses

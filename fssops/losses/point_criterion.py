@@ -30,7 +30,7 @@ class PointSetCriterion(SetCriterion):
     """Cross-entropy on classes; binary cross-entropy and dice on P points a mask.
 
     Args:
-        num_classes: C, without "no object".
+        num_classes: C, without "no object"; None where queries name no class.
         weights: of the terms, in loss and matching cost.
         no_object_weight: class weight of "no object".
         num_points: P, for the matcher and for the loss.
@@ -41,7 +41,7 @@ class PointSetCriterion(SetCriterion):
 
     def __init__(
         self,
-        num_classes: int,
+        num_classes: int | None,
         weights: LossWeights,
         *,
         no_object_weight: float = 0.1,
@@ -114,14 +114,15 @@ class PointSetCriterion(SetCriterion):
         self, predictions: MaskPredictions, head: int, image: int, target: MaskTargets, points: Tensor
     ) -> Tensor:
         """Cost [Q, G] of one head and image at points [P, 2]; all frames of a clip share the points."""
+        named = self.num_classes is not None
         return ops.pairwise_mask_cost(
             ops.FactoredMasks(
                 predictions.mask_embeddings[head, image].float(), predictions.mask_features[image].float()
             ),
             as_clip(target.masks).flatten(0, 1),
             points,
-            class_logits=predictions.class_logits[head, image].float(),
-            labels=target.labels,
+            class_logits=predictions.class_logits[head, image].float() if named else None,
+            labels=target.labels if named else None,
             mask_weight=self.weights.mask,
             class_weight=self.weights.classes,
             dice_weight=self.weights.dice,

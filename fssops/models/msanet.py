@@ -37,11 +37,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fssops import ops
+from fssops.models.checks import check_choices, check_images
 from fssops.models.layers.convolution import ConvNorm
 from fssops.models.layers.guided_decoder import ChannelGate, Embedding, GuidedDecoder, ShotScorer
 from fssops.models.layers.multi_similarity import kept_positions, mask_cascade, multi_similarity, prior_mask, resize
 from fssops.models.msanet_records import MSANetResult, MSANetSupport, compacted, joined, paired
-from fssops.models.pspnet import Backbone, PSPNet, PSPNetConfig, check_choices, check_images, cross_entropy
+from fssops.models.pspnet import Backbone, PSPNet, PSPNetConfig, cross_entropy
 from fssops.structures import IGNORE, FewShotBatch
 
 _SMALLEST_SHARE = 1e-4

@@ -9,8 +9,8 @@ CVPR 2022, section 4.2; github AIVResearch/MSANet at ecd5d08 and chunbolang/BAM 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Literal, get_args, get_type_hints
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from fssops.models.backbones.resnet import ResNet
 from fssops.models.backbones.vgg import VGG16
+from fssops.models.checks import check_choices, check_images
 from fssops.models.layers.convolution import ConvNorm, Norm
 from fssops.structures import IGNORE, LabelMapBatch
 
@@ -55,20 +56,6 @@ class PSPNetConfig:
                 raise ValueError(f"PSPNetConfig: {name} must be at least 1, got {getattr(self, name)}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"PSPNetConfig: dropout must be in [0, 1), got {self.dropout}")
-
-
-def check_choices(config: object) -> None:
-    """Check every field of a configuration whose type is a ``Literal``.
-
-    Raises:
-        ValueError: names the configuration, the field and what it may be.
-    """
-    hints = get_type_hints(type(config))
-    for option in fields(config):  # type: ignore[arg-type]
-        allowed, value = get_args(hints[option.name]), getattr(config, option.name)
-        if allowed and value not in allowed:
-            choices = ", ".join(map(str, allowed))
-            raise ValueError(f"{type(config).__name__}: {option.name} must be one of {choices}, got {value!r}")
 
 
 def build_backbone(name: Backbone, norm: Norm, width: int) -> ResNet | VGG16:
@@ -184,20 +171,6 @@ class PSPNet(nn.Module):
     def losses(self, batch: LabelMapBatch) -> dict[str, Tensor]:
         """{"loss_base"}: cross entropy over the pixels that are not ``IGNORE``; 0 where there is none."""
         return {"loss_base": cross_entropy(self(batch.images), batch.labels)}
-
-
-def check_images(where: str, images: Tensor, smallest: int) -> None:
-    """Check that images are float [n, 3, H, W] of at least ``smallest`` pixels a side.
-
-    Raises:
-        ValueError: they are not.
-    """
-    if images.dim() != 4 or images.shape[1] != 3 or not images.is_floating_point():
-        raise ValueError(f"{where}: images must be float [n, 3, H, W], got {list(images.shape)} {images.dtype}")
-    if min(images.shape[-2:]) < smallest:
-        raise ValueError(
-            f"{where}: images must be at least {smallest} pixels a side, got {images.shape[-2]} x {images.shape[-1]}"
-        )
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

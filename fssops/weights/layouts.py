@@ -46,6 +46,7 @@ class Layout:
 LAYOUT_MODULES: tuple[str, ...] = (
     "fssops.weights.panet",
     "fssops.weights.msanet",
+    "fssops.weights.mm_former",
     "fssops.weights.mask_classification",
     "fssops.weights.transformers_names",
     "fssops.weights.swin",

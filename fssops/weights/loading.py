@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fssops.models.layers.singular_values import adapted_kernels, plain_name
 from fssops.weights.layouts import Layout, layouts_of
 from fssops.weights.reading import Checkpoint, CheckpointError, read_checkpoint
 
@@ -122,6 +123,7 @@ def load_weights(
         report.ignored += [key for key in state if any(pattern.search(key) for pattern in known)]
         kept = {key: value for key, value in state.items() if not any(pattern.search(key) for pattern in known)}
         state = layout.convert(kept, target)
+    state = adapted_kernels(target, state)
 
     # Stages that this backbone leaves out, since nothing uses them.
     unbuilt = getattr(target, "unbuilt", ())
@@ -165,8 +167,8 @@ def _name_of(model: nn.Module) -> str:
 def _recognise(model: nn.Module, checkpoint: Checkpoint) -> tuple[Layout | None, nn.Module, str]:
     """The layout (None: our own), the module it is for, and that module's prefix in the model's names."""
     keys = checkpoint.state.keys()
-    own = model.state_dict().keys()
-    values = {key for key in keys if not key.endswith(_COUNTER)}
+    own = {plain_name(key) for key in model.state_dict()}
+    values = {plain_name(key) for key in keys if not key.endswith(_COUNTER)}
     common = len(values & own)
     if common * 10 >= len(values) * 9:
         # Some layouts name nearly everything as we do (Swin's); what is left over is theirs to explain.
@@ -182,7 +184,7 @@ def _recognise(model: nn.Module, checkpoint: Checkpoint) -> tuple[Layout | None,
     if isinstance(backbone, nn.Module):
         targets.append((_name_of(backbone), backbone, "backbone."))
     for prefix, part in parts:
-        if len(values & part.state_dict().keys()) * 10 >= len(values) * 9:
+        if len(values & {plain_name(key) for key in part.state_dict()}) * 10 >= len(values) * 9:
             return None, part, prefix
     applicable = [name for name, _, _ in targets]
     for layout in layouts_of():

@@ -7,6 +7,7 @@ A system's module offers ``recognise(description) -> bool`` for the contents of 
 SYSTEMS: dict[str, str] = {
     "panet": "parity_cases.panet",
     "msanet": "parity_cases.msanet",
+    "mm_former": "parity_cases.mm_former",
     "maskformer": "parity_cases.maskformer",
     "mask2former": "parity_cases.mask2former",
     "mask2former_vis": "parity_cases.mask2former_vis",

@@ -92,7 +92,7 @@ class Case:
         table = self.description
         salt = table.get("salt", "")
         scales: Mapping[str, float] = table.get("state_scale", {})
-        rules = [(re.compile(pattern), factor) for pattern, factor in table.get("scale_rules", [])]
+        rules = [_scale_rule(rule) for rule in table.get("scale_rules", [])]
         kept = [re.compile(pattern) for pattern in table.get("keep_constructed", [])]
         stored = set(table.get("weights_in_npz", []))
         state: dict[str, Tensor] = {}
@@ -105,7 +105,7 @@ class Case:
             values = self.fill(key, tuple(shape), salt)
             factor = float(scales.get(key, 1.0))
             for pattern, value in rules:
-                factor *= value if pattern.search(key) else 1.0
+                factor *= value(values.size) if pattern.search(key) else 1.0
             state[key] = torch.from_numpy(
                 values if factor == 1.0 else (values * np.float32(factor)).astype(values.dtype)
             )
@@ -127,6 +127,19 @@ class Case:
         """Names of the arrays that are given to the model."""
         table = self.description.get("arrays", {})
         return [name for name in self.arrays if table.get(name, {}).get("role") == "input"]
+
+
+def _scale_rule(rule: Any) -> tuple[re.Pattern[str], Callable[[int], float]]:
+    """Pattern of names, and the factor of a tensor with so many entries.
+
+    A rule is a pair (pattern, number), or {"pattern", "multiplier"} with a number or "sqrt(numel)/number" as text.
+    """
+    pattern, multiplier = (rule["pattern"], rule["multiplier"]) if isinstance(rule, Mapping) else rule
+    text = str(multiplier)
+    if text.startswith("sqrt(numel)/"):
+        divisor = float(text.removeprefix("sqrt(numel)/"))
+        return re.compile(pattern), lambda entries: float(np.sqrt(entries)) / divisor
+    return re.compile(pattern), lambda entries: float(text)
 
 
 def _fill_function(folder: Path, given: Path | None) -> Callable[..., Array]:

@@ -114,24 +114,28 @@ class ConvNorm(nn.Conv2d):
             return True
         return isinstance(self.norm, (nn.BatchNorm2d, nn.SyncBatchNorm)) and not self.norm.training
 
+    def kernel(self) -> Tensor:
+        """[Cout, Cin, k, k] before the normalisation; layers that store it in another form override this."""
+        return self.weight
+
     def folded(self) -> tuple[Tensor, Tensor | None]:
         """Kernel and bias that include the normalisation; only where :meth:`folds` is true."""
         assert self.norm is not None
         scale, shift = affine_of(self.norm)
         bias = shift if self.bias is None else shift + self.bias * scale
-        return self.weight * scale[:, None, None, None], bias
+        return self.kernel() * scale[:, None, None, None], bias
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, Cin, h, w] to [B, Cout, h', w']."""
         if self.folds():
             weight, bias = self.folded()
-            if self.weight.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            if weight.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling():
                 with self._refolding(weight):
                     x = self._conv_forward(x, weight, bias)
             else:
                 x = self._conv_forward(x, weight, bias)
         else:
-            x = self._conv_forward(x, self.weight, self.bias)
+            x = self._conv_forward(x, self.kernel(), self.bias)
             if self.norm is not None:
                 x = self.norm(x)
         return F.relu_(x) if self.activation else x
@@ -150,7 +154,7 @@ class ConvNorm(nn.Conv2d):
 
     def raw(self, x: Tensor) -> Tensor:
         """The convolution alone, before normalisation and activation."""
-        out: Tensor = self._conv_forward(x, self.weight, self.bias)
+        out: Tensor = self._conv_forward(x, self.kernel(), self.bias)
         return out
 
     def finish(self, x: Tensor) -> Tensor:
@@ -172,7 +176,7 @@ def fold_normalisation(model: nn.Module) -> int:
     """
     count = 0
     for module in model.modules():
-        if isinstance(module, ConvNorm) and module.folds():
+        if isinstance(module, ConvNorm) and "weight" in module._parameters and module.folds():
             weight, bias = module.folded()
             module.weight = nn.Parameter(weight, requires_grad=False)
             module.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)

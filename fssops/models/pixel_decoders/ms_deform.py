@@ -5,7 +5,7 @@ Source: Cheng et al., "Masked-attention mask transformer for universal image seg
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -126,12 +126,25 @@ class MSDeformPixelDecoder(nn.Module):
             mask features and the memory at strides 32, 16 and 8.
         """
         with torch.autocast(features["res5"].device.type, enabled=False):
-            return self._forward(features, padding)
+            # The finest map is made when it is needed: until then only the backbone's is held.
+            return self._decode(self._levels(features), lambda: self.adapter_1(features["res2"].float()), padding)
 
-    def _forward(self, features: Mapping[str, Tensor], padding: Tensor | None) -> PixelFeatures:
-        device = features["res5"].device
-        maps = [conv(features[name].float()) for name, conv in zip(IN_FEATURES, self.input_proj, strict=True)]
+    def project(self, features: Mapping[str, Tensor]) -> tuple[list[Tensor], Tensor]:
+        """All that is read of the backbone's features: the encoder's levels, coarse to fine, and a map at stride 4."""
+        with torch.autocast(features["res5"].device.type, enabled=False):
+            return self._levels(features), self.adapter_1(features["res2"].float())
+
+    def decode(self, levels: Sequence[Tensor], fine: Tensor, padding: Tensor | None = None) -> PixelFeatures:
+        """The rest of :meth:`forward`, from what :meth:`project` returns."""
+        with torch.autocast(fine.device.type, enabled=False):
+            return self._decode(levels, lambda: fine, padding)
+
+    def _levels(self, features: Mapping[str, Tensor]) -> list[Tensor]:
+        return [conv(features[name].float()) for name, conv in zip(IN_FEATURES, self.input_proj, strict=True)]
+
+    def _decode(self, maps: Sequence[Tensor], fine_map: Callable[[], Tensor], padding: Tensor | None) -> PixelFeatures:
         sizes = [(int(m.shape[2]), int(m.shape[3])) for m in maps]
+        device = maps[0].device
         areas = [height * width for height, width in sizes]
         positions = torch.cat(
             [self._positions(size, device) + level for size, level in zip(sizes, self.level_embed, strict=True)]
@@ -150,7 +163,7 @@ class MSDeformPixelDecoder(nn.Module):
             else:
                 tokens = layer(tokens, positions, references, sizes, blocked)
         memory = list(tokens.split(areas, dim=1))
-        y = self.adapter_1(features["res2"].float())
+        y = fine_map()
         # As tokens the finest level is channels-last; in the layout of the map it joins no later step copies.
         fine = memory[-1].transpose(1, 2).unflatten(2, sizes[-1])
         layout = torch.channels_last if y.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format

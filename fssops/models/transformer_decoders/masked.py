@@ -91,7 +91,7 @@ class MaskedTransformerDecoder(nn.Module):
         in_channels: channels of the memory.
         channels: C of the queries.
         mask_channels: E of the mask features.
-        num_classes: classes without "no object".
+        num_classes: classes without "no object"; None builds no class head (MM-Former's segmenter).
         num_queries: Q.
         heads: attention heads.
         layers: decoder layers; there is one prediction head more.
@@ -106,7 +106,7 @@ class MaskedTransformerDecoder(nn.Module):
         self,
         in_channels: int,
         *,
-        num_classes: int,
+        num_classes: int | None,
         num_queries: int,
         channels: int = 256,
         mask_channels: int = 256,
@@ -131,7 +131,7 @@ class MaskedTransformerDecoder(nn.Module):
             for conv in projections:
                 xavier_fill(conv)
             self.input_proj = nn.ModuleList(projections)
-        self.class_embed = nn.Linear(channels, num_classes + 1)
+        self.class_embed = None if num_classes is None else nn.Linear(channels, num_classes + 1)
         self.mask_embed = MLP(channels, channels, channels, mask_channels)
         self._positions = PositionEncodingCache(channels)
 
@@ -217,7 +217,9 @@ class MaskedTransformerDecoder(nn.Module):
             masks.append(embeddings)
         if not auxiliary:
             states, masks = states[-1:], masks[-1:]
-        return DecoderOutput(self.class_embed(torch.stack(states)), torch.stack(masks))
+        normed = torch.stack(states)
+        classes = normed.new_zeros((*normed.shape[:3], 0)) if self.class_embed is None else self.class_embed(normed)
+        return DecoderOutput(classes, torch.stack(masks))
 
     def forward(self, memory: Memory, *, auxiliary: bool = True) -> DecoderOutput:
         """Decode the learnt queries against a memory of :meth:`prepare`."""

@@ -1,0 +1,389 @@
+"""MM-Former: segment first, match later. Proposals of the query are matched with the support by prototypes, and merged.
+
+Source: Zhang et al., "Mask matching transformer for few-shot segmentation", NeurIPS 2022, and github
+Picsart-AI-Research/Mask-Matching-Transformer at eb474f8. The first stage is
+:class:`fssops.models.mm_former_segmenter.MMFormerSegmenter`.
+
+Where the published code departs from what it means to do, ``behaviour`` chooses:
+
+====================  ============================================  ================================================
+what                  "published"                                   "sound", the default
+====================  ============================================  ================================================
+frozen backbone       normalises by batch statistics in training,   its statistics are those it came with
+                      and they go on moving, in both stages
+segmenter's loss      takes the proposal of the second highest      takes the best
+                      overlap with the object
+dice                  of the sigmoid of probabilities               of the probabilities
+ranking loss          the wrong extreme costs 100                   similarities stay within 0.001 to 0.999
+ignored pixels        are background in losses and overlaps         do not count
+resizing              corners aligned in pooling and in the         pixel centres everywhere
+                      pyramid, pixel centres elsewhere
+keys of 15 x n        used whole where a side is 15 by chance       always shortened
+pooling               an empty proposal gives NaN                   gives 0
+empty support         is averaged with the others                   is left out; without any there is no foreground
+result                one minus the merge, and the merge            their log ratio, so that a softmax of the result is
+                                                                    their share
+ways                  one                                           any
+====================  ============================================  ================================================
+
+Both read the authors' checkpoints; use "published" for their numbers. Kernels that the authors store as products of
+singular values are multiplied out when they are loaded, with both. Images of any size and aspect work with both.
+Otherwise K shots are treated as published: prototypes of query and support are averaged over the shots.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fssops import ops
+from fssops.losses import proposals as proposal_losses
+from fssops.models.layers.alignment import CrossAlignment, channel_gates, projected, shortened, tokens_of
+from fssops.models.layers.feed_forward import MLP
+from fssops.models.layers.position_encoding import PositionEncodingCache
+from fssops.models.mm_former_records import MMFormerResult, MMFormerSupport, inside_mask, joined
+from fssops.models.mm_former_segmenter import (
+    MMFormerSegmenter,
+    MMFormerSegmenterConfig,
+    object_target,
+    padded_size,
+)
+from fssops.structures import FewShotBatch
+
+LEVELS = ("res5", "res4", "res3")
+"""Backbone maps that are aligned, in the order of their prototypes."""
+
+_SMALLEST_SHARE = 1e-4
+"""The merge is an affine mixture and may leave 0..1; the logarithm of a share needs a floor."""
+
+
+@dataclass(frozen=True)
+class MMFormerConfig(MMFormerSegmenterConfig):
+    """Options of :class:`MMFormer`; the defaults are the published network. ``tuning`` is the first stage's.
+
+    Attributes:
+        align_layers: of cross-alignment.
+        align_heads: their attention heads.
+        align_hidden: width of their feed-forward sub-layers.
+        short_side: tokens that the other image is shortened to, along its shorter side.
+        matching_hidden: width of the learnt merging.
+        merge_weight: of the dice between merge and object.
+        rank_weight: of the ranking of similarities.
+    """
+
+    align_layers: int = 2
+    align_heads: int = 4
+    align_hidden: int = 512
+    short_side: int = 15
+    matching_hidden: int = 500
+    merge_weight: float = 10.0
+    rank_weight: float = 6.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for option in ("align_layers", "align_heads", "align_hidden", "short_side", "matching_hidden"):
+            if getattr(self, option) < 1:
+                raise ValueError(f"MMFormerConfig: {option} must be at least 1, got {getattr(self, option)}")
+        if self.channels % self.align_heads:
+            raise ValueError(f"MMFormerConfig: align_heads must divide channels, got {self.align_heads}")
+
+    def segmenter(self) -> MMFormerSegmenterConfig:
+        """The options of the first stage."""
+        return MMFormerSegmenterConfig(**{f.name: getattr(self, f.name) for f in fields(MMFormerSegmenterConfig)})
+
+
+class MMFormer(nn.Module):
+    """Mask matching transformer; see :class:`fssops.models.interface.FewShotModel` for its steps.
+
+    ``segmenter`` is frozen: it comes from its own training stage. Of the rest, nothing but the proposals' pooling and
+    merging depends on their number.
+    """
+
+    name = "mm_former"
+    parts = ("segmenter",)
+
+    def __init__(self, config: MMFormerConfig | None = None) -> None:
+        super().__init__()
+        self.config = config = config or MMFormerConfig()
+        self.published = config.behaviour == "published"
+        # Here nothing of the backbone is trained, so its kernels are plain whatever the first stage tuned.
+        plain = {f.name: getattr(config, f.name) for f in fields(MMFormerSegmenterConfig)}
+        self.segmenter = MMFormerSegmenter(MMFormerSegmenterConfig(**{**plain, "tuning": "none"}))
+        self.segmenter.requires_grad_(False)
+        self.stride: int = self.segmenter.stride
+        channels = self.segmenter.backbone.channels
+        self.projections = nn.ModuleList(nn.Conv2d(channels[name], config.channels, 1, bias=False) for name in LEVELS)
+        self.cross_alignment = nn.ModuleList(
+            CrossAlignment(config.channels, config.align_heads, config.align_layers, config.align_hidden)
+            for _ in LEVELS
+        )
+        self.merge = MLP(config.num_queries, config.matching_hidden, config.num_queries)
+        self._positions = PositionEncodingCache(config.channels)
+
+    @property
+    def backbone(self) -> nn.Module:
+        """The frozen backbone, which is the segmenter's."""
+        return self.segmenter.backbone
+
+    def train(self, mode: bool = True) -> MMFormer:
+        """As in ``nn.Module``, but what is frozen by the configured behaviour stays in eval mode."""
+        super().train(mode)
+        self.segmenter.train(mode and self.published)
+        return self
+
+    # -- the steps of a few-shot model ------------------------------------------------------------------------
+
+    def forward(self, batch: FewShotBatch) -> Tensor:
+        """Logits [B, Q, 1 + N, H, W] of the query images; with ``behaviour="published"`` see :meth:`match`."""
+        foreground = batch.support_foreground
+        self._check_support(foreground)
+        # One shot at a time, of which only the tokens of the object are kept.
+        shots = []
+        for k in range(foreground.shape[2]):
+            features = self._in_groups(batch.support_images[:, :, k].flatten(0, 1), proposals=False)
+            shots.append(self._summary(features, foreground[:, :, k : k + 1]))
+            del features
+        query = self._in_groups(batch.query_images.flatten(0, 1), proposals=True)
+        height, width = batch.query_images.shape[-2:]
+        return self.match(joined(shots), query, (height, width))
+
+    def encode(self, images: Tensor) -> dict[str, Tensor]:
+        """Features of normalised images [n, 3, H, W].
+
+        Returns:
+            "res5", "res4", "res3": [n, C, h, w], self-aligned and projected; "fine" and "level0".. of the pixel
+            decoder's input, for :meth:`query_features`; "size" [n, 2], height and width.
+
+        Raises:
+            ValueError: images of another shape, not floating point, or smaller than the stride.
+        """
+        return self._in_groups(images, proposals=True)
+
+    def query_features(self, features: dict[str, Tensor]) -> dict[str, Tensor | None]:
+        """The proposals of images, so that they can be kept with the features.
+
+        Args:
+            features: of :meth:`encode`.
+
+        Returns:
+            "proposals" [n, N, h, w] probabilities at stride 4 of the padded image; "regions", the same at the size of
+            the aligned features; and None for the inputs of the pixel decoder, which nothing needs any more.
+        """
+        levels = sorted(name for name in features if name.startswith("level"))
+        with torch.no_grad():
+            predictions = self.segmenter.predict([features[name] for name in levels], features["fine"], auxiliary=False)
+            proposals = self.segmenter.mask_logits(predictions).float().sigmoid_()
+            regions = self._resized(proposals, features[LEVELS[0]])
+        return {"proposals": proposals, "regions": regions, "fine": None, **dict.fromkeys(levels)}
+
+    def summarise(self, features: dict[str, Tensor], foreground: Tensor, background: Tensor) -> MMFormerSupport:
+        """Summary of support sets; the background is what is not foreground.
+
+        Args:
+            features: of :meth:`encode`, [B * N * K, ...].
+            foreground: [B, N, K, H, W] float in [0, 1].
+            background: [B, N, K, H, W]; not used.
+
+        Raises:
+            ValueError: with ``behaviour="published"``, another number of ways than 1.
+        """
+        self._check_support(foreground)
+        return self._summary(features, foreground)
+
+    def match(self, support: MMFormerSupport, features: dict[str, Tensor], size: tuple[int, int]) -> Tensor:
+        """Logits [B, Q, 1 + N, H, W] of query images.
+
+        With ``behaviour="published"``: one minus the merge, and the merge, compared by argmax; they are no logits.
+
+        Args:
+            support: of B * N support sets.
+            features: of :meth:`encode`, [B * Q, ...]; may hold those of :meth:`query_features` as well.
+            size: (H, W).
+        """
+        return self.logits(self.compare(support, features), features, size)
+
+    def logits(self, found: MMFormerResult, features: dict[str, Tensor], size: tuple[int, int]) -> Tensor:
+        """What :meth:`match` returns, from the result of :meth:`compare`."""
+        merged = self.full_size(found.merged, features, size)  # [B Q, N, H, W]
+        if self.published:
+            logits = torch.cat([1 - merged, merged], dim=1)
+        else:
+            # Every way against the background, which stands at 0; the floors keep the order beyond 0 and 1.
+            ratio = merged.clamp(min=_SMALLEST_SHARE).log() - (1 - merged).clamp(min=_SMALLEST_SHARE).log()
+            logits = torch.cat([torch.zeros_like(ratio[:, :1]), ratio], dim=1)
+        by_episode: Tensor = logits.unflatten(0, (found.episodes, -1))
+        return by_episode
+
+    @staticmethod
+    def full_size(masks: Tensor, features: dict[str, Tensor], size: tuple[int, int]) -> Tensor:
+        """Masks [n, M, h, w] at stride 4 of the padded images, at the images' ``size`` (H, W)."""
+        padded = (4 * int(masks.shape[2]), 4 * int(masks.shape[3]))
+        full = proposal_losses.upsampled(masks, padded)
+        height, width = (int(n) for n in features["size"][0])
+        full = full[:, :, :height, :width]
+        return full if (height, width) == tuple(size) else proposal_losses.upsampled(full, size)
+
+    # -- training ---------------------------------------------------------------------------------------------
+
+    def losses(self, batch: FewShotBatch) -> dict[str, Tensor]:
+        """Dice of the merge, and the ranking of the least and the most overlapping proposal by their similarity.
+
+        Returns:
+            "loss_merge" and "loss_rank".
+        """
+        foreground = batch.support_foreground
+        self._check_support(foreground)
+        query = self._features(batch.query_images.flatten(0, 1), proposals=True)
+        shots = []
+        for k in range(foreground.shape[2]):
+            features = self._features(batch.support_images[:, :, k].flatten(0, 1), proposals=False)
+            shots.append(self._summary(features, foreground[:, :, k : k + 1]))
+        query.update({name: value for name, value in self.query_features(query).items() if value is not None})
+        found = self.compare(joined(shots), query)
+        labels = batch.query_labels.flatten(0, 1)
+        padded = padded_size(labels.shape[1], labels.shape[2])
+        merges, ranks = [], []
+        for way in range(found.similarity.shape[1]):
+            own = torch.where(labels == way + 1, 1, torch.where(labels > foreground.shape[1], labels, 0))
+            target, valid = object_target(own, padded, all_count=self.published)
+            merged = proposal_losses.upsampled(found.merged[:, way : way + 1], padded)[:, 0]
+            merges.append(proposal_losses.dice_loss(merged, target, valid, squash=self.published))
+            overlap = proposal_losses.soft_iou(query["proposals"], target, valid)
+            ranked, _ = proposal_losses.ranked_similarities(found.similarity[:, way], overlap)
+            ranks.append(proposal_losses.ranking_loss(ranked, 0.0 if self.published else 1e-3))
+        return {
+            "loss_merge": self.config.merge_weight * torch.stack(merges).mean(),
+            "loss_rank": self.config.rank_weight * torch.stack(ranks).mean(),
+        }
+
+    # -- parts ------------------------------------------------------------------------------------------------
+
+    def compare(self, support: MMFormerSupport, features: dict[str, Tensor]) -> MMFormerResult:
+        """Everything between features and upsampling.
+
+        Args:
+            support: of E = B * N support sets.
+            features: of the queries, [B * Q, ...], as in :meth:`match`.
+        """
+        if "proposals" not in features:
+            found = self.query_features(features)
+            features = {**features, **{name: value for name, value in found.items() if value is not None}}
+        ways, queries = support.ways, len(features["proposals"])
+        episodes = support.weights.shape[0] // ways
+        prepared = [self._tokens_and_keys(features[name]) for name in LEVELS]
+        results = [self._compared(support.of_way(way, queries // episodes), prepared, features) for way in range(ways)]
+        parts = [torch.stack(rows, dim=1) for rows in zip(*results, strict=True)]
+        return MMFormerResult(episodes, *parts)
+
+    def _compared(
+        self, support: MMFormerSupport, prepared: list[tuple[Tensor, Tensor, Tensor]], features: dict[str, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Of one way for R queries: prototypes of both sides, similarities, coefficients and the merge."""
+        share, known = support.shot_shares(all_count=self.published)  # [R, K], [R]
+        size = (int(features[LEVELS[0]].shape[2]), int(features[LEVELS[0]].shape[3]))
+        place = self._positions(size, share.device)
+        of_query, of_support = [], []
+        for level, (tokens, key, value) in enumerate(prepared):
+            align: nn.Module = self.cross_alignment[level]
+            mean: Tensor | None = None
+            prototype: Tensor | None = None
+            for k in range(share.shape[1]):
+                part = share[:, k, None]
+                aligned = align(tokens, place.to(tokens.dtype), support.keys[level][:, k], support.values[level][:, k])
+                aligned = aligned if share.shape[1] == 1 else aligned * part[..., None].to(aligned.dtype)
+                mean = aligned if mean is None else mean + aligned
+                # Tokens outside the object do not count, and no token sees another: they need not be aligned.
+                inside = align(support.tokens[level][:, k], support.positions[:, k], key, value)
+                weights = support.weights[:, k]
+                pooled = (weights[:, None] @ inside.float())[:, 0] / (weights.sum(1, keepdim=True) + 1e-7)
+                prototype = pooled * part if prototype is None else prototype + pooled * part
+            assert mean is not None
+            assert prototype is not None
+            # Pooling is linear, so the mean over shots may come before it.
+            maps = mean.float().transpose(1, 2).unflatten(2, size)
+            with torch.autocast(maps.device.type, enabled=False):
+                eps = 0.0 if self.published else 1e-7
+                of_query.append(ops.masked_average_pooling(maps, features["regions"].float(), eps=eps))
+            of_support.append(prototype)
+        with torch.autocast(share.device.type, enabled=False):
+            query_prototypes, support_prototypes = torch.cat(of_query, dim=2), torch.cat(of_support, dim=1)
+            similarity = ops.prototype_similarity(query_prototypes, support_prototypes[:, None])[..., 0]
+            coefficients = self.merge(similarity)
+            merged = (coefficients[:, None] @ features["proposals"].float().flatten(2))[:, 0]
+        merged = (merged * known[:, None]).unflatten(1, features["proposals"].shape[2:])
+        return query_prototypes, support_prototypes, similarity, coefficients, merged
+
+    def _tokens_and_keys(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens of a query's map, and the keys (position added) and values that supports attend to."""
+        size = (int(features.shape[2]), int(features.shape[3]))
+        place = self._positions(size, features.device).to(features.dtype)
+        short = self._shortened(features)
+        short_place = self._shortened(place.t().unflatten(1, size)[None])
+        value = tokens_of(short)
+        return tokens_of(features), value + tokens_of(short_place), value
+
+    def _shortened(self, features: Tensor) -> Tensor:
+        if self.published and self.config.short_side in features.shape[2:]:
+            return features
+        return shortened(features, self.config.short_side)
+
+    def _resized(self, masks: Tensor, like: Tensor) -> Tensor:
+        """Masks [n, M, H, W] as they weigh in pooling, at the size of features."""
+        return F.interpolate(masks, size=like.shape[2:], mode="bilinear", align_corners=self.published)
+
+    def _check_support(self, foreground: Tensor) -> None:
+        if self.published and foreground.shape[1] != 1:
+            raise ValueError(
+                f"MMFormer.summarise: foreground must have 1 way with behaviour 'published', got {foreground.shape[1]}"
+            )
+
+    def _summary(self, features: dict[str, Tensor], foreground: Tensor) -> MMFormerSupport:
+        ways, shots = foreground.shape[1:3]
+        like = features[LEVELS[0]]
+        size = (int(like.shape[2]), int(like.shape[3]))
+        height, width = padded_size(foreground.shape[3], foreground.shape[4])
+        masks = F.pad(foreground, (0, width - foreground.shape[4], 0, height - foreground.shape[3])).flatten(0, 2)
+        soft = F.interpolate(masks[:, None], size=size, mode="bilinear", align_corners=False)
+        weights = self._resized(masks[:, None], like) if self.published else soft
+        chosen, weights = inside_mask(weights.flatten(1))  # [n, T]
+        place = self._positions(size, like.device).t().unflatten(1, size)[None] * soft  # [n, C, h, w]
+
+        def kept(maps: Tensor) -> Tensor:
+            rows = tokens_of(maps)
+            inside: Tensor = rows.gather(1, chosen[..., None].expand(-1, -1, rows.shape[2]))
+            return inside.unflatten(0, (-1, shots))  # type: ignore[no-any-return]
+
+        keys, values, tokens = [], [], []
+        short_place = tokens_of(self._shortened(place))
+        for name in LEVELS:
+            masked = features[name] * soft.to(features[name].dtype)
+            value = tokens_of(self._shortened(masked))
+            keys.append((value + short_place.to(value.dtype)).unflatten(0, (-1, shots)))
+            values.append(value.unflatten(0, (-1, shots)))
+            tokens.append(kept(masked))
+        positions = kept(place).to(tokens[0].dtype)
+        return MMFormerSupport(ways, keys, values, tokens, positions, weights.unflatten(0, (-1, shots)))
+
+    def _in_groups(self, images: Tensor, *, proposals: bool) -> dict[str, Tensor]:
+        """As :meth:`_features`, without gradients a few images at a time: on a CPU more only cost memory."""
+        group = 1 if images.device.type == "cpu" else max(1, 2**22 // (images.shape[-2] * images.shape[-1]))
+        if torch.is_grad_enabled() or self.training or len(images) <= group:
+            return self._features(images, proposals=proposals)
+        parts = [self._features(part, proposals=proposals) for part in images.split(group)]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    def _features(self, images: Tensor, *, proposals: bool) -> dict[str, Tensor]:
+        """Aligned maps of images, with the pixel decoder's inputs where proposals will be asked for."""
+        with torch.no_grad():
+            maps = self.segmenter.features(images)
+            found: dict[str, Tensor] = {}
+            if proposals:
+                levels, found["fine"] = self.segmenter.pixel_inputs(maps)
+                found.update({f"level{number}": level for number, level in enumerate(levels)})
+        for name, projection in zip(LEVELS, self.projections, strict=True):
+            found[name] = projected(maps[name], channel_gates(maps[name]), projection.weight)  # type: ignore[arg-type]
+        found["size"] = torch.tensor([images.shape[-2:]], device=images.device).expand(len(images), -1)
+        return found

@@ -1,0 +1,283 @@
+"""The potential objects segmenter of MM-Former: N learnt queries that cut an image into class-agnostic proposals.
+
+It is trained first and on its own; the few-shot system keeps it frozen and matches its proposals with the support.
+
+Source: Zhang et al., "Mask matching transformer for few-shot segmentation", NeurIPS 2022, section 3.1, and github
+Picsart-AI-Research/Mask-Matching-Transformer at eb474f8; its decoders are Mask2Former's. What ``behaviour`` chooses
+here and in :mod:`fssops.models.mm_former` stands in that module's table.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fssops.losses import proposals as proposal_losses
+from fssops.losses.draws import PointSource
+from fssops.losses.mask_criterion import LossWeights
+from fssops.losses.point_criterion import PointSetCriterion
+from fssops.models.backbones.resnet import ResNet
+from fssops.models.checks import check_choices, check_images
+from fssops.models.layers.singular_values import tune_singular_values
+from fssops.models.pixel_decoders.ms_deform import MSDeformPixelDecoder
+from fssops.models.transformer_decoders.masked import MaskedTransformerDecoder
+from fssops.structures import IGNORE, MaskPredictions, MaskTargets, ProposalBatch
+
+DIVISOR = 32
+"""Images are padded right and below to a multiple of this."""
+
+TUNED_STAGES = ("res3", "res4", "res5")
+"""Stages whose singular values are tuned."""
+
+
+@dataclass(frozen=True)
+class MMFormerSegmenterConfig:
+    """Options of :class:`MMFormerSegmenter`; the defaults are the published network.
+
+    Attributes:
+        backbone: ResNet with a deep stem at stride 8 (dilated res4 and res5); resnet50 is the published one.
+        backbone_width: channels of the first convolution; 64 is the published network.
+        tuning: what of the backbone is trained: nothing; the singular values of the kernels of res3 to res5 (SVF); or
+            everything, for a backbone that starts from random weights.
+        levels: maps that the pixel decoder reads: "pyramid" at strides 8, 16 and 32 (plain variant), or all three at
+            "stride8" (SVF variant).
+        behaviour: "sound" or "published", see :mod:`fssops.models.mm_former`.
+        num_queries: N.
+        channels: of decoders and mask features.
+        heads: attention heads.
+        encoder_layers: of the pixel decoder.
+        encoder_hidden: width of their feed-forward sub-layers.
+        sampling_points: of deformable attention, a head and level.
+        decoder_layers: masked-attention layers; there is one prediction head more.
+        decoder_hidden: width of their feed-forward sub-layers.
+        mask_weight: of binary cross-entropy.
+        dice_weight: of the dice term.
+        object_weight: of the dice between one proposal and one class of the image.
+        train_points: points a mask, in the matcher and in the loss.
+        oversample_ratio: candidates for uncertain points, as a multiple of ``train_points``.
+        importance_ratio: share of the points chosen by uncertainty.
+    """
+
+    backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101"] = "resnet50"
+    backbone_width: int = 64
+    tuning: Literal["none", "singular_values", "all"] = "none"
+    levels: Literal["pyramid", "stride8"] = "pyramid"
+    behaviour: Literal["sound", "published"] = "sound"
+    num_queries: int = 100
+    channels: int = 256
+    heads: int = 8
+    encoder_layers: int = 6
+    encoder_hidden: int = 1024
+    sampling_points: int = 4
+    decoder_layers: int = 9
+    decoder_hidden: int = 2048
+    mask_weight: float = 5.0
+    dice_weight: float = 5.0
+    object_weight: float = 10.0
+    train_points: int = 12544
+    oversample_ratio: float = 3.0
+    importance_ratio: float = 0.75
+
+    def __post_init__(self) -> None:
+        """Check what types cannot say.
+
+        Raises:
+            ValueError: an option breaks its rule.
+        """
+        check_choices(self)
+        name = type(self).__name__
+        counts = ("backbone_width", "num_queries", "heads", "sampling_points", "encoder_hidden", "decoder_hidden")
+        for option in (*counts, "encoder_layers", "decoder_layers", "train_points"):
+            if getattr(self, option) < 1:
+                raise ValueError(f"{name}: {option} must be at least 1, got {getattr(self, option)}")
+        if self.channels % 32 or self.channels % self.heads:
+            raise ValueError(f"{name}: channels must be divisible by 32 and by heads, got {self.channels}")
+        if self.oversample_ratio < 1 or not 0 <= self.importance_ratio <= 1:
+            raise ValueError(
+                f"{name}: oversample_ratio must be at least 1 and importance_ratio in 0..1, got "
+                f"{self.oversample_ratio} and {self.importance_ratio}"
+            )
+
+
+class MMFormerSegmenter(nn.Module):
+    """Backbone, deformable-attention pixel decoder and masked-attention decoder; queries name no class.
+
+    Args:
+        config: options.
+    """
+
+    name = "mm_former_segmenter"
+
+    def __init__(self, config: MMFormerSegmenterConfig | None = None) -> None:
+        super().__init__()
+        self.config = config = config or MMFormerSegmenterConfig()
+        self.published = config.behaviour == "published"
+        moving = self.published or config.tuning == "all"
+        self.backbone = ResNet(
+            int(config.backbone.removeprefix("resnet")),
+            norm="batch" if moving else "frozen",
+            deep_stem=True,
+            strides=(1, 2, 1, 1),
+            dilations=(1, 1, (1, 2), (2, 4)),
+            width=config.backbone_width,
+        )
+        self.stride: int = self.backbone.strides["res5"]
+        if config.tuning != "all":
+            self.backbone.requires_grad_(False)
+        if config.tuning == "singular_values":
+            tune_singular_values(self.backbone.get_submodule(name) for name in TUNED_STAGES)  # type: ignore[misc]
+        self.pixel_decoder = MSDeformPixelDecoder(
+            self.backbone.channels,
+            channels=config.channels,
+            mask_channels=config.channels,
+            heads=config.heads,
+            layers=config.encoder_layers,
+            points=config.sampling_points,
+            hidden=config.encoder_hidden,
+        )
+        self.transformer_decoder = MaskedTransformerDecoder(
+            config.channels,
+            num_classes=None,
+            num_queries=config.num_queries,
+            channels=config.channels,
+            mask_channels=config.channels,
+            heads=config.heads,
+            layers=config.decoder_layers,
+            hidden=config.decoder_hidden,
+        )
+        self.criterion = PointSetCriterion(
+            None,
+            LossWeights(0.0, config.mask_weight, config.dice_weight),
+            num_points=config.train_points,
+            oversample_ratio=config.oversample_ratio,
+            importance_ratio=config.importance_ratio,
+        )
+
+    def train(self, mode: bool = True) -> MMFormerSegmenter:
+        """As in ``nn.Module``, but the statistics of a frozen backbone stay, unless the behaviour is "published"."""
+        super().train(mode)
+        if not self.published and self.config.tuning != "all":
+            self.backbone.eval()
+        return self
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Mask logits [B, N, h, w] at a quarter of the padded size of normalised images [B, 3, H, W]."""
+        predictions = self.predict(*self.pixel_inputs(self.features(images)), auxiliary=False)
+        return self.mask_logits(predictions)
+
+    def features(self, images: Tensor) -> dict[str, Tensor]:
+        """Maps "res2".."res5" of normalised images [B, 3, H, W], padded with zeros to a multiple of ``DIVISOR``.
+
+        Raises:
+            ValueError: images of another shape, not floating point, or smaller than the stride.
+        """
+        check_images(f"{type(self).__name__}.features", images, self.stride)
+        padded = padded_size(images.shape[-2], images.shape[-1])
+        images = F.pad(images, (0, padded[1] - images.shape[-1], 0, padded[0] - images.shape[-2]))
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.tuning != "none"):
+            maps: dict[str, Tensor] = self.backbone(images.contiguous(memory_format=torch.channels_last))
+        return maps
+
+    def pixel_inputs(self, maps: dict[str, Tensor]) -> tuple[list[Tensor], Tensor]:
+        """What the pixel decoder reads of the backbone's maps; see :meth:`MSDeformPixelDecoder.project`."""
+        if self.config.levels == "pyramid":
+            height, width = maps["res3"].shape[-2:]
+            shrunk = {}
+            for name, factor in (("res4", 2), ("res5", 4)):
+                # A map of a few pixels keeps at least one.
+                size = (max(height // factor, 1), max(width // factor, 1))
+                shrunk[name] = F.interpolate(maps[name], size=size, mode="bilinear", align_corners=self.published)
+            maps = {**maps, **shrunk}
+        return self.pixel_decoder.project(maps)
+
+    def predict(self, levels: list[Tensor], fine: Tensor, *, auxiliary: bool) -> MaskPredictions:
+        """Masks of all queries, in factored form.
+
+        Args:
+            levels: of :meth:`pixel_inputs`, [B, C, h_l, w_l] each.
+            fine: of :meth:`pixel_inputs`, [B, C, h, w] at stride 4.
+            auxiliary: return every head's predictions instead of the last one's only.
+        """
+        decoded = self.pixel_decoder.decode(levels, fine)
+        mask_features = decoded.mask_features[:, None]
+        memory = self.transformer_decoder.prepare(decoded.memory, decoded.sizes, mask_features)
+        output = self.transformer_decoder(memory, auxiliary=auxiliary)
+        size = (4 * int(fine.shape[2]), 4 * int(fine.shape[3]))
+        return MaskPredictions(output.class_logits, output.mask_embeddings, mask_features, size)
+
+    @staticmethod
+    def mask_logits(predictions: MaskPredictions) -> Tensor:
+        """Logits [B, N, h, w] of the final head."""
+        features = predictions.mask_features[:, 0]
+        flat = predictions.mask_embeddings[-1].to(features.dtype) @ features.flatten(2)
+        return flat.view(*flat.shape[:2], *features.shape[2:])
+
+    def losses(self, batch: ProposalBatch, points: PointSource | None = None) -> dict[str, Tensor]:
+        """Mask and dice terms of all heads against every region, and a dice term against one class of the image.
+
+        Args:
+            batch: images with their regions.
+            points: where random points come from; None draws from the default generator of the device.
+
+        Returns:
+            "loss_mask", "loss_dice", the same with suffixes "_0".. of the earlier heads, and "loss_object".
+
+        Raises:
+            ValueError: labels of another size than the images.
+        """
+        size = tuple(batch.images.shape[-2:])
+        for name, maps in (("labels", batch.labels), ("objects", batch.objects)):
+            if tuple(maps.shape[-2:]) != size:
+                raise ValueError(
+                    f"MMFormerSegmenter.losses: {name} must have the images' size {list(size)}, got "
+                    f"{list(maps.shape[-2:])}"
+                )
+        predictions = self.predict(*self.pixel_inputs(self.features(batch.images)), auxiliary=True)
+        losses: dict[str, Tensor] = self.criterion(predictions, [regions(label) for label in batch.labels], points)
+        losses["loss_object"] = self.config.object_weight * self.object_loss(predictions, batch.objects)
+        return losses
+
+    def object_loss(self, predictions: MaskPredictions, objects: Tensor) -> Tensor:
+        """Dice between a class of each image [B, H, W] and the proposal that covers it best, or as published second."""
+        masks = self.mask_logits(predictions).float().sigmoid()
+        target, valid = object_target(objects, predictions.padded_size, all_count=self.published)
+        overlap = proposal_losses.soft_iou(masks.detach(), target, valid)
+        chosen = self.chosen_proposal(overlap)
+        own = masks[torch.arange(len(masks), device=masks.device), chosen]
+        full = proposal_losses.upsampled(own[:, None], predictions.padded_size)[:, 0]
+        return proposal_losses.dice_loss(full, target, valid, squash=self.published)
+
+    def chosen_proposal(self, overlap: Tensor) -> Tensor:
+        """The query [B] whose mask stands for an object, by overlap [B, N]: the best, or as published the second."""
+        rank = min(1, overlap.shape[1] - 1) if self.published else 0
+        return overlap.topk(rank + 1, dim=1).indices[:, rank]
+
+
+def padded_size(height: int, width: int) -> tuple[int, int]:
+    """The size that an image is padded to."""
+    return -(-height // DIVISOR) * DIVISOR, -(-width // DIVISOR) * DIVISOR
+
+
+def object_target(objects: Tensor, size: tuple[int, int], *, all_count: bool) -> tuple[Tensor, Tensor | None]:
+    """The object of each image as float [B, H, W] at the padded size, and which pixels count (None: all).
+
+    Args:
+        objects: [B, H', W'] int64, 1 on the object, ``IGNORE``.
+        size: padded (H, W); what was added does not count.
+        all_count: take ``IGNORE`` for background, as published.
+    """
+    padding = (0, size[1] - objects.shape[2], 0, size[0] - objects.shape[1])
+    padded = F.pad(objects, padding, value=IGNORE)
+    target = (padded == 1).float()
+    return target, None if all_count else (padded != IGNORE).float()
+
+
+def regions(label: Tensor) -> MaskTargets:
+    """One mask for each distinct value of a label map [H, W] but ``IGNORE``, by ascending value."""
+    values = label.unique()
+    values = values[values != IGNORE]
+    return MaskTargets(labels=torch.zeros_like(values), masks=label[None] == values[:, None, None])
