@@ -15,7 +15,7 @@ from fssops.engine.random_state import seed_everything
 from fssops.engine.settings import Settings, SettingsError, apply_overrides
 from fssops.evaluation.protocols import PROTOCOLS
 from fssops.evaluation.results import FewShotResult, class_table, fold_mean_line, fold_table, to_json
-from fssops.recipes import list_recipes, read_named_recipe
+from fssops.recipes import read_named_recipe
 from fssops.tasks import settings_from_tables, task_of
 from fssops.tasks.base_class_settings import BaseClassSettings
 from fssops.tasks.loading import build_model, load_for_use
@@ -51,7 +51,7 @@ def parser() -> Parser:
         help="run folder, checkpoint of a run, or weights file",
     )
     arguments.add_argument(
-        "--recipe", help=f"for weights without settings: {', '.join(list_recipes())} or a .toml file"
+        "--recipe", help="for weights without settings: name of a recipe (python -m fssops.models) or a .toml file"
     )
     arguments.add_argument("--protocol", help=f"one of {', '.join(PROTOCOLS)} (default: the recipe's)")
     arguments.add_argument("--fold", help="0, 1, 2, 3 or all (default: the fold that was trained)")

@@ -25,7 +25,7 @@ from fssops.engine.run_folder import RunFolder, latest_run, new_run_path
 from fssops.engine.settings import Settings, SettingsError, apply_overrides, changed_settings
 from fssops.engine.trainer import Trainer
 from fssops.evaluation.results import without_nan
-from fssops.recipes import DEFAULT, list_recipes
+from fssops.recipes import DEFAULT, compact, list_recipes
 from fssops.tasks import load_settings, settings_from_tables, task_of
 from fssops.tasks.loading import build_model
 
@@ -51,7 +51,9 @@ curves.png, grid.png, best.png, worst.png and result.json."""
 
 def parser() -> Parser:
     """Build the argument parser."""
-    arguments = Parser("train", f"Train a model from a recipe.\n\nrecipes: {', '.join(list_recipes())}", _EXAMPLES)
+    arguments = Parser(
+        "train", "Train a model from a recipe.\n\nrecipes:\n  " + "\n  ".join(compact(list_recipes())), _EXAMPLES
+    )
     arguments.add_argument("recipe", nargs="?", help=f"name of a recipe or a .toml file (default: {DEFAULT})")
     arguments.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="override a setting"

@@ -50,11 +50,14 @@ def _print(rows: list[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    columns = ["model", "task", "recipes", "weights", "paper"]
-    shown = Table(*columns, show_lines=True)
+    from fssops.recipes import compact
+
+    shown = Table(show_lines=True)
+    for column in ("model", "task", "recipes", "weights", "paper"):
+        shown.add_column(column, overflow="fold")  # a name that is cut off can't be typed
     for row in rows:
         shown.add_row(
-            row["name"], row["task"], "\n".join(row["recipes"]) or "-", "\n".join(row["weights"]), row["paper"]
+            row["name"], row["task"], "\n".join(compact(row["recipes"])) or "-", "\n".join(row["weights"]), row["paper"]
         )
     # Without a terminal, rich would cut the table at 80 columns.
     console = Console(width=None if sys.stdout.isatty() else 160, markup=False)

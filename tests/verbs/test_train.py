@@ -116,7 +116,7 @@ def test_resume_passes_over_a_truncated_checkpoint(tiny_run: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["no_such_recipe"], "recipe must be one of"),
+        (["no_such_recipe"], "recipe must be a name that"),
         (["--set", "optim.lrr=1"], "unknown key 'optim.lrr'; did you mean 'optim.lr'?"),
         (["--set", "optim.lr=fast"], "optim.lr must be a valid number, got 'fast'"),
         (["--set", "data.source=voc", "--set", "data.root=nowhere"], "nowhere"),
