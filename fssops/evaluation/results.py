@@ -28,6 +28,8 @@ class FewShotResult:
         list_hashes: SHA-256 of the runs' episode lists.
         protocol: name of the protocol.
         annotation: of the supports: mask, box, scribble.
+        min_area: pixels that an image must show of a class to be drawn for it.
+        own_min_area: ``min_area`` is not the protocol's, which the result lines then say.
         size: [H, W] of the network's input.
         classes: class id -> name, of the fold's test classes.
         class_iou: [R][classes], in the order of ``classes``.
@@ -60,6 +62,8 @@ class FewShotResult:
     passes: int = 0
     seconds: float = 0.0
     parts: dict[str, float] = field(default_factory=dict)
+    min_area: int = 1
+    own_min_area: bool = False
 
     @property
     def mean_iou(self) -> float:
@@ -71,28 +75,24 @@ class FewShotResult:
         """Mean over runs of the binary IoU."""
         return statistics.fmean(self.binary_iou)
 
-    def setting(self) -> str:
-        """Say what was measured, without the scores."""
+    def setting(self, fold: str = "") -> str:
+        """Say what was measured, without the scores and the list; ``fold`` instead of the number of this fold."""
+        seeds = self.seeds
+        consecutive = seeds == list(range(seeds[0], seeds[0] + len(seeds))) and len(seeds) > 1
+        span = f"{seeds[0]}..{seeds[-1]}" if consecutive else " ".join(map(str, seeds))
         return (
-            describe_setting(
-                self.dataset,
-                self.folds,
-                str(self.fold),
-                self.ways,
-                self.shots,
-                self.episodes,
-                self.seeds,
-                self.protocol,
-            )
+            f"{self.dataset}, {self.folds}, fold {fold or self.fold}, {self.ways}-way {self.shots}-shot, "
+            f"{len(seeds)} x {self.episodes} episodes, seed {span}, protocol {self.protocol}"
             + (f", {self.annotation} supports" if self.annotation != "mask" else "")
-            + f", list {short_hashes(self.list_hashes)}"
+            + (f", objects of at least {self.min_area} px" if self.own_min_area else "")
         )
 
     def line(self) -> str:
         """One line that can be quoted: scores, spread over runs, and the whole setting."""
         parts = "".join(f"  {name} {100 * value:.2f}" for name, value in self.parts.items())
         return (
-            f"mIoU {percent(self.miou)}  binary IoU {percent(self.binary_iou)}{parts}  [{self.model}; {self.setting()}]"
+            f"mIoU {percent(self.miou)}  binary IoU {percent(self.binary_iou)}{parts}  "
+            f"[{self.model}; {self.setting()}, list {short_hashes(self.list_hashes)}]"
         )
 
     def best_and_worst(self, count: int) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
@@ -147,40 +147,13 @@ def score(
     )
 
 
-def describe_setting(
-    dataset: str,
-    folds: str,
-    fold: str,
-    ways: int,
-    shots: int,
-    episodes: int,
-    seeds: Sequence[int],
-    protocol: str,
-) -> str:
-    """Say what a score was measured on."""
-    span = str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]}..{seeds[-1]}"
-    return (
-        f"{dataset}, {folds}, fold {fold}, {ways}-way {shots}-shot, {len(seeds)} x {episodes} episodes, "
-        f"seed {span}, protocol {protocol}"
-    )
-
-
 def fold_mean_line(results: Sequence[FewShotResult]) -> str:
     """One line with the means over the folds of ``results``."""
     first = results[0]
     folds = ",".join(str(result.fold) for result in results)
     miou = statistics.fmean(result.mean_iou for result in results)
     binary = statistics.fmean(result.fb_iou for result in results)
-    setting = describe_setting(
-        first.dataset,
-        first.folds,
-        f"mean of {folds}",
-        first.ways,
-        first.shots,
-        first.episodes,
-        first.seeds,
-        first.protocol,
-    )
+    setting = first.setting(f"mean of {folds}")
     hashes = short_hashes([value for result in results for value in result.list_hashes])
     return f"mIoU {100 * miou:.2f}  binary IoU {100 * binary:.2f}  [{first.model}; {setting}, lists {hashes}]"
 

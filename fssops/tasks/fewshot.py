@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,8 @@ class FewShotTask(FoldedData):
         source = self.source(evaluation=True)
         fold_classes = self.fold_classes(fold, source)
         drawn = _data_protocol(protocol, source.format)
+        if rules.min_area is not None:
+            drawn = replace(drawn, min_area=rules.min_area)
         count = rules.runs or protocol.runs
         seeds = list(drawn.seeds[:count])
         if rules.seed is not None or len(seeds) < count:
@@ -155,6 +158,8 @@ class FewShotTask(FoldedData):
             seeds=seeds,
             list_hashes=[episodes.hash for episodes in lists],
             annotation=self.settings.eval.annotation,
+            min_area=self.settings.eval.min_area or int(lists[0].options["min_area"]),
+            own_min_area=self.settings.eval.min_area is not None,
             size=list(self.settings.data.size),
         )
 

@@ -65,6 +65,8 @@ class FewShotEval(Table):
     shots: int = Field(default=0, ge=0)
     """0: as in training."""
     queries: int = Field(default=1, ge=1)
+    min_area: int | None = Field(default=None, ge=1)
+    """Pixels that an image must show of a class to be drawn for it; unset: the protocol's."""
     annotation: Literal["mask", "box", "component_boxes", "scribble"] = "mask"
     workers: int = Field(default=0, ge=0)
     cache_mb: int = Field(default=2048, ge=0)
