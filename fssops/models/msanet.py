@@ -29,7 +29,8 @@ depend on the number of loader processes here.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -41,7 +42,8 @@ from fssops.models.checks import check_choices, check_images
 from fssops.models.layers.convolution import ConvNorm
 from fssops.models.layers.guided_decoder import ChannelGate, Embedding, GuidedDecoder, ShotScorer
 from fssops.models.layers.multi_similarity import kept_positions, mask_cascade, multi_similarity, prior_mask, resize
-from fssops.models.msanet_records import MSANetResult, MSANetSupport, compacted, joined, paired
+from fssops.models.msanet_records import MSANetResult, MSANetSupport, paired
+from fssops.models.msanet_streams import QueryLayers, SupportLayers
 from fssops.models.pspnet import Backbone, PSPNet, PSPNetConfig, cross_entropy
 from fssops.structures import IGNORE, FewShotBatch
 
@@ -147,19 +149,9 @@ class MSANet(nn.Module):
 
     def forward(self, batch: FewShotBatch) -> Tensor:
         """Logits [B, Q, 1 + N, H, W] of the query images; with ``behaviour="published"`` see :class:`MSANetResult`."""
-        foreground = batch.support_foreground
-        self._check_support(foreground)
         height, width = batch.query_images.shape[-2:]
-        if torch.is_grad_enabled():
-            support, query = self._encode_episodes(batch)
-            return self.match(self._summary(support, foreground), query, (height, width))
-        # One shot at a time, of which only the positions that count are kept: memory does not grow with the shots.
-        shots = []
-        for k in range(foreground.shape[2]):
-            features = self.encode(batch.support_images[:, :, k].flatten(0, 1))
-            shots.append(compacted(self._summary(features, foreground[:, :, k : k + 1])))
-            del features
-        return self.match(joined(shots), self.encode(batch.query_images.flatten(0, 1)), (height, width))
+        found, ways = self._compare_episodes(batch), batch.support_images.shape[1]
+        return self._parts(found, len(batch.support_images), ways, (height, width))["ensemble"]
 
     def losses(self, batch: FewShotBatch) -> dict[str, Tensor]:
         """Cross entropy of the ensemble, the meta learner and, for the record, the base learner.
@@ -169,11 +161,9 @@ class MSANet(nn.Module):
         Returns:
             "loss_final", "loss_meta" and, with ``batch.query_base_labels``, "loss_base", which has no gradient.
         """
-        support, query = self._encode_episodes(batch)
-        summary = self.summarise(support, batch.support_foreground, batch.support_background)
-        found = self.compare(summary, query, batch.base_channels)
+        found = self._compare_episodes(batch, batch.base_channels)
         labels = batch.query_labels
-        ways, size = summary.ways, (labels.shape[-2], labels.shape[-1])
+        ways, size = batch.support_images.shape[1], (labels.shape[-2], labels.shape[-1])
         way = torch.arange(1, ways + 1, device=labels.device).view(1, 1, ways, 1, 1)
         target = torch.where(labels[:, :, None] == IGNORE, IGNORE, (labels[:, :, None] == way).long()).flatten(0, 2)
         terms = {
@@ -196,7 +186,7 @@ class MSANet(nn.Module):
             ValueError: images of another shape, not floating point, or smaller than the stride.
         """
         check_images("MSANet.encode", images, self.stride)
-        group = 1 if images.device.type == "cpu" else max(1, 2**22 // (images.shape[-2] * images.shape[-1]))
+        group = _group_of(images)
         if len(images) <= group:
             return self._features(images)
         found: dict[str, Tensor] = {}
@@ -247,9 +237,32 @@ class MSANet(nn.Module):
             )
 
     def _summary(self, features: dict[str, Tensor], foreground: Tensor) -> MSANetSupport:
-        ways, shots = foreground.shape[1:3]
         masks = foreground.flatten(0, 1)  # [E, K, H, W]
         low, middle, top = self._outputs(features)
+        layers = [features[name] for name in self.tap_names]
+        sizes = [(layer.shape[-2], layer.shape[-1]) for layer in layers]
+        cascade = mask_cascade(masks, self._first_size(masks) or sizes[0], sizes)
+        kept: dict[int, Tensor] = {}
+        for mask in cascade:
+            if id(mask) not in kept:
+                kept[id(mask)] = kept_positions(mask, exact_mean=self.config.behaviour == "published")
+        prototypes, gates, attention = self._guides(low, middle, foreground)
+        shots = foreground.shape[2]
+        return MSANetSupport(
+            ways=foreground.shape[1],
+            layers=[layer.unflatten(0, (-1, shots)) for layer in layers],
+            masks=[kept[id(mask)] for mask in cascade],
+            top=top.unflatten(0, (-1, shots)),
+            top_masks=resize(masks, (top.shape[-2], top.shape[-1])),
+            prototypes=prototypes,
+            gates=gates,
+            attention=attention / shots,
+            gram=features["gram"].unflatten(0, (-1, shots)),
+        )
+
+    def _guides(self, low: Tensor, middle: Tensor, foreground: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Prototypes [E, K, C], gates [E, K, C], and the sum over shots of the gated embeddings [E, C, h, w]."""
+        masks, shots = foreground.flatten(0, 1), foreground.shape[2]
         embedded = self.support_embedding(middle, low)
         size = (embedded.shape[-2], embedded.shape[-1])
         small = resize(masks, size).flatten(0, 1)[:, None].to(embedded.dtype)
@@ -257,28 +270,61 @@ class MSANet(nn.Module):
             prototypes = ops.masked_average_pooling(embedded.float(), small.float(), eps=5e-4)[:, 0]
         inside = F.interpolate(masks, size=size, mode="nearest").flatten(0, 1)[:, None].to(embedded.dtype)
         gates = self.gate((embedded * inside).mean((-2, -1), keepdim=True))
+        attention = (gates * embedded).unflatten(0, (-1, shots)).sum(1)
+        return prototypes.unflatten(0, (-1, shots)), gates[:, :, 0, 0].unflatten(0, (-1, shots)), attention
 
-        def by_shot(x: Tensor) -> Tensor:
-            return x.unflatten(0, (-1, shots))  # type: ignore[no-any-return]
-
-        layers = [features[name] for name in self.tap_names]
-        sizes = [(layer.shape[-2], layer.shape[-1]) for layer in layers]
-        cascade = mask_cascade(masks, self._first_size(masks, sizes[0]), sizes)
-        kept: dict[int, Tensor] = {}
-        for mask in cascade:
-            if id(mask) not in kept:
-                kept[id(mask)] = kept_positions(mask, exact_mean=self.config.behaviour == "published")
+    def _support_of(self, batch: FewShotBatch) -> MSANetSupport:
+        """Summary of a batch's support sets; of the compared layers, only the positions that count."""
+        foreground = batch.support_foreground
+        self._check_support(foreground)
+        images, masks = batch.support_images.flatten(0, 2), foreground.flatten(0, 2)
+        shots = foreground.shape[2]
+        sets = len(images) // shots
+        taken = SupportLayers(masks, self._first_size(masks), exact_mean=self.config.behaviour == "published")
+        # One shot at a time where nothing is kept for gradients: the memory for maps does not grow with the shots.
+        step = shots if torch.is_grad_enabled() else 1
+        parts = []
+        for first in range(0, shots, step):
+            rows = [index * shots + shot for index in range(sets) for shot in range(first, first + step)]
+            low, middle, top, gram = self._pass(images[rows], rows, taken.taker)
+            taken.take_top(rows, top)
+            del top
+            found = self._guides(low, middle, foreground[:, :, first : first + step])
+            parts.append((*found, gram.unflatten(0, (-1, step))))
+        prototypes, gates, attention, grams = zip(*parts, strict=True)
+        layers, kept, top, top_masks = taken.of_sets(sets)
         return MSANetSupport(
-            ways=ways,
-            layers=[by_shot(layer) for layer in layers],
-            masks=[kept[id(mask)] for mask in cascade],
-            top=by_shot(top),
-            top_masks=resize(masks, (top.shape[-2], top.shape[-1])),
-            prototypes=by_shot(prototypes),
-            gates=by_shot(gates[:, :, 0, 0]),
-            attention=by_shot(gates * embedded).mean(1),
-            gram=by_shot(features["gram"]),
+            ways=foreground.shape[1],
+            layers=layers,
+            masks=kept,
+            top=top,
+            top_masks=top_masks,
+            prototypes=torch.cat(prototypes, dim=1),
+            gates=torch.cat(gates, dim=1),
+            attention=torch.stack(attention).sum(0) / shots,
+            gram=torch.cat(grams, dim=1),
         )
+
+    def _compare_episodes(self, batch: FewShotBatch, base_channels: Tensor | None = None) -> MSANetResult:
+        """:meth:`compare` of whole episodes, holding no layer of the backbone longer than it is needed."""
+        support, images = self._support_of(batch), batch.query_images.flatten(0, 1)
+        queries = batch.query_images.shape[1]
+        streams: list[QueryLayers] = []
+
+        def taker(rows: Sequence[int]) -> Callable[[Tensor], None]:
+            streams.append(QueryLayers(support, queries, rows))
+            return streams[-1].take
+
+        low, middle, top, gram = self._pass(images, range(len(images)), taker)
+        query = self.query_embedding(middle, low)
+        del low, middle
+        pairs = QueryLayers(support, queries, range(len(images)))
+        prior = prior_mask(pairs.of_pairs(top), pairs.of_sets(support.top), pairs.of_sets(support.top_masks))
+        maps = [torch.cat(parts) for parts in zip(*(stream.maps for stream in streams), strict=True)]
+        evidence = self._similarity_of(maps, (query.shape[-2], query.shape[-1])), prior
+        base = self.base_learner.head(top)
+        support = replace(support, layers=[], masks=[])
+        return self.compare(support, {"query": query, "base": base, "gram": gram}, base_channels, evidence)
 
     def match(self, support: MSANetSupport, features: dict[str, Tensor], size: tuple[int, int]) -> Tensor:
         """Logits [B, Q, 1 + N, H, W] of query images.
@@ -298,9 +344,10 @@ class MSANet(nn.Module):
         Returns:
             "ensemble" and "meta" [B, Q, 1 + N, H, W]; "base" [B, Q, 1 + base classes, H, W].
         """
-        found = self.compare(support, features)
-        batch, ways = support.prototypes.shape[0] // support.ways, support.ways
+        batch = support.prototypes.shape[0] // support.ways
+        return self._parts(self.compare(support, features), batch, support.ways, size)
 
+    def _parts(self, found: MSANetResult, batch: int, ways: int, size: tuple[int, int]) -> dict[str, Tensor]:
         def of_all_ways(pair: Tensor) -> Tensor:
             pairs: Tensor = pair.unflatten(0, (batch, -1, ways))  # [B, Q, N, 2, H, W]
             if self.config.behaviour == "published":
@@ -315,7 +362,11 @@ class MSANet(nn.Module):
         }
 
     def compare(
-        self, support: MSANetSupport, features: dict[str, Tensor], base_channels: Tensor | None = None
+        self,
+        support: MSANetSupport,
+        features: dict[str, Tensor],
+        base_channels: Tensor | None = None,
+        evidence: tuple[Tensor, Tensor] | None = None,
     ) -> MSANetResult:
         """Everything between features and upsampling.
 
@@ -324,6 +375,8 @@ class MSANet(nn.Module):
             features: of the queries, as in :meth:`match`.
             base_channels: [B, N] base class, from 1, that each way really is and that the base learner must not claim;
                 0 for none.
+            evidence: similarity [R, layers, h, w] and prior [R, K, h, w] of every pair, where they were found before;
+                ``features`` and ``support`` then need no layers.
         """
         if "query" not in features or "base" not in features:
             features = {**features, **self.query_features(features)}
@@ -332,9 +385,11 @@ class MSANet(nn.Module):
         support, features = paired(support, features, episodes, queries)
 
         weights, distances = self._shot_weights(features["gram"], support.gram)
-        similarity = self._similarity(features, support)
+        if evidence is None:
+            evidence = self._similarity(features, support), self._prior(features, support)
+        similarity, priors = evidence
         reduced = self.similarity(similarity)
-        prior = (weights[:, :, None, None] * self._prior(features, support)).sum(1, keepdim=True)
+        prior = (weights[:, :, None, None] * priors).sum(1, keepdim=True)
         prior = resize(prior, (reduced.shape[-2], reduced.shape[-1]))
         prototype = (weights[..., None] * support.prototypes).sum(1)
         query = features["query"]
@@ -372,31 +427,53 @@ class MSANet(nn.Module):
             ensemble=torch.cat([behind, adjusted[1]], dim=1),
         )
 
-    def _encode_episodes(self, batch: FewShotBatch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        return self.encode(batch.support_images.flatten(0, 2)), self.encode(batch.query_images.flatten(0, 1))
-
     def _features(self, images: Tensor) -> dict[str, Tensor]:
-        stages = self._stages()
-        taps: dict[str, list[Tensor]] = {stage: [] for stage in stages}
-        outputs = self.backbone(images.contiguous(memory_format=torch.channels_last), taps)
-        found = {f"{stage}.{number}": x for stage in stages for number, x in enumerate(taps[stage])}
-        low = outputs[self.base_learner.backbone.out_features[0]]
+        layers: list[Tensor] = []
+        outputs, gram = self._run(images, layers.append)
+        found = dict(zip(self.tap_names, layers, strict=True))
         if self._is_vgg():
             found.update(outputs)
-        del outputs
+        return {**found, "gram": gram}
+
+    @torch.no_grad()
+    def _pass(
+        self, images: Tensor, rows: Sequence[int], taker: Callable[[Sequence[int]], Callable[[Tensor], None]]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Pass images through the backbone; each compared layer goes to the taker of its rows as soon as it is there.
+
+        Returns:
+            what :meth:`_outputs` returns, and "gram" of :meth:`encode`.
+        """
+        check_images("MSANet", images, self.stride)
+        group, parts = _group_of(images), []
+        for start in range(0, len(images), group):
+            outputs, gram = self._run(images[start : start + group], taker(rows[start : start + group]))
+            parts.append((*self._of_one_size(outputs), gram))
+        low, middle, top, gram = parts[0] if len(parts) == 1 else map(torch.cat, zip(*parts, strict=True))
+        return low, middle, top, gram
+
+    def _run(self, images: Tensor, on_layer: Callable[[Tensor], None]) -> tuple[dict[str, Tensor], Tensor]:
+        """Outputs of the backbone and the gram of the second layer; ``on_layer`` gets the compared layers in order."""
+        taps = dict.fromkeys(_tapped_stages(self.base_learner), on_layer)
+        outputs = self.backbone(images.contiguous(memory_format=torch.channels_last), taps)
+        if self._is_vgg():
+            on_layer(outputs[self.base_learner.feature])
         with torch.autocast(images.device.type, enabled=False):
-            rows = low.flatten(2).float()
+            rows = outputs[self.base_learner.backbone.out_features[0]].flatten(2).float()
             lengths = torch.linalg.vector_norm(rows, dim=2)
             products = lengths[:, :, None] * lengths[:, None, :]
-            found["gram"] = torch.bmm(rows, rows.transpose(1, 2)) / (products + 1e-7)
-        return found
+            gram = torch.bmm(rows, rows.transpose(1, 2)) / (products + 1e-7)
+        return outputs, gram
+
+    def _of_one_size(self, outputs: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        low, middle, top = (outputs[name] for name in self.base_learner.backbone.out_features)
+        return resize(low, (middle.shape[-2], middle.shape[-1])), middle, top
 
     def _outputs(self, features: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Outputs of the second, third and fourth layer after ReLU, the second at the third's size."""
         names = self.base_learner.backbone.out_features
         if self._is_vgg():
-            low, middle, top = (features[name] for name in names)
-            return resize(low, (middle.shape[-2], middle.shape[-1])), middle, top
+            return self._of_one_size(features)
         # The output of a stage is its last block's after ReLU: it need not be kept beside it.
         last = [[tap for tap in self.tap_names if tap.startswith(f"{name}.")][-1] for name in names]
         return F.relu(features[last[0]]), F.relu(features[last[1]]), F.relu(features[last[2]])
@@ -404,20 +481,17 @@ class MSANet(nn.Module):
     def _is_vgg(self) -> bool:
         return self.config.backbone == "vgg16"
 
-    def _stages(self) -> tuple[str, ...]:
-        return _tapped_stages(self.base_learner)
-
-    def _first_size(self, masks: Tensor, first: tuple[int, int]) -> tuple[int, int]:
+    def _first_size(self, masks: Tensor) -> tuple[int, int] | None:
         """Size of the first layer that the authors tap: with a ResNet res2, which they do not compare."""
-        if self._is_vgg():
-            return first
         height, width = masks.shape[-2:]
-        return (height + 3) // 4, (width + 3) // 4
+        return None if self._is_vgg() else ((height + 3) // 4, (width + 3) // 4)
 
     def _similarity(self, features: dict[str, Tensor], support: MSANetSupport) -> Tensor:
         layers = [features[name] for name in self.tap_names]
         maps = multi_similarity(layers, support.layers, support.masks)
-        size = (features["query"].shape[-2], features["query"].shape[-1])
+        return self._similarity_of(maps, (features["query"].shape[-2], features["query"].shape[-1]))
+
+    def _similarity_of(self, maps: list[Tensor], size: tuple[int, int]) -> Tensor:
         means = []
         for name, found in zip(self.tap_names, maps, strict=True):
             last_alone = self.config.behaviour == "published" and name.startswith("stage4.")
@@ -439,6 +513,11 @@ class MSANet(nn.Module):
 
     def _as_logits(self, ensemble: Tensor) -> Tensor:
         return ensemble if self.config.behaviour == "published" else ensemble.clamp(min=_SMALLEST_SHARE).log()
+
+
+def _group_of(images: Tensor) -> int:
+    """How many images pass the backbone at once."""
+    return 1 if images.device.type == "cpu" else max(1, 2**22 // (images.shape[-2] * images.shape[-1]))
 
 
 def _tapped_stages(network: PSPNet) -> tuple[str, ...]:

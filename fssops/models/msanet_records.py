@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 
@@ -15,7 +13,8 @@ class MSANetSupport:
 
     Attributes:
         ways: N.
-        layers: [E, K, C, h, w] a tapped layer; :func:`compacted`, the positions are one row.
+        layers: [E, K, C, h, w] a tapped layer, or [E, K, C, 1, m], the positions that count alone. Empty once the
+            queries' similarity has been found.
         masks: [E, K, h, w] a tapped layer; 0 where a position is not kept.
         top: [E, K, C, h, w], the last layer's output, for the prior mask.
         top_masks: [E, K, h, w].
@@ -100,59 +99,3 @@ def paired(
     if ways == 1:
         return paired, features
     return paired, {name: x.repeat_interleave(ways, dim=0) for name, x in features.items()}
-
-
-def compacted(support: MSANetSupport) -> MSANetSupport:
-    """The same support sets with only the positions that count, [E, K, C, 1, n], n being the most of any shot.
-
-    What is compared with them is the same; the memory is that of the objects, not of the images.
-    """
-    layers, masks = [], []
-    for layer, mask in zip(support.layers, support.masks, strict=True):
-        columns, weights = _columns(layer, mask)
-        layers.append(columns)
-        masks.append(weights)
-    top, top_masks = _columns(support.top, support.top_masks)
-    return replace(support, layers=layers, masks=masks, top=top, top_masks=top_masks)
-
-
-def _columns(features: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-    """Features [E, K, C, h, w] and masks [E, K, h, w] at the positions whose mask is not 0, padded with zeros."""
-    kept = (masks > 0).flatten(0, 1).flatten(1)
-    most = max(1, int(kept.sum(1).max()))
-    # Rows of channels: the kernels read them without a copy, as they read channels-last maps.
-    rows = features.flatten(0, 1).permute(0, 2, 3, 1).flatten(1, 2)
-    columns = rows.new_zeros(len(rows), most, rows.shape[-1])
-    weights = masks.new_zeros(len(rows), most)
-    for row, mask, chosen, column, weight in zip(
-        rows, masks.flatten(0, 1).flatten(1), kept, columns, weights, strict=True
-    ):
-        places = chosen.nonzero()[:, 0]
-        column[: len(places)] = row[places]
-        weight[: len(places)] = mask[places]
-    shape = masks.shape[:2]
-    return columns.transpose(1, 2).unflatten(0, shape)[:, :, :, None], weights.unflatten(0, shape)[:, :, None]
-
-
-def joined(shots: Sequence[MSANetSupport]) -> MSANetSupport:
-    """Compacted summaries of the same support sets, of some shots each, as one of all shots."""
-    if len(shots) == 1:
-        return shots[0]
-
-    def padded(parts: Sequence[Tensor]) -> Tensor:
-        most = max(part.shape[-1] for part in parts)
-        return torch.cat([torch.nn.functional.pad(part, (0, most - part.shape[-1])) for part in parts], dim=1)
-
-    counts = [shot.prototypes.shape[1] for shot in shots]
-    attention = sum(shot.attention * count for shot, count in zip(shots, counts, strict=True)) / sum(counts)
-    return MSANetSupport(
-        ways=shots[0].ways,
-        layers=[padded(parts) for parts in zip(*(shot.layers for shot in shots), strict=True)],
-        masks=[padded(parts) for parts in zip(*(shot.masks for shot in shots), strict=True)],
-        top=padded([shot.top for shot in shots]),
-        top_masks=padded([shot.top_masks for shot in shots]),
-        prototypes=torch.cat([shot.prototypes for shot in shots], dim=1),
-        gates=torch.cat([shot.gates for shot in shots], dim=1),
-        attention=torch.as_tensor(attention),
-        gram=torch.cat([shot.gram for shot in shots], dim=1),
-    )

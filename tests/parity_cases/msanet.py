@@ -89,10 +89,10 @@ def _taps(model: MSANet, images: Tensor) -> list[Tensor]:
     features = model.encode(images)
     found = [features[name] for name in model.tap_names]
     if model.config.backbone != "vgg16":
-        taps: dict[str, list[Tensor]] = {"res2": []}
+        taps: list[Tensor] = []
         with torch.no_grad():
-            model.backbone(images, taps)
-        found.insert(0, taps["res2"][-1])
+            model.backbone(images, {"res2": taps.append})
+        found.insert(0, taps[-1])
     return found
 
 

@@ -9,7 +9,7 @@ as in detectron2; ``fssops.weights.backbones`` maps torchvision's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch.nn.functional as F
@@ -28,6 +28,8 @@ DEPTHS: dict[int, tuple[tuple[int, int, int, int], bool]] = {
 STAGES = ("res2", "res3", "res4", "res5")
 
 Convolution = Callable[..., nn.Module]
+Taps = Mapping[str, Callable[[Tensor], None]]
+"""Stage name to what is called with the inner outputs of that stage, in order."""
 
 
 class BasicBlock(nn.Module):
@@ -178,12 +180,12 @@ class ResNet(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
-    def forward(self, images: Tensor, taps: dict[str, list[Tensor]] | None = None) -> dict[str, Tensor]:
+    def forward(self, images: Tensor, taps: Taps | None = None) -> dict[str, Tensor]:
         """Features of images [B, 3, H, W].
 
         Args:
             images: normalised.
-            taps: for each stage that is a key here, the output of every block before its last ReLU is appended.
+            taps: for each stage that is a key here, called with the output of every block before its last ReLU.
 
         Returns:
             stage name to [B, C, h, w].
@@ -199,7 +201,7 @@ class ResNet(nn.Module):
                 x = block(x)
                 tapped = taps is not None and name in taps
                 if taps is not None and tapped:
-                    taps[name].append(x)
+                    taps[name](x)
                 if self.final_relu or name != self.stages[-1] or position < len(blocks) - 1:
                     x = F.relu(x) if tapped else F.relu_(x)
             if name in self.out_features:

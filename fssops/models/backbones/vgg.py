@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fssops.models.backbones.resnet import Taps
 from fssops.models.layers.convolution import ConvNorm, Norm
 
 CONVOLUTIONS = (2, 2, 3, 3, 3)
@@ -91,13 +92,13 @@ class VGG16(nn.Module):
         """PANet's encoder: pools of 3, stride 8, dilation 2 in stage 5, no ReLU at the end."""
         return cls(norm=norm, pool_size=3, last_pool_stride=1, last_dilation=2, final_relu=False, width=width)
 
-    def forward(self, images: Tensor, taps: dict[str, list[Tensor]] | None = None) -> dict[str, Tensor]:
+    def forward(self, images: Tensor, taps: Taps | None = None) -> dict[str, Tensor]:
         """Features of images [B, 3, H, W].
 
         Args:
             images: normalised.
-            taps: for each stage that is a key here, the output of every convolution, before normalisation and
-                ReLU, is appended.
+            taps: for each stage that is a key here, called with the output of every convolution, before
+                normalisation and ReLU.
 
         Returns:
             stage name to [B, C, h, w].
@@ -111,7 +112,7 @@ class VGG16(nn.Module):
                 assert isinstance(convolution, ConvNorm)
                 if taps is not None and name in taps:
                     raw = convolution.raw(x)
-                    taps[name].append(raw)
+                    taps[name](raw)
                     x = convolution.finish(raw)
                 else:
                     x = convolution(x)

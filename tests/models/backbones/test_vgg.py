@@ -46,7 +46,10 @@ def test_taps_are_raw_convolutions_and_leave_the_features_as_they_are() -> None:
     images = torch.randn(1, 3, 40, 40, dtype=torch.float64)
     taps: dict[str, list[Tensor]] = {"stage4": [], "stage5": []}
     with torch.no_grad():
-        plain, tapped = model(images)["stage5"], model(images, taps)["stage5"]
+        plain, tapped = (
+            model(images)["stage5"],
+            model(images, {name: found.append for name, found in taps.items()})["stage5"],
+        )
         assert [len(taps["stage4"]), len(taps["stage5"])] == [3, 3]
         torch.testing.assert_close(tapped, plain)
         last = model.stage5[2]  # type: ignore[index]
