@@ -40,6 +40,26 @@ def move_to(batch: _Batch, device: torch.device | str, non_blocking: bool = Fals
 
 
 @dataclass
+class StepShare:
+    """Which part of an optimiser step a batch is, so that means are taken over the step and not over the part.
+
+    A step may be cut into micro-batches and over processes. A term that is a mean over pixels or objects divides by
+    ``divisor``; the mean of the parts' losses is then the loss of the whole batch, whatever lies in which part.
+
+    Attributes:
+        totals: what the model's ``loss_counts`` add up to over all parts, by name.
+        parts: number of micro-batches of the step, over all processes.
+    """
+
+    totals: dict[str, float]
+    parts: int
+
+    def divisor(self, name: str, least: float = 1.0) -> float:
+        """The mean count of a part; the total is taken as ``least`` where it is smaller."""
+        return max(self.totals[name], least) / self.parts
+
+
+@dataclass
 class Episode:
     """One few-shot task: N ways, K support images a way, Q query images, all of one size.
 
@@ -76,7 +96,8 @@ class Episode:
 class FewShotBatch:
     """B episodes of equal N, K, Q, H, W, stacked.
 
-    Attributes: those of :class:`Episode` with a leading B; the name lists are lists over B.
+    Attributes: those of :class:`Episode` with a leading B; the name lists are lists over B; ``share`` is set where the
+    batch is a part of a step.
     """
 
     support_images: Tensor  # [B, N, K, 3, H, W]
@@ -90,6 +111,7 @@ class FewShotBatch:
     indices: list[int] = field(default_factory=list)
     query_base_labels: Tensor | None = None  # [B, Q, H, W]
     base_channels: Tensor | None = None  # [B, N]
+    share: StepShare | None = None
 
     @staticmethod
     def stack(episodes: Sequence[Episode]) -> FewShotBatch:
@@ -124,11 +146,13 @@ class LabelMapBatch:
         images: [B, 3, H, W] float32, normalised as the model expects.
         labels: [B, H, W] int64; 0 background, 1..C base classes in the order of the fold, ``IGNORE``.
         names: B image names; for reports.
+        share: set where the batch is a part of a step.
     """
 
     images: Tensor
     labels: Tensor
     names: list[str] = field(default_factory=list)
+    share: StepShare | None = None
 
     @staticmethod
     def stack(items: Sequence[LabelMapBatch]) -> LabelMapBatch:
@@ -200,12 +224,17 @@ class ImageBatch:
         targets: B targets, or None where nothing is trained.
         output_sizes: B pairs (height, width) that results are resized to; None keeps each image's own size.
         names: B image names; for reports.
+        seeds: B seeds of what training draws for an image (points of the losses), so that they do not depend on which
+            images share its batch; empty draws from the device's default generator.
+        share: set where the batch is a part of a step.
     """
 
     images: list[Tensor]
     targets: list[MaskTargets] | None = None
     output_sizes: list[tuple[int, int]] | None = None
     names: list[str] = field(default_factory=list)
+    seeds: list[int] = field(default_factory=list)
+    share: StepShare | None = None
 
     @property
     def sizes(self) -> list[tuple[int, int]]:

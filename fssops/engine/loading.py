@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from fssops.engine.sampling import DrawnDataset, StepSampler, UnreadableItemError
+from fssops.engine.sampling import DrawnDataset, StepSampler, UnreadableItemError, mix_seed
 from fssops.engine.settings import EngineSettings
 
 
@@ -22,7 +22,7 @@ class ItemFailure:
 
 
 class _Loading:
-    """Fetch items and stack them; failures travel as values, so that their message arrives unwrapped."""
+    """Fetch items with their places in the stream; failures travel as values, so that their message arrives whole."""
 
     def __init__(self, dataset: DrawnDataset) -> None:
         self.dataset = dataset
@@ -32,18 +32,26 @@ class _Loading:
 
     def __getitem__(self, draw: Any) -> Any:
         try:
-            return self.dataset[draw]
+            return draw.position, self.dataset[draw]
         except UnreadableItemError as error:
             return ItemFailure(str(error))
 
 
 class _Collate:
-    def __init__(self, collate: Callable[[Sequence[Any]], Any]) -> None:
-        self.collate = collate
+    """Stack items; a batch with ``seeds`` gets one for each item that depends on the item's place alone."""
 
-    def __call__(self, items: Sequence[Any]) -> Any:
-        failure = next((item for item in items if isinstance(item, ItemFailure)), None)
-        return self.collate(items) if failure is None else failure
+    def __init__(self, collate: Callable[[Sequence[Any]], Any], seed: int) -> None:
+        self.collate, self.seed = collate, seed
+
+    def __call__(self, found: Sequence[Any]) -> Any:
+        failure = next((item for item in found if isinstance(item, ItemFailure)), None)
+        if failure is not None:
+            return failure
+        positions, items = zip(*found, strict=True)
+        batch = self.collate(items)
+        if hasattr(batch, "seeds"):
+            batch.seeds = [mix_seed(self.seed + 2, position) for position in positions]
+        return batch
 
 
 class TrainingStream:
@@ -86,7 +94,7 @@ class TrainingStream:
         self._loader: DataLoader[Any] = DataLoader(
             _Loading(drawn),  # type: ignore[arg-type]
             batch_sampler=sampler,
-            collate_fn=_Collate(collate),
+            collate_fn=_Collate(collate, settings.seed),
             num_workers=settings.workers,
             pin_memory=pin_memory,
             worker_init_fn=_prepare_worker,

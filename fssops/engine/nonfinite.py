@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fssops.engine.checkpoints import read_checkpoint, write_checkpoint
+from fssops.structures import StepShare
 
 
 class NonFiniteError(RuntimeError):
@@ -135,7 +136,10 @@ def load_replay(path: Path, batch_class: type[Any]) -> tuple[Any, dict[str, Any]
     state = read_checkpoint(path)
     if state.get("kind") != "replay":
         raise ValueError(f"--replay: {path} must be a file saved by the guard against NaN, got another checkpoint")
-    return batch_class(**state["batch"]), state
+    values = dict(state["batch"])
+    if values.get("share") is not None:
+        values["share"] = StepShare(**values["share"])
+    return batch_class(**values), state
 
 
 def pack(batch: Any) -> Any:

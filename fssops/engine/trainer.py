@@ -32,8 +32,8 @@ from fssops.engine.sampling import mix_seed
 from fssops.engine.schedules import learning_rate_factor
 from fssops.engine.settings import Settings, SettingsError
 from fssops.engine.training_state import TrainingState
-from fssops.models.interface import Trainable
-from fssops.structures import move_to
+from fssops.models.interface import Counted, Trainable
+from fssops.structures import StepShare, move_to
 
 Validate = Callable[[nn.Module, int], Mapping[str, float]]
 """Called with the model in eval mode and the step; all processes call it and it returns the same on all."""
@@ -195,17 +195,18 @@ class Trainer:
 
     def _one_step(self, stream: TrainingStream, stop: StopRequest, bar: ProgressBar) -> bool:
         engine, fabric = self.settings.engine, self.fabric
-        started, waited = time.perf_counter(), 0.0
+        started = time.perf_counter()
         for group in self._optimizer.param_groups:
             group["lr"] = group["base_lr"] * self._factor(self.step)
         self._optimizer.zero_grad(set_to_none=True)
         buffers = [b.clone() for b in self.model.buffers()] if engine.on_nonfinite == "skip" else []
         sums: dict[str, float] = {}
         asked, problem = False, False
-        for micro in range(engine.accumulate):
-            before = time.perf_counter()
-            batch = next(stream)
-            waited += time.perf_counter() - before
+        before = time.perf_counter()
+        batches = [next(stream) for _ in range(engine.accumulate)]
+        waited = time.perf_counter() - before
+        self._share(batches)
+        for micro, batch in enumerate(batches):
             batch = move_to(batch, fabric.device, non_blocking=True)
             random_state = capture_random_state()
             waits = fabric.world_size > 1 and micro + 1 < engine.accumulate
@@ -239,6 +240,21 @@ class Trainer:
         self.step += 1
         bar.update(self.step)
         return asked
+
+    def _share(self, batches: Sequence[Any]) -> None:
+        """Tell the parts of a step what all of them together count, where there is more than one."""
+        parts = len(batches) * self.fabric.world_size
+        if parts == 1 or not isinstance(self.model, Counted):
+            return
+        counts = [self.model.loss_counts(batch) for batch in batches]
+        names = sorted({name for own in counts for name in own})
+        totals = torch.tensor([sum(own.get(name, 0.0) for own in counts) for name in names], dtype=torch.float64)
+        if self.fabric.world_size > 1:
+            reduced = self.fabric.all_reduce(totals.to(self.fabric.device), reduce_op="sum")
+            totals = reduced.cpu()  # type: ignore[union-attr]
+        share = StepShare(dict(zip(names, totals.tolist(), strict=True)), parts)
+        for batch in batches:
+            batch.share = share
 
     def _clip(self) -> float:
         optim = self.settings.optim

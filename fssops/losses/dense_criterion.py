@@ -11,24 +11,26 @@ from torch.nn import functional as F
 from fssops.losses.dense_mask_loss import dense_mask_cost, dense_mask_loss
 from fssops.losses.mask_criterion import Matches, SetCriterion, matched_mask_logits
 from fssops.losses.matcher import assign, class_cost
-from fssops.losses.num_masks import num_masks
-from fssops.structures import MaskPredictions, MaskTargets
+from fssops.structures import MaskPredictions, MaskTargets, StepShare
 
 
 class DenseSetCriterion(SetCriterion):
     """Cross-entropy on classes; focal and dice loss over all pixels of the matched masks. Images only (T = 1)."""
 
-    def forward(self, predictions: MaskPredictions, targets: Sequence[MaskTargets]) -> dict[str, Tensor]:
+    def forward(
+        self, predictions: MaskPredictions, targets: Sequence[MaskTargets], share: StepShare | None = None
+    ) -> dict[str, Tensor]:
         """Weighted losses of all heads; their sum is the training loss.
 
         Args:
             predictions: of a model in training mode.
             targets: one an image; an image may have none.
+            share: set where the batch is a part of a step.
         """
         self.check_targets(predictions, targets)
         matches = self.match(predictions, targets)
-        divisor = num_masks(targets, self.reduce_num_masks, predictions.class_logits.device)
-        classes = self.class_losses(predictions.class_logits, matches, targets)
+        divisor = self.masks_divisor(targets, share, predictions.class_logits.device)
+        classes = self.class_losses(predictions.class_logits, matches, targets, share)
         focal, dice = self.mask_losses(predictions, matches, targets)
         return self.named(classes, focal / divisor, dice / divisor)
 

@@ -6,11 +6,13 @@ over the points that another implementation drew.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from fssops.structures import MaskTargets
 
 
 class PointSource(Protocol):
@@ -54,6 +56,52 @@ class RandomPoints:
     def remainder(self, head: int, masks: int, points: int) -> Tensor:
         """See :class:`PointSource`."""
         return self._uniform(masks, points, 2)
+
+
+class ItemPoints:
+    """Points that each image draws from a seed of its own: the same, whichever images share its batch.
+
+    Args:
+        device: where the points are made.
+        seeds: one an image.
+        masks: number of matched masks of each image; of a clip, in all its frames.
+    """
+
+    def __init__(self, device: torch.device, seeds: Sequence[int], masks: Sequence[int]) -> None:
+        if len(seeds) != len(masks):
+            raise ValueError(f"ItemPoints: seeds must be one an image ({len(masks)}), got {len(seeds)}")
+        self.device, self.masks = device, list(masks)
+        self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+
+    @staticmethod
+    def of_targets(
+        device: torch.device, seeds: Sequence[int], targets: Sequence[MaskTargets], queries: int
+    ) -> ItemPoints:
+        """For a criterion that matches every target to one of ``queries`` queries."""
+        frames = [target.masks.shape[1] if target.masks.dim() == 4 else 1 for target in targets]
+        matched = [min(queries, len(target.labels)) for target in targets]
+        return ItemPoints(device, seeds, [n * t for n, t in zip(matched, frames, strict=True)])
+
+    def matching(self, head: int, image: int, points: int) -> Tensor:
+        """See :class:`PointSource`."""
+        return torch.rand(points, 2, device=self.device, generator=self.generators[image])
+
+    def _of_every_image(self, masks: int, points: int) -> Tensor:
+        if masks != sum(self.masks):
+            raise ValueError(f"ItemPoints: masks must be those of the batch ({sum(self.masks)}), got {masks}")
+        drawn = [
+            torch.rand(count, points, 2, device=self.device, generator=generator)
+            for count, generator in zip(self.masks, self.generators, strict=True)
+        ]
+        return torch.cat(drawn)
+
+    def oversampled(self, head: int, masks: int, points: int) -> Tensor:
+        """See :class:`PointSource`."""
+        return self._of_every_image(masks, points)
+
+    def remainder(self, head: int, masks: int, points: int) -> Tensor:
+        """See :class:`PointSource`."""
+        return self._of_every_image(masks, points)
 
 
 class RecordedPoints:

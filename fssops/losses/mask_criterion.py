@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fssops.losses.matcher import Match
-from fssops.losses.num_masks import ReduceNumMasks, mean_over_ranks
-from fssops.structures import MaskPredictions, MaskTargets
+from fssops.losses.num_masks import ReduceNumMasks, mean_over_ranks, num_masks
+from fssops.structures import MaskPredictions, MaskTargets, StepShare
 
 Matches = list[list[Match]]
 """Matches by head (auxiliary heads first, the final one last), then by image."""
@@ -113,11 +113,42 @@ class SetCriterion(nn.Module):
                     f" {int(target.labels.min())}..{int(target.labels.max())}"
                 )
 
-    def class_losses(self, class_logits: Tensor, matches: Matches, targets: Sequence[MaskTargets]) -> Tensor:
+    def counts(self, targets: Sequence[MaskTargets], queries: int) -> dict[str, float]:
+        """What the terms divide by, from the targets alone; see :class:`fssops.models.interface.Counted`.
+
+        Args:
+            targets: of a batch.
+            queries: Q.
+
+        Returns:
+            "masks", the number of targets, and "classes", the class weights of what all queries of a head should say;
+            of more targets than queries, of which matching leaves some out, the mean weight is taken.
+        """
+        weights, classes = self.class_weights.to("cpu"), 0.0
+        for target in targets:
+            count = len(target.labels)
+            own = float(weights[target.labels.to("cpu")].sum())
+            matched = own if count <= queries else own * queries / count
+            classes += matched + max(queries - count, 0) * float(weights[-1])
+        return {"masks": float(sum(len(target.labels) for target in targets)), "classes": classes}
+
+    def masks_divisor(self, targets: Sequence[MaskTargets], share: StepShare | None, device: torch.device) -> Tensor:
+        """What the mask terms divide by: the step's mean number of targets a part, at least one in the whole step."""
+        if share is None:
+            return num_masks(targets, self.reduce_num_masks, device)
+        return torch.tensor(share.divisor("masks"), device=device)
+
+    def class_losses(
+        self,
+        class_logits: Tensor,
+        matches: Matches,
+        targets: Sequence[MaskTargets],
+        share: StepShare | None = None,
+    ) -> Tensor:
         """Weighted mean cross-entropy of every head: class_logits [heads, B, Q, C + 1] -> [heads], float32.
 
-        Unmatched queries should say "no object". Divided by the sum of the class weights of the heads' targets. Zeros
-        where queries name no class.
+        Unmatched queries should say "no object". Divided by the sum of the class weights of the heads' targets; of a
+        part of a step, by the mean of that sum over the parts. Zeros where queries name no class.
         """
         heads, images, queries, _ = class_logits.shape
         if self.num_classes is None:
@@ -128,6 +159,8 @@ class SetCriterion(nn.Module):
                 wanted[head, image, match.queries] = targets[image].labels[match.targets]
         logits = class_logits.float().flatten(0, 2)
         losses = F.cross_entropy(logits, wanted.flatten(), weight=self.class_weights, reduction="none")
+        if share is not None:
+            return losses.view(heads, -1).sum(1) / share.divisor("classes", 0.0)
         return losses.view(heads, -1).sum(1) / self.class_weights[wanted].view(heads, -1).sum(1)
 
     def named(self, classes: Tensor, masks: Tensor, dice: Tensor, part: str = "") -> dict[str, Tensor]:

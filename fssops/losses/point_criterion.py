@@ -22,8 +22,8 @@ from fssops.losses.mask_criterion import (
     matched_mask_logits,
 )
 from fssops.losses.matcher import assign
-from fssops.losses.num_masks import ReduceNumMasks, mean_over_ranks, num_masks
-from fssops.structures import MaskPredictions, MaskTargets
+from fssops.losses.num_masks import ReduceNumMasks, mean_over_ranks
+from fssops.structures import MaskPredictions, MaskTargets, StepShare
 
 
 class PointSetCriterion(SetCriterion):
@@ -55,7 +55,11 @@ class PointSetCriterion(SetCriterion):
         self.oversample_ratio, self.importance_ratio = oversample_ratio, importance_ratio
 
     def forward(
-        self, predictions: MaskPredictions, targets: Sequence[MaskTargets], points: PointSource | None = None
+        self,
+        predictions: MaskPredictions,
+        targets: Sequence[MaskTargets],
+        points: PointSource | None = None,
+        share: StepShare | None = None,
     ) -> dict[str, Tensor]:
         """Weighted losses of all heads; their sum is the training loss.
 
@@ -63,12 +67,13 @@ class PointSetCriterion(SetCriterion):
             predictions: of a model in training mode.
             targets: one an image; an image may have none.
             points: where random points come from; None draws from the default generator.
+            share: set where the batch is a part of a step.
         """
         self.check_targets(predictions, targets)
         points = points or RandomPoints(predictions.class_logits.device)
         matches = self.match(predictions, targets, points)
-        divisor = num_masks(targets, self.reduce_num_masks, predictions.class_logits.device)
-        return self.matched_losses(predictions, targets, matches, points, divisor)
+        divisor = self.masks_divisor(targets, share, predictions.class_logits.device)
+        return self.matched_losses(predictions, targets, matches, points, divisor, share=share)
 
     def matched_losses(
         self,
@@ -78,6 +83,7 @@ class PointSetCriterion(SetCriterion):
         points: PointSource,
         divisor: Tensor,
         part: str = "",
+        share: StepShare | None = None,
     ) -> dict[str, Tensor]:
         """Weighted losses of all heads under given matches.
 
@@ -88,8 +94,9 @@ class PointSetCriterion(SetCriterion):
             points: where random points come from.
             divisor: of the mask losses, a scalar.
             part: what the queries are called in the names of the losses, e.g. "_dn".
+            share: decides what the class loss divides by; None: the class weights of these queries.
         """
-        classes = self.class_losses(predictions.class_logits, matches, targets)
+        classes = self.class_losses(predictions.class_logits, matches, targets, share)
         masks, dice = self.mask_losses(predictions, matches, targets, points)
         return self.named(classes, masks / divisor, dice / divisor, part)
 

@@ -19,6 +19,19 @@ class Trainable(Protocol):
 
 
 @runtime_checkable
+class Counted(Protocol):
+    """A model whose loss terms are means over something that differs from batch to batch: pixels, objects."""
+
+    def loss_counts(self, batch: Any) -> dict[str, float]:
+        """What the terms of a batch divide by, from its targets alone.
+
+        Training adds the counts up over the micro-batches and processes of a step and hands the sums to ``losses`` as
+        ``batch.share``; so the step's loss does not depend on how its batch was cut.
+        """
+        ...
+
+
+@runtime_checkable
 class FewShotModel(Trainable, Protocol):
     """A model that segments N new classes from K labelled images each.
 

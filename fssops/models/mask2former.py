@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fssops.losses.draws import PointSource
+from fssops.losses.draws import ItemPoints, PointSource
 from fssops.losses.mask_criterion import LossWeights
 from fssops.losses.point_criterion import PointSetCriterion
 from fssops.models.backbones.build import build_backbone
@@ -151,11 +151,16 @@ class Mask2Former(MaskClassificationModel):
 
         Args:
             batch: images of any sizes, each with its targets; a target may be empty.
-            points: where random points come from; None draws from the default generator of the device.
+            points: where random points come from; None draws those of each image by ``batch.seeds``, and without
+                them from the default generator of the device.
 
         Raises:
             ValueError: the batch has no targets, or they do not fit.
         """
         predictions, targets = self.training_predictions(batch)
-        losses: dict[str, Tensor] = self.criterion(predictions, targets, points)
+        if points is None and batch.seeds:
+            points = ItemPoints.of_targets(
+                predictions.class_logits.device, batch.seeds, targets, self.config.num_queries
+            )
+        losses: dict[str, Tensor] = self.criterion(predictions, targets, points, batch.share)
         return losses

@@ -166,13 +166,24 @@ class MSANet(nn.Module):
         ways, size = batch.support_images.shape[1], (labels.shape[-2], labels.shape[-1])
         way = torch.arange(1, ways + 1, device=labels.device).view(1, 1, ways, 1, 1)
         target = torch.where(labels[:, :, None] == IGNORE, IGNORE, (labels[:, :, None] == way).long()).flatten(0, 2)
+        share = batch.share
+        counted = None if share is None else share.divisor("pixels") * ways
         terms = {
-            "loss_final": cross_entropy(self._as_logits(resize(found.ensemble, size)), target),
-            "loss_meta": cross_entropy(resize(found.meta, size), target),
+            "loss_final": cross_entropy(self._as_logits(resize(found.ensemble, size)), target, counted),
+            "loss_meta": cross_entropy(resize(found.meta, size), target, counted),
         }
         if batch.query_base_labels is not None:
-            terms["loss_base"] = cross_entropy(resize(found.base, size), batch.query_base_labels.flatten(0, 1))
+            base_counted = None if share is None else share.divisor("base_pixels")
+            base = resize(found.base, size)
+            terms["loss_base"] = cross_entropy(base, batch.query_base_labels.flatten(0, 1), base_counted)
         return terms
+
+    def loss_counts(self, batch: FewShotBatch) -> dict[str, float]:
+        """Query pixels that are not ``IGNORE``; see :class:`fssops.models.interface.Counted`."""
+        counts = {"pixels": float((batch.query_labels != IGNORE).sum())}
+        if batch.query_base_labels is not None:
+            counts["base_pixels"] = float((batch.query_base_labels != IGNORE).sum())
+        return counts
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> dict[str, Tensor]:

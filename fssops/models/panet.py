@@ -123,13 +123,18 @@ class PANet(nn.Module):
         scores = self._scores(summary, query["features"])
         size = batch.query_images.shape[-2:]
         logits = F.interpolate(scores, size=size, mode="bilinear", align_corners=False)
-        terms = {"loss_query": _cross_entropy(logits, batch.query_labels.flatten(0, 1)).mean(0)}
+        counted = None if batch.share is None else batch.share.divisor("pixels")
+        terms = {"loss_query": _cross_entropy(logits, batch.query_labels.flatten(0, 1), counted=counted).mean(0)}
         if self.config.align:
             episodes = self.alignment_losses(
                 support["features"], batch.support_foreground, batch.support_background, query["features"], scores
             )
             terms["loss_align"] = self.config.align_weight * episodes.mean()
         return terms
+
+    def loss_counts(self, batch: FewShotBatch) -> dict[str, float]:
+        """Query pixels that are not ``IGNORE``; see :class:`fssops.models.interface.Counted`."""
+        return {"pixels": float((batch.query_labels != IGNORE).sum())}
 
     def encode(self, images: Tensor) -> dict[str, Tensor]:
         """{"features": [n, C, h, w]} of normalised images [n, 3, H, W].
@@ -280,10 +285,13 @@ def _at_least_float32(features: Tensor) -> Tensor:
     return features.float() if features.dtype in (torch.float16, torch.bfloat16) else features
 
 
-def _cross_entropy(logits: Tensor, labels: Tensor, *, each: bool = False) -> Tensor:
-    """Mean over pixels that are not ``IGNORE``, of all images [1] or of each [n]; 0 where there is none."""
+def _cross_entropy(logits: Tensor, labels: Tensor, *, each: bool = False, counted: float | None = None) -> Tensor:
+    """Mean over pixels that are not ``IGNORE``, of all images [1] or of each [n]; 0 where there is none.
+
+    ``counted`` replaces the number of these pixels of all images.
+    """
     losses = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none")
-    counted = labels != IGNORE
+    valid = labels != IGNORE
     if not each:
-        return (losses.sum() / counted.sum().clamp(min=1))[None]
-    return losses.sum((1, 2)) / counted.sum((1, 2)).clamp(min=1)
+        return (losses.sum() / (valid.sum().clamp(min=1) if counted is None else counted))[None]
+    return losses.sum((1, 2)) / valid.sum((1, 2)).clamp(min=1)

@@ -143,7 +143,8 @@ class PerPixelBaseline(nn.Module):
         images, _ = self.image_input(batch.images)
         size = (int(images.shape[2]), int(images.shape[3]))
         labels = self._padded_labels(batch, size, images.device)
-        count = (labels != self.config.ignore).sum().clamp(min=1)
+        own = (labels != self.config.ignore).sum().clamp(min=1)
+        count = own if batch.share is None else batch.share.divisor("pixels")
         found = self.logits(images, auxiliary=True)
         losses = {}
         for index in [len(found) - 1, *range(len(found) - 1)]:
@@ -151,6 +152,11 @@ class PerPixelBaseline(nn.Module):
             total = F.cross_entropy(full, labels, ignore_index=self.config.ignore, reduction="sum")
             losses["loss_sem_seg" if index == len(found) - 1 else f"loss_sem_seg_{index}"] = total / count
         return losses
+
+    def loss_counts(self, batch: ImageBatch) -> dict[str, float]:
+        """Pixels that are not ignored; see :class:`fssops.models.interface.Counted`."""
+        maps = [target.label_map for target in batch.targets or [] if target.label_map is not None]
+        return {"pixels": float(sum(int((label_map != self.config.ignore).sum()) for label_map in maps))}
 
     def _padded_labels(self, batch: ImageBatch, size: tuple[int, int], device: torch.device) -> Tensor:
         targets = batch.targets or []

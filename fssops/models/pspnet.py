@@ -170,10 +170,18 @@ class PSPNet(nn.Module):
 
     def losses(self, batch: LabelMapBatch) -> dict[str, Tensor]:
         """{"loss_base"}: cross entropy over the pixels that are not ``IGNORE``; 0 where there is none."""
-        return {"loss_base": cross_entropy(self(batch.images), batch.labels)}
+        counted = None if batch.share is None else batch.share.divisor("pixels")
+        return {"loss_base": cross_entropy(self(batch.images), batch.labels, counted)}
+
+    def loss_counts(self, batch: LabelMapBatch) -> dict[str, float]:
+        """Pixels that are not ``IGNORE``; see :class:`fssops.models.interface.Counted`."""
+        return {"pixels": float((batch.labels != IGNORE).sum())}
 
 
-def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross entropy of logits [B, C, H, W] in float32 over labels [B, H, W] that are not ``IGNORE``."""
+def cross_entropy(logits: Tensor, labels: Tensor, counted: float | None = None) -> Tensor:
+    """Mean cross entropy of logits [B, C, H, W] in float32 over labels [B, H, W] that are not ``IGNORE``.
+
+    ``counted`` replaces their number.
+    """
     total = F.cross_entropy(logits.float(), labels, ignore_index=IGNORE, reduction="sum")
-    return total / (labels != IGNORE).sum().clamp(min=1)
+    return total / ((labels != IGNORE).sum().clamp(min=1) if counted is None else counted)

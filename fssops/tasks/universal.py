@@ -29,11 +29,13 @@ from fssops.tasks.universal_settings import UniversalSettings
 Say = Callable[[str], None]
 
 
-def unpacked_batch(images: Any, targets: Any, output_sizes: Any, names: Any) -> ImageBatch:
+def unpacked_batch(
+    images: Any, targets: Any, output_sizes: Any, names: Any, seeds: Any = (), share: Any = None
+) -> ImageBatch:
     """Rebuild a batch from the plain values of a replay file."""
     rebuilt = None if targets is None else [MaskTargets(**target) for target in targets]
     sizes = None if output_sizes is None else [(int(size[0]), int(size[1])) for size in output_sizes]
-    return ImageBatch(images, rebuilt, sizes, names)
+    return ImageBatch(images, rebuilt, sizes, names, list(seeds), share)
 
 
 class UniversalTask:

@@ -97,8 +97,12 @@ class MaskClassificationModel(nn.Module, ABC):
         Raises:
             ValueError: the batch has no targets, or they do not fit.
         """
-        losses: dict[str, Tensor] = self.criterion(*self.training_predictions(batch))
+        losses: dict[str, Tensor] = self.criterion(*self.training_predictions(batch), share=batch.share)
         return losses
+
+    def loss_counts(self, batch: ImageBatch) -> dict[str, float]:
+        """Targets and their class weights; see :class:`fssops.models.interface.Counted`."""
+        return self.criterion.counts(batch.targets or [], self.config.num_queries)
 
     @torch.no_grad()
     def segment(
