@@ -55,8 +55,29 @@ def exit_code_of(verb: str, main: Callable[[Sequence[str]], int], arguments: Seq
         text = " ".join(str(error).split()) or type(error).__name__
         if isinstance(error, OSError) and error.filename and error.strerror:
             text = f"{error.filename}: {error.strerror}"
-        print(f"fssops.{verb}: {text}", file=sys.stderr)
+        where = f"fssops.{verb}"
+        if os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
+            text, where = _among_processes(error, text), f"{where}{_process_label()}"
+        print(f"{where}: {text}", file=sys.stderr, flush=True)
         return exit_code(error)
+
+
+def _process_label() -> str:
+    from fssops.engine.launch import process_label
+
+    return process_label()
+
+
+def _among_processes(error: Exception, text: str) -> str:
+    """The text of an error for a job of several processes; torchrun's own report is given it too."""
+    from fssops.engine.launch import explain_lost_peer
+
+    explained = explain_lost_peer(error)
+    if explained is None and "TORCHELASTIC_ERROR_FILE" in os.environ:
+        from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+        get_error_handler().record_exception(error)
+    return explained or text
 
 
 def exit_code(error: Exception) -> int:

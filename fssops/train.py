@@ -181,6 +181,10 @@ def _train(
         say(f"{stopped}; saved. Continue with: python -m fssops.train --resume {resume or run.path}")
         return 130
     say(f"trained        {fitted.steps} steps")
+    if trainer.sharded:
+        weights = trainer.whole_model()
+        model = fssops.create_model(settings.model.name, **settings.model.options).to(fabric.device)
+        model.load_state_dict(weights)
     result: dict[str, Any] = {"run": str(run.path), "steps": fitted.steps, "losses": fitted.losses, "best": fitted.best}
     if evaluate:
         result.update(task.evaluate_run(model, untrained, fabric, run.path, say))
@@ -235,15 +239,18 @@ def replay(path: Path) -> int:
     model.train()
     batch, _ = nonfinite.load_replay(path, task.batch_class)
     restore_random_state(state["random"])
-    with torch.autograd.set_detect_anomaly(True, check_nan=False):
+    here = {"accelerator": "cpu", "devices": 1, "nodes": 1, "strategy": "auto"}
+    autocast = build_fabric(settings.engine.model_copy(update=here)).autocast
+    with torch.autograd.set_detect_anomaly(True, check_nan=False), autocast():
         losses, bad = nonfinite.checked_losses(model, model, batch)
     print(f"step {state['step']}; images: {', '.join(nonfinite.image_names(batch))}")
     for name, value in losses.items():
         print(f"  {name} = {float(value.detach())}")
     if losses:
-        torch.stack(list(losses.values())).sum().backward()
+        torch.stack([value.float() for value in losses.values()]).sum().backward()
     restore_random_state(state["random"])
-    module = nonfinite.first_nonfinite_module(model, batch)
+    with autocast():
+        module = nonfinite.first_nonfinite_module(model, batch)
     gradient = nonfinite.first_nonfinite_gradient(model)
     for what, found in (("loss", bad), ("module", module), ("gradient", gradient)):
         print(f"first bad {what}: {found or 'none'}")

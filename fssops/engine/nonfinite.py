@@ -113,7 +113,7 @@ def save_replay(
     path: Path,
     batch: Any,
     step: int,
-    model: nn.Module,
+    weights: Mapping[str, Tensor],
     random_state: dict[str, Any],
     settings: str,
 ) -> None:
@@ -124,7 +124,7 @@ def save_replay(
             "kind": "replay",
             "step": step,
             "batch": pack(batch),
-            "model": model.state_dict(),
+            "model": dict(weights),
             "random": random_state,
             "settings": settings,
         },

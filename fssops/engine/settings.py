@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     Strict,
@@ -113,7 +114,13 @@ class EngineSettings(Table):
     """Processes on this machine; under torchrun it must equal ``--nproc-per-node``."""
     nodes: int = Field(default=1, ge=1)
     strategy: Literal["auto", "ddp", "fsdp"] = "auto"
-    precision: Literal["32", "bf16", "fp16"] = "32"
+    """``auto``: one process, or DDP; ``fsdp`` shards weights, gradients and optimiser state over the processes."""
+    timeout: int = Field(default=1800, ge=1)
+    """Seconds after which a process that does not answer the others ends the job."""
+    precision: Annotated[
+        Literal["32", "bf16", "fp16"], BeforeValidator(lambda value: "32" if value == 32 else value)
+    ] = "32"
+    """Of the forward pass; weights and their updates stay in float32."""
     batch_size: int = Field(default=1, ge=1)
     """Items of one optimiser step, over all processes and accumulated micro-batches."""
     accumulate: int = Field(default=1, ge=1)

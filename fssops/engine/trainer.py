@@ -138,6 +138,15 @@ class Trainer:
             self._random = states[self.fabric.global_rank]
         self._skips = int(checkpoint["skips"])
 
+    def whole_model(self) -> dict[str, Tensor]:
+        """The trained weights, whole on every process; every process must call."""
+        return self._state.whole_model()
+
+    @property
+    def sharded(self) -> bool:
+        """Whether the model that was handed in now holds a part of the weights only (fsdp)."""
+        return self._state.sharded
+
     def fit(self) -> FitResult:
         """Train up to ``schedule.steps``.
 
@@ -211,20 +220,22 @@ class Trainer:
             random_state = capture_random_state()
             waits = fabric.world_size > 1 and micro + 1 < engine.accumulate
             with fabric.no_backward_sync(self._module, enabled=True) if waits else nullcontext():
-                losses, bad = nonfinite.checked_losses(self._module, self.model, batch)
+                # Fabric applies the precision to ``forward`` alone where it need not wrap the model.
+                with fabric.autocast():
+                    losses, bad = nonfinite.checked_losses(self._module, self.model, batch)
                 problem, asked = self._agree(bad is not None, bool(stop.received))
                 if problem:
                     self._handle_nonfinite(bad, batch, random_state, buffers, bar)
                     break
                 # The mean over micro-batches: with equal sizes it is what one large batch would give.
-                fabric.backward(torch.stack(list(losses.values())).sum() / engine.accumulate)
+                fabric.backward(torch.stack([value.float() for value in losses.values()]).sum() / engine.accumulate)
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0.0) + float(value.detach()) / engine.accumulate
         norm = math.nan
         if not problem:
             norm = self._clip()
             # With fp16 the scaler meets infinite gradients on purpose: it skips the update and lowers its scale.
-            bad_norm = not math.isfinite(norm) and engine.precision != "fp16"
+            bad_norm = not math.isfinite(norm) and not self._scale_can_fall()
             problem, _ = self._agree(bad_norm, False)
             if problem:
                 parameter = nonfinite.first_nonfinite_gradient(self.model) if bad_norm else None
@@ -256,20 +267,26 @@ class Trainer:
         for batch in batches:
             batch.share = share
 
+    def _scale_can_fall(self) -> bool:
+        scaler = getattr(self.fabric.strategy.precision, "scaler", None)
+        return scaler is not None and float(scaler.get_scale()) > 1.0
+
     def _clip(self) -> float:
-        optim = self.settings.optim
+        """Clip the gradient of the whole model and return its norm before that, without the scale of fp16."""
+        optim, precision = self.settings.optim, self.fabric.strategy.precision
+        if getattr(precision, "scaler", None) is not None:
+            precision.unscale_gradients(getattr(self._optimizer, "optimizer", self._optimizer))
+        parameters = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
         if optim.clip_value:
-            self.fabric.clip_gradients(self._module, self._optimizer, clip_val=optim.clip_value)
+            torch.nn.utils.clip_grad_value_(parameters, optim.clip_value)
+        if not parameters:
+            return 0.0
+        # Gradients are whole on every process under DDP; those of FSDP are DTensors, whose norm is that of the whole.
+        norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters])  # type: ignore[misc]
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
         if optim.clip_norm:
-            norm = self.fabric.clip_gradients(
-                self._module,
-                self._optimizer,
-                max_norm=optim.clip_norm,
-                error_if_nonfinite=False,
-            )
-            return float(norm) if norm is not None else 0.0
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        return float(torch.nn.utils.get_total_norm(gradients)) if gradients else 0.0
+            torch.nn.utils.clip_grads_with_norm_(parameters, optim.clip_norm, norm)
+        return float(norm)
 
     def _agree(self, bad: bool, stop: bool) -> tuple[bool, bool]:
         """Whether any process met a bad number, and whether any was asked to stop: all must do the same."""
@@ -292,14 +309,19 @@ class Trainer:
             f"non-finite training: another process met it at step {self.step}",
         )
         self._optimizer.zero_grad(set_to_none=True)
+        # Every process takes part in gathering sharded weights, though only those that met the number use them.
+        weights = self._state.whole_model() if self._state.sharded else None
+        self._state.gather_weights()
         if bad is not None:
             with preserved_random_state():
                 restore_random_state(random_state)
-                module = nonfinite.first_nonfinite_module(self.model, batch)
+                with self.fabric.autocast():
+                    module = nonfinite.first_nonfinite_module(self.model, batch)
             message = nonfinite.describe(bad, self.step, batch, module)
             path = self.run.path / f"nonfinite_step{self.step}_rank{self.fabric.global_rank}.pt"
             text = json.dumps(self.settings.as_tables())
-            nonfinite.save_replay(path, batch, self.step, self.model, random_state, text)
+            kept = self.model.state_dict() if weights is None else weights
+            nonfinite.save_replay(path, batch, self.step, kept, random_state, text)
             message += f"; kept for replay: {path}"
         self._skips += 1
         if engine.on_nonfinite == "stop":
@@ -338,6 +360,7 @@ class Trainer:
         if self.validate is None or not every or (self.step % every and self.step != self.settings.schedule.steps):
             return {}
         self.model.eval()
+        self._state.gather_weights()
         with preserved_random_state(), torch.no_grad():
             metrics = dict(self.validate(self.model, self.step))
         self.model.train()

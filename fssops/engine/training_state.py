@@ -29,7 +29,7 @@ class TrainingState:
             model,
             optimizer,
         )
-        self.sharded = type(fabric.strategy).__name__ == "FSDPStrategy"
+        self.sharded = type(fabric.strategy).__name__ == "ModelParallelStrategy"
 
     def capture(self) -> dict[str, Any]:
         """Return ``model``, ``optimizer`` and ``scaler``; every process must call, the first one's is whole."""
@@ -53,13 +53,27 @@ class TrainingState:
             "scaler": scaler.state_dict() if scaler else {},
         }
 
+    def whole_model(self) -> dict[str, torch.Tensor]:
+        """The weights, whole on every process; every process must call."""
+        if not self.sharded:
+            return dict(self.model.state_dict())
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+        whole: Any = get_model_state_dict(self._wrapped(), options=StateDictOptions(full_state_dict=True))
+        return dict(whole)
+
+    def gather_weights(self) -> None:
+        """Hold sharded weights whole until the next step, for work between steps; every process must call."""
+        if self.sharded:
+            self._wrapped().unshard()  # type: ignore[operator]
+
     def load(self, checkpoint: Mapping[str, Any]) -> None:
         """Load what :meth:`capture` returned.
 
         Raises:
             ValueError: the checkpoint is of another model.
         """
-        check_same_model(self.model, checkpoint["model"], sharded=self.sharded)
+        check_same_model(self.model, checkpoint["model"])
         if self.sharded:
             from torch.distributed.checkpoint.state_dict import (
                 StateDictOptions,
@@ -98,14 +112,12 @@ class TrainingState:
         return plain
 
 
-def check_same_model(model: nn.Module, state: Mapping[str, Any], *, sharded: bool = False) -> None:
+def check_same_model(model: nn.Module, state: Mapping[str, Any]) -> None:
     """Refuse weights of another model with one line that names the first difference.
 
     Raises:
         ValueError: a name is missing, unknown, or of another shape.
     """
-    if sharded:
-        return
     own = model.state_dict()
     missing, unknown = sorted(set(own) - set(state)), sorted(set(state) - set(own))
     if missing or unknown:

@@ -149,11 +149,6 @@ def test_bf16_trains(trainer_of: Any) -> None:
     assert not torch.equal(before, weights(trainer)["head.weight"])
 
 
-def test_fp16_on_a_cpu_is_refused(trainer_of: Any) -> None:
-    with pytest.raises(SettingsError, match="fp16 must run on a GPU"):
-        trainer_of("run", "engine.precision=fp16")
-
-
 def test_nan_stops_and_names_loss_step_module_and_images(trainer_of: Any) -> None:
     trainer = trainer_of("run", data=ToyData(bad=3))
     with pytest.raises(NonFiniteError) as caught:
