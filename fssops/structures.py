@@ -251,12 +251,15 @@ class ClipBatch:
         targets: B targets with masks [G, T, H_b, W_b], or None where nothing is trained.
         output_sizes: B pairs (height, width) that results are resized to; None keeps each clip's own size.
         names: B names; for reports.
+        seeds, share: as of :class:`ImageBatch`.
     """
 
     clips: list[Tensor]
     targets: list[MaskTargets] | None = None
     output_sizes: list[tuple[int, int]] | None = None
     names: list[str] = field(default_factory=list)
+    seeds: list[int] = field(default_factory=list)
+    share: StepShare | None = None
 
     @property
     def sizes(self) -> list[tuple[int, int]]:

@@ -12,9 +12,8 @@ from torch import Tensor
 from fssops.losses.draws import PointSource, RandomPoints
 from fssops.losses.mask_criterion import LossWeights
 from fssops.losses.matcher import Match
-from fssops.losses.num_masks import num_masks
 from fssops.losses.point_criterion import PointSetCriterion
-from fssops.structures import MaskPredictions, MaskTargets
+from fssops.structures import MaskPredictions, MaskTargets, StepShare
 
 
 @dataclass
@@ -58,6 +57,8 @@ class PilotedSetCriterion(PointSetCriterion):
         points: PointSource | None = None,
         piloted: PilotedPart | None = None,
         piloted_points: PointSource | None = None,
+        *,
+        share: StepShare | None = None,
     ) -> dict[str, Tensor]:
         """Weighted losses of all heads, normal and piloted; their sum is the training loss.
 
@@ -67,12 +68,15 @@ class PilotedSetCriterion(PointSetCriterion):
             points: where random points come from; None draws from the default generator.
             piloted: the piloted part, or None.
             piloted_points: where its points come from; None takes ``points``.
+            share: set where the batch is a part of a step. The class loss of the piloted part divides by the weights of
+                its own batch all the same: how many unused queries it has depends on which images share the batch.
         """
         self.check_targets(predictions, targets)
         device = predictions.class_logits.device
         points = points or RandomPoints(device)
-        divisor = num_masks(targets, self.reduce_num_masks, device)
-        losses = self.matched_losses(predictions, targets, self.match(predictions, targets, points), points, divisor)
+        divisor = self.masks_divisor(targets, share, device)
+        matches = self.match(predictions, targets, points)
+        losses = self.matched_losses(predictions, targets, matches, points, divisor, share=share)
         heads = predictions.class_logits.shape[0]
         if piloted is None:
             nothing = torch.zeros(heads, device=device)

@@ -59,6 +59,7 @@ class PointSetCriterion(SetCriterion):
         predictions: MaskPredictions,
         targets: Sequence[MaskTargets],
         points: PointSource | None = None,
+        *,
         share: StepShare | None = None,
     ) -> dict[str, Tensor]:
         """Weighted losses of all heads; their sum is the training loss.

@@ -5,6 +5,7 @@ Source: Cheng et al., CVPR 2022, and facebookresearch/Mask2Former.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +19,7 @@ from fssops.models.mask_classification import MaskClassificationConfig, MaskClas
 from fssops.models.pixel_decoders.features import PixelFeatures
 from fssops.models.pixel_decoders.ms_deform import MSDeformPixelDecoder, resized_padding
 from fssops.models.transformer_decoders.masked import MaskedTransformerDecoder, Memory
-from fssops.structures import ImageBatch, MaskPredictions
+from fssops.structures import ClipBatch, ImageBatch, MaskPredictions, MaskTargets
 
 
 @dataclass(frozen=True)
@@ -158,9 +159,12 @@ class Mask2Former(MaskClassificationModel):
             ValueError: the batch has no targets, or they do not fit.
         """
         predictions, targets = self.training_predictions(batch)
-        if points is None and batch.seeds:
-            points = ItemPoints.of_targets(
-                predictions.class_logits.device, batch.seeds, targets, self.config.num_queries
-            )
-        losses: dict[str, Tensor] = self.criterion(predictions, targets, points, batch.share)
+        points = points or self.drawn_points(batch, targets, predictions.class_logits.device)
+        losses: dict[str, Tensor] = self.criterion(predictions, targets, points, share=batch.share)
         return losses
+
+    def drawn_points(
+        self, batch: ImageBatch | ClipBatch, targets: Sequence[MaskTargets], device: torch.device
+    ) -> PointSource | None:
+        """Points by the seeds of the batch's items; None where it has none, which draws from the default generator."""
+        return ItemPoints.of_targets(device, batch.seeds, targets, self.config.num_queries) if batch.seeds else None

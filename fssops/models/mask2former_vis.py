@@ -151,8 +151,15 @@ class Mask2FormerVIS(Mask2Former):
                     f" got {list(target.masks.shape)}"
                 )
         targets = [self.trained_target(target) for target in batch.targets]
-        losses: dict[str, Tensor] = self.criterion(self._predictions(batch, auxiliary=True), targets, points)
+        predictions = self._predictions(batch, auxiliary=True)
+        points = points or self.drawn_points(batch, targets, predictions.class_logits.device)
+        losses: dict[str, Tensor] = self.criterion(predictions, targets, points, share=batch.share)
         return losses
+
+    def loss_counts(self, batch: ClipBatch) -> dict[str, float]:  # type: ignore[override]  # clips instead of images
+        """Targets and their class weights; see :class:`fssops.models.interface.Counted`."""
+        targets = [self.trained_target(target) for target in batch.targets or []]
+        return self.criterion.counts(targets, self.config.num_queries)
 
     def trained_target(self, target: MaskTargets) -> MaskTargets:
         """The target with the labels that are trained; published: "no object" where the last frame is not annotated."""

@@ -28,7 +28,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from fssops.losses.draws import PointSource
+from fssops.losses.draws import ItemPoints, PointSource
 from fssops.losses.mask_criterion import LossWeights
 from fssops.losses.piloted_criterion import PilotedPart, PilotedSetCriterion
 from fssops.models.mask2former import Mask2Former, Mask2FormerConfig
@@ -215,7 +215,13 @@ class MPFormer(Mask2Former):
         part = None
         if piloted is not None and pilots is not None:
             part = PilotedPart(piloted, pilots.slots.matches(), pilots.slots.groups)
-        losses: dict[str, Tensor] = self.criterion(normal, targets, points, part, piloted_points)
+        if points is None and batch.seeds:
+            points = self.drawn_points(batch, targets, images.device)
+            if part is not None and piloted_points is None:
+                seeds = [seed + 1 for seed in batch.seeds]
+                counts = [part.copies * len(target.labels) for target in targets]
+                piloted_points = ItemPoints(images.device, seeds, counts)
+        losses: dict[str, Tensor] = self.criterion(normal, targets, points, part, piloted_points, share=batch.share)
         if part is None:
             # Distributed training waits for the gradient of every parameter.
             losses["loss_mask_dn"] = losses["loss_mask_dn"] + self.transformer_decoder.label_enc.weight.sum() * 0.0

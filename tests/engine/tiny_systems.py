@@ -69,6 +69,20 @@ SYSTEMS: dict[str, dict[str, Any]] = {
         },
         "data": _SCENES,
     },
+    # Noise is drawn for a batch, and a piloted class loss counts the empty places of the batch's longest list.
+    "mp_former": {
+        "model": {
+            **_MASKS,
+            "encoder_layers": 1,
+            "encoder_hidden": 32,
+            "decoder_layers": 1,
+            "decoder_hidden": 32,
+            "train_points": 128,
+            "label_noise": 0.0,
+            "classify_piloted": False,
+        },
+        "data": _SCENES,
+    },
     "per_pixel_baseline": {
         "model": {"backbone": "resnet18", "num_classes": 8, "channels": 32, "mask_channels": 32},
         "data": {**_SCENES, "truth": "semantic"},
