@@ -125,7 +125,7 @@ class SetCriterion(nn.Module):
             of more targets than queries, of which matching leaves some out, the mean weight is taken.
         """
         weights, classes = self.class_weights.to("cpu"), 0.0
-        for target in targets:
+        for target in targets if self.num_classes is not None else ():
             count = len(target.labels)
             own = float(weights[target.labels.to("cpu")].sum())
             matched = own if count <= queries else own * queries / count
