@@ -80,6 +80,14 @@ class Mask2Former(MaskClassificationModel):
 
     name = "mask2former"
     cut_panoptic_at_half = True
+    misfits: tuple[tuple[str, str], ...] = (
+        (
+            r"(^|\.)label_enc\.weight$",
+            "these are weights of MP-Former, whose queries carry no position embedding, and Mask2Former's do; build"
+            " mp_former for them",
+        ),
+    )
+    """Names (``re.search``) by which weights are told that would nearly fit, and why they do not."""
     config: Mask2FormerConfig
     criterion: PointSetCriterion
 

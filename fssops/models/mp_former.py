@@ -117,6 +117,14 @@ class MPFormer(Mask2Former):
 
     name = "mp_former"
     class_dependent = (*Mask2Former.class_dependent, "transformer_decoder.label_enc.")
+    misfits = (
+        (
+            r"(^|\.)(query_embed|queries_embedder)\.weight$",
+            "these are weights of a system whose queries carry a position embedding (Mask2Former), and MP-Former's"
+            " carry none, in training and at inference: its layers would see other queries than they were trained for;"
+            " build mask2former for them, or train mp_former from weights of a backbone or of MP-Former",
+        ),
+    )
     config: MPFormerConfig
     criterion: PilotedSetCriterion
     transformer_decoder: PilotedTransformerDecoder

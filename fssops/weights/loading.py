@@ -111,6 +111,7 @@ def load_weights(
         CheckpointError: the file cannot be read, is of another model, or (strict) does not fit; the model is unchanged.
     """
     checkpoint = source if isinstance(source, Checkpoint) else read_checkpoint(source)
+    _refuse_misfits(model, checkpoint)
     layout, target, prefix = _recognise(model, checkpoint)
     report = LoadReport(checkpoint.source, layout.name if layout else FSSOPS, prefix.rstrip(".") or "model")
     own = target.state_dict()
@@ -162,6 +163,13 @@ def _squeezed(shape: Shape) -> Shape:
 
 def _name_of(model: nn.Module) -> str:
     return str(getattr(model, "name", type(model).__name__))
+
+
+def _refuse_misfits(model: nn.Module, checkpoint: Checkpoint) -> None:
+    """Refuse weights of a relative that would nearly fit; a model names their tensors and the reason (``misfits``)."""
+    for pattern, reason in getattr(model, "misfits", ()):
+        if any(re.search(pattern, key) for key in checkpoint.state):
+            raise CheckpointError(f"load_weights: {checkpoint.source} does not fit {_name_of(model)}: {reason}")
 
 
 def _recognise(model: nn.Module, checkpoint: Checkpoint) -> tuple[Layout | None, nn.Module, str]:
