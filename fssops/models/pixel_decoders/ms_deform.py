@@ -137,7 +137,7 @@ class MSDeformPixelDecoder(nn.Module):
     def decode(self, levels: Sequence[Tensor], fine: Tensor, padding: Tensor | None = None) -> PixelFeatures:
         """The rest of :meth:`forward`, from what :meth:`project` returns."""
         with torch.autocast(fine.device.type, enabled=False):
-            return self._decode(levels, lambda: fine, padding)
+            return self._decode(levels, fine.clone, padding)  # it is added to in place
 
     def _levels(self, features: Mapping[str, Tensor]) -> list[Tensor]:
         return [conv(features[name].float()) for name, conv in zip(IN_FEATURES, self.input_proj, strict=True)]
@@ -168,9 +168,10 @@ class MSDeformPixelDecoder(nn.Module):
         fine = memory[-1].transpose(1, 2).unflatten(2, sizes[-1])
         layout = torch.channels_last if y.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
         fine = fine.contiguous(memory_format=layout)
-        y = y + F.interpolate(fine, size=y.shape[-2:], mode="bilinear", align_corners=False)
+        y += F.interpolate(fine, size=y.shape[-2:], mode="bilinear", align_corners=False)
+        y = self.layer_1(y)
         # Mask features are read row by row of a channel, many times.
-        return PixelFeatures(self.mask_features(self.layer_1(y)).contiguous(), memory, sizes)
+        return PixelFeatures(self.mask_features(y).contiguous(), memory, sizes)
 
 
 def resized_padding(padding: Tensor, size: tuple[int, int]) -> Tensor:
