@@ -20,6 +20,7 @@ from fssops.tasks import settings_from_tables, task_of
 from fssops.tasks.base_class_settings import BaseClassSettings
 from fssops.tasks.loading import build_model, load_for_use
 from fssops.tasks.universal_settings import UniversalSettings
+from fssops.tasks.video_settings import VideoSettings
 
 _EXAMPLES = """\
 examples:
@@ -32,6 +33,9 @@ examples:
       weights of any known layout, with a recipe that says which model and data they are for
   python -m fssops.evaluate model_final.pkl --recipe mask2former_ade20k_semantic_r50 --set data.root=/data/ADE
       a universal system with the authors' weights; add --classes for the table of classes
+  python -m fssops.evaluate model_final.pkl --recipe mask2former_vis_ytvis2021_r50 --set data.root=/data/ytvis_2021 \\
+      --set eval.window=40
+      a video system, at most 40 frames of a video held at once; submission.json and .zip are for the servers
   python -m fssops.evaluate --recipe panet_generated --set eval.annotation=box
       an untrained model; supports marked by boxes
 
@@ -82,6 +86,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         loaded = [(settings, model, f"{settings.name}{'' if settings.model.weights else ', random weights'}")]
     if any(isinstance(settings, UniversalSettings) for settings, _, _ in loaded):
         return _evaluate_fixed_classes(loaded, options)
+    if any(isinstance(settings, VideoSettings) for settings, _, _ in loaded):
+        return _evaluate_videos(loaded, options)
     if any(isinstance(settings, BaseClassSettings) for settings, _, _ in loaded):
         return _evaluate_base_classes(loaded, options)
     pairs = _folds(options.fold, [settings for settings, _, _ in loaded])
@@ -152,6 +158,22 @@ def _evaluate_fixed_classes(loaded: Sequence[tuple[Any, Any, str]], options: Any
     fabric = build_fabric(loaded[0][0].engine)
     fabric.launch()
     folder = options.out or _default_folder(options.checkpoints, loaded[0][0], loaded[0][0].data.truth)
+    if fabric.is_global_zero:
+        folder.mkdir(parents=True, exist_ok=True)
+    evaluate_models(loaded, fabric, folder, classes=options.classes)
+    return 0
+
+
+def _evaluate_videos(loaded: Sequence[tuple[Any, Any, str]], options: Any) -> int:
+    if not all(isinstance(settings, VideoSettings) for settings, _, _ in loaded):
+        raise SettingsError("CHECKPOINT: all must be video systems or none, got both")
+    if options.fold is not None:
+        raise SettingsError(f"--fold: {loaded[0][0].model.name} has fixed classes and no folds, got {options.fold!r}")
+    from fssops.tasks.video_reports import evaluate_models
+
+    fabric = build_fabric(loaded[0][0].engine)
+    fabric.launch()
+    folder = options.out or _default_folder(options.checkpoints, loaded[0][0], "video")
     if fabric.is_global_zero:
         folder.mkdir(parents=True, exist_ok=True)
     evaluate_models(loaded, fabric, folder, classes=options.classes)

@@ -1,4 +1,4 @@
-"""``python -m fssops.predict``: segment images, with a system of fixed classes or from a few labelled ones."""
+"""``python -m fssops.predict``: segment images or videos, with fixed classes or from a few labelled images."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from fssops.evaluation.pictures import label_image, overlay
 from fssops.tasks.frames import frames, require_decoder
 from fssops.tasks.loading import load_for_use
 from fssops.tasks.universal_settings import UniversalSettings
+from fssops.tasks.video_settings import VideoSettings
 
 _EXAMPLES = """\
 examples of fixed classes (semantic, instance, panoptic):
@@ -30,6 +31,12 @@ examples of fixed classes (semantic, instance, panoptic):
       label maps, COCO results and overlays with class names; a folder, images, or a video (extra fssops[video])
   python -m fssops.predict --checkpoint model_final.pkl --recipe mask2former_coco_panoptic_r50 --query a.jpg --out out/
       weights of any known layout, with the recipe that says which model and classes they are for
+
+examples of video systems:
+  python -m fssops.predict --checkpoint runs/mask2former_vis_generated-20260101-120000 --query clip.mp4 --out out/
+      a video file (extra fssops[video]; animated GIF and WebP without it), a folder of frames, or several of either
+  python -m fssops.predict --checkpoint runs/mine --query JPEGImages/ --set eval.window=20 --zip --out out/
+      a folder of folders, each a video, at most 20 frames held at once; results.zip is for the evaluation servers
 
 examples of few-shot systems:
   python -m fssops.predict --checkpoint runs/panet_generated-20260101-120000 \\
@@ -46,9 +53,10 @@ examples of few-shot systems:
       weights of any known layout instead of a run
 
 systems of fixed classes leave semantic/NAME.png, panoptic/NAME.png with panoptic.json, instances.json, overlays/,
-classes.json and summary.json. Few-shot systems leave for each query NAME: NAME_labels.png (palette; 0 background,
-n = class n), NAME_overlay.jpg, NAME_probability.png (probability of the class, 0..255; of several classes
-NAME_probabilities.npz), and summary.json."""
+classes.json and summary.json. Video systems leave results.json in the submission format of YouTube-VIS, frames/VIDEO/
+with each object in a colour that stays, VIDEO.webp or .mp4, classes.json and summary.json. Few-shot systems leave for
+each query NAME: NAME_labels.png (palette; 0 background, n = class n), NAME_overlay.jpg, NAME_probability.png
+(probability of the class, 0..255; of several classes NAME_probabilities.npz), and summary.json."""
 
 
 @dataclass
@@ -86,7 +94,9 @@ class _SupportAction(argparse.Action):
 
 def parser() -> Parser:
     """Build the argument parser."""
-    arguments = Parser("predict", "Segment images: fixed classes, or new ones from a few labelled examples.", _EXAMPLES)
+    arguments = Parser(
+        "predict", "Segment images or videos: fixed classes, or new ones from a few labelled examples.", _EXAMPLES
+    )
     model = arguments.add_argument_group("the model: a run, or a model's name with weights")
     model.add_argument("--checkpoint", type=Path, metavar="RUN|FILE", help="run folder or checkpoint of fssops.train")
     model.add_argument("--model", help="name of a few-shot model, see python -m fssops.models")
@@ -112,6 +122,15 @@ def parser() -> Parser:
         "--task", action="append", choices=("semantic", "instance", "panoptic"), help="what to write; may be repeated"
     )
     fixed.add_argument("--score", type=float, default=0.3, help="least score of an instance on overlays (default 0.3)")
+    videos = arguments.add_argument_group("video systems")
+    videos.add_argument(
+        "--video",
+        default="auto",
+        choices=("auto", "mp4", "webp", "gif", "none"),
+        help="kind of video that is made of the result (default: mp4 with the extra fssops[video], else webp)",
+    )
+    videos.add_argument("--rate", type=float, default=10.0, help="its frames a second (default 10)")
+    videos.add_argument("--zip", action="store_true", help="write results.zip for the evaluation servers too")
     arguments.add_argument("--query", nargs="+", metavar="FILE|FOLDER", help="images (or a video) to segment")
     arguments.add_argument("--out", type=Path, metavar="FOLDER", help="where results are written")
     arguments.add_argument(
@@ -171,11 +190,13 @@ def _predict_fixed_classes(verb: Parser, options: Any) -> int:
     """Predict without supports."""
     if options.checkpoint is None or options.weights is not None:
         verb.error("--support: give at least one labelled image (or, for fixed classes, --checkpoint and no --model)")
+    settings, model, label = load_for_use(options.checkpoint, options.recipe, options.overrides)
+    if isinstance(settings, VideoSettings):
+        return _predict_videos(settings, model, label, options)
     queries = find_queries(options.query)
     if options.out.resolve() in {path.parent.resolve() for path in queries}:
         raise SettingsError(f"--out: {options.out} must be another folder than that of the queries")
     require_decoder(queries)
-    settings, model, label = load_for_use(options.checkpoint, options.recipe, options.overrides)
     if not isinstance(settings, UniversalSettings):
         verb.error(f"--support: {settings.model.name} needs at least one labelled image, got none")
     from fssops.tasks.universal import UniversalTask
@@ -187,6 +208,35 @@ def _predict_fixed_classes(verb: Parser, options: Any) -> int:
     predictor = Predictor(task, model, classes, options.out, options.task, options.score, options.size)
     with ProgressBar("predict", len(queries)) as bar:
         return predict(predictor, frames(queries, _output_names(queries)), bar, label)
+
+
+def _predict_videos(settings: VideoSettings, model: nn.Module, label: str, options: Any) -> int:
+    from fssops.tasks.universal_predict import classes_for
+    from fssops.tasks.video import VideoTask
+    from fssops.tasks.video_files import animation_suffix, find_videos
+    from fssops.tasks.video_predict import VideoPredictor
+
+    if options.task and set(options.task) != {"instance"}:
+        raise SettingsError(f"--task: {settings.model.name} finds instances alone, got {', '.join(options.task)}")
+    suffix = "none" if options.video == "none" else animation_suffix(options.video)
+    videos = find_videos(options.query)
+    if options.out.resolve() in {path.parent.resolve() for video in videos for path in video.paths}:
+        raise SettingsError(f"--out: {options.out} must be another folder than that of the queries")
+    task = VideoTask(settings)
+    classes = classes_for(task, options.checkpoint)
+    predictor = VideoPredictor(
+        task,
+        _on_device(model, options.device),
+        classes,
+        options.out,
+        suffix,
+        options.score,
+        options.size,
+        options.rate,
+        options.zip,
+    )
+    with ProgressBar("predict", len(videos)) as bar:
+        return predictor.run(videos, bar, label)
 
 
 def find_queries(given: Sequence[str]) -> list[Path]:

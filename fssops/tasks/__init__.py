@@ -19,6 +19,7 @@ TASKS: dict[str, tuple[str, str]] = {
     "base classes": ("fssops.tasks.base_classes", "BaseClassTask"),
     "universal": ("fssops.tasks.universal", "UniversalTask"),
     "semantic": ("fssops.tasks.universal", "UniversalTask"),
+    "video": ("fssops.tasks.video", "VideoTask"),
 }
 """Task of a model (the column ``task`` of ``fssops.models.MODELS``) -> module and class that train and evaluate it."""
 

@@ -30,9 +30,10 @@ from fssops.structures import SegmentationResult
 from fssops.tasks.frames import Frame
 from fssops.tasks.universal import UniversalTask
 from fssops.tasks.universal_pictures import SHOWN_SCORE, result_regions
+from fssops.tasks.video import VideoTask
 
 
-def classes_for(task: UniversalTask, checkpoint: Path | None) -> universal.Metadata:
+def classes_for(task: UniversalTask | VideoTask, checkpoint: Path | None) -> universal.Metadata:
     """Classes of a model: those its run folder keeps, else those of the data set or the published ones.
 
     Raises:

@@ -1,0 +1,179 @@
+"""Videos to predict on, and videos that are made: files that a decoder reads, animated pictures, folders of frames.
+
+Animated GIF and WebP are read and written by Pillow, everything else by the package av (extra fssops[video]).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageSequence, UnidentifiedImageError
+
+from fssops.data.images import SUFFIXES, read_image
+from fssops.engine.settings import SettingsError
+from fssops.tasks.frames import frames, is_video, require_decoder
+
+ANIMATED = frozenset({".gif", ".webp", ".apng"})
+"""Picture files that may hold a video."""
+
+DEFAULT_RATE = 10.0
+"""Frames a second of videos that are made of folders."""
+
+
+@dataclass
+class VideoInput:
+    """One video to segment; it can be read as often as needed.
+
+    Attributes:
+        name: for output files.
+        paths: one video file, or the frames in order.
+        unreadable: number of each frame that could not be read, with the reason; filled by reading.
+    """
+
+    name: str
+    paths: list[Path]
+    unreadable: dict[int, str] = field(default_factory=dict)
+
+    @property
+    def origin(self) -> str:
+        """What it is called in messages."""
+        return str(self.paths[0] if self.is_file else self.paths[0].parent)
+
+    @property
+    def is_file(self) -> bool:
+        """Whether one file holds all frames."""
+        return len(self.paths) == 1 and (is_video(self.paths[0]) or _is_animated(self.paths[0]))
+
+    def frames(self) -> Iterator[tuple[int, np.ndarray]]:
+        """Number and picture [H, W, 3] uint8 of every frame that can be read."""
+        for number, (image, error) in enumerate(self._pictures()):
+            if image is None:
+                self.unreadable[number] = error
+            else:
+                yield number, image
+
+    def _pictures(self) -> Iterator[tuple[np.ndarray | None, str]]:
+        if self.is_file and _is_animated(self.paths[0]):
+            with Image.open(self.paths[0]) as animation:
+                for frame in ImageSequence.Iterator(animation):
+                    yield np.asarray(frame.convert("RGB")), ""
+        elif self.is_file:
+            for found in frames(self.paths, [self.name]):
+                yield found.image, found.error
+        else:
+            for path in self.paths:
+                try:
+                    yield np.asarray(read_image(path)), ""
+                except (ValueError, OSError) as error:
+                    yield None, str(error)
+
+
+def _is_animated(path: Path) -> bool:
+    if path.suffix.lower() not in ANIMATED:
+        return False
+    try:
+        with Image.open(path) as picture:
+            return int(getattr(picture, "n_frames", 1)) > 1
+    except (OSError, UnidentifiedImageError, ValueError):
+        return False
+
+
+def find_videos(given: Sequence[str]) -> list[VideoInput]:
+    """The videos that paths stand for: a video file each, a folder of frames each, a folder of such folders or files.
+
+    Several pictures given one by one are the frames of one video, in the order given.
+
+    Raises:
+        FileNotFoundError: a path does not exist, or a folder holds nothing of the kind.
+        SettingsError: a video file, and no decoder is installed.
+    """
+    found: list[VideoInput] = []
+    loose: list[Path] = []
+    for text in given:
+        path = Path(text)
+        if path.is_dir():
+            found += _videos_in(path)
+        elif not path.is_file():
+            raise FileNotFoundError(f"--query: {path} must be a video or a folder of frames, got nothing there")
+        elif is_video(path) or _is_animated(path):
+            found.append(VideoInput(path.stem, [path]))
+        else:
+            loose.append(path)
+    if loose:
+        found.insert(0, VideoInput(loose[0].parent.name or "video", loose))
+    require_decoder([path for video in found for path in video.paths if video.is_file])
+    taken: dict[str, int] = {}
+    for video in found:
+        taken[video.name] = taken.get(video.name, 0) + 1
+        if taken[video.name] > 1:
+            video.name = f"{video.name}-{taken[video.name]}"
+    return found
+
+
+def _videos_in(folder: Path) -> list[VideoInput]:
+    entries = sorted(folder.iterdir())
+    files = [entry for entry in entries if entry.is_file() and (is_video(entry) or _is_animated(entry))]
+    pictures = [e for e in entries if e.is_file() and e.suffix.lower() in SUFFIXES and e not in files]
+    if pictures:
+        return [VideoInput(folder.resolve().name, pictures)]
+    inner = [
+        VideoInput(entry.name, frames)
+        for entry in entries
+        if entry.is_dir()
+        and (frames := sorted(e for e in entry.iterdir() if e.is_file() and e.suffix.lower() in SUFFIXES))
+    ]
+    found = [VideoInput(file.stem, [file]) for file in files] + inner
+    if not found:
+        raise FileNotFoundError(f"--query: folder {folder} must hold frames, videos or folders of frames, got none")
+    return found
+
+
+def animation_suffix(wanted: str) -> str:
+    """Ending of the videos that are made: as wanted, or for ``auto`` what can be written here.
+
+    Raises:
+        SettingsError: mp4 is wanted and av is not installed.
+    """
+    has_av = importlib.util.find_spec("av") is not None
+    if wanted == "mp4" and not has_av:
+        raise SettingsError("--video: mp4 needs the package av: install fssops[video], or take webp or gif")
+    return wanted if wanted != "auto" else ("mp4" if has_av else "webp")
+
+
+def write_video(path: Path, pictures: Iterator[np.ndarray], rate: float = DEFAULT_RATE) -> None:
+    """Write a video, taking picture after picture.
+
+    Args:
+        path: ends in ``.webp``, ``.gif`` or ``.mp4``.
+        pictures: [H, W, 3] uint8 each, at least one, all of one size.
+        rate: frames a second.
+    """
+    if path.suffix == ".mp4":
+        _write_mp4(path, pictures, rate)
+        return
+    images = (Image.fromarray(picture) for picture in pictures)
+    first = next(images)
+    # quality and method are WebP's; the writer of GIF passes over them.
+    duration = max(1, round(1000 / rate))
+    first.save(path, save_all=True, append_images=images, duration=duration, loop=0, quality=80, method=2)
+
+
+def _write_mp4(path: Path, pictures: Iterator[np.ndarray], rate: float) -> None:
+    import av
+
+    with av.open(str(path), "w") as container:
+        stream = None
+        for picture in pictures:
+            # The common pixel format wants even sides.
+            even = picture[: picture.shape[0] // 2 * 2, : picture.shape[1] // 2 * 2]
+            if stream is None:
+                stream = container.add_stream("libx264", rate=round(rate))
+                stream.height, stream.width, stream.pix_fmt = even.shape[0], even.shape[1], "yuv420p"
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(even), format="rgb24")
+            container.mux(stream.encode(frame))
+        if stream is not None:
+            container.mux(stream.encode())
