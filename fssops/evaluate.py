@@ -36,6 +36,8 @@ examples:
   python -m fssops.evaluate model_final.pkl --recipe mask2former_vis_ytvis2021_r50 --set data.root=/data/ytvis_2021 \\
       --set eval.window=40
       a video system, at most 40 frames of a video held at once; submission.json and .zip are for the servers
+  python -m fssops.evaluate runs/mask2former_generated-20260101-120000 --set eval.layer_measures=true
+      also how the layers of a masked-attention decoder go along: the two measures of MP-Former
   python -m fssops.evaluate --recipe panet_generated --set eval.annotation=box
       an untrained model; supports marked by boxes
 

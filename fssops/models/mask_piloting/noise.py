@@ -114,13 +114,14 @@ def _moved(maps: Maps, enlarged: Tensor | None, offsets: Tensor | None) -> Tenso
     plain = maps.open if enlarged is None else maps.open & ~enlarged[:, None, None]
     cells = plain.nonzero()
     if enlarged is not None:
-        size = torch.tensor([height, width], device=cells.device)
+        size = torch.tensor([height, width])
         larger = (size.float() * (1 + maps.scale)).long() + 1
+        spare = (size - larger).to(cells.device)
         chosen = enlarged.nonzero()[:, 0]
         grown = nearest_cells(maps.open[chosen], (int(larger[0]), int(larger[1]))).nonzero()
         centres = maps.boxes[:, :2] if maps.published else maps.boxes[:, [1, 0]]
         grown[:, 0] = chosen[grown[:, 0]]
-        grown[:, 1:] += ((size - larger) * centres).long()[grown[:, 0]]
+        grown[:, 1:] += (spare * centres).long()[grown[:, 0]]
         cells = torch.cat((cells, grown))
     copy, places = cells[:, 0], cells[:, 1:].float()
     if offsets is not None:

@@ -103,11 +103,17 @@ def build_pilots(
         closed = (_point_maps if options.mode == "points" else _noised_maps)(
             targets, slots, options, draws, layers, sizes, padded_size
         )
-        masks = [None if rows is None else _packed(rows, slots) for rows in closed]
-        for layer, mask in enumerate(masks):
-            blocked = padding[layer % len(sizes)]
-            if mask is not None and blocked is not None:
-                masks[layer] = mask.with_padding(blocked)
+        # Layers of one level share their rows where the noise is drawn once, and then their bits.
+        known: dict[int, ops.AttentionMask] = {}
+        masks: list[ops.AttentionMask | None] = [None] * layers
+        for layer, rows in enumerate(closed):
+            if rows is None:
+                continue
+            if id(rows) not in known:
+                blocked = padding[layer % len(sizes)]
+                mask = _packed(rows, slots)
+                known[id(rows)] = mask if blocked is None else mask.with_padding(blocked)
+            masks[layer] = known[id(rows)]
     content = _content(targets, slots, embedding, options, draws, classes)
     return Pilots(slots, content, masks, slots.blocked(queries))
 
@@ -131,7 +137,10 @@ def _point_maps(
     closed: list[Tensor | None] = [None] * layers
     for layer in range(_piloted_layers(options, layers, len(sizes))):
         level = layer % len(sizes)
-        closed[layer] = ~flipped_points(opened[level], options.noise_scale, options.head_noise, draws, layer)
+        if options.noise_scale == 0 and layer >= len(sizes):
+            closed[layer] = closed[level]
+        else:
+            closed[layer] = ~flipped_points(opened[level], options.noise_scale, options.head_noise, draws, layer)
     return closed
 
 
@@ -156,11 +165,12 @@ def _noised_maps(
         options.published,
     )
     noised = [level.flatten(1) for level in MAP_NOISES[options.mode](maps, draws)]
+    outside = [~level for level in noised]
+    # The authors' code takes the closed map for a probability after the first layer and inverts it by that.
+    later = noised if options.published else outside
     closed: list[Tensor | None] = [None] * layers
     for layer in range(_piloted_layers(options, layers, len(sizes))):
-        level = noised[layer % len(sizes)]
-        # The authors' code takes the closed map for a probability after the first layer and inverts it by that.
-        closed[layer] = level if options.published and layer else ~level
+        closed[layer] = (later if layer else outside)[layer % len(sizes)]
     return closed
 
 
