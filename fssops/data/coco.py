@@ -76,7 +76,9 @@ class COCOSource(FewShotSource):
         annotations: annotation file, instead of the one that ``split`` names.
         images: folder of the images, instead of the one that ``split`` names.
         crowd: what crowd regions of a class are: ``ignore`` (255 where no object of the class is drawn) or ``object``
-            (part of the class's mask, as in PANet's COCO protocol).
+            (part of the class's mask, as in PANet's COCO protocol), or ``background`` (as if they were not there).
+        overlap: where classes overlap, the ``smaller`` object is on top, or the ``later`` annotation of the file,
+            whatever its class, as MM-Former's masks are painted.
         warn: warn of annotations that are dropped.
 
     Attributes:
@@ -97,18 +99,21 @@ class COCOSource(FewShotSource):
         *,
         annotations: str | os.PathLike[str] | None = None,
         images: str | os.PathLike[str] | None = None,
-        crowd: Literal["ignore", "object"] = "ignore",
+        crowd: Literal["ignore", "object", "background"] = "ignore",
+        overlap: Literal["smaller", "later"] = "smaller",
         warn: bool = True,
     ) -> None:
-        if crowd not in ("ignore", "object"):
-            raise ValueError(f"COCOSource: crowd must be ignore or object, got {crowd!r}")
+        if crowd not in ("ignore", "object", "background"):
+            raise ValueError(f"COCOSource: crowd must be ignore, object or background, got {crowd!r}")
+        if overlap not in ("smaller", "later"):
+            raise ValueError(f"COCOSource: overlap must be smaller or later, got {overlap!r}")
         if annotations is not None:
             path = Path(annotations)
         elif root is not None:
             path, split = find_annotations(root, split)
         else:
             raise ValueError("COCOSource: root must be a folder unless annotations and images are given, got None")
-        self.crowd = crowd
+        self.crowd, self.overlap = crowd, overlap
         self.image_folder = self._find_images(root, split, images)
         self.file = coco_json.read(path, warn=warn)
         numbers = {category: number for number, category in enumerate(self.file.categories, start=1)}
@@ -157,7 +162,9 @@ class COCOSource(FewShotSource):
         return found if class_id is None else [a for a in found if self._class_of[a.category] == class_id]
 
     def label_map(self, name: str, class_ids: Sequence[int] | None = None) -> np.ndarray:
-        """Class of every pixel; where classes overlap, the smaller object is on top (COCO itself sets no order)."""
+        """Class of every pixel; where classes overlap, ``overlap`` decides (COCO itself sets no order)."""
+        if self.overlap == "later":
+            return self._painted(name, class_ids)
         _, width, height = self._entry(name)
         label = np.zeros((height, width), dtype=np.uint8)
         keep = set(self.classes if class_ids is None else class_ids)
@@ -167,12 +174,26 @@ class COCOSource(FewShotSource):
             if number not in keep:
                 continue
             mask = draw(annotation.segmentation, width, height)
-            if annotation.crowd and self.crowd == "ignore":
-                label[mask] = IGNORE
+            if annotation.crowd and self.crowd != "object":
+                label[mask] = IGNORE if self.crowd == "ignore" else label[mask]
             elif mask.any():
                 objects.append((int(mask.sum()), number, mask))
         for _, number, mask in sorted(objects, key=lambda o: -o[0]):
             label[mask] = number
+        return label
+
+    def _painted(self, name: str, class_ids: Sequence[int] | None) -> np.ndarray:
+        """Annotations of all classes painted over each other, then the classes wanted."""
+        _, width, height = self._entry(name)
+        label = np.zeros((height, width), dtype=np.uint8)
+        for annotation in self.annotations_of(name):
+            if annotation.crowd and self.crowd == "background":
+                continue
+            mask = draw(annotation.segmentation, width, height)
+            ignored = annotation.crowd and self.crowd == "ignore"
+            label[mask] = IGNORE if ignored else self._class_of[annotation.category]
+        if class_ids is not None:
+            label[~np.isin(label, [*class_ids, IGNORE])] = 0
         return label
 
     def instance_map(self, name: str, class_id: int) -> np.ndarray:
@@ -221,4 +242,5 @@ class COCOSource(FewShotSource):
         return [str(self.file.path)]
 
     def describe(self) -> dict[str, object]:
-        return {**super().describe(), "crowd": self.crowd}
+        painted = {} if self.overlap == "smaller" else {"overlap": self.overlap}
+        return {**super().describe(), "crowd": self.crowd, **painted}

@@ -46,6 +46,9 @@ class EpisodeDataset(Dataset[Episode]):
             prototype, as published for masks and scribbles), ``error`` raises.
         normalise: scale by ImageNet's mean and deviation; else images stay 0..255.
         base_classes: ids of the fold's base classes in their order; queries then come with their base labels.
+        least_query: augment a query again, up to 100 times, while it keeps fewer pixels of the class it was drawn for;
+            if none keeps enough, the try that kept most is taken.
+        least_support: the same for supports.
         seed: of augmentation and of the choice among scribble strokes.
 
     Raises:
@@ -67,6 +70,8 @@ class EpisodeDataset(Dataset[Episode]):
         empty_support: Literal["keep", "error"] = "keep",
         normalise: bool = True,
         base_classes: Sequence[int] = (),
+        least_query: int = 0,
+        least_support: int = 0,
         seed: int = 0,
     ) -> None:
         for name, value, choices in (
@@ -88,6 +93,7 @@ class EpisodeDataset(Dataset[Episode]):
         self.empty_support = empty_support
         self.normalise = normalise
         self.base_classes = tuple(base_classes)
+        self.least_query, self.least_support = least_query, least_support
         self.seed = seed
         self._fixed_geometry = augment == "none"
         self._drawn: OrderedDict[str, np.ndarray] = OrderedDict()
@@ -115,7 +121,7 @@ class EpisodeDataset(Dataset[Episode]):
         for way in range(ways):
             for shot, name in enumerate(spec.support[way]):
                 rng = self._generator(epoch, index, way * shots + shot)
-                sample = self._load(name, self._shown(spec, way), rng, support_class=spec.classes[way])
+                sample = self._load(name, self._shown(spec, way), rng, spec.classes[way])
                 images[way, shot] = self._tensor(sample.image)
                 fg, bg = self._support_masks(sample, spec, way, name, rng)
                 foreground[way, shot] = torch.from_numpy(fg)
@@ -124,8 +130,9 @@ class EpisodeDataset(Dataset[Episode]):
         query_labels = torch.empty(len(spec.query), *self.size, dtype=torch.int64)
         base = torch.empty(query_labels.shape, dtype=torch.int64) if self.base_classes else None
         for number, name in enumerate(spec.query):
-            shown = self._shown(spec, spec.query_ways[number])
-            sample = self._load(name, shown, self._generator(epoch, index, ways * shots + number), query=True)
+            way = spec.query_ways[number]
+            rng = self._generator(epoch, index, ways * shots + number)
+            sample = self._load(name, self._shown(spec, way), rng, spec.classes[way], query=True)
             if base is not None:
                 base[number] = torch.from_numpy(np.ascontiguousarray(sample.maps["base"]))
             query_images[number] = self._tensor(sample.image)
@@ -179,18 +186,20 @@ class EpisodeDataset(Dataset[Episode]):
         name: str,
         shown: list[int],
         rng: np.random.Generator,
-        support_class: int | None = None,
+        class_id: int,
         *,
         query: bool = False,
     ) -> Sample:
         maps = {"label": self.source.label_map(name, shown)}
         if query and self.base_classes:
             maps["base"] = base_labels(self.source.label_map(name), self.base_classes)
-        if support_class is not None and self.annotation == "box":
-            maps["instance"] = self.source.instance_map(name, support_class)
-        if support_class is not None and self.annotation == "scribble":
+        if not query and self.annotation == "box":
+            maps["instance"] = self.source.instance_map(name, class_id)
+        if not query and self.annotation == "scribble":
             maps.update(self._scribble_inputs(name))
-        sample = self.transform(Sample(np.asarray(self.source.image(name)), maps), rng)
+        least = self.least_query if query else self.least_support
+        original = Sample(np.asarray(self.source.image(name)), maps)
+        sample = transforms.with_enough(self.transform, original, rng, [class_id], least)
         if sample.size != self.size or sample.maps["label"].shape != self.size:
             raise MaskError(
                 f"EpisodeDataset: augment must give images and labels of {self.size}, "

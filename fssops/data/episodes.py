@@ -11,35 +11,18 @@ import functools
 import hashlib
 import json
 import os
-import random
 import tempfile
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from fssops.data import episode_draws
+from fssops.data.episode_draws import EpisodeSpec
 from fssops.data.errors import AnnotationError, TooFewImagesError
 from fssops.data.sources import FewShotSource
 
 FILE_FORMAT = "fssops-episodes-1"
-_ATTEMPTS = 100
-
-
-@dataclass(frozen=True)
-class EpisodeSpec:
-    """One task by names.
-
-    Attributes:
-        classes: class id of each way.
-        support: for each way the names of its K images.
-        query: names of the Q query images.
-        query_ways: for each query the (0-based) way it was drawn for; other ways may show in it too.
-    """
-
-    classes: tuple[int, ...]
-    support: tuple[tuple[str, ...], ...]
-    query: tuple[str, ...]
-    query_ways: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -96,7 +79,7 @@ class EpisodeList:
         queries: int = 1,
         episodes: int = 1000,
         seed: int = 1234,
-        draw: Literal["balanced", "panet", "list"] = "balanced",
+        draw: Literal["balanced", "panet", "list", "shuffled"] = "balanced",
         min_area: int = 1,
         avoid: Collection[int] = (),
         too_few: Literal["error", "skip"] = "error",
@@ -113,6 +96,8 @@ class EpisodeList:
         - ``list``: BAM's and MSANet's (1 way, 1 query), number for number for a loader without worker processes.
           Queries run through the images that hold any of the classes; the class is drawn from those in the query,
           whatever their size; supports from the class's images without the query. Classes are not balanced.
+        - ``shuffled``: MM-Former's, number for number. As ``list``, but the queries run through a shuffled list, and at
+          least five supports are drawn, of which fewer shots take the first: 1-shot and 5-shot have the same queries.
 
         Args:
             source: the data set.
@@ -135,12 +120,12 @@ class EpisodeList:
             TooFewImagesError: a class has fewer images than an episode needs, or too few classes are left.
         """
         _check_counts(ways=ways, shots=shots, queries=queries, episodes=episodes)
-        if draw not in ("balanced", "panet", "list"):
-            raise ValueError(f"EpisodeList.draw: draw must be balanced, panet or list, got {draw!r}")
+        if draw not in ("balanced", "panet", "list", "shuffled"):
+            raise ValueError(f"EpisodeList.draw: draw must be balanced, panet, list or shuffled, got {draw!r}")
         if too_few not in ("error", "skip"):
             raise ValueError(f"EpisodeList.draw: too_few must be error or skip, got {too_few!r}")
-        if draw == "list" and (ways, queries) != (1, 1):
-            raise ValueError(f"EpisodeList.draw: draw 'list' must have 1 way and 1 query, got {ways} and {queries}")
+        if draw in ("list", "shuffled") and (ways, queries) != (1, 1):
+            raise ValueError(f"EpisodeList.draw: draw {draw!r} must have 1 way and 1 query, got {ways} and {queries}")
         unknown = [c for c in classes if c not in source.classes]
         if unknown or len(set(classes)) != len(classes):
             got = f"unknown {unknown}" if unknown else f"repeated {sorted(classes)}"
@@ -159,11 +144,13 @@ class EpisodeList:
                 f"got {len(pools)}{detail}"
             )
         if draw == "balanced":
-            drawn = [_draw_balanced(source, pools, ways, shots, queries, seed, i) for i in range(episodes)]
+            drawn = [episode_draws.draw_balanced(source, pools, ways, shots, queries, seed, i) for i in range(episodes)]
         elif draw == "panet":
-            drawn = _draw_panet(pools, ways, shots, queries, episodes, seed)
+            drawn = episode_draws.draw_panet(pools, ways, shots, queries, episodes, seed)
+        elif draw == "list":
+            drawn = episode_draws.draw_list(source, pools, shots, episodes, seed)
         else:
-            drawn = _draw_list(source, pools, shots, episodes, seed)
+            drawn = episode_draws.draw_shuffled(source, pools, shots, episodes, seed)
         return cls(
             tuple(drawn),
             ways,
@@ -319,80 +306,3 @@ def _images_of(source: FewShotSource, class_id: int, min_area: int, avoid: Colle
     if draw == "panet" and published is not None and min_area <= 1 and not avoid:
         return list(published(class_id))
     return source.images_of(class_id, min_area, avoid)
-
-
-def _draw_balanced(
-    source: FewShotSource, pools: dict[int, list[str]], ways: int, shots: int, queries: int, seed: int, index: int
-) -> EpisodeSpec:
-    rng = random.Random(f"fssops {seed} {index}")
-    classes = list(pools)
-    for _ in range(_ATTEMPTS):
-        chosen = rng.sample(classes, ways)
-        query_ways = sorted(rng.randrange(ways) for _ in range(queries))
-        used: set[str] = set()
-        support: list[tuple[str, ...]] = []
-        query: list[str] = []
-        for way, class_id in enumerate(chosen):
-            count = shots + query_ways.count(way)
-            left = [name for name in pools[class_id] if name not in used] if used else pools[class_id]
-            if len(left) < count:
-                break
-            images = rng.sample(left, count)
-            used.update(images)
-            support.append(tuple(images[:shots]))
-            query.extend(images[shots:])
-        else:
-            return EpisodeSpec(tuple(chosen), tuple(support), tuple(query), tuple(query_ways))
-    raise TooFewImagesError(
-        f"{source.label}: a {ways}-way {shots}-shot episode must have {ways * shots + queries} different images, "
-        f"got none such in {_ATTEMPTS} draws: the classes share too many of their images"
-    )
-
-
-def _draw_panet(
-    pools: dict[int, list[str]], ways: int, shots: int, queries: int, episodes: int, seed: int
-) -> list[EpisodeSpec]:
-    """The order of draws of PANet's ``voc_fewshot`` / ``coco_fewshot`` and ``PairedDataset``."""
-    rng = random.Random(seed)
-    classes = list(pools)
-    chosen_ways = rng.choices(range(ways), k=queries)
-    counts = [chosen_ways.count(way) for way in range(ways)]
-    query_ways = tuple(way for way in range(ways) for _ in range(counts[way]))
-    result = []
-    for _ in range(episodes):
-        chosen = rng.sample(range(len(classes)), k=ways)
-        support: list[tuple[str, ...]] = []
-        query: list[str] = []
-        for way, position in enumerate(chosen):
-            pool = pools[classes[position]]
-            images = [pool[i] for i in rng.sample(range(len(pool)), k=shots + counts[way])]
-            support.append(tuple(images[:shots]))
-            query.extend(reversed(images[shots:]))
-        result.append(EpisodeSpec(tuple(classes[p] for p in chosen), tuple(support), tuple(query), query_ways))
-    return result
-
-
-def _draw_list(
-    source: FewShotSource, pools: dict[int, list[str]], shots: int, episodes: int, seed: int
-) -> list[EpisodeSpec]:
-    """The order of draws of BAM's ``SemData.__getitem__``, called for 0, 1, 2, ... over and over."""
-    rng = random.Random(seed)
-    listed = {name for pool in pools.values() for name in pool}
-    order = [name for name in source.names if name in listed]
-    result = []
-    for index in range(episodes):
-        query = order[index % len(order)]
-        present = [c for c in source.classes_of(query) if c in pools]
-        class_id = present[rng.randint(1, len(present)) - 1]
-        pool = pools[class_id]
-        taken: list[int] = []
-        for _ in range(shots):
-            # The published code draws one number that it does not use, then draws until the image is a new one.
-            rng.randint(1, len(pool))
-            number = rng.randint(1, len(pool)) - 1
-            while pool[number] == query or number in taken:
-                number = rng.randint(1, len(pool)) - 1
-            taken.append(number)
-        support = tuple(pool[number] for number in reversed(taken))
-        result.append(EpisodeSpec((class_id,), (support,), (query,), (0,)))
-    return result

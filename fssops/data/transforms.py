@@ -82,8 +82,8 @@ def resize_map(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.asarray(values[rows[:, None], columns[None, :]])
 
 
-def _corner_resize_map(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Nearest by pixel corners (OpenCV's rule: source index floor(i * scale)), as MSANet's labels are resized."""
+def resize_map_by_corners(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Nearest by pixel corners (OpenCV's and torch's rule: source index floor(i * scale))."""
     height, width = values.shape
     rows = np.minimum((np.arange(size[0]) * (height / size[0])).astype(np.intp), height - 1)
     columns = np.minimum((np.arange(size[1]) * (width / size[1])).astype(np.intp), width - 1)
@@ -125,10 +125,12 @@ class Compose:
 class Resize:
     """Resize to ``size`` (height, width), whatever the aspect: bilinear with antialiasing (Pillow); maps nearest.
 
-    PANet's only geometry (torchvision 0.2.1 Resize on Pillow images).
+    PANet's only geometry (torchvision 0.2.1 Resize on Pillow images). With ``by_corners`` maps take the nearest pixel
+    by corners: MM-Former's, which resizes labels by torch.
     """
 
     size: tuple[int, int]
+    by_corners: bool = False
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         height, width = self.size
@@ -139,7 +141,8 @@ class Resize:
         else:
             planes = [Image.fromarray(sample.image[..., c]).resize((width, height), _LINEAR) for c in range(3)]
             image = np.stack([np.asarray(plane) for plane in planes], axis=-1)
-        return Sample(image, {key: resize_map(m, self.size) for key, m in sample.maps.items()})
+        nearest = resize_map_by_corners if self.by_corners else resize_map
+        return Sample(image, {key: nearest(m, self.size) for key, m in sample.maps.items()})
 
 
 @dataclass(frozen=True)
@@ -164,7 +167,7 @@ class RandomScale:
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         factor = rng.uniform(self.low, self.high)
         size = (max(1, round(sample.size[0] * factor)), max(1, round(sample.size[1] * factor)))
-        maps = {key: _corner_resize_map(m, size) for key, m in sample.maps.items()}
+        maps = {key: resize_map_by_corners(m, size) for key, m in sample.maps.items()}
         return Sample(_linear(sample.image, size), maps)
 
 
@@ -286,15 +289,18 @@ class Letterbox:
         maps = {}
         for key, values in sample.maps.items():
             maps[key] = np.full((side, side), FILL.get(key, 0), dtype=values.dtype)
-            maps[key][: size[0], : size[1]] = _corner_resize_map(values, size)
+            maps[key][: size[0], : size[1]] = resize_map_by_corners(values, size)
         return Sample(image, maps)
 
 
 _SCALES = {"msanet_pascal": (0.9, 1.1), "msanet_coco": (0.8, 1.25), "msanet_base": (0.5, 2.0)}
 
-AUGMENTATIONS = ("none", "flip", *_SCALES)
+AUGMENTATIONS = ("none", "flip", *_SCALES, "mm_former")
 """Named training augmentations: PANet's flip; BAM's and MSANet's scale, rotation, blur, flip and crop, for the episodes
-of either data set and for the base learner."""
+of either data set and for the base learner; MM-Former's short side, crop, colours and flip."""
+
+GEOMETRIES = ("square", "square_by_corners", "letterbox")
+"""How images get their size where no augmentation crops; see :class:`Resize` and :class:`Letterbox`."""
 
 
 def pipeline(size: Sequence[int], augment: str = "none", geometry: str = "square") -> Transform:
@@ -303,19 +309,57 @@ def pipeline(size: Sequence[int], augment: str = "none", geometry: str = "square
     Args:
         size: height and width of the result.
         augment: one of :data:`AUGMENTATIONS`; the ``msanet_*`` ones crop to ``size`` instead of resizing.
-        geometry: ``square`` (:class:`Resize`) or ``letterbox`` (:class:`Letterbox`); not used by ``msanet_*``.
+        geometry: one of :data:`GEOMETRIES`; not used by ``msanet_*`` and ``mm_former``.
 
     Raises:
         ValueError: an unknown name.
     """
     height_width = check_size("transforms.pipeline", size)
-    if geometry not in ("square", "letterbox"):
-        raise ValueError(f"transforms.pipeline: geometry must be square or letterbox, got {geometry!r}")
+    if geometry not in GEOMETRIES:
+        raise ValueError(f"transforms.pipeline: geometry must be one of {', '.join(GEOMETRIES)}, got {geometry!r}")
     if augment not in AUGMENTATIONS:
         raise ValueError(f"transforms.pipeline: augment must be one of {', '.join(AUGMENTATIONS)}, got {augment!r}")
     if augment.startswith("msanet"):
         # The published base stage looks after the pixels labelled 1 alone, whatever that class is.
         crop = RandomCrop(height_width, objects=(1,) if augment == "msanet_base" else ())
         return Compose((RandomScale(*_SCALES[augment]), RandomRotate(), GaussianBlur(), HorizontalFlip(), crop))
-    resize: Transform = Resize(height_width) if geometry == "square" else Letterbox(height_width)
+    if augment == "mm_former":
+        from fssops.data import crops  # it builds on this file
+
+        sides, longest = crops.short_sides(height_width)
+        steps = (crops.RandomShortSide(sides, longest), crops.CropAndPad(height_width), crops.Colours())
+        return Compose((*steps, HorizontalFlip()))
+    if geometry == "letterbox":
+        resize: Transform = Letterbox(height_width)
+    else:
+        resize = Resize(height_width, by_corners=geometry == "square_by_corners")
     return Compose((resize, HorizontalFlip())) if augment == "flip" else resize
+
+
+TRIES = 100
+
+
+def with_enough(
+    transform: Transform, sample: Sample, rng: np.random.Generator, classes: Sequence[int], least: int
+) -> Sample:
+    """Transform a sample anew, up to :data:`TRIES` times, until ``least`` pixels of some classes are left.
+
+    Args:
+        transform: random.
+        sample: with a map ``label``.
+        rng: of all tries.
+        classes: ids in that map.
+        least: pixels; 0 takes the first try.
+
+    Returns:
+        the first try that keeps enough, or the one that kept most.
+    """
+    best, most = transform(sample, rng), -1
+    for number in range(TRIES if least else 0):
+        tried = best if number == 0 else transform(sample, rng)
+        count = int(np.isin(tried.maps["label"], classes).sum())
+        if count > most:
+            best, most = tried, count
+        if count >= least:
+            break
+    return best

@@ -232,7 +232,7 @@ def test_a_transform_of_ones_own_is_checked(generated: fewshot.GeneratedSource) 
         ({"other_ways": "x"}, "other_ways must be one of label, background, got 'x'"),
         ({"size": (0, 3)}, r"size must be two positive integers .* got \(0, 3\)"),
         ({"augment": "x"}, "augment must be one of"),
-        ({"geometry": "x"}, "geometry must be square or letterbox"),
+        ({"geometry": "x"}, "geometry must be one of square, square_by_corners, letterbox"),
     ],
 )
 def test_bad_option_is_an_error(generated: fewshot.GeneratedSource, options: dict, message: str) -> None:

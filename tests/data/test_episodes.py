@@ -208,7 +208,7 @@ def test_classes_that_share_all_their_images_end_in_an_error_not_in_a_loop(tmp_p
         ({"ways": 0}, "ways must be an integer of at least 1, got 0"),
         ({"shots": 1.5}, "shots must be an integer of at least 1, got 1.5"),
         ({"episodes": True}, "episodes must be an integer"),
-        ({"draw": "x"}, "draw must be balanced, panet or list, got 'x'"),
+        ({"draw": "x"}, "draw must be balanced, panet, list or shuffled, got 'x'"),
         ({"too_few": "x"}, "too_few must be error or skip, got 'x'"),
         ({"draw": "list", "queries": 2}, "draw 'list' must have 1 way and 1 query, got 1 and 2"),
     ],

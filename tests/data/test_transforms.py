@@ -169,7 +169,7 @@ def test_unknown_names_are_errors_and_letterbox_is_square() -> None:
         ValueError, match="augment must be one of none, flip, msanet_pascal, msanet_coco, msanet_base, got 'x'"
     ):
         transforms.pipeline((8, 8), "x")
-    with pytest.raises(ValueError, match="geometry must be square or letterbox, got 'x'"):
+    with pytest.raises(ValueError, match="geometry must be one of square, square_by_corners, letterbox, got 'x'"):
         transforms.pipeline((8, 8), "none", "x")
     with pytest.raises(ValueError, match=r"Letterbox: size must be square, got \(8, 9\)"):
         transforms.pipeline((8, 9), "none", "letterbox")

@@ -1,0 +1,87 @@
+"""Images cut into the regions of their labels: what MM-Former's segmenter trains on."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from fssops.data import transforms
+from fssops.data.errors import TooFewImagesError
+from fssops.data.sources import FewShotSource
+from fssops.data.transforms import Sample
+from fssops.structures import IGNORE, ProposalBatch
+
+
+class ProposalDataset(Dataset[ProposalBatch]):
+    """Images with a base class, each a batch of one: the class of every pixel, and the object of one base class.
+
+    Novel classes are ``IGNORE``: they are no region of their own, nor part of one. The object's class is drawn from
+    the base classes that augmentation has left in the image.
+
+    Args:
+        source: the data set.
+        base_classes: class ids.
+        novel_classes: class ids.
+        size: (height, width) of images and labels.
+        augment: one of :data:`fssops.data.transforms.AUGMENTATIONS`.
+        geometry: where nothing is cropped, see :func:`fssops.data.transforms.pipeline`.
+        min_area: pixels of a base class, at original size, that an image must have.
+        drop_novel: leave out images that show a novel class.
+
+    Raises:
+        ValueError: an option is wrong.
+        TooFewImagesError: no image is left.
+    """
+
+    def __init__(
+        self,
+        source: FewShotSource,
+        base_classes: Sequence[int],
+        novel_classes: Collection[int],
+        size: Sequence[int] = (480, 480),
+        *,
+        augment: str = "none",
+        geometry: str = "square",
+        min_area: int = 1,
+        drop_novel: bool = False,
+    ) -> None:
+        self.source, self.base_classes, self.novel_classes = source, tuple(base_classes), tuple(novel_classes)
+        self.size = transforms.check_size("ProposalDataset", size)
+        self.transform = transforms.pipeline(self.size, augment, geometry)
+        avoid = self.novel_classes if drop_novel else ()
+        listed = {name for c in self.base_classes for name in source.images_of(c, min_area, avoid)}
+        self.names = [name for name in source.names if name in listed]
+        if not self.names:
+            raise TooFewImagesError(
+                f"{source.label}: the segmenter must have an image, got none of {len(source.names)} with at least "
+                f"{min_area} px of a base class"
+            )
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def draw(self, index: int, generator: torch.Generator) -> ProposalBatch:
+        """An item whose augmentation and object come from ``generator``."""
+        seed = int(torch.randint(2**63 - 1, (), generator=generator))
+        return self._item(index, np.random.default_rng(seed))
+
+    def __getitem__(self, index: int) -> ProposalBatch:
+        if not 0 <= index < len(self):
+            raise IndexError(f"ProposalDataset: index must be below {len(self)}, got {index}")
+        return self._item(index, np.random.default_rng(index))
+
+    def _item(self, index: int, rng: np.random.Generator) -> ProposalBatch:
+        name = self.names[index]
+        original = Sample(np.asarray(self.source.image(name)), {"label": self.source.label_map(name)})
+        sample = transforms.with_enough(self.transform, original, rng, self.base_classes, 1)
+        labels = np.ascontiguousarray(sample.maps["label"]).astype(np.int64)
+        labels[np.isin(labels, self.novel_classes)] = IGNORE
+        present = np.intersect1d(labels, self.base_classes)
+        objects = np.where(labels == IGNORE, IGNORE, 0)
+        if len(present):
+            objects[labels == present[rng.integers(len(present))]] = 1
+        image = transforms.normalise(sample.image)
+        return ProposalBatch(image[None], torch.from_numpy(labels)[None], torch.from_numpy(objects)[None], [name])
