@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from fssops.data.images import read_image, read_mask, to_rgb
+from fssops.evaluation.feature_cache import FeatureCache
 from fssops.models.interface import FewShotModel
 
 MEAN = (0.485, 0.456, 0.406)
@@ -59,6 +60,8 @@ class FewShotPredictor:
         fit: "stretch" to that size, as PANet does, or "pad": the longer side fills it, the aspect is kept, and the
             rest is zero and neither foreground nor background, as MSANet does.
         precision: "float32" or "bfloat16" (autocast).
+        keep_mb: memory for what the model computes of an image alone, so that a further class in the same image, with
+            another support set, costs the matching only: MM-Former's proposals, any system's backbone. 0 keeps nothing.
 
     Raises:
         TypeError: the model does not offer the steps of ``FewShotModel``.
@@ -72,6 +75,7 @@ class FewShotPredictor:
         size: int | tuple[int, int] = 417,
         fit: Literal["stretch", "pad"] = "stretch",
         precision: Literal["float32", "bfloat16"] = "float32",
+        keep_mb: int = 256,
     ) -> None:
         if not isinstance(model, FewShotModel):
             raise TypeError(f"FewShotPredictor: model must be a few-shot model, got {type(model).__name__}")
@@ -79,6 +83,8 @@ class FewShotPredictor:
             raise ValueError(f"FewShotPredictor: fit must be stretch or pad, got {fit!r}")
         if precision not in ("float32", "bfloat16"):
             raise ValueError(f"FewShotPredictor: precision must be float32 or bfloat16, got {precision!r}")
+        if keep_mb < 0:
+            raise ValueError(f"FewShotPredictor: keep_mb must not be negative, got {keep_mb}")
         self.size = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
         if min(self.size) < model.stride:
             raise ValueError(f"FewShotPredictor: size must be at least the stride {model.stride}, got {self.size}")
@@ -87,6 +93,8 @@ class FewShotPredictor:
         self.device = next(model.parameters()).device
         self.classes: tuple[str, ...] = ()
         self._support: Any = None
+        self._kept = FeatureCache(self.model.encode, memory=keep_mb << 20)
+        self._weights = self._versions()
 
     @torch.inference_mode()
     def set_support(
@@ -181,7 +189,7 @@ class FewShotPredictor:
         prepared, (inner_height, inner_width) = self._prepared(picture)
         read = time.perf_counter()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-            features = self.model.encode(prepared[None].to(self.device))
+            features = self._features(prepared.to(self.device))
             encoded = time.perf_counter()
             if (inner_height, inner_width) == self.size:
                 logits = self.model.match(self._support, features, (height, width))[0]
@@ -193,6 +201,17 @@ class FewShotPredictor:
         values = probabilities.cpu().numpy()
         seconds = {"read": read - started, "encode": encoded - read, "match": time.perf_counter() - encoded}
         return Segmentation(labels=labels, probabilities=values, classes=self.classes, seconds=seconds)
+
+    def _features(self, image: Tensor) -> dict[str, Tensor]:
+        """Of one image [3, H, W]; kept, unless the model's weights have changed meanwhile."""
+        weights = self._versions()
+        if weights != self._weights:
+            self._kept.close()
+            self._weights = weights
+        return self._kept.features(image[None], getattr(self.model, "query_features", None))
+
+    def _versions(self) -> tuple[int, ...]:
+        return tuple(tensor._version for tensor in (*self.model.parameters(), *self.model.buffers()))
 
     def _picture(self, image: ImageLike, where: str) -> np.ndarray[Any, Any]:
         """[H, W, 3] uint8 RGB."""

@@ -12,7 +12,8 @@ from torch.utils.data import Dataset
 
 from fssops.data import boxes, scribbles, transforms
 from fssops.data.base_classes import base_labels
-from fssops.data.episodes import EpisodeList, EpisodeSpec
+from fssops.data.episode_draws import EpisodeSpec
+from fssops.data.episodes import EpisodeList
 from fssops.data.errors import MaskError
 from fssops.data.sources import FewShotSource
 from fssops.data.transforms import Sample, Transform

@@ -21,7 +21,8 @@ from typing import Any
 
 from fssops.data.coco import COCOSource
 from fssops.data.episode_dataset import EpisodeDataset, RepeatedEpisodes
-from fssops.data.episodes import EpisodeList, EpisodeSpec
+from fssops.data.episode_draws import EpisodeSpec
+from fssops.data.episodes import EpisodeList
 from fssops.data.errors import AnnotationError, DataError, ImageFileError, MaskError, TooFewImagesError
 from fssops.data.folder import FolderSource
 from fssops.data.fss1000 import FSS1000Source

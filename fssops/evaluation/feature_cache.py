@@ -6,7 +6,7 @@ import hashlib
 import shutil
 import tempfile
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 
 Features = dict[str, Tensor]
 Encode = Callable[[Tensor], Features]
+Complete = Callable[[Features], Mapping[str, Tensor | None]]
 
 
 class FeatureCache:
@@ -43,13 +44,13 @@ class FeatureCache:
         self.passes = 0
         """Passes through the backbone."""
 
-    def features(self, images: Tensor, complete: Callable[[Features], Features] | None = None) -> Features:
+    def features(self, images: Tensor, complete: Complete | None = None) -> Features:
         """Return features [n, ...] of images [n, 3, H, W].
 
         Args:
             images: normalised.
             complete: further features from those of ``encode``, kept with them: what a system computes of a query
-                image alone.
+                image alone. None in place of a feature drops it: nothing needs it any more.
         """
         parts = [self._one(image, complete) for image in images]
         if len(parts) == 1:
@@ -73,7 +74,7 @@ class FeatureCache:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _one(self, image: Tensor, complete: Callable[[Features], Features] | None) -> Features:
+    def _one(self, image: Tensor, complete: Complete | None) -> Features:
         self.requests += 1
         if not self._memory and not self._disk:
             self.passes += 1
@@ -90,9 +91,16 @@ class FeatureCache:
             found = {name: _dense(value) for name, value in self._encode(image[None]).items()}
             self._keep(key, found)
         if complete is not None and not (self._further and self._further <= found.keys()):
-            further = {name: _dense(value) for name, value in complete(found).items()}
-            self._further = frozenset(further)
-            found = {**found, **further}
+            further = complete(found)
+            dense = {name: _dense(value) for name, value in further.items() if value is not None}
+            self._further = frozenset(dense)
+            found = {name: value for name, value in found.items() if further.get(name, value) is not None}
+            found.update(dense)
+            if key in self._stored:
+                # What lies on disk is no longer all there is to keep.
+                path, size = self._stored.pop(key)
+                path.unlink(missing_ok=True)
+                self._stored_bytes -= size
             self._keep(key, found)
         return found
 

@@ -150,7 +150,7 @@ def count_runs(
     if protocol.size != "network" and original_labels is None:
         raise ValueError(f"count_runs: original_labels must be given for protocol {protocol.name!r}, got None")
     counted: list[tuple[int, int, Tensor, Tensor, Tensor]] = []
-    for place, episode in _load(runs, shard(len(runs) * length, rank, world_size), workers):
+    for place, episode in load_episodes(runs, shard(len(runs) * length, rank, world_size), workers):
         run, index = divmod(place, length)
         original = original_labels(run, index) if protocol.size != "network" and original_labels else None
         labels = compared_labels(protocol, original if original is not None else episode.query_labels, device)
@@ -170,7 +170,7 @@ def count_runs(
         if observe is not None:
             observe(run, index, episode)
         advance()
-    return _collect(counted, EvaluationCounts.zeros(len(runs), length, max(classes)), cache)
+    return collected(counted, EvaluationCounts.zeros(len(runs), length, max(classes)), cache)
 
 
 def compared_labels(
@@ -194,9 +194,10 @@ def stretched(scores: Tensor, label: Tensor) -> Tensor:
     return F.interpolate(scores[None], size=size, mode="bilinear", align_corners=True)[0]
 
 
-def _collect(
+def collected(
     counted: Sequence[tuple[int, int, Tensor, Tensor, Tensor]], result: EvaluationCounts, cache: FeatureCache
 ) -> EvaluationCounts:
+    """Add (run, episode, classes, counts of the ways, counts of the foreground) to ``result``, and the cache's work."""
     for run, index, classes, counts, foreground in counted:
         result.classes[run, 0] += counts[0]
         result.classes[run].index_add_(0, classes.cpu(), counts[1:])
@@ -221,7 +222,8 @@ class _Places:
         return place, self.runs[run][index]
 
 
-def _load(runs: Sequence[EpisodeSet], places: range, workers: int) -> Iterator[tuple[int, Episode]]:
+def load_episodes(runs: Sequence[EpisodeSet], places: range, workers: int) -> Iterator[tuple[int, Episode]]:
+    """The episodes at some places, counted through all runs, each with its place."""
     dataset = _Places(runs, places)
     if not workers or not places:
         return (dataset[item] for item in range(len(dataset)))

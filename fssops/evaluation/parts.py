@@ -30,6 +30,18 @@ class BaseEpisodeSet(EpisodeSet, Protocol):
     def query_base_truth(self, index: int) -> Sequence[Any]: ...
 
 
+class Observer(Segmenter, Protocol):
+    """Stands for a few-shot model in :func:`fssops.evaluation.fewshot.count_runs` and counts something of its own."""
+
+    def observe(self, run: int, index: int, episode: Episode) -> None:
+        """Count an episode that was just matched."""
+        ...
+
+    def scores(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, float]:
+        """Means over runs; ``reduce`` adds one int64 vector over all processes."""
+        ...
+
+
 class PartCounts:
     """Stands for the model in :func:`fssops.evaluation.fewshot.count_runs` and keeps what its parts said.
 

@@ -73,6 +73,14 @@ PROTOCOLS: dict[str, FewShotProtocol] = {
             size="square",
             seeds="510 365 382 322 988",
         ),
+        FewShotProtocol(
+            name="mm_former",
+            source="Picsart-AI-Research/Mask-Matching-Transformer test.py at eb474f8",
+            runs=1,
+            data="mm_former",
+            size="network",
+            seeds="of the fold",
+        ),
     )
 }
 

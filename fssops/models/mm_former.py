@@ -50,6 +50,7 @@ from fssops.models.mm_former_segmenter import (
     MMFormerSegmenterConfig,
     object_target,
     padded_size,
+    sizes_of,
 )
 from fssops.structures import FewShotBatch
 
@@ -217,14 +218,9 @@ class MMFormer(nn.Module):
         by_episode: Tensor = logits.unflatten(0, (found.episodes, -1))
         return by_episode
 
-    @staticmethod
-    def full_size(masks: Tensor, features: dict[str, Tensor], size: tuple[int, int]) -> Tensor:
-        """Masks [n, M, h, w] at stride 4 of the padded images, at the images' ``size`` (H, W)."""
-        padded = (4 * int(masks.shape[2]), 4 * int(masks.shape[3]))
-        full = proposal_losses.upsampled(masks, padded)
-        height, width = (int(n) for n in features["size"][0])
-        full = full[:, :, :height, :width]
-        return full if (height, width) == tuple(size) else proposal_losses.upsampled(full, size)
+    def full_size(self, masks: Tensor, features: dict[str, Tensor], size: tuple[int, int]) -> Tensor:
+        """See :meth:`MMFormerSegmenter.full_size`."""
+        return self.segmenter.full_size(masks, features, size)
 
     # -- training ---------------------------------------------------------------------------------------------
 
@@ -385,5 +381,5 @@ class MMFormer(nn.Module):
                 found.update({f"level{number}": level for number, level in enumerate(levels)})
         for name, projection in zip(LEVELS, self.projections, strict=True):
             found[name] = projected(maps[name], channel_gates(maps[name]), projection.weight)  # type: ignore[arg-type]
-        found["size"] = torch.tensor([images.shape[-2:]], device=images.device).expand(len(images), -1)
+        found["size"] = sizes_of(images)
         return found

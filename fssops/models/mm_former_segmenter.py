@@ -169,6 +169,26 @@ class MMFormerSegmenter(nn.Module):
         predictions = self.predict(*self.pixel_inputs(self.features(images)), auxiliary=False)
         return self.mask_logits(predictions)
 
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> dict[str, Tensor]:
+        """The proposals of normalised images [n, 3, H, W], as :meth:`MMFormer.query_features` gives them.
+
+        Returns:
+            "proposals" [n, N, h, w] probabilities at stride 4 of the padded images; "size" [n, 2], height and width.
+        """
+        group = 1 if images.device.type == "cpu" else len(images)
+        found = torch.cat([self(part).float().sigmoid_() for part in images.split(max(1, group))])
+        return {"proposals": found, "size": sizes_of(images)}
+
+    @staticmethod
+    def full_size(masks: Tensor, features: dict[str, Tensor], size: tuple[int, int]) -> Tensor:
+        """Masks [n, M, h, w] at stride 4 of the padded images, at the images' ``size`` (H, W)."""
+        padded = (4 * int(masks.shape[2]), 4 * int(masks.shape[3]))
+        full = proposal_losses.upsampled(masks, padded)
+        height, width = (int(n) for n in features["size"][0])
+        full = full[:, :, :height, :width]
+        return full if (height, width) == tuple(size) else proposal_losses.upsampled(full, size)
+
     def features(self, images: Tensor) -> dict[str, Tensor]:
         """Maps "res2".."res5" of normalised images [B, 3, H, W], padded with zeros to a multiple of ``DIVISOR``.
 
@@ -255,6 +275,11 @@ class MMFormerSegmenter(nn.Module):
         """The query [B] whose mask stands for an object, by overlap [B, N]: the best, or as published the second."""
         rank = min(1, overlap.shape[1] - 1) if self.published else 0
         return overlap.topk(rank + 1, dim=1).indices[:, rank]
+
+
+def sizes_of(images: Tensor) -> Tensor:
+    """Height and width [n, 2] of images [n, 3, H, W]."""
+    return torch.tensor([images.shape[-2:]], device=images.device).expand(len(images), -1)
 
 
 def padded_size(height: int, width: int) -> tuple[int, int]:

@@ -16,6 +16,8 @@ from fssops.recipes import read_named_recipe
 TASKS: dict[str, tuple[str, str]] = {
     "few-shot": ("fssops.tasks.fewshot", "FewShotTask"),
     "few-shot, two stages": ("fssops.tasks.msanet", "MSANetTask"),
+    "few-shot, proposals": ("fssops.tasks.mm_former", "MMFormerTask"),
+    "proposals": ("fssops.tasks.proposals", "ProposalTask"),
     "base classes": ("fssops.tasks.base_classes", "BaseClassTask"),
     "universal": ("fssops.tasks.universal", "UniversalTask"),
     "semantic": ("fssops.tasks.universal", "UniversalTask"),

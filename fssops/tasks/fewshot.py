@@ -21,8 +21,8 @@ from fssops.engine.settings import SettingsError
 from fssops.engine.trainer import Validate
 from fssops.evaluation import episode_pictures
 from fssops.evaluation.feature_cache import FeatureCache
-from fssops.evaluation.fewshot import count_runs, segment
-from fssops.evaluation.parts import PartCounts
+from fssops.evaluation.fewshot import EvaluationCounts, count_runs, segment
+from fssops.evaluation.parts import Observer
 from fssops.evaluation.protocols import PROTOCOLS, FewShotProtocol, find_protocol
 from fssops.evaluation.results import FewShotResult, score
 from fssops.structures import FewShotBatch, move_to
@@ -42,7 +42,7 @@ class FewShotTask(FoldedData):
         SettingsError: the protocol does not exist.
     """
 
-    settings_class = FewShotSettings
+    settings_class: type[Any] = FewShotSettings
     collate = staticmethod(FewShotBatch.stack)
     batch_class = FewShotBatch
 
@@ -75,7 +75,8 @@ class FewShotTask(FoldedData):
             too_few=data.too_few,
             fold=fold,
         )
-        dataset = self._dataset(source, fold, episodes, augment=data.augment, seed=seed)
+        least = {"least_query": data.least_query, "least_support": data.least_support}
+        dataset = self._dataset(source, fold, episodes, augment=data.augment, seed=seed, **least)
         lines = [
             f"training data  {source.label}, {len(source.names)} images; {fold}: {len(fold.train)} training classes, "
             f"{data.ways}-way {data.shots}-shot, {data.queries} query, {data.size[0]} x {data.size[1]} pixels",
@@ -107,7 +108,7 @@ class FewShotTask(FoldedData):
         if rules.min_area is not None:
             drawn = replace(drawn, min_area=rules.min_area)
         count = rules.runs or protocol.runs
-        seeds = list(drawn.seeds[:count])
+        seeds = list(drawn.seeds_of(fold_classes.name, fold)[:count])
         if rules.seed is not None or len(seeds) < count:
             first = seeds[0] if rules.seed is None else rules.seed
             seeds = list(range(first, first + count))
@@ -229,12 +230,13 @@ class FewShotTask(FoldedData):
             FeatureCache(model.encode, memory=rules.cache_mb << 20, disk=rules.cache_disk_mb << 20) as cache,  # type: ignore[arg-type]
             ProgressBar(title, total, quiet=quiet) as bar,
         ):
-            counts = count_runs(
-                observer or model,  # type: ignore[arg-type]
+            counts = self.counts(
+                model,
                 runs,
                 protocol,
                 cache,
-                classes=list(classes),
+                observer,
+                list(classes),
                 device=fabric.device,
                 original_labels=lambda run, index: [torch.from_numpy(truth) for truth in runs[run].query_truth(index)],
                 rank=fabric.global_rank,
@@ -242,7 +244,6 @@ class FewShotTask(FoldedData):
                 workers=rules.workers,
                 autocast=fabric.autocast,
                 advance=bar.advance,
-                observe=observer.observe if observer else None,
             )
         model.train(was_training)
         reduce = _unchanged
@@ -259,9 +260,23 @@ class FewShotTask(FoldedData):
         runs: Sequence[fewshot.EpisodeDataset],
         protocol: FewShotProtocol,
         classes: Mapping[int, str],
-    ) -> PartCounts | None:
+    ) -> Observer | None:
         """What counts the predictions of a system's parts beside the system's own; None for most systems."""
         return None
+
+    def counts(
+        self,
+        model: nn.Module,
+        runs: Sequence[fewshot.EpisodeDataset],
+        protocol: FewShotProtocol,
+        cache: FeatureCache,
+        observer: Observer | None,
+        classes: list[int],
+        **options: Any,
+    ) -> EvaluationCounts:
+        """Count the episodes of this process; ``options`` are those of :func:`count_runs`."""
+        observe = observer.observe if observer else None
+        return count_runs(observer or model, runs, protocol, cache, classes=classes, observe=observe, **options)  # type: ignore[arg-type]
 
     def evaluate_run(
         self, model: nn.Module, untrained: nn.Module | None, fabric: Fabric, folder: Path, say: Say

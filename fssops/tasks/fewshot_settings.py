@@ -29,7 +29,7 @@ class FewShotData(Table):
     queries: int = Field(default=1, ge=1)
     size: Annotated[tuple[int, int], Strict(False)] = (417, 417)
     """Height and width of the network's input."""
-    draw: Literal["balanced", "panet", "list"] = "balanced"
+    draw: Literal["balanced", "panet", "list", "shuffled"] = "balanced"
     seed: int | None = Field(default=None, ge=0)
     """Of the training episodes; unset: engine.seed."""
     episodes: int = Field(default=0, ge=0)
@@ -40,8 +40,12 @@ class FewShotData(Table):
     """Leave out training images that hold novel classes; otherwise they are background there."""
     ignore_in_support: Literal["background", "neither"] = "neither"
     other_ways: Literal["label", "background"] = "label"
-    geometry: Literal["square", "letterbox"] = "square"
-    augment: Literal["none", "flip", "msanet_pascal", "msanet_coco"] = "flip"
+    geometry: Literal["square", "square_by_corners", "letterbox"] = "square"
+    augment: Literal["none", "flip", "msanet_pascal", "msanet_coco", "mm_former"] = "flip"
+    least_query: int = Field(default=0, ge=0)
+    """Augment a query again, up to 100 times, while it keeps fewer pixels of its class."""
+    least_support: int = Field(default=0, ge=0)
+    """The same for supports."""
     too_few: Literal["error", "skip"] = "error"
     """What to do about a class with too few images, in training and evaluation."""
 

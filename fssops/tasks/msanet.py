@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +12,14 @@ from torch import nn
 import fssops
 from fssops.data import fewshot, folds
 from fssops.engine.checkpoints import read_checkpoint
-from fssops.engine.settings import Settings, SettingsError, Table, apply_overrides
+from fssops.engine.settings import SettingsError, Table
 from fssops.evaluation.parts import PartCounts
 from fssops.evaluation.protocols import FewShotProtocol
 from fssops.models import create_config
 from fssops.models.msanet import MSANet
-from fssops.recipes import read_named_recipe
-from fssops.tasks import settings_from_tables
 from fssops.tasks.fewshot import FewShotTask
 from fssops.tasks.fewshot_settings import FewShotSettings
+from fssops.tasks.stages import FirstStage, first_stage_settings
 
 
 class BaseStage(Table):
@@ -42,21 +40,6 @@ class MSANetSettings(FewShotSettings):
     base: BaseStage = Field(default_factory=BaseStage)
 
 
-@dataclass(frozen=True)
-class FirstStage:
-    """A training that must be finished before this one starts.
-
-    Attributes:
-        name: for messages.
-        settings: its resolved recipe.
-        folder: its run folder.
-    """
-
-    name: str
-    settings: Settings
-    folder: Path
-
-
 class MSANetTask(FewShotTask):
     """Builds what settings describe; see :class:`fssops.tasks.fewshot.FewShotTask`."""
 
@@ -74,33 +57,16 @@ class MSANetTask(FewShotTask):
         """
         if self.settings.base.weights or self.settings.model.weights:
             return None
-        mine, base = self.settings.as_tables(), self.settings.base
-        tables = read_named_recipe(base.recipe)
+        base = self.settings.base
         config = create_config(self.settings.model.name, self.settings.model.options)
         shared = ("backbone", "backbone_width", "head_channels", "base_classes")
-        tables["model"] = {**tables["model"], **{name: getattr(config, name) for name in shared}}
-        for table, keys in (
-            ("data", ("source", "root", "split", "options", "folds", "definition", "fold")),
-            (
-                "engine",
-                (
-                    "seed",
-                    "accelerator",
-                    "devices",
-                    "nodes",
-                    "strategy",
-                    "precision",
-                    "workers",
-                    "threads",
-                    "tensorboard",
-                ),
-            ),
-            ("eval", ("root", "split")),
-        ):
-            given = {key: mine[table][key] for key in keys if mine[table].get(key) is not None}
-            tables[table] = {**tables.get(table, {}), **given}
-        tables["name"] = f"{self.settings.name}_base"
-        settings = settings_from_tables(apply_overrides(tables, base.overrides), f"base.recipe {base.recipe}")
+        settings = first_stage_settings(
+            self.settings,
+            "base",
+            base.recipe,
+            base.overrides,
+            {name: getattr(config, name) for name in shared},
+        )
         return FirstStage("base learner", settings, run / "base")
 
     def take_first_stage(self, model: nn.Module, run: Path, say: Callable[[str], None]) -> None:

@@ -166,7 +166,8 @@ def test_size_that_is_no_height_and_width_is_an_error(size: object) -> None:
 
 def test_unknown_names_are_errors_and_letterbox_is_square() -> None:
     with pytest.raises(
-        ValueError, match="augment must be one of none, flip, msanet_pascal, msanet_coco, msanet_base, got 'x'"
+        ValueError,
+        match="augment must be one of none, flip, msanet_pascal, msanet_coco, msanet_base, mm_former, got 'x'",
     ):
         transforms.pipeline((8, 8), "x")
     with pytest.raises(ValueError, match="geometry must be one of square, square_by_corners, letterbox, got 'x'"):

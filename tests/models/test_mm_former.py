@@ -12,10 +12,12 @@ import torch
 from torch import nn
 
 import fssops
+from fssops.evaluation.feature_cache import FeatureCache
+from fssops.evaluation.fewshot import segment
 from fssops.models.layers.alignment import CrossAlignment, channel_gates, projected, shortened
 from fssops.models.mm_former import MMFormer, MMFormerConfig
 from fssops.models.mm_former_records import inside_mask
-from fssops.structures import IGNORE, FewShotBatch
+from fssops.structures import IGNORE, Episode, FewShotBatch
 
 CASES = ("mmformer_pos_r50", "mmformer_r50_1shot", "mmformer_svf_r50_1shot")
 SMALL = {
@@ -288,3 +290,80 @@ def test_images_of_another_form_are_refused() -> None:
         model.encode(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
     with pytest.raises(ValueError, match="at least 8 pixels a side, got 4 x 64"):
         model.encode(torch.zeros(1, 3, 4, 64))
+
+
+# -- reuse ------------------------------------------------------------------------------------------------------------
+
+
+class Counted:
+    """Counts the proposal passes and the backbone passes of a model."""
+
+    def __init__(self, model: MMFormer) -> None:
+        self.proposals = self.backbone = 0
+        predict, features = model.segmenter.predict, model.segmenter.features
+
+        def counted_predict(*arguments: Any, **options: Any) -> Any:
+            self.proposals += 1
+            return predict(*arguments, **options)
+
+        def counted_features(*arguments: Any) -> Any:
+            self.backbone += 1
+            return features(*arguments)
+
+        model.segmenter.predict = counted_predict  # type: ignore[method-assign]
+        model.segmenter.features = counted_features  # type: ignore[method-assign]
+
+
+def test_evaluation_with_kept_proposals_gives_the_same_and_computes_each_image_once() -> None:
+    model, batch = small_model(), small_batch(episodes=4, queries=1)
+    counted = Counted(model)
+    episodes = [
+        Episode(
+            *(getattr(batch, name)[n % 4] for name in ("support_images", "support_foreground")),
+            batch.support_background[n % 4],
+            batch.query_images[(n * 3) % 4],
+            batch.query_labels[n % 4],
+            batch.classes[n % 4],
+        )
+        for n in range(8)
+    ]
+    found = []
+    for memory in (0, 64 << 20):
+        counted.proposals = counted.backbone = 0
+        with torch.inference_mode(), FeatureCache(model.encode, memory=memory) as cache:  # type: ignore[arg-type]
+            found.append([segment(model, cache, episode)[0] for episode in episodes])  # type: ignore[arg-type]
+            passes = cache.passes
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    assert (counted.proposals, counted.backbone, passes) == (4, 8, 8)
+
+
+def test_a_further_class_in_the_same_image_costs_no_proposal_pass() -> None:
+    model = small_model()
+    image = (torch.rand(3, 70, 90) * 255).to(torch.uint8)
+    supports = [(torch.rand(3, 64, 64) * 255).to(torch.uint8) for _ in range(3)]
+    mask = np.zeros((64, 64), bool)
+    mask[10:50, 20:40] = True
+    results = {}
+    for keep in (0, 64):
+        predictor = fssops.FewShotPredictor(model, size=64, keep_mb=keep)
+        counted = Counted(model)
+        results[keep] = []
+        for support in supports:
+            predictor.set_support([support], [mask])
+            results[keep].append(predictor.segment(image).probabilities)
+        assert counted.proposals == (1 if keep else 3)
+        assert counted.backbone == (4 if keep else 6)
+    assert all(np.array_equal(a, b) for a, b in zip(results[0], results[64], strict=True))
+
+
+def test_changed_weights_are_noticed() -> None:
+    model = small_model()
+    predictor = fssops.FewShotPredictor(model, size=64)
+    image = (torch.rand(3, 64, 64) * 255).to(torch.uint8)
+    mask = np.zeros((64, 64), bool)
+    mask[10:50, 20:40] = True
+    predictor.set_support([image], [mask])
+    before = predictor.segment(image).probabilities
+    with torch.no_grad():
+        model.segmenter.transformer_decoder.query_feat.weight.mul_(-1)
+    assert not np.array_equal(predictor.segment(image).probabilities, before)

@@ -1,0 +1,157 @@
+"""MM-Former as the verbs run it: a segmenter trained first where none is given, then the matching on top of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric import Fabric
+from pydantic import Field
+from torch import nn
+
+import fssops
+from fssops.data import fewshot
+from fssops.engine.checkpoints import CheckpointError, newest_good_checkpoint, read_checkpoint
+from fssops.engine.run_folder import RunFolder
+from fssops.engine.settings import SettingsError, Table
+from fssops.evaluation.proposals import ProposalCounts
+from fssops.evaluation.protocols import FewShotProtocol
+from fssops.evaluation.results import FewShotResult
+from fssops.models import create_config
+from fssops.models.mm_former import MMFormer
+from fssops.models.mm_former_segmenter import MMFormerSegmenterConfig
+from fssops.tasks.fewshot import FewShotTask
+from fssops.tasks.fewshot_settings import FewShotEval, FewShotSettings
+from fssops.tasks.proposals import draw_proposals
+from fssops.tasks.stages import FirstStage, first_stage_settings
+
+SEGMENTER = "mm_former_segmenter"
+
+
+class SegmenterStage(Table):
+    """``[segmenter]``: where the frozen segmenter comes from. One serves every number of shots of its fold."""
+
+    weights: str = ""
+    """Its checkpoint or run folder, ours or the authors'. Empty: it is trained first, unless ``model.weights`` give the
+    whole system or its segmenter."""
+    folder: str = ""
+    """Folder of that training, ``{fold}`` stands for the fold; runs with other shots that name the same folder take
+    what is there. Empty: ``segmenter`` in the run's folder."""
+    recipe: str = "mm_former_segmenter_pascal5i"
+    """Recipe of that training; data set, fold, network and machine are taken from this recipe."""
+    overrides: list[str] = Field(default_factory=list)
+    """Settings of that training, ``table.key=value`` each."""
+
+
+class MMFormerEval(FewShotEval):
+    """``[eval]`` of MM-Former."""
+
+    proposals: bool = True
+    """Also score the proposals: recall, best proposal, best merge."""
+
+
+class MMFormerSettings(FewShotSettings):
+    """A recipe of MM-Former."""
+
+    segmenter: SegmenterStage = Field(default_factory=SegmenterStage)
+    eval: MMFormerEval = Field(default_factory=MMFormerEval)
+
+
+class MMFormerTask(FewShotTask):
+    """Builds what settings describe; see :class:`fssops.tasks.fewshot.FewShotTask`."""
+
+    settings_class = MMFormerSettings
+
+    def first_stage(self, run: Path) -> FirstStage | None:
+        """The segmenter's training; None where a checkpoint is given.
+
+        Raises:
+            SettingsError: its settings are wrong, or its folder holds a training for other classes.
+        """
+        stage = self.settings.segmenter
+        if stage.weights or self.settings.model.weights:
+            return None
+        config = create_config(self.settings.model.name, self.settings.model.options)
+        network = {f.name: getattr(config, f.name) for f in fields(MMFormerSegmenterConfig)}
+        settings = first_stage_settings(self.settings, "segmenter", stage.recipe, stage.overrides, network)
+        folder = run / "segmenter"
+        if stage.folder:
+            folder = Path(stage.folder.replace("{fold}", str(self.settings.data.fold)))
+            if (folder / "checkpoints").is_dir():
+                self._check_trained(RunFolder(folder).load_settings(), f"segmenter.folder: {folder}")
+        return FirstStage("segmenter", settings, folder)
+
+    def take_first_stage(self, model: nn.Module, run: Path, say: Callable[[str], None]) -> None:
+        """Put the segmenter into the model: from ``segmenter.weights``, or as the first stage has left it.
+
+        Raises:
+            CheckpointError: it does not fit, or is missing.
+            SettingsError: it was trained for other classes.
+        """
+        given = self.settings.segmenter.weights
+        if not isinstance(model, MMFormer) or (self.settings.model.weights and not given):
+            return
+        stage = self.first_stage(run)
+        source: Any = given
+        if stage is not None:
+            which = stage.settings.eval.checkpoint  # type: ignore[attr-defined]
+            source = stage.folder / "checkpoints" / f"{which}.pt"
+        path, state = self._checkpoint(Path(source))
+        report = fssops.load_weights(model.segmenter, state)
+        say(f"segmenter      {path}: {len(report.loaded)} tensors, {report.layout}")
+
+    def _checkpoint(self, path: Path) -> tuple[Path, Any]:
+        """The weights of a run folder, of a checkpoint of a run, or of a file of any layout."""
+        if not path.exists():
+            raise CheckpointError(f"segmenter.weights: {path} must be a checkpoint or a run folder, got nothing there")
+        if path.is_dir():
+            path, state, _ = newest_good_checkpoint(path / "checkpoints")
+        else:
+            try:
+                state = read_checkpoint(path)
+            except CheckpointError:
+                return path, path
+        if "settings" not in state:
+            return path, path
+        self._check_trained(json.loads(state["settings"]), f"segmenter.weights: {path}")
+        return path, state["model"]
+
+    def _check_trained(self, tables: Mapping[str, Any], where: str) -> None:
+        """Refuse a segmenter of another model, or one that has seen the classes that this fold tests."""
+        name = tables["model"]["name"]
+        if name != SEGMENTER:
+            raise SettingsError(f"{where} must be a training of {SEGMENTER}, got one of {name}")
+        mine = self.settings.data
+        ours = (mine.folds, mine.definition, mine.fold)
+        theirs = tuple(tables["data"].get(key) for key in ("folds", "definition", "fold"))
+        if ours != theirs:
+            raise SettingsError(
+                f"{where} must be trained on the base classes of {ours[0]} ({ours[1]}) fold {ours[2]}, got "
+                f"{theirs[0]} ({theirs[1]}) fold {theirs[2]}, which has seen classes that are novel here"
+            )
+
+    def observer(
+        self,
+        model: nn.Module,
+        runs: Sequence[fewshot.EpisodeDataset],
+        protocol: FewShotProtocol,
+        classes: Mapping[int, str],
+    ) -> ProposalCounts | None:
+        """Scores the proposals beside their merge."""
+        if not self.settings.eval.proposals:
+            return None
+        return ProposalCounts(model, runs, protocol, list(classes))  # type: ignore[arg-type]
+
+    def gallery(
+        self, model: nn.Module, fabric: Fabric, result: FewShotResult, folder: Path, before: nn.Module | None = None
+    ) -> list[Path]:
+        """As for every few-shot system, and ``proposals.png`` with similarities, weights and merge (1-way)."""
+        written = super().gallery(model, fabric, result, folder, before)
+        if result.ways > 1:
+            return written
+        _, runs, _ = self.novel_runs(result.fold)
+        title = f"{result.model}: proposals and their merge, {result.setting()}"
+        return written + draw_proposals(model, fabric, runs[0], result.classes, title, folder / "proposals.png")
