@@ -16,7 +16,7 @@ from lightning.fabric import Fabric
 import fssops
 from fssops.command_line import Parser, run_verb
 from fssops.engine import nonfinite
-from fssops.engine.checkpoints import newest_good_checkpoint, read_checkpoint, write_text_atomically
+from fssops.engine.checkpoints import has_checkpoint, newest_good_checkpoint, read_checkpoint, write_text_atomically
 from fssops.engine.curves import draw_curves
 from fssops.engine.interrupts import Interrupted
 from fssops.engine.launch import build_fabric, run_on_first
@@ -169,7 +169,9 @@ def _train(
             write_text_atomically(run.path / name, json.dumps(content, indent=1) + "\n")
     untrained = copy.deepcopy(model) if evaluate and settings.eval.baseline else None  # type: ignore[attr-defined]
     trainer = Trainer(settings, fabric, model, dataset, task.collate, run, task.validation(fabric))
-    if earlier is not None:
+    if earlier is not None and not has_checkpoint(run.checkpoints):
+        say("resumed        there is no checkpoint yet; from the beginning")
+    elif earlier is not None:
         path, checkpoint, problems = newest_good_checkpoint(run.checkpoints)
         for line in (*problems, *changed_settings(earlier, settings.as_tables())):
             say(f"changed        {line}" if line not in problems else f"passed over    {line}")

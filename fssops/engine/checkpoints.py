@@ -165,6 +165,14 @@ def previous_path(path: Path) -> Path:
     return path.with_name(f"{path.stem}.previous{path.suffix}")
 
 
+_NAMES = ("last.pt", "last.previous.pt", "best.pt", "best.previous.pt")
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Whether a folder holds any checkpoint, good or bad."""
+    return any((folder / name).exists() for name in _NAMES)
+
+
 def newest_good_checkpoint(folder: Path) -> tuple[Path, dict[str, Any], list[str]]:
     """Find the checkpoint with the most steps that passes its checksum.
 
@@ -178,7 +186,7 @@ def newest_good_checkpoint(folder: Path) -> tuple[Path, dict[str, Any], list[str
         CheckpointError: there is none; the message tells what was wrong with each.
     """
     problems: list[str] = []
-    for name in ("last.pt", "last.previous.pt", "best.pt", "best.previous.pt"):
+    for name in _NAMES:
         path = folder / name
         if not path.exists():
             continue
