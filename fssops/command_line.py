@@ -76,7 +76,7 @@ def _among_processes(error: Exception, text: str) -> str:
     if explained is None and "TORCHELASTIC_ERROR_FILE" in os.environ:
         from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
-        get_error_handler().record_exception(error)
+        get_error_handler().record_exception(RuntimeError(text))
     return explained or text
 
 

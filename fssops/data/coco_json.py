@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from fssops.data.errors import AnnotationError, DataWarning
+from fssops.data.images import MAX_PIXELS
+from fssops.data.paths import check_inside
 
 MAX_WARNINGS = 50
 """Dropped annotations that get a warning of their own; the rest are counted in one."""
@@ -93,9 +95,14 @@ def read(path: str | os.PathLike[str], *, warn: bool = True) -> CocoFile:
             raise AnnotationError(
                 f"{file}: images[{number}]: id must be an integer and file_name a name, got {entry!r}"
             )
+        check_inside(name, f"{file}: images[{number}]: file_name")
         if _int(width) is None or _int(height) is None or width < 1 or height < 1:
             raise AnnotationError(
                 f"{file}: image {identifier}: width and height must be positive integers, got {width!r} x {height!r}"
+            )
+        if width * height > MAX_PIXELS:
+            raise AnnotationError(
+                f"{file}: image {identifier}: there must be at most {MAX_PIXELS} pixels, got {width} x {height}"
             )
         if identifier in result.images:
             raise AnnotationError(f"{file}: image ids must be unique, got {identifier} twice")
@@ -123,7 +130,7 @@ def _load(file: Path) -> dict[str, Any]:
             f"{file}: annotation file must be complete JSON, got {len(text)} bytes that break at line {error.lineno}, "
             f"column {error.colno} ({error.msg}); was it cut short?"
         ) from error
-    except (UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise AnnotationError(f"{file}: annotation file must be JSON text, got {error}") from error
     if not isinstance(content, dict):
         raise AnnotationError(f"{file}: annotation file must hold a JSON object, got {type(content).__name__}")

@@ -21,6 +21,7 @@ from PIL import Image
 
 from fssops.data.errors import AnnotationError, MaskSizeError
 from fssops.data.images import image_size, read_image, read_mask
+from fssops.data.paths import check_inside
 from fssops.data.sources import FewShotSource, keep_classes
 
 _NAMES = (
@@ -79,6 +80,9 @@ def read_list(file: str | os.PathLike[str]) -> list[tuple[str, str | None, str |
                 f"{path}: every image must be listed once, got {name!r} in lines {seen[name]} and {number}"
             )
         seen[name] = number
+        for word in words:
+            # Published lists of two columns begin their paths with a slash that means the data set's folder.
+            check_inside(word.lstrip("/") if len(words) == 2 else word, f"{path}: line {number}")
         entries.append((name, words[0], words[1]) if len(words) == 2 else (name, None, None))
     if not entries:
         raise AnnotationError(f"{path}: list file must name at least one image, got none")

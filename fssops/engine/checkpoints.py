@@ -17,6 +17,8 @@ from typing import Any, BinaryIO
 
 import torch
 
+from fssops.engine.archives import check_stored
+
 FORMAT = 1
 """Version of the layout of the state dictionary; raised when an older reader could not understand a newer file."""
 
@@ -117,6 +119,7 @@ def read_checkpoint(path: Path, map_location: str | torch.device = "cpu") -> dic
     """
     verify_checkpoint(path)
     try:
+        check_stored(path)
         state = torch.load(path, map_location=map_location, weights_only=True)
     except (
         RuntimeError,

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fssops.engine.archives import ArchiveBombError, check_stored
 from fssops.weights import restricted_pickle
 
 TORCH_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".tar")
@@ -85,6 +86,10 @@ def read_checkpoint(source: str | os.PathLike[str] | Mapping[str, Any]) -> Check
     if path.suffix == ".pkl" and not zipfile.is_zipfile(path):
         return _unwrapped(_read_pickle(path), str(path), "pickle")
     if path.suffix in (*TORCH_SUFFIXES, ".pkl"):
+        try:
+            check_stored(path)
+        except ArchiveBombError as error:
+            raise CheckpointError(f"load_weights: {error}") from None
         return _unwrapped(_read_torch(path), str(path), "torch")
     known = ", ".join((*TORCH_SUFFIXES, ".pkl", ".safetensors"))
     raise CheckpointError(

@@ -115,17 +115,25 @@ class _RestrictedUnpickler(pickle.Unpickler):
         raise ForbiddenPickleError("the file refers to data outside itself")
 
 
-def plain(value: Any) -> Any:
-    """The containers with every stand-in replaced by its array."""
+def plain(value: Any, done: dict[int, Any] | None = None) -> Any:
+    """The containers with every stand-in replaced by its array.
+
+    A container that occurs in several places is turned once (``done``): fifty lists that each hold the next one twice
+    would else unfold to 2^50.
+    """
     if isinstance(value, _Array):
         if value.array is None:
             raise ForbiddenPickleError("an array was announced but not given")
         return value.array
-    if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(plain(item) for item in value)
-    return value
+    if not isinstance(value, (dict, list, tuple)):
+        return value
+    done = {} if done is None else done
+    if id(value) not in done:
+        if isinstance(value, dict):
+            done[id(value)] = {key: plain(item, done) for key, item in value.items()}
+        else:
+            done[id(value)] = type(value)(plain(item, done) for item in value)
+    return done[id(value)]
 
 
 def load_arrays(data: bytes) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import sys
+import signal
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -110,10 +110,11 @@ def weights(trainer: Trainer) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in trainer.model.state_dict().items()}
 
 
-def main(arguments: Sequence[str]) -> None:
+def main(arguments: Sequence[str]) -> int:
     """Train in a process of its own, for tests that kill it or run several.
 
-    FOLDER [resume] [--norm-free] [--slow] [--die-at=STEP] [table.key=value ...]
+    FOLDER [resume] [--norm-free] [--slow] [--die-at=STEP] [--fail-at=STEP] [--stall-at=STEP] [table.key=value ...]
+    The last process dies without a word, fails with a message, or hangs.
     """
     from fssops.engine.checkpoints import CheckpointError, newest_good_checkpoint
 
@@ -122,7 +123,7 @@ def main(arguments: Sequence[str]) -> None:
     torch.manual_seed(0)
     model = NormFreeModel() if "--norm-free" in rest else ToyModel()
     overrides = [text for text in rest if "=" in text and not text.startswith("--")]
-    die_at = next((int(text.partition("=")[2]) for text in rest if text.startswith("--die-at=")), None)
+    at = {name: int(step) for text in rest if text.startswith("--") for name, _, step in [text.partition("=")] if step}
     run = RunFolder(folder)
     trainer = build_trainer(toy_settings(*overrides), run, model=model)
     if resume:
@@ -133,8 +134,13 @@ def main(arguments: Sequence[str]) -> None:
                 raise
 
     def before_step(*_: Any) -> None:
-        if trainer.step == die_at and trainer.fabric.global_rank == trainer.fabric.world_size - 1:
-            os._exit(9)
+        if trainer.fabric.global_rank == trainer.fabric.world_size - 1:
+            if trainer.step == at.get("--die-at"):
+                os.kill(os.getpid(), signal.SIGKILL)
+            if trainer.step == at.get("--fail-at"):
+                raise ValueError("image7.jpg: image must be readable, got nothing")
+            if trainer.step == at.get("--stall-at"):
+                time.sleep(1000)
         if "--slow" in rest:
             time.sleep(0.02)
 
@@ -142,7 +148,10 @@ def main(arguments: Sequence[str]) -> None:
     trainer.fit()
     if trainer.fabric.is_global_zero:
         run.unlock()
+    return 0
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    from fssops.command_line import run_verb
+
+    run_verb("train", main)

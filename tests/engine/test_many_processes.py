@@ -42,12 +42,47 @@ def test_resumed_processes_end_in_the_same_bits(tmp_path: Path) -> None:
     command += [str(TOY), str(tmp_path / "parts"), *common, "schedule.steps=12", "--die-at=8"]
     died = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300, check=False)
     assert died.returncode != 0
+    assert "Signal 9 (SIGKILL) received" in died.stderr  # torchrun's own report of the process that began it
     assert newest_good_checkpoint(tmp_path / "parts" / "checkpoints")[1]["step"] == 5
     resumed = run_toy(tmp_path / "parts", *common, "schedule.steps=12", "resume", processes=2)
     assert resumed.returncode == 0, resumed.stderr[-2000:]
     weights = [read_checkpoint(tmp_path / n / "checkpoints" / "last.pt")["model"] for n in ("whole", "parts")]
     for key, value in weights[0].items():
         assert torch.equal(value, weights[1][key]), key
+
+
+def start_process(rank: int, folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    """One of two processes of a job, as torchrun would start it; here nobody ends the others."""
+    own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "GROUP_RANK": 0}
+    own |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 20000 + os.getpid() % 20000, "TORCHELASTIC_RUN_ID": "test"}
+    variables = {**environment(), **{name: str(value) for name, value in own.items()}}
+    command = [sys.executable, str(TOY), str(folder), "engine.batch_size=4", *arguments]
+    return subprocess.Popen(command, env=variables, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--fail-at=3"], "another process of this job has ended, so this one ends too"),
+        (["--stall-at=3", "engine.timeout=4"], "another process of this job has not answered for as long as"),
+    ],
+    ids=["failed", "stuck"],
+)
+def test_a_process_does_not_wait_for_one_that_is_lost(tmp_path: Path, arguments: list[str], told: str) -> None:
+    first, last = (start_process(rank, tmp_path / "run", *arguments) for rank in (0, 1))
+    try:
+        _, message = first.communicate(timeout=100)
+        assert first.returncode == 1, message
+        assert f"fssops.train [process 0 of 2]: {told}" in " ".join(message.split())
+        if "--fail-at=3" in arguments:
+            _, message = last.communicate(timeout=60)
+            assert last.returncode == 2
+            assert "fssops.train [process 1 of 2]: image7.jpg: image must be readable, got nothing" in message
+    finally:
+        last.kill()
+        first.kill()
+        last.wait()
 
 
 @pytest.mark.slow

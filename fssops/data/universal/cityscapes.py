@@ -18,6 +18,7 @@ from PIL import Image
 
 from fssops.data.errors import DataError, MaskError, MaskSizeError
 from fssops.data.images import image_size, read_image, read_numbers
+from fssops.data.paths import check_inside
 from fssops.data.universal import panoptic_json
 from fssops.data.universal.coco_sources import COCOPanopticSource
 from fssops.data.universal.label_folder import LabelMapSource
@@ -130,7 +131,8 @@ class CityscapesPanopticSource(COCOPanopticSource):
         entry: panoptic_json.PanopticImage = self.entry(name)
         # The JSON calls images CITY_..._gtFine_leftImg8bit.png; the files lie in a folder a city.
         stem = Path(name).name.replace("_gtFine_leftImg8bit", "_leftImg8bit")
-        return self.image_folder / str(entry.id).split("_")[0] / stem
+        city = check_inside(str(entry.id).split("_")[0], f"{self.file.path}: image id")
+        return self.image_folder / city / stem
 
 
 def cityscapes(root: str | os.PathLike[str], split: str = "train", kind: TruthKind = "semantic") -> UniversalSource:

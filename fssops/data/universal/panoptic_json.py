@@ -16,6 +16,7 @@ import numpy as np
 
 from fssops.data.errors import AnnotationError, MaskError, MaskSizeError, PanopticMismatchError
 from fssops.data.images import read_numbers
+from fssops.data.paths import check_inside
 from fssops.data.universal.metadata import Metadata
 from fssops.data.universal.source import Segment
 
@@ -76,7 +77,8 @@ def read(path: str | os.PathLike[str]) -> PanopticFile:
             raise AnnotationError(f"{where}: image_id must be listed in images, got {entry['image_id']!r}")
         image = images[entry["image_id"]]
         _check_segments(f"{file}: image {entry['image_id']}", entry["segments_info"], metadata)
-        name = str(image["file_name"])
+        name = check_inside(str(image["file_name"]), f"{file}: image {entry['image_id']}: file_name")
+        check_inside(str(entry["file_name"]), f"{where}: file_name")
         if name in found:
             raise AnnotationError(f"{where}: an image must be annotated once, got {name} again")
         size = image.get("height"), image.get("width")

@@ -15,6 +15,8 @@ from typing import Any, TypeGuard
 
 from fssops.data.coco_json import MAX_WARNINGS, fault
 from fssops.data.errors import AnnotationError, DataWarning
+from fssops.data.images import MAX_PIXELS
+from fssops.data.paths import check_inside
 
 HIDDEN = ("zero area", "outside the image", "empty polygon list")
 """Faults of a frame's outline that say no more than that the object is not seen there."""
@@ -156,10 +158,17 @@ def _read_videos(rows: list[Any], result: YTVISFile) -> set[int]:
                 f"{result.path}: video {identifier}: width and height must be positive integers, "
                 f"got {width!r} x {height!r}"
             )
+        if width * height > MAX_PIXELS:
+            raise AnnotationError(
+                f"{result.path}: video {identifier}: width x height must be at most {MAX_PIXELS} pixels, "
+                f"got {width} x {height}"
+            )
         if not isinstance(files, list) or not all(isinstance(name, str) and name for name in files):
             raise AnnotationError(
                 f"{result.path}: video {identifier}: file_names must be a list of names, got {files!r:.80}"
             )
+        for name in files:
+            check_inside(name, f"{result.path}: video {identifier}: file_names")
         if not files:
             message = f"{result.path}: video {identifier} must have at least one frame, got 0; left out"
             result.problems.append(("empty_video", message))

@@ -1,0 +1,42 @@
+"""Runs verbs, one after the other, in the processes that torchrun has started: FOLDER, then JSON lists of arguments.
+
+Every process but the first fails when it opens a file below FOLDER for writing.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+from typing import Any
+
+_WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+
+
+def forbid_writing(folder: str) -> None:
+    """Make this process fail when it writes below a folder."""
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        if event in ("os.mkdir", "os.rename", "os.remove") and str(arguments[0]).startswith(folder):
+            raise RuntimeError(f"{event} {arguments}")
+        if event == "open" and str(arguments[0]).startswith(folder) and (arguments[2] or 0) & _WRITING:
+            raise RuntimeError(f"{event} {arguments}")
+
+    sys.addaudithook(hook)
+
+
+def main() -> int:
+    folder, *verbs = sys.argv[1:]
+    if os.environ["RANK"] != "0":
+        forbid_writing(folder)
+    for text in verbs:
+        verb, *arguments = json.loads(text)
+        code = importlib.import_module(f"fssops.{verb}").main(arguments)
+        if code:
+            return int(code)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
