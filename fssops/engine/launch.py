@@ -26,8 +26,7 @@ def build_fabric(settings: EngineSettings) -> Fabric:
     """Build the Fabric of a run. Under torchrun its processes are used, otherwise ``engine.devices`` are started.
 
     Raises:
-        SettingsError: the accelerator is not there, torchrun has started another number of processes, the batch cannot
-            be shared among them, or fp16 is asked for together with fsdp.
+        SettingsError: the accelerator is not there, or fp16 is asked for together with fsdp.
     """
     accelerator = settings.accelerator
     if accelerator in ("cuda", "gpu") and not torch.cuda.is_available():
@@ -40,11 +39,6 @@ def build_fabric(settings: EngineSettings) -> Fabric:
         devices, nodes = (
             int(os.environ["LOCAL_WORLD_SIZE"]),
             int(os.environ.get("GROUP_WORLD_SIZE", "1")),
-        )
-    parts = devices * nodes * settings.accumulate
-    if settings.batch_size % parts:
-        raise SettingsError(
-            f"engine.batch_size must be a multiple of processes * accumulate = {parts}, got {settings.batch_size}"
         )
     if settings.threads:
         torch.set_num_threads(settings.threads)

@@ -77,7 +77,7 @@ class Trainer:
         validate: gives the metrics that ``engine.best_metric`` may name.
 
     Raises:
-        SettingsError: ``best_metric`` can never be measured.
+        SettingsError: ``best_metric`` can never be measured, or a batch cannot be shared among the processes.
         TypeError: the model has no ``losses``.
     """
 
@@ -97,6 +97,11 @@ class Trainer:
         if engine.best_metric != "loss" and (validate is None or not engine.validate_every):
             raise SettingsError(
                 f"engine.best_metric: {engine.best_metric!r} must be measured, got no validation; use 'loss'"
+            )
+        parts = fabric.world_size * engine.accumulate
+        if engine.batch_size % parts:
+            raise SettingsError(
+                f"engine.batch_size must be a multiple of processes * accumulate = {parts}, got {engine.batch_size}"
             )
         self.settings, self.fabric, self.model, self.run, self.validate = (
             settings,
