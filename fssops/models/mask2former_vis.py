@@ -61,7 +61,7 @@ class Mask2FormerVISConfig(Mask2FormerConfig):
     tasks: tuple[Task, ...] = ("instance",)
     detections: int = 10
     behaviour: Literal["sound", "published"] = "sound"
-    encode_frames: int = 8
+    encode_frames: int = 4
     window: int = 0
     overlap: int = 2
 

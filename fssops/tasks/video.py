@@ -30,11 +30,13 @@ from fssops.tasks.video_settings import VideoSettings
 Say = Callable[[str], None]
 
 
-def unpacked_batch(clips: Any, targets: Any, output_sizes: Any, names: Any) -> ClipBatch:
+def unpacked_batch(
+    clips: Any, targets: Any, output_sizes: Any, names: Any, seeds: Any = (), share: Any = None
+) -> ClipBatch:
     """Rebuild a batch from the plain values of a replay file."""
     rebuilt = None if targets is None else [MaskTargets(**target) for target in targets]
     sizes = None if output_sizes is None else [(int(size[0]), int(size[1])) for size in output_sizes]
-    return ClipBatch(clips, rebuilt, sizes, names)
+    return ClipBatch(clips, rebuilt, sizes, names, list(seeds), share)
 
 
 def encoded(masks: Tensor) -> list[dict[str, Any]]:

@@ -282,6 +282,25 @@ def test_an_image_checkpoint_starts_training(tmp_path: Path, capsys: pytest.Capt
     assert len(own) - len(same) == 2
 
 
+def test_a_bad_step_on_clips_is_kept_and_replayed(tmp_path: Path, verb: Any) -> None:
+    settings = settings_arguments("optim.lr=1e30", "optim.clip_norm=0", "schedule.steps=20")
+    code, _, err = verb("train", "mask2former_vis_generated", "--out", tmp_path / "run", "--no-eval", *settings)
+    assert code == 1
+    assert "non-finite training:" in err
+    code, out, _ = verb("train", "--replay", next((tmp_path / "run").glob("nonfinite_step*.pt")))
+    assert code == 1
+    assert "images: train-" in out
+
+
+def test_data_check_tells_videos_from_images_and_other_layouts(tmp_path: Path, data_root: Path, verb: Any) -> None:
+    code, out, _ = verb("data.__main__", "check", data_root / "davis_mini")
+    assert code == 0
+    assert "(ytvis)" in out
+    assert "videos" in out
+    code, out, _ = verb("data.__main__", "check", data_root / "coco_mini", "--split", "val2017")
+    assert "(coco)" in out
+
+
 def test_models_lists_the_video_system_with_its_recipes() -> None:
     from fssops.models.__main__ import recipes_of
 

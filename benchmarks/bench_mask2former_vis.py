@@ -1,0 +1,135 @@
+"""Mask2Former-VIS-R50 on a video of 240 x 428 pixels: time and memory, whole and clip by clip.
+
+``pytest benchmarks/bench_mask2former_vis.py -s`` segments videos of 16 and 32 frames in fresh processes and prints
+seconds and peak resident memory of: ``published``, the published order of work with our modules (all frames pass the
+backbone together, and the masks of all queries are formed at full size in all frames before ten are chosen);
+``whole``, the same result as it is done here; and ``clips`` of 8 frames that share 2, whose memory must not grow with
+the video. ``--results FILE`` (of benchmarks/conftest.py) writes nothing here; give BENCH_RESULTS=FILE instead.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+import fssops
+from fssops.models.mask2former_vis import Mask2FormerVIS, Mask2FormerVISConfig
+from fssops.models.mask_classification.postprocessing import best_instances
+
+SIZE = (240, 428)
+LENGTHS = (16, 32)
+WINDOW = 8
+VARIANTS = ("published", "whole", "clips")
+
+
+def model() -> Mask2FormerVIS:
+    """The model of YouTube-VIS with random weights."""
+    torch.manual_seed(0)
+    return Mask2FormerVIS(Mask2FormerVISConfig(window=0, overlap=2)).eval()
+
+
+def video(frames: int) -> Iterator[Tensor]:
+    """A soft picture that drifts, made frame by frame as a decoder would."""
+    generator = torch.Generator().manual_seed(1)
+    coarse = torch.rand(1, 3, 24, 60, generator=generator)
+    wide = 255 * F.interpolate(coarse, (SIZE[0], SIZE[1] + 2 * max(LENGTHS)), mode="bicubic").clamp(0, 1)[0]
+    for t in range(frames):
+        yield wide[:, :, 2 * t : 2 * t + SIZE[1]].round().to(torch.uint8)
+
+
+@torch.no_grad()
+def published(network: Mask2FormerVIS, frames: int) -> Tensor:
+    """Masks [10, T, H, W] in the published order of work."""
+    images, _ = network.image_input(list(video(frames)))
+    said = network.predict(images, None, auxiliary=False, frames=frames)
+    logits = F.interpolate(said.mask_logits(0), size=said.padded_size, mode="bilinear", align_corners=False)
+    queries, _, _ = best_instances(said.class_logits[-1, 0], 10)
+    masks: Tensor = logits[queries][:, :, : SIZE[0], : SIZE[1]] > 0
+    return masks
+
+
+def run(network: Mask2FormerVIS, variant: str, frames: int) -> Any:
+    """Segment a video; masks are kept as they would be for a results file."""
+    if variant == "published":
+        return published(network, frames)
+    from fssops.evaluation.instance import encode
+
+    window = WINDOW if variant == "clips" else 0
+    return network.track(video(frames), window=window, keep=lambda masks: [encode(m) for m in masks.numpy()])
+
+
+def peak_megabytes() -> float:
+    """Highest resident memory of this process so far."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+
+
+def measure(variant: str, frames: int) -> dict[str, float]:
+    """Seconds of one run after a short one, and peak memory, of this process."""
+    torch.set_num_threads(int(os.environ.get("BENCH_THREADS", "2")))
+    network = model()
+    run(network, variant, 2)
+    before = peak_megabytes()
+    start = time.perf_counter()
+    run(network, variant, frames)
+    return {"seconds": time.perf_counter() - start, "megabytes": peak_megabytes(), "megabytes_of_two_frames": before}
+
+
+def measured(variant: str, frames: int) -> dict[str, float]:
+    """:func:`measure` in a fresh process."""
+    command = [sys.executable, __file__, "--measure", variant, str(frames)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers were measured on."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "fssops": fssops.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "device": names[0] if names else platform.machine(),
+        "threads": int(os.environ.get("BENCH_THREADS", "2")),
+    }
+
+
+def test_time_and_memory() -> None:
+    rows = []
+    for variant in VARIANTS:
+        for frames in LENGTHS:
+            found = measured(variant, frames)
+            rows.append({"variant": variant, "frames": frames, "size": list(SIZE), **found})
+            print(f"\n{variant} {frames} frames: {found['seconds']:.1f} s, {found['megabytes']:.0f} MB", flush=True)
+    peaks = {(row["variant"], row["frames"]): row["megabytes"] for row in rows}
+    short, long = LENGTHS
+    assert peaks["clips", long] < 1.1 * peaks["clips", short]
+    assert peaks["whole", long] < peaks["published", long]
+    if path := os.environ.get("BENCH_RESULTS"):
+        Path(path).write_text(
+            json.dumps({"machine": machine(), "window": WINDOW, "measurements": rows}, indent=1) + "\n"
+        )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--measure", nargs=2, metavar=("VARIANT", "FRAMES"), required=True)
+    chosen = parser.parse_args().measure
+    print(json.dumps(measure(chosen[0], int(chosen[1]))))
