@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from fssops.data import universal, video
+from fssops.data.errors import ImageFileError
 from fssops.engine.checkpoints import read_checkpoint
 from fssops.engine.progress import ProgressBar
 from fssops.engine.random_state import preserved_random_state
@@ -195,7 +196,7 @@ class VideoTask:
         if not rules.workers or source.frames(name) <= 8:
             return video.seen_frames(source, name, rules.short_side, rules.longest)
         frames = _Frames(source, name, rules.short_side, rules.longest)
-        return iter(DataLoader(frames, batch_size=None, num_workers=rules.workers, prefetch_factor=4))
+        return _checked(DataLoader(frames, batch_size=None, num_workers=rules.workers, prefetch_factor=4))
 
     def validation(self, fabric: Fabric) -> Validate | None:
         """Return a callback that scores the evaluation split (or a part of it) during training."""
@@ -254,8 +255,8 @@ class VideoTask:
         return {"classes.json": self.source().metadata.as_json()}
 
 
-class _Frames(Dataset[Tensor]):
-    """Frames of one video for loader processes."""
+class _Frames(Dataset[Tensor | str]):
+    """Frames of one video for loader processes; a failure travels as its message, so that it arrives unwrapped."""
 
     def __init__(self, source: video.VideoSource, name: str, short_side: int, longest: int) -> None:
         self.source, self.name, self.short_side, self.longest = source, name, short_side, longest
@@ -263,9 +264,19 @@ class _Frames(Dataset[Tensor]):
     def __len__(self) -> int:
         return self.source.frames(self.name)
 
-    def __getitem__(self, index: int) -> Tensor:
-        image = np.asarray(self.source.frame(self.name, index))
+    def __getitem__(self, index: int) -> Tensor | str:
+        try:
+            image = np.asarray(self.source.frame(self.name, index))
+        except (OSError, ValueError) as error:
+            return str(error)
         return universal.evaluation_item(image, self.name, self.short_side, self.longest).image
+
+
+def _checked(frames: Iterable[Tensor | str]) -> Iterator[Tensor]:
+    for frame in frames:
+        if isinstance(frame, str):
+            raise ImageFileError(frame)
+        yield frame
 
 
 def video_number(source: video.VideoSource, name: str, number: int) -> int:

@@ -164,6 +164,29 @@ def test_a_split_without_truth_gives_a_submission_and_no_scores(
     assert len(json.loads((tmp_path / "e" / "submission.json").read_text())) == 10
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_missing_frame_stops_evaluation_with_its_name(
+    video_run: Path, tmp_path: Path, verb: Any, workers: int
+) -> None:
+    folder = write_frames(tmp_path / "frames" / "clip", 12)
+    (folder / "00007.png").unlink()
+    files = [f"clip/{t:05d}.png" for t in range(12)]
+    row = {"id": 1, "width": 56, "height": 40, "length": 12, "file_names": files}
+    categories = [{"id": k, "name": str(k)} for k in range(1, 6)]
+    (tmp_path / "val.json").write_text(json.dumps({"videos": [row], "categories": categories, "annotations": []}))
+    sets = [
+        "data.source=ytvis",
+        f'eval.options={{annotations="{tmp_path}/val.json",frames="{tmp_path}/frames"}}',
+        f"data.root={tmp_path}",
+        f"eval.workers={workers}",
+    ]
+    arguments = [part for override in sets for part in ("--set", override)]
+    code, _, err = verb("evaluate", video_run, "--out", tmp_path / "e", *arguments)
+    assert code == 2
+    assert err.strip().endswith("00007.png: frame 7 of video clip must exist, got no such file")
+    assert "Traceback" not in err
+
+
 def predict(verb: Any, run: Path, out: Path, *arguments: object) -> tuple[int, str, str]:
     return verb("predict", "--checkpoint", run, "--device", "cpu", "--out", out, *arguments)  # type: ignore[no-any-return]
 
