@@ -3,8 +3,9 @@
     python benchmarks/mp_former_against_mask2former.py --out runs/comparison [--steps 300] [--seeds 1234 1235]
 
 Trains the recipes ``mp_former_generated`` and ``mask2former_generated``, which differ in the model alone, once a seed,
-with validation on the way. Writes ``comparison.json`` (machine, settings, curves, final scores, means over the seeds)
-and ``comparison.png``. The training loss shown is that of the normal queries, which both systems have.
+with validation on the way; and MP-Former without piloted queries, which is Mask2Former without positions of queries, to
+tell the two changes apart. Writes ``comparison.json`` (machine, settings, curves, final scores, means over the seeds)
+and ``comparison.png``. The training loss shown is that of the normal queries, which all have.
 """
 
 from __future__ import annotations
@@ -26,18 +27,23 @@ from fssops import train
 from fssops.engine.metrics_log import read_metrics
 from fssops.tasks import load_settings
 
-SYSTEMS = ("mask2former", "mp_former")
+SYSTEMS: dict[str, tuple[str, list[str]]] = {
+    "mask2former": ("mask2former_generated", []),
+    "mp_former, not piloted": ("mp_former_generated", ["model.pilot_groups=0"]),
+    "mp_former": ("mp_former_generated", []),
+}
+"""What is compared: recipe and what it is run with beside the others' overrides."""
 VALIDATED = {
     "PQ": "val/pq",
     "mIoU": "val/miou",
     "layer agreement": "val/layer_agreement",
     "query utilisation": "val/query_utilisation",
 }
-COLOURS = {"mask2former": "#1d78d8", "mp_former": "#e63946"}
+COLOURS = {"mask2former": "#1d78d8", "mp_former, not piloted": "#8a8f98", "mp_former": "#e63946"}
 
 
 def overrides(seed: int, options: argparse.Namespace) -> list[str]:
-    """What both recipes are run with."""
+    """What all recipes are run with."""
     return [
         f"engine.seed={seed}",
         f"schedule.steps={options.steps}",
@@ -61,12 +67,11 @@ def check_alike(sets: Sequence[str]) -> None:
     Raises:
         ValueError: names the table.
     """
-    tables = [load_settings(f"{system}_generated", sets).as_tables() for system in SYSTEMS]
-    for name in tables[0]:
-        if name not in ("name", "description", "model") and tables[0][name] != tables[1][name]:
-            raise ValueError(
-                f"recipes: [{name}] must be the same for both, got {tables[0][name]} and {tables[1][name]}"
-            )
+    first, *others = [load_settings(recipe, [*sets, *own]).as_tables() for recipe, own in SYSTEMS.values()]
+    for name, table in first.items():
+        for other in others:
+            if name not in ("name", "description", "model") and other[name] != table:
+                raise ValueError(f"recipes: [{name}] must be the same for all, got {table} and {other[name]}")
 
 
 def trained(system: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
@@ -75,10 +80,11 @@ def trained(system: str, seed: int, options: argparse.Namespace) -> dict[str, An
     Raises:
         RuntimeError: training failed.
     """
-    folder = options.out / f"{system}-seed{seed}"
+    recipe, own = SYSTEMS[system]
+    folder = options.out / f"{system.replace(', ', '-').replace(' ', '-')}-seed{seed}"
     if not (folder / "result.json").exists():
-        sets = [part for override in overrides(seed, options) for part in ("--set", override)]
-        code = train.main([f"{system}_generated", "--out", str(folder), *sets])
+        sets = [part for override in [*overrides(seed, options), *own] for part in ("--set", override)]
+        code = train.main([recipe, "--out", str(folder), *sets])
         if code:
             raise RuntimeError(f"{system}, seed {seed}: training must end with 0, got {code}")
     records = read_metrics(folder / "metrics.jsonl")
@@ -102,7 +108,7 @@ def normal_loss(record: dict[str, Any]) -> float:
 
 
 def summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Means over the seeds of the final scores, and the gain of MP-Former seed by seed."""
+    """Means over the seeds of the final scores, and MP-Former's gain over Mask2Former seed by seed."""
     means: dict[str, Any] = {}
     for name in ("PQ", "mIoU", "AP", "layer agreement", "query utilisation"):
         values = {s: [run["final"][name] for run in runs if run["system"] == s] for s in SYSTEMS}
