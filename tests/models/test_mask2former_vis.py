@@ -20,8 +20,9 @@ from fssops.models.clip_joining import ClipJoiner, soft_overlap
 from fssops.models.layers.position_encoding import PositionEncodingCache
 from fssops.models.mask2former_vis import Mask2FormerVIS, Mask2FormerVISConfig
 from fssops.models.pixel_decoders.features import PixelFeatures
-from fssops.structures import ClipBatch, ImageBatch, MaskTargets
+from fssops.structures import ClipBatch, ImageBatch, MaskTargets, move_to
 from fssops.weights.mask_classification import MASK2FORMER, to_authors
+from fssops.weights.transformers_layout import to_transformers
 
 
 def small_vis(**options: Any) -> Mask2FormerVIS:
@@ -103,12 +104,14 @@ def test_the_order_of_frames_is_seen() -> None:
         torch.testing.assert_close(model(batch).mask_embeddings, model(turned).mask_embeddings)
 
 
-@pytest.mark.parametrize("layout", ["authors", "fssops"])
+@pytest.mark.parametrize("layout", ["authors", "fssops", "transformers"])
 def test_image_checkpoints_start_it_and_another_class_head_is_reported(layout: str) -> None:
     image = small_model("mask2former", things=None, num_classes=7)
     state = image.state_dict()
     if layout == "authors":
         state = to_authors(state, MASK2FORMER, 0.1)
+    if layout == "transformers":
+        state = to_transformers(image)
     model = small_vis()
     before = model.transformer_decoder.class_embed.weight.clone()
     report = fssops.load_weights(model, state)
@@ -327,6 +330,32 @@ def test_soft_overlap_of_equal_masks_is_one_and_of_apart_ones_small() -> None:
     same = torch.eye(2)
     overlap = soft_overlap(same, same, features)
     torch.testing.assert_close(overlap, torch.eye(2), atol=1e-3, rtol=0)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("window", [0, 4])
+def test_a_gpu_finds_what_the_cpu_finds(window: int) -> None:
+    model = small_vis(window=window).eval()
+    here = model.track(video(9))
+    there = model.cuda().track(video(9))
+    torch.testing.assert_close(there.scores, here.scores, atol=1e-3, rtol=0)
+    same = [
+        (a.cpu() == b).float().mean() if a is not None and b is not None else torch.tensor(float(a is b))
+        for one, other in zip(there.masks, here.masks, strict=True)
+        for a, b in zip(one, other, strict=True)
+    ]
+    assert float(torch.stack(same).mean()) > 0.98
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float16])
+def test_training_steps_on_a_gpu_are_finite(dtype: torch.dtype | None) -> None:
+    model, batch = small_vis().train().cuda(), move_to(small_clips(), "cuda")
+    with torch.autocast("cuda", dtype, enabled=dtype is not None):
+        losses = model.losses(batch)
+    torch.stack(list(losses.values())).sum().backward()
+    assert all(torch.isfinite(value) for value in losses.values())
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
 
 
 @pytest.mark.parametrize(

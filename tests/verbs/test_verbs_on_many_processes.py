@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 import tiny_universal
+import tiny_video
 from tiny_recipe import settings_arguments
 
 from fssops.engine.checkpoints import read_checkpoint
 
+RESULTS = ("few", "scenes", "videos", "base")
 WORKER = Path(__file__).with_name("verbs_worker.py")
 
 BASE_RECIPE = """
@@ -39,12 +41,14 @@ pictures = 1
 
 
 def jobs(folder: Path, base: Path, run: Path) -> list[list[str]]:
-    """Train a run; evaluate 3 episodes, 3 images of fixed classes and 3 of base classes."""
+    """Train a run; evaluate 3 episodes, 3 images of fixed classes, 3 videos and 3 images of base classes."""
     train = ["train", "--out", str(folder / "run"), *settings_arguments("engine.batch_size=4", "eval.baseline=false")]
     few = ["evaluate", str(run), "--out", str(folder / "few"), "--set", "eval.runs=1", "--set", "eval.episodes=3"]
     scenes = ["evaluate", "--recipe", "mask2former_generated", "--out", str(folder / "scenes")]
     base_classes = ["evaluate", "--recipe", str(base), "--out", str(folder / "base")]
-    return [train, few, [*scenes, *tiny_universal.settings_arguments()], base_classes]
+    videos = ["evaluate", "--recipe", "mask2former_vis_generated", "--out", str(folder / "videos")]
+    scenes += tiny_universal.settings_arguments()
+    return [train, few, scenes, [*videos, *tiny_video.settings_arguments()], base_classes]
 
 
 def results_in(folder: Path) -> dict[str, Any]:
@@ -55,7 +59,7 @@ def results_in(folder: Path) -> dict[str, Any]:
             return {key: plain(item) for key, item in value.items() if key not in ("seconds", "passes")}
         return [plain(item) for item in value] if isinstance(value, list) else value
 
-    return {name: plain(json.loads((folder / name / "results.json").read_text())) for name in ("few", "scenes", "base")}
+    return {name: plain(json.loads((folder / name / "results.json").read_text())) for name in RESULTS}
 
 
 @pytest.mark.slow
@@ -76,6 +80,8 @@ def test_four_processes_measure_what_one_measures_and_the_first_alone_writes(tin
     )
     assert done.returncode == 0, done.stderr[-3000:]
     one, four = results_in(tmp_path / "one"), results_in(tmp_path / "four")
+    submissions = [(tmp_path / side / "videos" / "submission.json").read_text() for side in ("one", "four")]
+    assert submissions[0] == submissions[1]
     for name, result in one.items():
         assert four[name] == result, name
     assert read_checkpoint(tmp_path / "four" / "run" / "checkpoints" / "last.pt")["step"] == 6
