@@ -379,7 +379,13 @@ class MMFormer(nn.Module):
             if proposals:
                 levels, found["fine"] = self.segmenter.pixel_inputs(maps)
                 found.update({f"level{number}": level for number, level in enumerate(levels)})
-        for name, projection in zip(LEVELS, self.projections, strict=True):
-            found[name] = projected(maps[name], channel_gates(maps[name]), projection.weight)  # type: ignore[arg-type]
+        found.update(self._aligned_maps(maps))
         found["size"] = sizes_of(images)
         return found
+
+    def _aligned_maps(self, maps: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The maps of the backbone after self-alignment and projection."""
+        return {
+            name: projected(maps[name], channel_gates(maps[name]), projection.weight)  # type: ignore[arg-type]
+            for name, projection in zip(LEVELS, self.projections, strict=True)
+        }

@@ -1,0 +1,243 @@
+"""MM-Former-R50, one evaluation episode of 480 x 480, against the composition that the authors published.
+
+``pytest benchmarks/bench_mm_former.py -s`` checks that both agree, times them with 1 and 5 shots, in float32 and bf16,
+with proposals and supports kept, and a further class in the same image, and prints the ratios of time and of peak
+resident memory in fresh processes, and where the time goes. Two CPU threads, float32 where nothing is said. The weights
+are random, and the same in all variants; the published code runs every kernel as a product of singular values.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import fssops
+from fssops.models.mm_former import MMFormer
+from fssops.structures import FewShotBatch, move_to
+from fssops.testing.published_mm_former import PublishedMMFormer
+
+SIDE = 480
+VARIANTS = ("published", "fssops", "fssops_further_class", "fssops_kept", "published_bf16", "fssops_bf16")
+"""Of ``fssops_further_class`` the query is kept and the supports are new; of ``fssops_kept`` both are kept."""
+
+
+def network(device: torch.device | str = "cpu") -> MMFormer:
+    """The published network with random weights, residual branches damped and queries spread so that masks differ."""
+    torch.manual_seed(0)
+    model = fssops.create_model("mm_former", backbone="resnet50", behaviour="published")
+    assert isinstance(model, MMFormer)
+    for name, value in model.state_dict().items():
+        if name.endswith("conv3.norm.weight"):
+            value.fill_(0.25)
+        elif name.endswith(("query_feat.weight", "query_embed.weight")):
+            value.mul_(4)
+    return model.eval().to(device)
+
+
+def episode(shots: int) -> FewShotBatch:
+    """A 1-way episode of smooth random images with an elliptic foreground of about 15 %."""
+    generator = torch.Generator().manual_seed(7)
+    images = F.interpolate(torch.randn(shots + 1, 3, 60, 60, generator=generator), size=(SIDE, SIDE), mode="bicubic")
+    y, x = torch.meshgrid(torch.linspace(-1, 1, SIDE), torch.linspace(-1, 1, SIDE), indexing="ij")
+    mask = ((x / 0.5) ** 2 + (y / 0.4) ** 2 < 1).float().expand(1, 1, shots, -1, -1)
+    return FewShotBatch(
+        support_images=images[None, None, :shots],
+        support_foreground=mask,
+        support_background=1 - mask,
+        query_images=images[None, shots:],
+        query_labels=torch.zeros(1, 1, SIDE, SIDE, dtype=torch.long),
+        classes=torch.ones(1, 1, dtype=torch.long),
+    )
+
+
+def runner(variant: str, shots: int = 1, device: torch.device | str = "cpu") -> Callable[[], Tensor]:
+    """A function that runs one episode of a variant and returns background and foreground [1, 1, 2, H, W]."""
+    device = torch.device(device)
+    model, batch = network(device), move_to(episode(shots), device)
+    bf16 = variant.endswith("bf16")
+
+    def summary() -> object:
+        shots_seen = [model._features(image[None], proposals=False) for image in batch.support_images[0, 0]]
+        features = {name: torch.cat([seen[name] for seen in shots_seen]) for name in shots_seen[0]}
+        return model.summarise(features, batch.support_foreground, batch.support_background)
+
+    def kept_query() -> dict[str, Tensor]:
+        query = model.encode(batch.query_images[0])
+        query.update({name: value for name, value in model.query_features(query).items() if value is not None})
+        return query
+
+    if variant.startswith("published"):
+        published = PublishedMMFormer(model)
+        published.drop_plain_kernels()
+        arguments = (
+            batch.query_images[0],
+            batch.support_images[0, :1].flatten(0, 1)[None],
+            batch.support_foreground[0],
+        )
+
+        def forward() -> Tensor:
+            return published(*arguments)[None]
+
+    elif variant in ("fssops_further_class", "fssops_kept"):
+        with torch.inference_mode():
+            query = kept_query()
+            support = summary() if variant == "fssops_kept" else None
+
+        def forward() -> Tensor:
+            found = support if support is not None else summary()
+            return model.match(found, query, (SIDE, SIDE))  # type: ignore[arg-type]
+
+    else:
+
+        def forward() -> Tensor:
+            return model(batch)
+
+    def run() -> Tensor:
+        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            return forward()
+
+    return run
+
+
+def measured(variant: str, shots: int) -> dict[str, float]:
+    """Seconds (best of two) and peak memory in MB, in a fresh process."""
+    command = [sys.executable, __file__, "--measure", variant, "--shots", str(shots)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def peak_megabytes() -> float:
+    """Highest resident memory of this process; getrusage would count the parent's before the fork."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+
+
+def measure_here(variant: str, shots: int, rounds: int = 3) -> dict[str, float]:
+    """What :func:`measured` runs."""
+    torch.set_num_threads(2)
+    run = runner(variant, shots)
+    # Building the model and its factors is not part of an episode.
+    Path("/proc/self/clear_refs").write_text("5")
+    seconds = []
+    for _ in range(rounds):
+        started = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - started)
+    return {"seconds": min(seconds[1:]), "peak_mb": peak_megabytes()}
+
+
+def steps_of_an_episode(shots: int = 1) -> dict[str, float]:
+    """Seconds of each step of ours, best of three."""
+    model, batch = network(), episode(shots)
+    segmenter, found = model.segmenter, {}
+
+    def timed(name: str, function: Callable[[], object]) -> object:
+        seconds, result = [], None
+        for _ in range(3):
+            started = time.perf_counter()
+            result = function()
+            seconds.append(time.perf_counter() - started)
+        found[name] = min(seconds)
+        return result
+
+    with torch.inference_mode():
+        image = batch.query_images[0]
+        maps = timed("backbone, an image", lambda: segmenter.features(image))
+        assert isinstance(maps, dict)
+        timed("self-alignment and projection", lambda: model._aligned_maps(maps))
+        inputs = timed("pixel decoder, input projections", lambda: segmenter.pixel_inputs(maps))
+        assert isinstance(inputs, tuple)
+        decoded = timed("pixel decoder, the rest", lambda: segmenter.pixel_decoder.decode(*inputs))
+        memory = timed(
+            "transformer decoder, memory",
+            lambda: segmenter.transformer_decoder.prepare(
+                decoded.memory,  # type: ignore[attr-defined]
+                decoded.sizes,  # type: ignore[attr-defined]
+                decoded.mask_features[:, None],  # type: ignore[attr-defined]
+            ),
+        )
+        timed("transformer decoder, layers", lambda: segmenter.transformer_decoder(memory, auxiliary=False))
+        query = model.encode(image)
+        timed("all of the proposals", lambda: model.query_features(query))
+        query.update({name: value for name, value in model.query_features(query).items() if value is not None})
+        features = model._features(batch.support_images[0, 0, :1], proposals=False)
+        support = timed(
+            "support summary",
+            lambda: model.summarise(features, batch.support_foreground[:, :, :1], batch.support_foreground),
+        )
+        timed("cross-alignment, pooling, merging", lambda: model.compare(support, query))  # type: ignore[arg-type]
+        timed("whole match, all kept", lambda: model.match(support, query, (SIDE, SIDE)))  # type: ignore[arg-type]
+    return found
+
+
+GROUP = "MM-Former-R50 480 x 480, {}-shot"
+
+
+@pytest.mark.parametrize("shots", [1, 5])
+@pytest.mark.parametrize(
+    ("kind", "implementation", "variant"),
+    [
+        ("", "composition", "published"),
+        ("", "fssops", "fssops"),
+        (", a further class", "composition", "published"),
+        (", a further class", "fssops", "fssops_further_class"),
+        (", ours all kept", "composition", "published"),
+        (", ours all kept", "fssops", "fssops_kept"),
+        (", ours bf16", "composition", "published"),
+        (", ours bf16", "fssops", "fssops_bf16"),
+    ],
+)
+def test_episode(measure, device: torch.device, shots: int, kind: str, implementation: str, variant: str) -> None:
+    measure(runner(variant, shots, device), group=GROUP.format(shots) + kind, implementation=implementation)
+
+
+@pytest.mark.parametrize("variant", ["fssops", "fssops_further_class", "fssops_kept"])
+def test_same_map(device: torch.device, variant: str) -> None:
+    ours, theirs = runner(variant, 2, device)(), runner("published", 2, device)()
+    assert ours.shape == theirs.shape
+    assert (ours - theirs).abs().max() <= 1e-3 * theirs.abs().max()
+
+
+def test_time_and_resident_memory_in_fresh_processes(device: torch.device) -> None:
+    if device.type != "cpu":
+        pytest.skip("resident memory says nothing about a GPU; see the table of the other tests")
+    for shots in (1, 5):
+        found = {variant: measured(variant, shots) for variant in VARIANTS}
+        base = found["published"]
+        print(f"\n{shots}-shot                 seconds  times faster  peak MB  of published")
+        for variant, row in found.items():
+            print(
+                f"{variant:<22} {row['seconds']:7.3f}  {base['seconds'] / row['seconds']:12.2f}  "
+                f"{row['peak_mb']:7.0f}  {row['peak_mb'] / base['peak_mb']:12.2f}"
+            )
+        assert found["fssops"]["peak_mb"] < base["peak_mb"]
+
+
+def test_where_the_time_goes(device: torch.device) -> None:
+    if device.type != "cpu":
+        pytest.skip("wall times of single steps mean little where kernels are queued")
+    found = steps_of_an_episode()
+    print("\nstep                                        ms")
+    for name, seconds in found.items():
+        print(f"{name:<38} {1e3 * seconds:8.1f}")
+    assert found["whole match, all kept"] < found["backbone, an image"]
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--measure", choices=VARIANTS, required=True)
+    parser.add_argument("--shots", type=int, default=1)
+    given = parser.parse_args()
+    print(json.dumps(measure_here(given.measure, given.shots)))
