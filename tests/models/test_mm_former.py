@@ -18,6 +18,7 @@ from fssops.models.layers.alignment import CrossAlignment, channel_gates, projec
 from fssops.models.mm_former import MMFormer, MMFormerConfig
 from fssops.models.mm_former_records import inside_mask
 from fssops.structures import IGNORE, Episode, FewShotBatch
+from fssops.testing.published_mm_former import PublishedMMFormer
 
 CASES = ("mmformer_pos_r50", "mmformer_r50_1shot", "mmformer_svf_r50_1shot")
 SMALL = {
@@ -152,6 +153,14 @@ def test_more_shots_of_the_same_support_change_nothing() -> None:
         for name in ("support_images", "support_foreground", "support_background"):
             setattr(batch, name, getattr(batch, name).repeat_interleave(3, dim=2))
         torch.testing.assert_close(model(batch), once, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("options", [{}, {"backbone": "resnet50", "levels": "stride8"}])
+def test_the_published_composition_gives_the_same(options: dict[str, Any]) -> None:
+    model, batch = small_model(behaviour="published", **options), small_batch(shots=2)
+    with torch.no_grad():
+        wanted = PublishedMMFormer(model)(batch.query_images[0], batch.support_images[0], batch.support_foreground[0])
+        torch.testing.assert_close(model(batch)[0], wanted, rtol=1e-3, atol=1e-3)
 
 
 # -- the published composition of single parts ----------------------------------------------------------------------

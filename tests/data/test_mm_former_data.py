@@ -1,0 +1,135 @@
+"""Data of MM-Former: its draw of episodes, its augmentation, painted masks, and regions for the first stage."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fssops.data import fewshot, folds, transforms
+from fssops.data.crops import CropAndPad, RandomShortSide, short_sides
+from fssops.data.proposals import ProposalDataset
+from fssops.data.transforms import Sample
+from fssops.structures import IGNORE
+
+
+@pytest.fixture(scope="module")
+def source() -> fewshot.FewShotSource:
+    return fewshot.open_source("generated", size=48, images_per_class=6, split="train")
+
+
+def test_shuffled_episodes_follow_the_published_order_of_draws(source: fewshot.FewShotSource) -> None:
+    classes = sorted(source.classes)[:4]
+    drawn = fewshot.EpisodeList.draw(source, classes, shots=1, episodes=30, seed=77, draw="shuffled")
+    rng = random.Random(77)
+    pools = {c: source.images_of(c) for c in classes}
+    order = [name for name in source.names if any(name in pool for pool in pools.values())]
+    queries = list(order)
+    while len(queries) < 30:
+        queries += order
+    rng.shuffle(queries)
+    for spec, query in zip(drawn, queries, strict=False):
+        present = [c for c in source.classes_of(query) if c in pools]
+        class_id = present[rng.randint(1, len(present)) - 1]
+        taken: list[int] = []
+        for _ in range(5):
+            rng.randint(1, len(pools[class_id]))
+            number = rng.randint(1, len(pools[class_id])) - 1
+            while pools[class_id][number] == query or (len(pools[class_id]) > 5 and number in taken):
+                number = rng.randint(1, len(pools[class_id])) - 1
+            taken.append(number)
+        assert (spec.query, spec.classes) == ((query,), (class_id,))
+        assert spec.support == ((pools[class_id][taken[0]],),)
+
+
+def test_one_and_five_shots_see_the_same_queries_and_the_first_support(source: fewshot.FewShotSource) -> None:
+    classes = sorted(source.classes)[:4]
+    one, five = (
+        fewshot.EpisodeList.draw(source, classes, shots=k, episodes=20, seed=5, draw="shuffled") for k in (1, 5)
+    )
+    assert [e.query for e in one] == [e.query for e in five]
+    assert [e.support[0][0] for e in one] == [e.support[0][0] for e in five]
+
+
+def test_crops_keep_the_size_and_fill_what_is_missing_with_grey_and_ignored() -> None:
+    image = np.zeros((30, 20, 3), np.uint8)
+    found = CropAndPad((25, 40))(Sample(image, {"label": np.ones((30, 20), np.uint8)}), np.random.default_rng(0))
+    assert found.image.shape == (25, 40, 3)
+    assert (found.image[:, 20:] == 128).all()
+    assert (found.maps["label"][:, 20:] == IGNORE).all()
+    assert (found.maps["label"][:, :20] == 1).all()
+
+
+def test_the_long_side_limits_the_scale() -> None:
+    sides, longest = short_sides((480, 480))
+    assert (sides[0], sides[-1], len(sides), longest) == (320, 960, 11, 2048)
+    found = RandomShortSide((100,), 150)(Sample(np.zeros((50, 100, 3), np.uint8)), np.random.default_rng(0))
+    assert found.size == (75, 150)
+
+
+def test_augmentation_is_drawn_anew_until_enough_of_the_class_is_left() -> None:
+    label = np.zeros((200, 200), np.uint8)
+    label[:20, :20] = 7
+    transform = transforms.pipeline((64, 64), "mm_former")
+    sample = Sample(np.zeros((200, 200, 3), np.uint8), {"label": label})
+    kept = [
+        int((transforms.with_enough(transform, sample, np.random.default_rng(n), [7], 10).maps["label"] == 7).sum())
+        for n in range(20)
+    ]
+    assert min(kept) >= 10
+    free = [int((transform(sample, np.random.default_rng(n)).maps["label"] == 7).sum()) for n in range(20)]
+    assert min(free) == 0
+
+
+def test_labels_by_corners_take_the_floor_of_the_scaled_index() -> None:
+    label = np.arange(7, dtype=np.uint8)[None].repeat(7, 0)
+    sample = Sample(np.zeros((7, 7, 3), np.uint8), {"label": label})
+    rng = np.random.default_rng(0)
+    found = transforms.pipeline((5, 5), "none", "square_by_corners")(sample, rng).maps["label"][0]
+    assert found.tolist() == [0, 1, 2, 4, 5]
+    assert transforms.pipeline((5, 5))(sample, rng).maps["label"][0].tolist() == [0, 2, 3, 4, 6]
+
+
+def test_regions_hide_novel_classes_and_one_base_class_is_the_object(source: fewshot.FewShotSource) -> None:
+    fold = folds.by_name("generated", 0, "msanet", sorted(source.classes))
+    dataset = ProposalDataset(source, fold.train, fold.test, (48, 48), augment="flip")
+    generator = torch.Generator().manual_seed(0)
+    seen = set()
+    for index in range(len(dataset))[::7]:
+        item = dataset.draw(index, generator)
+        values = set(item.labels.unique().tolist())
+        assert not values & set(fold.test)
+        inside = item.labels[item.objects == 1].unique()
+        assert len(inside) == 1
+        assert int(inside) in fold.train
+        assert torch.equal(item.objects == IGNORE, item.labels == IGNORE)
+        seen |= values
+    assert len(seen & set(fold.train)) > 10
+    assert torch.equal(dataset[3].labels, dataset[3].labels)
+
+
+def test_painted_coco_masks_follow_the_file_and_leave_crowds_out(data_root: Path) -> None:
+    options = {"split": "val2017"}
+    ours = fewshot.open_source("coco", data_root / "coco_mini", **options)
+    painted = fewshot.open_source("coco", data_root / "coco_mini", crowd="background", overlap="later", **options)
+    differ = 0
+    for name in ours.names[:40]:
+        label = painted.label_map(name)
+        assert not (label == IGNORE).any()
+        everything = np.zeros(label.shape, np.uint8)
+        from fssops.data.coco import COCOSource, draw
+
+        assert isinstance(painted, COCOSource)
+        for annotation in painted.annotations_of(name):
+            if not annotation.crowd:
+                mask = draw(annotation.segmentation, label.shape[1], label.shape[0])
+                everything[mask] = painted._class_of[annotation.category]
+        assert np.array_equal(label, everything)
+        one = int(label.max())
+        assert np.array_equal(painted.label_map(name, [one]), np.where(everything == one, one, 0))
+        differ += not np.array_equal(label, ours.label_map(name))
+    assert differ
+    assert painted.describe() != ours.describe()
