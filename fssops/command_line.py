@@ -35,7 +35,10 @@ class Parser(argparse.ArgumentParser):
 
 def run_verb(verb: str, main: Callable[[Sequence[str]], int]) -> NoReturn:
     """Run ``main(sys.argv[1:])`` and exit with its code; errors become one or two lines on standard error."""
-    raise SystemExit(exit_code_of(verb, main, sys.argv[1:]))
+    code = exit_code_of(verb, main, sys.argv[1:])
+    if "fssops.engine.launch" in sys.modules:
+        sys.modules["fssops.engine.launch"].leave_processes(finished=code == 0)
+    raise SystemExit(code)
 
 
 def exit_code_of(verb: str, main: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from lightning.fabric import Fabric
+
 from fssops.command_line import Parser, run_verb
 from fssops.engine.checkpoints import write_text_atomically
-from fssops.engine.launch import build_fabric
+from fssops.engine.kept_progress import discard_progress
+from fssops.engine.launch import build_fabric, run_on_first
 from fssops.engine.random_state import seed_everything
 from fssops.engine.settings import Settings, SettingsError, apply_overrides
 from fssops.evaluation.protocols import PROTOCOLS
@@ -98,24 +103,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     first = fabric.is_global_zero
     results: list[FewShotResult] = []
     trained_on: list[int] = []
-    folder = options.out or _default_folder(options.checkpoints, loaded[0][0], loaded[0][0].eval.protocol)  # type: ignore[attr-defined]
-    if first:
-        folder.mkdir(parents=True, exist_ok=True)
-    for index, fold in pairs:
-        settings, model, label = loaded[index]
-        task = task_of(settings)
-        model.to(fabric.device).eval()
-        result = task.evaluate(model, fabric, fold, label, f"fold {fold}")
-        results.append(result)
-        if fold != settings.data.fold and options.checkpoints:  # type: ignore[attr-defined]
-            trained_on.append(fold)
+    with _results_folder(options, loaded[0][0], loaded[0][0].eval.protocol, fabric) as folder:  # type: ignore[attr-defined]
+        for index, fold in pairs:
+            settings, model, label = loaded[index]
+            task = task_of(settings)
+            task.keep = folder
+            model.to(fabric.device).eval()
+            result = task.evaluate(model, fabric, fold, label, f"fold {fold}")
+            results.append(result)
+            if fold != settings.data.fold and options.checkpoints:  # type: ignore[attr-defined]
+                trained_on.append(fold)
+            if first:
+                pictures = folder if len(pairs) == 1 else folder / f"fold{fold}"
+                pictures.mkdir(exist_ok=True)
+                task.gallery(model, fabric, result, pictures)
+                _save_lists(task, fold, pictures)
         if first:
-            pictures = folder if len(pairs) == 1 else folder / f"fold{fold}"
-            pictures.mkdir(exist_ok=True)
-            task.gallery(model, fabric, result, pictures)
-            _save_lists(task, fold, pictures)
-    if first:
-        _report(results, folder, options.classes, trained_on)
+            _report(results, folder, options.classes, trained_on)
     return 0
 
 
@@ -126,28 +130,30 @@ def _evaluate_base_classes(loaded: Sequence[tuple[Any, Any, str]], options: Any)
         raise SettingsError(f"--fold: a base learner knows the classes of its own fold alone, got {options.fold!r}")
     fabric = build_fabric(loaded[0][0].engine)
     fabric.launch()
-    folder = options.out or _default_folder(options.checkpoints, loaded[0][0], "base")
-    if fabric.is_global_zero:
-        folder.mkdir(parents=True, exist_ok=True)
-    results = []
-    for settings, model, label in loaded:
-        task = task_of(settings)
-        results.append(task.evaluate(model.to(fabric.device).eval(), fabric, label))
+    with _results_folder(options, loaded[0][0], "base", fabric) as folder:
+        results = []
+        for settings, model, label in loaded:
+            task = task_of(settings)
+            task.keep = folder
+            results.append(task.evaluate(model.to(fabric.device).eval(), fabric, label))
+            if fabric.is_global_zero:
+                pictures = folder if len(loaded) == 1 else folder / f"fold{settings.data.fold}"
+                pictures.mkdir(exist_ok=True)
+                task.gallery(model, fabric, results[-1], pictures)
         if fabric.is_global_zero:
-            pictures = folder if len(loaded) == 1 else folder / f"fold{settings.data.fold}"
-            pictures.mkdir(exist_ok=True)
-            task.gallery(model, fabric, results[-1], pictures)
-    if not fabric.is_global_zero:
-        return 0
+            _report_base_classes(results, folder, options.classes)
+    return 0
+
+
+def _report_base_classes(results: Sequence[Any], folder: Path, classes: bool) -> None:
     for result in results:
-        if options.classes:
+        if classes:
             for name, value in zip(result.classes.values(), result.class_iou, strict=True):
                 print(f"  {name:<20}{100 * value:6.2f}")
         print(result.line())
     content = json.dumps([result.as_json() for result in results], indent=2)
     write_text_atomically(folder / "results.json", content + "\n")
     print(f"written: {folder}/ (results.json, grid.png)")
-    return 0
 
 
 def _evaluate_fixed_classes(loaded: Sequence[tuple[Any, Any, str]], options: Any) -> int:
@@ -159,10 +165,8 @@ def _evaluate_fixed_classes(loaded: Sequence[tuple[Any, Any, str]], options: Any
 
     fabric = build_fabric(loaded[0][0].engine)
     fabric.launch()
-    folder = options.out or _default_folder(options.checkpoints, loaded[0][0], loaded[0][0].data.truth)
-    if fabric.is_global_zero:
-        folder.mkdir(parents=True, exist_ok=True)
-    evaluate_models(loaded, fabric, folder, classes=options.classes)
+    with _results_folder(options, loaded[0][0], loaded[0][0].data.truth, fabric) as folder:
+        evaluate_models(loaded, fabric, folder, classes=options.classes)
     return 0
 
 
@@ -175,10 +179,8 @@ def _evaluate_videos(loaded: Sequence[tuple[Any, Any, str]], options: Any) -> in
 
     fabric = build_fabric(loaded[0][0].engine)
     fabric.launch()
-    folder = options.out or _default_folder(options.checkpoints, loaded[0][0], "video")
-    if fabric.is_global_zero:
-        folder.mkdir(parents=True, exist_ok=True)
-    evaluate_models(loaded, fabric, folder, classes=options.classes)
+    with _results_folder(options, loaded[0][0], "video", fabric) as folder:
+        evaluate_models(loaded, fabric, folder, classes=options.classes)
     return 0
 
 
@@ -196,6 +198,25 @@ def _folds(text: str | None, settings: Sequence[Settings]) -> list[tuple[int, in
     if text not in ("0", "1", "2", "3"):
         raise SettingsError(f"--fold: fold must be 0, 1, 2, 3 or all, got {text!r}")
     return [(index, int(text)) for index in range(len(settings))]
+
+
+@contextmanager
+def _results_folder(options: Any, settings: Settings, rules: str, fabric: Fabric) -> Iterator[Path]:
+    """The folder of the results, the same on every process; it keeps how far evaluation has come until it is done."""
+
+    def make() -> Path:
+        folder: Path = options.out or _default_folder(options.checkpoints, settings, rules)
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    folder: Path = run_on_first(fabric, make)
+    try:
+        yield folder
+    except KeyboardInterrupt:
+        if fabric.is_global_zero:
+            print(f"what was counted is kept; the same command with --out {folder} goes on", file=sys.stderr)
+        raise
+    discard_progress(folder, fabric)
 
 
 def _default_folder(checkpoints: Sequence[Path], settings: Settings, rules: str) -> Path:

@@ -19,6 +19,7 @@ from fssops.engine import nonfinite
 from fssops.engine.checkpoints import has_checkpoint, newest_good_checkpoint, read_checkpoint, write_text_atomically
 from fssops.engine.curves import draw_curves
 from fssops.engine.interrupts import Interrupted
+from fssops.engine.kept_progress import discard_progress
 from fssops.engine.launch import build_fabric, run_on_first
 from fssops.engine.random_state import restore_random_state, seed_everything
 from fssops.engine.run_folder import RunFolder, latest_run, new_run_path
@@ -191,12 +192,14 @@ def _train(
         model.load_state_dict(weights)
     result: dict[str, Any] = {"run": str(run.path), "steps": fitted.steps, "losses": fitted.losses, "best": fitted.best}
     if evaluate:
+        task.keep = run.path
         result.update(task.evaluate_run(model, untrained, fabric, run.path, say))
     result["seconds"] = round(time.perf_counter() - started, 1)
     if fabric.is_global_zero:
         finals = result.pop("finals", {})
         draw_curves(run.metrics, run.path / "curves.png", f"{settings.name}, {fitted.steps} steps", finals)
         write_text_atomically(run.path / "result.json", json.dumps(without_nan(result), indent=2) + "\n")
+    discard_progress(run.path, fabric)
     say(f"finished in {result['seconds']:.0f} s; everything is in {run.path}/:")
     say("  result.json  metrics.jsonl  curves.png  grid.png  settings.toml  checkpoints/last.pt  checkpoints/best.pt")
     say(f"  next: python -m fssops.evaluate {run.path}    python -m fssops.predict --checkpoint {run.path} --help")

@@ -63,10 +63,15 @@ def write_bytes(file: BinaryIO, data: Any) -> int:
     return file.write(data)
 
 
-def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
+def write_checkpoint(path: Path, state: dict[str, Any], *, spare: bool = True) -> None:
     """Write ``state`` (tensors, numbers, strings, lists and dicts of them) to ``path`` atomically.
 
     At every moment ``path`` holds either the earlier whole checkpoint or the new one.
+
+    Args:
+        path: the file.
+        state: what to keep.
+        spare: keep the earlier checkpoint beside the new one.
 
     Raises:
         CheckpointWriteError: the disk is full, the folder read-only, ...; the earlier checkpoint is intact.
@@ -78,7 +83,8 @@ def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
             _serialise(state, file)
             file.flush()
             os.fsync(file.fileno())
-        _keep_previous(path)
+        if spare:
+            _keep_previous(path)
         os.replace(temporary, path)
         sync_folder(path.parent)
     except OSError as error:

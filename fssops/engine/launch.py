@@ -107,6 +107,19 @@ def explain_lost_peer(error: BaseException) -> str | None:
     return None
 
 
+def leave_processes(*, finished: bool) -> None:
+    """Leave the group of processes in order; a process that just exits may take the others down with it.
+
+    Args:
+        finished: wait for the others, who may still be drawing; not after an error, which they shall notice.
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return
+    if finished:
+        torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
 def run_on_first(fabric: Fabric, action: Any) -> Any:
     """Run ``action()`` on the first process only and return its result on all; an error is raised on all.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -38,6 +38,16 @@ class EpisodeSet(Protocol):
 
 OriginalLabels = Callable[[int, int], Sequence[Tensor]]
 """(run, episode) -> the labels of its queries at their original sizes, each [H0, W0]; 0, n = way n, ``IGNORE``."""
+
+
+class Progress(Protocol):
+    """What was counted before, and what keeps what is counted now; see ``fssops.engine.kept_progress``."""
+
+    states: list[Any]
+
+    def mine(self, items: Iterable[int]) -> list[int]: ...
+
+    def counted(self, item: int, state: Callable[[], Any]) -> None: ...
 
 
 @dataclass
@@ -125,6 +135,7 @@ def count_runs(
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     advance: Callable[[], None] = lambda: None,
     observe: Callable[[int, int, Episode], None] | None = None,
+    progress: Progress | None = None,
 ) -> EvaluationCounts:
     """Count the pixels of the episodes of this process.
 
@@ -140,6 +151,7 @@ def count_runs(
         autocast: context for the forward pass.
         advance: called after each episode.
         observe: called with (run, index, episode) after each episode, for counts of one's own.
+        progress: gives out the episodes instead of ``rank`` and ``world_size``, and keeps their counts.
 
     Raises:
         ValueError: the protocol needs the original labels and they are not given, or the runs differ in length.
@@ -149,8 +161,10 @@ def count_runs(
         raise ValueError(f"count_runs: runs must be of one length, got {[len(run) for run in runs]}")
     if protocol.size != "network" and original_labels is None:
         raise ValueError(f"count_runs: original_labels must be given for protocol {protocol.name!r}, got None")
-    counted: list[tuple[int, int, Tensor, Tensor, Tensor]] = []
-    for place, episode in load_episodes(runs, shard(len(runs) * length, rank, world_size), workers):
+    total = range(len(runs) * length)
+    ledger = Ledger(cache, progress)
+    places = shard(len(total), rank, world_size) if progress is None else progress.mine(total)
+    for place, episode in load_episodes(runs, places, workers):
         run, index = divmod(place, length)
         original = original_labels(run, index) if protocol.size != "network" and original_labels else None
         labels = compared_labels(protocol, original if original is not None else episode.query_labels, device)
@@ -166,11 +180,11 @@ def count_runs(
             prediction = stretched(scores.float(), label).argmax(0)
             counts += count_pixels(prediction, label, ways, protocol.false_positives)
             foreground += count_foreground(prediction, label)
-        counted.append((run, index, episode.classes, counts, foreground))
         if observe is not None:
             observe(run, index, episode)
+        ledger.add(place, run, index, episode.classes, counts, foreground)
         advance()
-    return collected(counted, EvaluationCounts.zeros(len(runs), length, max(classes)), cache)
+    return ledger.collected(EvaluationCounts.zeros(len(runs), length, max(classes)))
 
 
 def compared_labels(
@@ -194,23 +208,53 @@ def stretched(scores: Tensor, label: Tensor) -> Tensor:
     return F.interpolate(scores[None], size=size, mode="bilinear", align_corners=True)[0]
 
 
-def collected(
-    counted: Sequence[tuple[int, int, Tensor, Tensor, Tensor]], result: EvaluationCounts, cache: FeatureCache
-) -> EvaluationCounts:
-    """Add (run, episode, classes, counts of the ways, counts of the foreground) to ``result``, and the cache's work."""
-    for run, index, classes, counts, foreground in counted:
-        result.classes[run, 0] += counts[0]
-        result.classes[run].index_add_(0, classes.cpu(), counts[1:])
-        result.foreground[run] += foreground
-        result.episodes[run, index] = counts[1:].sum(0)
-    result.work += torch.tensor([cache.requests, cache.passes])
-    return result
+class Ledger:
+    """The counts of single episodes, in the order they were made.
+
+    Args:
+        cache: counts images and passes.
+        progress: gives what was counted before, and keeps what is added.
+    """
+
+    def __init__(self, cache: FeatureCache, progress: Progress | None = None) -> None:
+        self._cache, self._progress = cache, progress
+        self._rows: list[tuple[int, int, Tensor, Tensor, Tensor]] = []
+        self._earlier: list[Mapping[str, Tensor]] = list(progress.states) if progress is not None else []
+
+    def add(self, place: int, run: int, index: int, classes: Tensor, counts: Tensor, foreground: Tensor) -> None:
+        """Add an episode: its place among those of all runs, run, number, classes [N], counts [1 + N, 3] and [2, 3]."""
+        self._rows.append((run, index, classes.cpu(), counts, foreground))
+        if self._progress is not None:
+            self._progress.counted(place, self._packed)
+
+    def collected(self, result: EvaluationCounts) -> EvaluationCounts:
+        """Add everything to ``result``, and the cache's work."""
+        for state in [*self._earlier, self._packed()] if self._rows else self._earlier:
+            for row, (run, index) in enumerate(state["places"].tolist()):
+                classes, counts = state["classes"][row], state["counts"][row]
+                result.classes[run, 0] += counts[0]
+                result.classes[run].index_add_(0, classes, counts[1:])
+                result.foreground[run] += state["foreground"][row]
+                result.episodes[run, index] = counts[1:].sum(0)
+            result.work += state["work"]
+        if not self._rows:
+            result.work += torch.tensor([self._cache.requests, self._cache.passes])
+        return result
+
+    def _packed(self) -> dict[str, Tensor]:
+        return {
+            "places": torch.tensor([(run, index) for run, index, *_ in self._rows]),
+            "classes": torch.stack([row[2] for row in self._rows]),
+            "counts": torch.stack([row[3] for row in self._rows]),
+            "foreground": torch.stack([row[4] for row in self._rows]),
+            "work": torch.tensor([self._cache.requests, self._cache.passes]),
+        }
 
 
 class _Places:
     """The episodes of all runs under one index, for a loader."""
 
-    def __init__(self, runs: Sequence[EpisodeSet], places: range) -> None:
+    def __init__(self, runs: Sequence[EpisodeSet], places: Sequence[int]) -> None:
         self.runs, self.places, self.length = runs, places, len(runs[0])
 
     def __len__(self) -> int:
@@ -222,7 +266,7 @@ class _Places:
         return place, self.runs[run][index]
 
 
-def load_episodes(runs: Sequence[EpisodeSet], places: range, workers: int) -> Iterator[tuple[int, Episode]]:
+def load_episodes(runs: Sequence[EpisodeSet], places: Sequence[int], workers: int) -> Iterator[tuple[int, Episode]]:
     """The episodes at some places, counted through all runs, each with its place."""
     dataset = _Places(runs, places)
     if not workers or not places:

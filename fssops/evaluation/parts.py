@@ -37,6 +37,10 @@ class Observer(Segmenter, Protocol):
         """Count an episode that was just matched."""
         ...
 
+    def tensors(self) -> list[Tensor]:
+        """The counts themselves, added to in place; for those who keep them between two starts."""
+        ...
+
     def scores(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, float]:
         """Means over runs; ``reduce`` adds one int64 vector over all processes."""
         ...
@@ -98,6 +102,10 @@ class PartCounts:
             self._foreground[run] += count_foreground(meta, label)
             base = stretched(parts["base"].float(), base_label).argmax(0)
             self._base[run] += count_pixels(base, base_label, self._base.shape[1] - 1)
+
+    def tensors(self) -> list[Tensor]:
+        """The counts themselves: meta learner's ways, its foreground, base classes."""
+        return [self._meta, self._foreground, self._base]
 
     def scores(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, float]:
         """Means over runs.

@@ -18,9 +18,10 @@ from fssops.evaluation.feature_cache import FeatureCache
 from fssops.evaluation.fewshot import (
     EpisodeSet,
     EvaluationCounts,
+    Ledger,
     OriginalLabels,
+    Progress,
     Segmenter,
-    collected,
     compared_labels,
     load_episodes,
     shard,
@@ -138,6 +139,10 @@ class ProposalTally:
             for place, least in enumerate(RECALL_AT, start=1):
                 self.found[run, place] += bool(overlaps[top] >= least)
 
+    def tensors(self) -> list[Tensor]:
+        """The counts themselves, added to in place."""
+        return [self.merged, self.best, self.found]
+
     def scores(self, reduce: Callable[[Tensor], Tensor], absent: Any) -> dict[str, float]:
         """Means over runs; ``reduce`` adds one int64 vector over all processes."""
         parts = (self.merged, self.best, self.found)
@@ -193,6 +198,10 @@ class ProposalCounts:
                 masks, _ = full_masks(self.model, features, size, label)
                 self.tally.add(run, episode.classes, masks, label)
 
+    def tensors(self) -> list[Tensor]:
+        """The counts themselves."""
+        return self.tally.tensors()
+
     def scores(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, float]:
         """Means over runs; ``reduce`` adds one int64 vector over all processes."""
         return self.tally.scores(reduce, self.protocol.absent)
@@ -213,6 +222,7 @@ def count_proposals(
     workers: int = 0,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     advance: Callable[[], None] = lambda: None,
+    progress: Progress | None = None,
 ) -> EvaluationCounts:
     """Count, for the queries of 1-way episodes, the proposal that overlaps best with the truth; supports are not used.
 
@@ -229,10 +239,13 @@ def count_proposals(
         workers: loader processes.
         autocast: context for the forward pass.
         advance: called after each episode.
+        progress: gives out the episodes instead of ``rank`` and ``world_size``, and keeps their counts.
     """
     length = len(runs[0])
-    counted: list[tuple[int, int, Tensor, Tensor, Tensor]] = []
-    for place, episode in load_episodes(runs, shard(len(runs) * length, rank, world_size), workers):
+    total = range(len(runs) * length)
+    ledger = Ledger(cache, progress)
+    places = shard(len(total), rank, world_size) if progress is None else progress.mine(total)
+    for place, episode in load_episodes(runs, places, workers):
         run, index = divmod(place, length)
         original = original_labels(run, index) if protocol.size != "network" and original_labels else None
         labels = compared_labels(protocol, original if original is not None else episode.query_labels, device)
@@ -251,6 +264,6 @@ def count_proposals(
                 prediction = masks[chosen].long()
                 counts += count_pixels(prediction, label, 1, protocol.false_positives)
                 foreground += count_foreground(prediction, label)
-        counted.append((run, index, episode.classes, counts, foreground))
+        ledger.add(place, run, index, episode.classes, counts, foreground)
         advance()
-    return collected(counted, EvaluationCounts.zeros(len(runs), length, max(tally.classes)), cache)
+    return ledger.collected(EvaluationCounts.zeros(len(runs), length, max(tally.classes)))

@@ -93,15 +93,19 @@ class BaseClassTask(FoldedData):
     ) -> BaseClassResult:
         count = min(limit or len(dataset), len(dataset))
         # Spread over the list: neighbours often show one class.
-        chosen = [place * len(dataset) // count for place in range(count)][fabric.global_rank :: fabric.world_size]
+        chosen = [place * len(dataset) // count for place in range(count)]
         was_training = model.training
         model.eval()
         counts = torch.zeros(1 + self.base_count, 3, dtype=torch.int64)
+        progress = self.progress(model, fabric, title, chosen=chosen)
+        progress.carry([counts])
+        mine = progress.mine(chosen)
         quiet = not title or not fabric.is_global_zero
-        with torch.inference_mode(), ProgressBar(title, len(chosen), quiet=quiet) as bar:
-            for index in chosen:
+        with progress, torch.inference_mode(), ProgressBar(title, len(mine), quiet=quiet) as bar:
+            for index in mine:
                 predicted, batch = self._predicted(model, fabric, dataset, index)
                 counts += count_pixels(predicted, batch.labels[0], self.base_count)
+                progress.counted(index, dict)
                 bar.advance()
         model.train(was_training)
         if fabric.world_size > 1:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fssops.data import fewshot, folds
 from fssops.engine.checkpoints import read_checkpoint
+from fssops.engine.kept_progress import without
 from fssops.engine.progress import ProgressBar
 from fssops.engine.random_state import preserved_random_state
 from fssops.engine.settings import SettingsError
@@ -223,10 +224,13 @@ class FewShotTask(FoldedData):
         rules, started = self.settings.eval, time.perf_counter()
         was_training = model.training
         model.eval()
-        total = len(range(fabric.global_rank, len(runs) * len(runs[0]), fabric.world_size))
         quiet = not title or not fabric.is_global_zero
         observer = self.observer(model, runs, protocol, classes)
+        progress = self.progress(model, fabric, title, protocol=vars(protocol), **without(setting, "model"))
+        progress.carry(observer.tensors() if observer else [])
+        total = len(progress.mine(range(len(runs) * len(runs[0]))))
         with (
+            progress,
             FeatureCache(model.encode, memory=rules.cache_mb << 20, disk=rules.cache_disk_mb << 20) as cache,  # type: ignore[arg-type]
             ProgressBar(title, total, quiet=quiet) as bar,
         ):
@@ -244,6 +248,7 @@ class FewShotTask(FoldedData):
                 workers=rules.workers,
                 autocast=fabric.autocast,
                 advance=bar.advance,
+                progress=progress,
             )
         model.train(was_training)
         reduce = _unchanged

@@ -6,9 +6,10 @@ from typing import Any
 
 from fssops.data import fewshot, folds
 from fssops.engine.settings import SettingsError
+from fssops.tasks.keeping import Keeping
 
 
-class FoldedData:
+class FoldedData(Keeping):
     """Opens what ``[data]`` and ``[eval]`` say, each split once.
 
     Args:

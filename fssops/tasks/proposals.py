@@ -40,6 +40,10 @@ class ProposalScores:
     def __init__(self, tally: ProposalTally, protocol: FewShotProtocol) -> None:
         self.tally, self.protocol = tally, protocol
 
+    def tensors(self) -> list[Tensor]:
+        """The counts themselves."""
+        return self.tally.tensors()
+
     def scores(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, float]:
         """Means over runs."""
         return self.tally.scores(reduce, self.protocol.absent)

@@ -21,6 +21,7 @@ from fssops.evaluation.universal import UniversalCounts, UniversalResult, percen
 from fssops.models import create_config
 from fssops.models.mask2former import Mask2Former
 from fssops.structures import ImageBatch, MaskTargets, move_to
+from fssops.tasks.keeping import Keeping, all_states, to_plain
 from fssops.tasks.universal_counting import TestItem, TestItems, count_image
 from fssops.tasks.universal_layers import layer_watcher, measured
 from fssops.tasks.universal_pictures import gallery
@@ -38,7 +39,7 @@ def unpacked_batch(
     return ImageBatch(images, rebuilt, sizes, names, list(seeds), share)
 
 
-class UniversalTask:
+class UniversalTask(Keeping):
     """Builds what settings describe.
 
     Args:
@@ -190,7 +191,8 @@ class UniversalTask:
         rules, started = self.settings.eval, time.perf_counter()
         source, tasks = self.source(evaluation=True), self.tasks()
         numbers = self.chosen(rules.images if images is None else images)
-        mine = numbers[fabric.global_rank :: fabric.world_size]
+        progress = self.progress(model, fabric, title, numbers=numbers, names=source.names, tasks=tasks)
+        mine = progress.mine(numbers)
         detections = int(getattr(self.config, "detections", 100))
         watched = self.measured_model(model)
         layers = 0 if watched is None else len(watched.transformer_decoder.layers)
@@ -203,7 +205,7 @@ class UniversalTask:
             num_workers=rules.workers if len(mine) > 8 else 0,
         )
         quiet = not title or not fabric.is_global_zero
-        with ProgressBar(title, len(mine), quiet=quiet) as bar, torch.inference_mode():
+        with progress, ProgressBar(title, len(mine), quiet=quiet) as bar, torch.inference_mode():
             for item in loader:
                 watch = None
                 if watched is not None and counts.layers is not None:
@@ -212,10 +214,12 @@ class UniversalTask:
                     )
                 result = self.segment(model, fabric, item, tasks, watch)
                 count_image(counts, item, result, source.metadata.things, boundary=rules.boundary)
+                progress.counted(item.number, lambda: to_plain(counts.state()))
                 bar.advance()
         model.train(was_training)
-        if fabric.world_size > 1:
-            counts.merge(_gathered(counts.state(), fabric.world_size))
+        if fabric.world_size > 1 or progress.done:
+            gathered = _gathered(counts.state(), fabric.world_size) if fabric.world_size > 1 else None
+            counts.merge(all_states(counts.state(), gathered, progress, fabric))
         return score(
             counts,
             source.metadata.things,

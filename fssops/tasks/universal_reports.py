@@ -30,6 +30,7 @@ def evaluate_models(
     results = []
     for number, (settings, model, label) in enumerate(loaded):
         task = UniversalTask(settings)
+        task.keep = folder
         model.to(fabric.device)
         result = task.evaluate(model, fabric, label)
         results.append(result)

@@ -26,6 +26,7 @@ from fssops.evaluation.video import Masks, VideoRecords, video_iou
 from fssops.evaluation.video_results import VideoEvaluation
 from fssops.models import create_config
 from fssops.structures import ClipBatch, MaskTargets, VideoResult
+from fssops.tasks.keeping import Keeping, all_states, to_plain
 from fssops.tasks.video_settings import VideoSettings
 
 Say = Callable[[str], None]
@@ -45,7 +46,7 @@ def encoded(masks: Tensor) -> list[dict[str, Any]]:
     return [encode(mask) for mask in masks.cpu().numpy()]
 
 
-class VideoTask:
+class VideoTask(Keeping):
     """Builds what settings describe.
 
     Args:
@@ -151,20 +152,24 @@ class VideoTask:
         rules, started = self.settings.eval, time.perf_counter()
         source = self.source(evaluation=True)
         numbers = self.chosen(rules.videos if videos is None else videos)
-        mine = numbers[fabric.global_rank :: fabric.world_size]
+        progress = self.progress(model, fabric, title, numbers=numbers, names=source.names)
+        mine = progress.mine(numbers)
         records = VideoRecords(len(source.metadata))
         quality: dict[int, float] = {}
         was_training = model.training
         model.eval()
         quiet = not title or not fabric.is_global_zero
-        with ProgressBar(title, len(mine), quiet=quiet) as bar, torch.inference_mode():
+        with progress, ProgressBar(title, len(mine), quiet=quiet) as bar, torch.inference_mode():
             for number in mine:
                 result = self.segment(model, fabric, source.names[number])
                 quality[number] = count_video(records, source, source.names[number], number, result)
+                progress.counted(number, lambda: to_plain({"videos": records.videos, "quality": quality}))
                 bar.advance()
         model.train(was_training)
-        if fabric.world_size > 1:
-            for state in _gathered({"videos": records.videos, "quality": quality}, fabric.world_size):
+        if fabric.world_size > 1 or progress.done:
+            own = {"videos": records.videos, "quality": dict(quality)}
+            gathered = _gathered(own, fabric.world_size) if fabric.world_size > 1 else None
+            for state in all_states(own, gathered, progress, fabric):
                 records.merge([state["videos"]])
                 quality.update(state["quality"])
         evaluated = VideoEvaluation(

@@ -40,6 +40,7 @@ def evaluate_models(
     results = []
     for number, (settings, model, label) in enumerate(loaded):
         task = VideoTask(settings)
+        task.keep = folder
         model.to(fabric.device)
         result, records = task.evaluate(model, fabric, label)
         results.append(result)

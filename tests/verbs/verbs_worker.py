@@ -9,7 +9,10 @@ import importlib
 import json
 import os
 import sys
+from collections.abc import Sequence
 from typing import Any
+
+from fssops.command_line import run_verb
 
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
@@ -26,17 +29,17 @@ def forbid_writing(folder: str) -> None:
     sys.addaudithook(hook)
 
 
-def main() -> int:
-    folder, *verbs = sys.argv[1:]
+def main(arguments: Sequence[str]) -> int:
+    folder, *verbs = arguments
     if os.environ["RANK"] != "0":
         forbid_writing(folder)
     for text in verbs:
-        verb, *arguments = json.loads(text)
-        code = importlib.import_module(f"fssops.{verb}").main(arguments)
+        verb, *rest = json.loads(text)
+        code = importlib.import_module(f"fssops.{verb}").main(rest)
         if code:
             return int(code)
     return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    run_verb("worker", main)

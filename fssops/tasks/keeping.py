@@ -1,0 +1,86 @@
+"""Evaluations that go on where they were interrupted, for every task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.fabric import Fabric
+from torch import Tensor, nn
+
+from fssops.engine.kept_progress import KeptProgress, weights_digest, without
+
+_NOT_DECISIVE = ("name", "description", "optim", "schedule", "engine", "model.weights")
+_NOT_DECISIVE_EVAL = ("workers", "cache_mb", "cache_disk_mb", "pictures", "baseline", "checkpoint")
+
+
+class Keeping:
+    """Part of a task.
+
+    Attributes:
+        keep: folder of the results, where the verbs let an evaluation keep its progress; None keeps nothing.
+    """
+
+    keep: Path | None = None
+    settings: Any
+
+    def progress(self, model: nn.Module, fabric: Fabric, title: str, **decisive: Any) -> KeptProgress:
+        """What an evaluation has counted before and counts now; validation, which has no title, keeps nothing.
+
+        Args:
+            model: its weights decide the counts.
+            fabric: launched.
+            title: of the evaluation, one of a run.
+            **decisive: what else decides the counts: lists of episodes, numbers of images.
+        """
+        if self.keep is None or not title:
+            return KeptProgress(None, title, {}, fabric)
+        hidden = (*_NOT_DECISIVE, *(f"eval.{key}" for key in _NOT_DECISIVE_EVAL))
+        tables = without(self.settings.as_tables(), *hidden)
+        precision = self.settings.engine.precision
+        weights = weights_digest(model.state_dict())
+        known = {"settings": tables, "precision": precision, "weights": weights, **decisive}
+        return KeptProgress(self.keep, title, known, fabric)
+
+
+def all_states(own: Mapping[str, Any], gathered: Any, progress: KeptProgress, fabric: Fabric) -> list[Any]:
+    """The states of all processes and of earlier starts.
+
+    Args:
+        own: this process's state.
+        gathered: the states of all processes; None where there is one only.
+        progress: of the evaluation.
+        fabric: launched.
+    """
+    states = [own] if gathered is None else list(gathered)
+    if progress.done:
+        earlier = progress.states if fabric.world_size == 1 else fabric.broadcast(progress.states)
+        states += [from_plain(state) for state in earlier]
+    return states
+
+
+def to_plain(value: Any) -> Any:
+    """Nested values with NumPy's arrays as tensors and its numbers as Python's, which a checkpoint may hold."""
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(value.copy())
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Mapping):
+        return {to_plain(key): to_plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(to_plain(item) for item in value)
+    return value
+
+
+def from_plain(value: Any) -> Any:
+    """Undo :func:`to_plain`: tensors become arrays."""
+    if isinstance(value, Tensor):
+        return value.numpy()
+    if isinstance(value, dict):
+        return {key: from_plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(from_plain(item) for item in value)
+    return value
