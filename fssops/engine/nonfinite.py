@@ -61,18 +61,22 @@ def first_nonfinite_gradient(model: nn.Module) -> str | None:
 def first_nonfinite_module(model: nn.Module, batch: Any) -> str | None:
     """Run ``model.losses(batch)`` again and name the first module with a non-finite output, or None.
 
-    Buffers of normalisation layers are put back afterwards.
+    The name is followed by what went bad first: a tensor of the batch, a parameter or buffer of the model, or the
+    output itself, with its shape and the number of bad values. Buffers of normalisation layers are put back afterwards.
     """
     found: list[str] = []
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
 
     def hook(name: str) -> Any:
         def check(_: nn.Module, __: Any, output: Any) -> None:
-            if not found and any(not bool(torch.isfinite(t).all()) for t in _tensors(output) if t.is_floating_point()):
-                found.append(name)
+            if not found:
+                bad = next((text for tensor in _tensors(output) if (text := _badness(tensor))), None)
+                if bad is not None:
+                    found.append(f"{name} ({given or f'its output, {bad}'})")
 
         return check
 
+    given = _first_bad_given(model, batch)
     handles = [module.register_forward_hook(hook(name or "model")) for name, module in model.named_modules()]
     try:
         with torch.no_grad():
@@ -88,6 +92,31 @@ def first_nonfinite_module(model: nn.Module, batch: Any) -> str | None:
             for name, buffer in model.named_buffers():
                 buffer.copy_(buffers[name])
     return found[0] if found else None
+
+
+def _first_bad_given(model: nn.Module, batch: Any) -> str | None:
+    """What is bad before anything is computed: data of the batch, then parameters and buffers."""
+    if dataclasses.is_dataclass(batch):
+        for item in dataclasses.fields(batch):
+            for number, tensor in enumerate(_tensors(getattr(batch, item.name))):
+                if bad := _badness(tensor):
+                    place = f"[{number}]" if isinstance(getattr(batch, item.name), (list, tuple)) else ""
+                    return f"from batch.{item.name}{place}, {bad}"
+    # Other buffers may hold -inf on purpose.
+    statistics = [(name, buffer) for name, buffer in model.named_buffers() if "running_" in name]
+    for kind, named in (("parameter", model.named_parameters()), ("buffer", statistics)):
+        for name, tensor in named:
+            if bad := _badness(tensor):
+                return f"from {kind} {name}, {bad}"
+    return None
+
+
+def _badness(tensor: Tensor) -> str | None:
+    """Shape and number of NaN and infinite values; None where all are finite."""
+    if not tensor.is_floating_point():
+        return None
+    bad = int((~torch.isfinite(tensor.detach())).sum())
+    return f"{bad} of {tensor.numel()} values of {list(tensor.shape)}" if bad else None
 
 
 def image_names(batch: Any) -> list[str]:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fssops.losses.dense_mask_loss import dense_mask_cost, dense_mask_loss
-from fssops.losses.mask_criterion import Matches, SetCriterion, matched_mask_logits
+from fssops.losses.mask_criterion import Matches, SetCriterion, bad_cost_term, matched_mask_logits
 from fssops.losses.matcher import assign, class_cost
 from fssops.structures import MaskPredictions, MaskTargets, StepShare
 
@@ -48,7 +48,8 @@ class DenseSetCriterion(SetCriterion):
                 self.matching_cost(predictions, head, image, target, small[image])
                 for head in range(heads)
                 for image, target in enumerate(targets)
-            ]
+            ],
+            lambda number: bad_cost_term(predictions, *divmod(number, len(targets))),
         )
         return [matches[head * len(targets) : (head + 1) * len(targets)] for head in range(heads)]
 

@@ -201,3 +201,22 @@ def matched_mask_logits(predictions: MaskPredictions, matches: Matches) -> list[
         product = embeddings.flatten(0, 1).to(flat.dtype) @ flat
         logits.append(product.view(heads, -1, frames, height, width))
     return logits
+
+
+def bad_cost_term(predictions: MaskPredictions, head: int, image: int) -> str:
+    """Say which term of a matching cost is NaN or infinite, in which query, and which prediction it comes from."""
+    heads = predictions.class_logits.shape[0]
+    place = f"of {'the final head' if head == heads - 1 else f'auxiliary head {head}'}, image {image} of the batch"
+    embeddings, features = predictions.mask_embeddings[head, image], predictions.mask_features[image]
+    terms = (
+        ("class cost", "class_logits", predictions.class_logits[head, image]),
+        ("mask and dice cost", "mask_embeddings", embeddings),
+        ("mask and dice cost", "mask_features", features),
+        ("mask cost", "mask logits", predictions.mask_logits(image, head).float()),
+    )
+    for term, name, tensor in terms:
+        bad = ~torch.isfinite(tensor)
+        if bool(bad.any()):
+            query = f", query {int(bad.flatten(1).any(1).nonzero()[0])}" if name != "mask_features" else ""
+            return f"a bad {term} {place}{query}: {int(bad.sum())} of {bad.numel()} values of {name} are not finite"
+    return f"a bad mask or dice cost {place}, though all predictions are finite: they are too large"

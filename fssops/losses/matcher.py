@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from fssops import ops
@@ -28,10 +29,20 @@ def class_cost(class_logits: Tensor, labels: Tensor) -> Tensor:
     return -class_logits.float().softmax(-1)[:, labels]
 
 
-def assign(costs: Sequence[Tensor]) -> list[Match]:
+def assign(costs: Sequence[Tensor], bad_term: Callable[[int], str] | None = None) -> list[Match]:
     """The pairs of least total cost of each matrix [Q, G], on their device; all matrices in one call.
+
+    Args:
+        costs: the matrices.
+        bad_term: says which term of a matrix is NaN or infinite, and where it comes from.
 
     Raises:
         ValueError: a cost is NaN or infinite; training has diverged.
     """
-    return [Match(queries, targets) for queries, targets in ops.assign(costs)]
+    try:
+        return [Match(queries, targets) for queries, targets in ops.assign(costs)]
+    except ValueError as error:
+        finite = [bool(torch.isfinite(cost).all()) for cost in costs]
+        if bad_term is None or all(finite):
+            raise
+        raise ValueError(f"matcher: costs must be finite, got {bad_term(finite.index(False))}") from error

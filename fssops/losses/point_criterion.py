@@ -18,6 +18,7 @@ from fssops.losses.mask_criterion import (
     Matches,
     SetCriterion,
     as_clip,
+    bad_cost_term,
     head_of,
     matched_mask_logits,
 )
@@ -114,7 +115,10 @@ class PointSetCriterion(SetCriterion):
             for image, target in enumerate(targets):
                 drawn = points.matching(head_of(index, heads), image, self.num_points)
                 costs[index].append(self.matching_cost(predictions, index, image, target, drawn))
-        matches = assign([cost for of_head in costs for cost in of_head])
+        matches = assign(
+            [cost for of_head in costs for cost in of_head],
+            lambda number: bad_cost_term(predictions, *divmod(number, len(targets))),
+        )
         return [matches[index * len(targets) : (index + 1) * len(targets)] for index in range(heads)]
 
     @torch.no_grad()
