@@ -16,7 +16,7 @@ import torch
 from lightning.fabric import Fabric
 from torch import Tensor
 
-from fssops.engine.checkpoints import CheckpointError, read_checkpoint, write_checkpoint
+from fssops.engine.checkpoints import CheckpointError, CheckpointWriteError, read_checkpoint, write_checkpoint
 
 FOLDER = "progress"
 """Where the files lie, within the folder of the results."""
@@ -102,7 +102,7 @@ class KeptProgress:
         self._state = state
         now = time.monotonic()
         if now >= self._due:
-            self._write()
+            self._try_to_write()
             self._due = time.monotonic() + max(self.every, 20 * (time.monotonic() - now))
 
     def __enter__(self) -> KeptProgress:
@@ -112,7 +112,7 @@ class KeptProgress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self.folder is not None and self._own:
-            self._write()
+            self._try_to_write()
 
     def _read(self, folder: Path) -> tuple[int, list[int]]:
         files: dict[int, list[Path]] = {}
@@ -129,6 +129,14 @@ class KeptProgress:
             done += kept["done"]
             self._kept += kept["states"]
         return max(files, default=0), done
+
+    def _try_to_write(self) -> None:
+        """Write; an evaluation does not end because its progress cannot be kept."""
+        try:
+            self._write()
+        except CheckpointWriteError as error:
+            print(f"{self.name}: progress is no longer kept: {error}", file=sys.stderr)
+            self.folder = None
 
     def _write(self) -> None:
         assert self.folder is not None

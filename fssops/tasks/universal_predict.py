@@ -128,7 +128,7 @@ class Predictor:
         result: SegmentationResult = self.model.segment(batch, self.tasks)[0]  # type: ignore[operator]
         identifier = int(frame.name) if frame.name.isdigit() else frame.name
         height, width = frame.image.shape[:2]
-        self.images.append({"id": identifier, "file_name": frame.origin, "height": height, "width": width})
+        self.images.append({"id": identifier, "file_name": Path(frame.origin).name, "height": height, "width": width})
         if result.semantic is not None:
             labels = result.semantic.label_map.cpu().numpy()
             self._save(palette_image(labels, self.classes.colours), "semantic", f"{frame.name}.png")

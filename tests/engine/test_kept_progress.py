@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from fssops.engine import checkpoints
 from fssops.engine.kept_progress import FOLDER, KeptProgress, discard_progress, weights_digest, without
 
 
@@ -131,3 +134,16 @@ def test_a_digest_knows_names_shapes_and_bytes() -> None:
 def test_settings_that_do_not_decide_are_left_out() -> None:
     tables = {"name": "r", "eval": {"workers": 1, "runs": 2}, "optim": {"lr": 1}}
     assert without(tables, "name", "optim", "eval.workers") == {"eval": {"runs": 2}}
+
+
+def test_a_full_disk_ends_the_keeping_not_the_evaluation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(file: Any, data: Any) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(checkpoints, "write_bytes", full)
+    counter = Counter(tmp_path, Group(1), 0)
+    assert counter.run(5)
+    assert counter.sums.tolist() == [5, 10]
+    assert capsys.readouterr().err.count("progress is no longer kept: checkpoint: ") == 1
