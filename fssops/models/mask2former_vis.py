@@ -222,7 +222,8 @@ class Mask2FormerVIS(Mask2Former):
                 new += len(chunk)
             pending = next(source, None)
             sizes = padded, true, output_size or true
-            self._decode_clip(list(held), new, sizes, joiner, keep, only=pending is None and joiner.clips == 0)
+            only = pending is None and joiner.clips == 0
+            self._decode_clip(_stacked(held, release=pending is None), new, sizes, joiner, keep, only=only)
         return joiner.result()
 
     def _encoded(self, chunk: Sequence[Tensor]) -> tuple[list[PixelFeatures], tuple[int, int]]:
@@ -239,7 +240,7 @@ class Mask2FormerVIS(Mask2Former):
 
     def _decode_clip(
         self,
-        held: Sequence[PixelFeatures],
+        features: PixelFeatures,
         new: int,
         sizes: tuple[tuple[int, int], tuple[int, int], tuple[int, int]],
         joiner: ClipJoiner,
@@ -248,21 +249,18 @@ class Mask2FormerVIS(Mask2Former):
         only: bool,
     ) -> None:
         """Decode a clip whose last ``new`` frames were in none before, and join what it says to the others."""
-        features = PixelFeatures(
-            torch.cat([frame.mask_features for frame in held]),
-            [torch.cat(level) for level in zip(*(frame.memory for frame in held), strict=True)],
-            held[0].sizes,
-        )
         padded, true, output = sizes
-        padding = self._padding(padded, true, len(held)) if self.config.mask_padding else None
-        memory = self.memory_of(features, padding, len(held))
+        frames = len(features.mask_features)
+        padding = self._padding(padded, true, frames) if self.config.mask_padding else None
+        memory = self.memory_of(features, padding, frames)
+        features.memory.clear()  # keys and values have taken its place
         decoded = self.transformer_decoder(memory, auxiliary=False)
         class_logits, embeddings = decoded.class_logits[-1, 0].float(), decoded.mask_embeddings[-1, 0].float()
         with torch.autocast(class_logits.device.type, enabled=False):
             mask_features = features.mask_features.float()
-            tracks = joiner.add(class_logits, embeddings, mask_features[: len(held) - new], only=only)
+            tracks = joiner.add(class_logits, embeddings, mask_features[: frames - new], only=only)
             queries = joiner.queries_of(tracks)
-            for frame in mask_features[len(held) - new :]:
+            for frame in mask_features[frames - new :]:
                 logits = (embeddings[queries] @ frame.flatten(1)).unflatten(1, frame.shape[1:])
                 full = postprocessing.crop_and_resize(postprocessing.resize(logits, padded), true, output)
                 joiner.keep_frame(tracks, keep(full > 0) if len(full) else [])
@@ -271,6 +269,21 @@ class Mask2FormerVIS(Mask2Former):
         padding = torch.ones((frames, *padded), dtype=torch.bool, device=self.image_input.mean.device)
         padding[:, : true[0], : true[1]] = False
         return padding
+
+
+def _stacked(held: Sequence[PixelFeatures], *, release: bool) -> PixelFeatures:
+    """Features of frames as one batch; with ``release`` they are let go of, part by part, as they are joined."""
+    mask_features = torch.cat([frame.mask_features for frame in held])
+    if release:
+        for frame in held:
+            frame.mask_features = mask_features[:0]
+    memory = []
+    for level in range(len(held[0].sizes)):
+        memory.append(torch.cat([frame.memory[level] for frame in held]))
+        if release:
+            for frame in held:
+                frame.memory[level] = memory[-1][:0]
+    return PixelFeatures(mask_features, memory, held[0].sizes)
 
 
 def _of_one_size(frames: Iterable[Tensor]) -> Iterator[Tensor]:

@@ -5,7 +5,6 @@ Animated GIF and WebP are read and written by Pillow, everything else by the pac
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -138,7 +137,12 @@ def animation_suffix(wanted: str) -> str:
     Raises:
         SettingsError: mp4 is wanted and av is not installed.
     """
-    has_av = importlib.util.find_spec("av") is not None
+    try:
+        import av  # noqa: F401
+
+        has_av = True
+    except ImportError:
+        has_av = False
     if wanted == "mp4" and not has_av:
         raise SettingsError("--video: mp4 needs the package av: install fssops[video], or take webp or gif")
     return wanted if wanted != "auto" else ("mp4" if has_av else "webp")
@@ -171,7 +175,7 @@ def _write_mp4(path: Path, pictures: Iterator[np.ndarray], rate: float) -> None:
             # The common pixel format wants even sides.
             even = picture[: picture.shape[0] // 2 * 2, : picture.shape[1] // 2 * 2]
             if stream is None:
-                stream = container.add_stream("libx264", rate=round(rate))
+                stream = container.add_stream("libx264", rate=max(1, round(rate)))
                 stream.height, stream.width, stream.pix_fmt = even.shape[0], even.shape[1], "yuv420p"
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(even), format="rgb24")
             container.mux(stream.encode(frame))

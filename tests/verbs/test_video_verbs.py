@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import types
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -222,6 +223,46 @@ def test_prediction_of_an_animated_file_and_of_folders_in_a_folder(video_run: Pa
     assert [(v["name"], v["length"]) for v in summary["videos"]] == [("moving", 3), ("a", 3), ("b", 2)]
     assert {row["video_id"] for row in json.loads((tmp_path / "o" / "results.json").read_text())} == {1, 2, 3}
     assert not list((tmp_path / "o").glob("*.webp"))
+
+
+def test_video_files_are_read_and_written_by_the_decoder(
+    video_run: Path, tmp_path: Path, verb: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a stand-in for the package av, which is an extra: three frames in, three frames out, twice read."""
+    opened, written = [], []
+
+    class Container:
+        def __enter__(self) -> Container:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            return None
+
+        def decode(self, video: int) -> Any:
+            opened.append(video)
+            for value in (50, 120, 200):
+                yield SimpleNamespace(to_ndarray=lambda format, v=value: np.full((33, 41, 3), v, dtype=np.uint8))
+
+        def add_stream(self, codec: str, rate: int) -> Any:
+            return SimpleNamespace(encode=lambda frame=None: [] if frame is None else [frame])
+
+        def mux(self, packets: list[Any]) -> None:
+            written.extend(packets)
+
+    decoder = types.ModuleType("av")
+    decoder.open = lambda path, mode="r": Container()  # type: ignore[attr-defined]
+    decoder.error = SimpleNamespace(FFmpegError=RuntimeError)  # type: ignore[attr-defined]
+    decoder.VideoFrame = SimpleNamespace(from_ndarray=lambda image, format: image)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "av", decoder)
+    (tmp_path / "film.mp4").write_bytes(b"0")
+    code, out, err = predict(verb, video_run, tmp_path / "o", "--query", tmp_path / "film.mp4")
+    assert code == 0, err
+    assert "a .mp4 each" in out
+    assert [frame.shape for frame in written] == [(32, 40, 3)] * 3
+    rows = json.loads((tmp_path / "o" / "results.json").read_text())
+    assert all(len(row["segmentations"]) == 3 for row in rows)
+    assert len(list((tmp_path / "o" / "frames" / "film").iterdir())) == 3
+    assert opened
 
 
 def test_colours_of_objects_stay_through_a_video(video_run: Path, tmp_path: Path) -> None:
