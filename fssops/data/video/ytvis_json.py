@@ -203,45 +203,46 @@ def _read_annotations(rows: list[Any], categories: set[Any], left_out: set[int],
         if row.get("video_id") in left_out:
             continue
         video = videos.get(row.get("video_id", -1))
-        reason = None
+        found: VideoAnnotation | str
         if video is None:
-            reason = f"video id {row.get('video_id')!r} not in videos"
+            found = f"video id {row.get('video_id')!r} not in videos"
         elif row.get("category_id") not in categories:
-            reason = f"category id {row.get('category_id')!r} not in categories"
+            found = f"category id {row.get('category_id')!r} not in categories"
         else:
-            reason = _fault(row, video)
-        if reason is not None or video is None:
-            message = f"{result.path}: annotation {identifier} left out: {reason}"
+            found = _annotation(row, video)
+        if isinstance(found, str) or video is None:
+            message = f"{result.path}: annotation {identifier} left out: {found}"
             result.problems.append(("bad_annotation", message))
             continue
-        result.annotations.setdefault(video.id, []).append(_annotation(row, video))
+        result.annotations.setdefault(video.id, []).append(found)
 
 
-def _fault(row: dict[str, Any], video: Video) -> str | None:
-    """Why an object cannot be used; None when it can."""
+def _annotation(row: dict[str, Any], video: Video) -> VideoAnnotation | str:
+    """An object, or why it cannot be used."""
     segmentations = row.get("segmentations")
     if not isinstance(segmentations, list):
         return f"segmentations must be a list with an entry a frame, got {segmentations!r:.40}"
     if len(segmentations) != len(video.files):
         return f"segmentations must be one a frame ({len(video.files)}), got {len(segmentations)}"
+    outlines: list[Any] = []
     for frame, segmentation in enumerate(segmentations):
-        if not segmentation:
-            continue
-        reason = fault(segmentation, video.width, video.height)
+        reason = fault(segmentation, video.width, video.height) if segmentation else None
         if reason is not None and reason not in HIDDEN:
             return f"frame {frame}: {reason}"
-    return None
-
-
-def _annotation(row: dict[str, Any], video: Video) -> VideoAnnotation:
-    outlines: list[Any] = []
-    for segmentation in row["segmentations"]:
-        if not segmentation:
-            outlines.append(None)
-        else:
-            outlines.append([] if fault(segmentation, video.width, video.height) else segmentation)
+        outlines.append(None if not segmentation else [] if reason else _compact(segmentation))
     areas = row.get("areas")
     if not isinstance(areas, list) or len(areas) != len(outlines):
         areas = []
     areas = [float(area) if isinstance(area, (int, float)) and area > 0 else None for area in areas]
     return VideoAnnotation(row["id"], row["category_id"], bool(row.get("iscrowd", 0)), outlines, areas)
+
+
+def _compact(segmentation: Any) -> Any:
+    """Run lengths as a compressed string: lists of numbers take many times the memory, and YouTube-VIS is full of
+    them."""
+    if not isinstance(segmentation, dict) or isinstance(segmentation["counts"], str):
+        return segmentation
+    from pycocotools import mask as coco_mask
+
+    packed = coco_mask.frPyObjects(segmentation, *segmentation["size"])
+    return {"size": segmentation["size"], "counts": packed["counts"].decode("ascii")}
