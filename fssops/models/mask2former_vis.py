@@ -200,9 +200,13 @@ class Mask2FormerVIS(Mask2Former):
             window: instead of the configuration's.
 
         Raises:
-            ValueError: no frame, or frames of different sizes.
+            ValueError: no frame, frames of different sizes, or a window that the frames shared by two clips fill.
         """
         window = self.config.window if window is None else window
+        if window < 0 or 0 < window <= self.config.overlap:
+            raise ValueError(
+                f"Mask2FormerVIS.track: window must be 0 or more than overlap ({self.config.overlap}), got {window}"
+            )
         source = _of_one_size(frames)
         held: deque[PixelFeatures] = deque(maxlen=window or None)
         joiner = ClipJoiner(self.config.detections)

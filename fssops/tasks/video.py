@@ -61,6 +61,10 @@ class VideoTask(Keeping):
         self.settings = settings
         self.config = create_config(settings.model.name, settings.model.options)
         self._sources: dict[str, video.VideoSource] = {}
+        if 0 < self.window <= self.config.overlap:
+            raise SettingsError(
+                f"eval.window must be 0 or more than model.overlap ({self.config.overlap}), got {self.window}"
+            )
 
     # -- data -------------------------------------------------------------------------------------------------
 

@@ -381,6 +381,8 @@ def test_bad_videos_are_told() -> None:
         model.track([*video(1), *video(1, (40, 52))])
     with pytest.raises(ValueError, match=r"frame 0 must be \[3, H, W\], got \[40, 56\]"):
         model.track([video(1)[0][0]])
+    with pytest.raises(ValueError, match=r"window must be 0 or more than overlap \(2\), got 2"):
+        model.track(video(3), window=2)
     with pytest.raises(ValueError, match=r"one length, got lengths \[2, 3\]"):
         model(ClipBatch([torch.stack(video(2)), torch.stack(video(3))]))
     batch = small_clips()

@@ -71,6 +71,7 @@ def test_published_recipes_have_the_published_numbers(recipe: str) -> None:
         ("data.source=mp4", "data.source must be"),
         ("data.reech=3", "did you mean 'data.reach'"),
         ("model.window=-2", "window must be 0 or positive"),
+        ("eval.window=2", r"eval.window must be 0 or more than model.overlap \(2\), got 2"),
         ("model.behaviour=odd", "behaviour"),
         ("data.options={size=4}", "size must be an integer from 32 to 512, got 4"),
     ],
