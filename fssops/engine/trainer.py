@@ -8,11 +8,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from types import MethodType
 from typing import Any
 
 import torch
 from lightning.fabric import Fabric
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from fssops.engine import nonfinite
 from fssops.engine.checkpoints import copy_checkpoint, write_checkpoint
@@ -117,7 +119,9 @@ class Trainer:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         freeze(model, settings.optim.frozen)
         if engine.compile:
-            model.losses = torch.compile(model.losses)  # type: ignore[method-assign, assignment]
+            compiled = torch.compile(model.losses)
+            # Fabric takes methods only, which a compiled function is not.
+            model.losses = MethodType(lambda _, batch: compiled(batch), model)  # type: ignore[method-assign, assignment]
         self._module: Any = fabric.setup_module(model)
         self._module.mark_forward_method("losses")
         self._optimizer: Any = fabric.setup_optimizers(build_optimizer(self._module, settings.optim))
@@ -217,7 +221,8 @@ class Trainer:
         sums: dict[str, float] = {}
         asked, problem = False, False
         before = time.perf_counter()
-        batches = [next(stream) for _ in range(engine.accumulate)]
+        with record_function("fssops: wait for data"):
+            batches = [next(stream) for _ in range(engine.accumulate)]
         waited = time.perf_counter() - before
         self._share(batches)
         for micro, batch in enumerate(batches):
@@ -226,19 +231,21 @@ class Trainer:
             waits = fabric.world_size > 1 and micro + 1 < engine.accumulate
             with fabric.no_backward_sync(self._module, enabled=True) if waits else nullcontext():
                 # Fabric applies the precision to ``forward`` alone where it need not wrap the model.
-                with fabric.autocast():
+                with fabric.autocast(), record_function("fssops: losses"):
                     losses, bad = nonfinite.checked_losses(self._module, self.model, batch)
                 problem, asked = self._agree(bad is not None, bool(stop.received))
                 if problem:
                     self._handle_nonfinite(bad, batch, random_state, buffers, bar)
                     break
                 # The mean over micro-batches: with equal sizes it is what one large batch would give.
-                fabric.backward(torch.stack([value.float() for value in losses.values()]).sum() / engine.accumulate)
+                with record_function("fssops: backward"):
+                    fabric.backward(torch.stack([value.float() for value in losses.values()]).sum() / engine.accumulate)
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0.0) + float(value.detach()) / engine.accumulate
         norm = math.nan
         if not problem:
-            norm = self._clip()
+            with record_function("fssops: clip"):
+                norm = self._clip()
             # With fp16 the scaler meets infinite gradients on purpose: it skips the update and lowers its scale.
             bad_norm = not math.isfinite(norm) and not self._scale_can_fall()
             problem, _ = self._agree(bad_norm, False)
@@ -247,7 +254,8 @@ class Trainer:
                 where = f"gradient of {parameter}" if parameter else None
                 self._handle_nonfinite(where, batch, random_state, buffers, bar)
         if not problem:
-            self._optimizer.step()
+            with record_function("fssops: update"):
+                self._optimizer.step()
             self._skips = 0
             values = {"loss": sum(sums.values()), **sums, "grad_norm": norm}
             seconds = time.perf_counter() - started

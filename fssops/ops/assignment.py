@@ -57,15 +57,36 @@ def assign(costs: Sequence[Costs], *, backend: str | None = None) -> list[tuple[
             raise ValueError(
                 f"{_OP}: costs[{number}] must be on the device of the first, {device}, got {matrix.device}"
             )
+    shapes = [tuple(matrix.shape) for matrix in matrices]
+    reference = use_reference(backend, _OP)
+    # Called directly where nothing is compiled: an operator of torch would cost more than small matrices do.
+    solve = _assign_operator if torch.compiler.is_compiling() else _solve
+    both = solve([matrix.detach() for matrix in matrices], reference)
+    pairs = [min(shape) for shape in shapes]
+    return list(zip(both[0].split(pairs), both[1].split(pairs), strict=True))
+
+
+def _solve(matrices: list[Tensor], reference: bool) -> Tensor:
+    """Rows and columns of all matrices, one after the other: int64 [2, pairs]."""
     shapes: list[tuple[int, int]] = [tuple(matrix.shape) for matrix in matrices]  # type: ignore[misc]
-    flat = _entries(matrices)
-    if use_reference(backend, _OP):
-        return _by_scipy(flat, shapes, device)
+    device, flat = matrices[0].device, _entries(matrices)
+    if reference:
+        return _by_scipy(flat, shapes).to(device)
     threads = max(1, min(os.cpu_count() or 1, flat.size // _ENTRIES_PER_THREAD))
     rows, columns = _native.extension().assign(flat, shapes, threads)
-    pairs = [min(shape) for shape in shapes]
-    both = torch.stack((torch.from_numpy(rows), torch.from_numpy(columns))).to(device)
-    return list(zip(both[0].split(pairs), both[1].split(pairs), strict=True))
+    return torch.stack((torch.from_numpy(rows), torch.from_numpy(columns))).to(device)
+
+
+@torch.library.custom_op("fssops::assign", mutates_args=())
+def _assign_operator(matrices: list[Tensor], reference: bool) -> Tensor:
+    """For torch.compile: work on the host that a compiled graph calls instead of breaking at it."""
+    return _solve(matrices, reference)
+
+
+@_assign_operator.register_fake
+def _assign_shape(matrices: list[Tensor], reference: bool) -> Tensor:
+    pairs = sum(min(matrix.shape[0], matrix.shape[1]) for matrix in matrices)
+    return matrices[0].new_empty((2, pairs), dtype=torch.int64)
 
 
 def _entries(matrices: list[Tensor]) -> Entries:
@@ -78,10 +99,10 @@ def _entries(matrices: list[Tensor]) -> Entries:
     return np.concatenate([matrix.numpy().reshape(-1) for matrix in own])
 
 
-def _by_scipy(flat: Entries, shapes: list[tuple[int, int]], device: torch.device) -> list[tuple[Tensor, Tensor]]:
+def _by_scipy(flat: Entries, shapes: list[tuple[int, int]]) -> Tensor:
     from scipy.optimize import linear_sum_assignment
 
-    found = []
+    found = [torch.empty(2, 0, dtype=torch.int64)]
     ends = np.cumsum([queries * targets for queries, targets in shapes])
     for number, (shape, entries) in enumerate(zip(shapes, np.split(flat, ends[:-1]), strict=True)):
         try:
@@ -90,5 +111,5 @@ def _by_scipy(flat: Entries, shapes: list[tuple[int, int]], device: torch.device
             raise ValueError(
                 f"{_OP}: costs[{number}] must have an assignment, got a matrix refused: {error}"
             ) from error
-        found.append((torch.as_tensor(rows, device=device), torch.as_tensor(columns, device=device)))
-    return found
+        found.append(torch.stack((torch.as_tensor(rows), torch.as_tensor(columns))))
+    return torch.cat(found, dim=1)
