@@ -80,9 +80,9 @@ FSSOPS_HOST_DEVICE int64_t column_offset(const Layer& layer, int64_t column) {
 // ---- CPU ----------------------------------------------------------------------------------------------------------
 // One unit at a time; threads share its row blocks or column panels.
 
-constexpr int64_t kRowBlock = 48;    // query positions of one task of correlate_cpu
-constexpr int64_t kColumnPanel = 8;  // support columns packed side by side
-constexpr int64_t kGradBlock = 64;   // query positions, or columns, of one task of the gradients
+constexpr int64_t kRowBlock = 48;      // query positions of one task of correlate_cpu
+constexpr int64_t kColumnPanel = 8;    // support columns packed side by side
+constexpr int64_t kGradChannels = 16;  // channels of one task of the gradient of chosen columns
 
 // A unit whose kept columns have been listed and packed.
 template <class T>
@@ -91,35 +91,81 @@ struct Columns {
   const int32_t* index;  // [count] column numbers, ascending
   const T* weight;       // [count] mask values m
   T* length;             // [count] t = |m| |s|
-  T* packed;             // correlate: panels [count / kColumnPanel][C][kColumnPanel]; gradients: [C][count]
+  T* packed;             // panels [count / kColumnPanel][C][kColumnPanel]
 };
 
-#define FSSOPS_DECLARE(isa)                                                                                            \
-  namespace isa {                                                                                                      \
-  /* Column panels [begin, end): packed and length of `columns`. S is T, or bf16_t where T is float. `pairs`: two      \
-     channels side by side in bfloat16, for dot products in hardware. */                                               \
-  template <class T, class S>                                                                                          \
-  void pack_columns_cpu(const Layer&, const S* support, const Columns<T>&, bool pairs, int64_t begin, int64_t end);    \
-  /* Row blocks [begin, end) of a unit: values [query_positions], chosen [k, query_positions] (column, or -1). */      \
-  template <class T, class S>                                                                                          \
-  void correlate_cpu(const Rule&, const Layer&, const S* query, const Columns<T>&, bool pairs, T* values,              \
-                     int32_t* chosen, int64_t begin, int64_t end);                                                     \
-  /* Columns [begin, end) of `columns`, for the gradients: packed as [C][count], and length. */                        \
-  template <class T>                                                                                                   \
-  void gather_columns_cpu(const Layer&, const T* support, const Columns<T>&, int64_t begin, int64_t end);              \
-  /* Lengths [begin, end) of query vectors. */                                                                         \
-  template <class T>                                                                                                   \
-  void query_lengths_cpu(const Layer&, const T* query, T* lengths, int64_t begin, int64_t end);                        \
-  /* Blocks [begin, end) of query positions: adds to grad_query [C, query_positions]. */                               \
-  template <class T>                                                                                                   \
-  void grad_query_cpu(const Rule&, const Layer&, const T* query, const T* lengths, const Columns<T>&, const T* grad,   \
-                      const int32_t* chosen, T* grad_query, int64_t begin, int64_t end);                               \
-  /* Blocks [begin, end) of columns: adds to grad_support [shots, C, support_positions]. */                            \
-  template <class T>                                                                                                   \
-  void grad_support_cpu(const Rule&, const Layer&, const T* query, const T* lengths, const Columns<T>&, const T* grad, \
-                        const int32_t* chosen, T* grad_support, int64_t begin, int64_t end);                           \
-  /* Whether this processor multiplies pairs of bfloat16. */                                                           \
-  void has_bf16_dot(bool& has);                                                                                        \
+// The same for the gradients. Operands of matrix products hold T, or bfloat16 in pairs.
+template <class T>
+struct GradColumns {
+  int64_t count;
+  int64_t padded;    // to a multiple of kColumnPanel
+  int64_t channels;  // C, padded likewise
+  const int32_t* index;
+  const T *weight, *length;
+  const T* factor;     // [count] m / guarded length, where the rule is separable
+  const void* panels;  // as Columns::packed
+  void* rows;          // [count][channels]
+};
+
+// Query rows whose coefficients E are held at once.
+template <class T>
+struct GradSlab {
+  int64_t first, count;  // query positions
+  int64_t capacity;      // a multiple of kRowBlock
+  void* coefficients;    // [capacity][padded columns], or null where the supports need no gradient
+  void* rows;            // [channel blocks][capacity][lanes of a tile]
+  T* column_sums;        // [capacity / kRowBlock][padded columns], what the columns' lengths take
+};
+
+// A query position's chosen columns, for the gradients of max and topk_mean; [k][query_positions].
+template <class T>
+struct Chosen {
+  const int32_t* columns;  // -1: none
+  int32_t* place;          // where the column is in Columns::index
+  T* coefficient;
+  T* by_support;
+};
+
+#define FSSOPS_DECLARE(isa)                                                                                           \
+  namespace isa {                                                                                                     \
+  /* Column panels [begin, end): packed and length of `columns`. S is T, or bf16_t where T is float. `pairs`: two     \
+     channels side by side in bfloat16, for dot products in hardware. */                                              \
+  template <class T, class S>                                                                                         \
+  void pack_columns_cpu(const Layer&, const S* support, const Columns<T>&, bool pairs, int64_t begin, int64_t end);   \
+  /* Row blocks [begin, end) of a unit: values [query_positions], chosen [k, query_positions] (column, or -1). */     \
+  template <class T, class S>                                                                                         \
+  void correlate_cpu(const Rule&, const Layer&, const S* query, const Columns<T>&, bool pairs, T* values,             \
+                     int32_t* chosen, int64_t begin, int64_t end);                                                    \
+  /* Gradients of the mean. Pairs [begin, end) of columns: rows of `columns`. */                                      \
+  template <class T, class S>                                                                                         \
+  void pack_column_rows_cpu(const Layer&, const S* support, const GradColumns<T>&, bool pairs, int64_t begin,         \
+                            int64_t end);                                                                             \
+  /* Row blocks [begin, end) of a slab: fills it, and adds to grad_query [C, query_positions] unless that is null. */ \
+  template <class T, class S>                                                                                         \
+  void grad_rows_cpu(const Rule&, const Layer&, const S* query, const GradColumns<T>&, bool pairs, const T* grad,     \
+                     const GradSlab<T>&, T* grad_query, int64_t begin, int64_t end);                                  \
+  /* Tasks [begin, end) of a full slab: adds to sums [count][width]. */                                               \
+  template <class T>                                                                                                  \
+  void grad_columns_cpu(const Layer&, const GradColumns<T>&, bool pairs, const GradSlab<T>&, T* sums, int64_t begin,  \
+                        int64_t end);                                                                                 \
+  /* Columns [begin, end): adds sums, less what the lengths take, to grad_support [shots, C, support_positions]. */   \
+  template <class T>                                                                                                  \
+  void grad_scatter_cpu(const Rule&, const Layer&, const GradColumns<T>&, bool pairs, const T* sums, const T* taken,  \
+                        T* grad_support, int64_t begin, int64_t end);                                                 \
+  /* Tasks of grad_columns_cpu a column panel, and the width of sums. */                                              \
+  template <class T>                                                                                                  \
+  void grad_widths_cpu(const Layer&, int64_t& column_tasks, int64_t& width);                                          \
+  /* Gradients of chosen columns; rows of `columns` are plain. Row blocks [begin, end): what each position takes, and \
+     grad_query unless that is null. */                                                                               \
+  template <class T, class S>                                                                                         \
+  void grad_chosen_rows_cpu(const Rule&, const Layer&, const S* query, const GradColumns<T>&, const T* grad,          \
+                            const Chosen<T>&, T* grad_query, int64_t begin, int64_t end);                             \
+  /* Blocks [begin, end) of kGradChannels channels: adds to grad_support. taken [count]: sums of by_support. */       \
+  template <class T, class S>                                                                                         \
+  void grad_chosen_columns_cpu(const Rule&, const Layer&, const S* query, const GradColumns<T>&, const Chosen<T>&,    \
+                               const T* taken, T* grad_support, int64_t begin, int64_t end);                          \
+  /* Whether this processor multiplies pairs of bfloat16. */                                                          \
+  void has_bf16_dot(bool& has);                                                                                       \
   }
 FSSOPS_FOR_EACH_ISA(FSSOPS_DECLARE)
 #undef FSSOPS_DECLARE

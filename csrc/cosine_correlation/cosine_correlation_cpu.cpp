@@ -2,8 +2,8 @@
 // products is consumed where it was made, in registers.
 #include "cosine_correlation/cosine_correlation.h"
 
-#include "common/packed_gemm.h"
 #include "cosine_correlation/cosine_correlation_math.h"
+#include "cosine_correlation/cosine_correlation_pack_cpu.h"
 
 namespace fssops::cosine_correlation {
 namespace FSSOPS_ISA {
@@ -16,12 +16,6 @@ using simd::kTileColumns;
 using simd::kTileRows;
 using simd::kTileVectors;
 using simd::Vec;
-
-inline float widen(float value) { return value; }
-inline double widen(double value) { return value; }
-inline float widen(bf16_t value) { return to_float(value); }
-
-constexpr int kRows = static_cast<int>(kRowBlock), kPanel = static_cast<int>(kColumnPanel);
 
 // How the k largest cosines of every lane are kept: sorted, the largest first, with their columns.
 template <class T>
@@ -48,58 +42,6 @@ inline void insert(Best<T>* list, int k, typename Vec<T>::Native value, typename
     value = first ? old_value : value;
     column = first ? old_column : column;
   }
-}
-
-// Rows [first, first + count) of the query as [C][kRows] in sub-panels of kTileRows, zeros behind `count`; squares of
-// their lengths. With `pairs`, as bfloat16 [C / 2][kRows][2] in sub-panels.
-template <class T, class S>
-void pack_rows(const Layer& layer, const S* query, int64_t first, int count, T* packed, T* squares) {
-  constexpr int kTile = kTileRows<T>;
-  const int64_t channel = layer.query_strides.channel, position = layer.query_strides.position;
-  T parts[4][kRows] = {};
-  for (int64_t c = 0; c < layer.channels; ++c) {
-    const S* source = query + c * channel + first * position;
-    T row[kRows] = {};
-    if (position == 1)
-      for (int i = 0; i < count; ++i) row[i] = widen(source[i]);
-    else
-      for (int i = 0; i < count; ++i) row[i] = widen(source[i * position]);
-    T* part = parts[c % 4];
-    for (int i = 0; i < kRows; ++i) part[i] += row[i] * row[i];
-    for (int panel = 0; panel < kRows / kTile; ++panel)
-      std::memcpy(packed + (panel * layer.channels + c) * kTile, row + panel * kTile, kTile * sizeof(T));
-  }
-  for (int i = 0; i < kRows; ++i) squares[i] = (parts[0][i] + parts[1][i]) + (parts[2][i] + parts[3][i]);
-}
-
-void pack_row_pairs(const Layer& layer, const bf16_t* query, int64_t first, int count, uint32_t* packed,
-                    float* squares) {
-  constexpr int kTile = kTileRows<float>;
-  const int64_t channel = layer.query_strides.channel, position = layer.query_strides.position;
-  const int64_t all_pairs = (layer.channels + 1) / 2;
-  float parts[2][kRows] = {};
-  for (int64_t pair = 0; pair < all_pairs; ++pair) {
-    const bf16_t* low = query + 2 * pair * channel + first * position;
-    const bf16_t* high = 2 * pair + 1 < layer.channels ? low + channel : nullptr;
-    uint32_t row[kRows] = {};
-    if (position == 1 && high != nullptr && count == kRows) {
-      for (int i = 0; i < kRows; ++i) row[i] = low[i].bits | static_cast<uint32_t>(high[i].bits) << 16;
-    } else {
-      for (int i = 0; i < count; ++i) {
-        row[i] = low[i * position].bits;
-        if (high != nullptr) row[i] |= static_cast<uint32_t>(high[i * position].bits) << 16;
-      }
-    }
-    for (int i = 0; i < kRows; ++i) {
-      const float first_value = to_float(bf16_t{static_cast<uint16_t>(row[i])});
-      const float second_value = to_float(bf16_t{static_cast<uint16_t>(row[i] >> 16)});
-      parts[0][i] += first_value * first_value;
-      parts[1][i] += second_value * second_value;
-    }
-    for (int panel = 0; panel < kRows / kTile; ++panel)
-      std::memcpy(packed + (panel * all_pairs + pair) * kTile, row + panel * kTile, kTile * sizeof(uint32_t));
-  }
-  for (int i = 0; i < kRows; ++i) squares[i] = parts[0][i] + parts[1][i];
 }
 
 // What one sub-panel of rows needs while the columns go by.

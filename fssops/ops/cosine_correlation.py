@@ -1,4 +1,12 @@
-"""Cosine correlation of query and support features, over all layers, images, masks and shots at once."""
+"""Cosine correlation of query and support features, over all layers, images, masks and shots at once.
+
+What it costs, for 13 layers of a 473 x 473 episode in MSANet with 15 % of the support kept (float32): features are
+read once, 237 MB, and 55.7 GFLOP multiply them; cosines of all positions would be 372 GFLOP and 52 MB a layer. In half
+precision on an H200 (989 TFLOP/s, 4.8 TB/s on paper) that is 56 us of products and 25 us of bytes. The backward pass
+of a mean makes the products again and takes both gradients from a slab of coefficients, three products of the same
+size in all; that of a maximum or of the k largest touches the chosen columns alone. On the CPU the operands are packed
+once and a tile of products is reduced in registers.
+"""
 
 from __future__ import annotations
 
@@ -255,9 +263,11 @@ def _fake_backward(
     need_query: bool,
     need_support: bool,
 ) -> tuple[list[Tensor], list[Tensor]]:
+    # The CPU adds gradients up in float32 and leaves rounding to the caller.
+    dtype = _accumulator(query[0].dtype) if query[0].device.type == "cpu" else query[0].dtype
     return (
-        [q.new_empty(q.shape) for q in query] if need_query else [],
-        [s.new_empty(s.shape) for s in support] if need_support else [],
+        [q.new_empty(q.shape, dtype=dtype) for q in query] if need_query else [],
+        [s.new_empty(s.shape, dtype=dtype) for s in support] if need_support else [],
     )
 
 
@@ -274,16 +284,11 @@ def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
     count = len(tensors) // 3
     query, support, masks = tensors[:count], tensors[count : 2 * count], tensors[2 * count :]
     need_query, need_support = any(ctx.needs_input_grad[0]), any(ctx.needs_input_grad[1])
-    dtype = query[0].dtype
-    # The CPU's backward pass knows float32 and float64; the forward pass also bfloat16.
-    widen = query[0].device.type == "cpu" and dtype == torch.bfloat16
-    if widen:
-        query, support = [q.float() for q in query], [s.float() for s in support]
     grad_query, grad_support = torch.ops.fssops.cosine_correlation_backward(
         grad, query, support, masks, chosen, *ctx.settings, need_query, need_support
     )
-    if widen:
-        grad_query, grad_support = [g.to(dtype) for g in grad_query], [g.to(dtype) for g in grad_support]
+    dtype = query[0].dtype
+    grad_query, grad_support = [g.to(dtype) for g in grad_query], [g.to(dtype) for g in grad_support]
     nothing = [None] * count
     return grad_query or nothing, grad_support or nothing, nothing, *[None] * len(ctx.settings)
 

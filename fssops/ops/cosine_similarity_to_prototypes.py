@@ -1,4 +1,9 @@
-"""Cosine similarity of pixels with prototypes, and of prototypes with each other."""
+"""Cosine similarity of pixels with prototypes, and of prototypes with each other.
+
+What it costs: features are read once and a map a prototype is written; for 512 channels at 53 x 53 and two prototypes
+(PANet, float32) 5.8 MB and 5.8 MFLOP, so memory is the limit: 1.2 us at an H200's 4.8 TB/s on paper. Lengths are found
+in the same pass; nothing normalised is stored.
+"""
 
 from __future__ import annotations
 

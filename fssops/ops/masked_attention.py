@@ -1,4 +1,13 @@
-"""Masked attention: attention under a mask of bits that the heads share."""
+"""Masked attention: attention under a mask of bits that the heads share.
+
+What it costs, for the largest level of a 1024 x 1024 image in Mask2Former (100 queries, 8 heads of 32, 16,384 keys,
+half of them open, half precision): key and value are read once, 16.8 MB, and the mask is 0.2 MB, where bytes for every
+head would be 13 MB and the attention matrix 26 MB. Open pairs take 0.84 GFLOP. An H200 (4.8 TB/s, 989 TFLOP/s on
+paper) needs 3.5 us for the bytes and 0.9 us for the products: memory is the limit, which is why closed tiles are
+skipped before their keys are read, and why keys are split over blocks where queries are few. The backward pass reads
+key and value again and writes their gradients, 34 MB in half precision, and makes the products anew: 2.9 GFLOP. Making
+the mask from logits reads them once, 13 MB; from embeddings and features it reads 8.4 MB and multiplies 0.84 GFLOP.
+"""
 
 from __future__ import annotations
 

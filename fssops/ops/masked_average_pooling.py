@@ -1,4 +1,10 @@
-"""Masked average pooling: prototypes of image regions."""
+"""Masked average pooling: prototypes of image regions.
+
+What it costs, for 100 proposals on three levels of a 480 x 480 image (MM-Former, float32): features and masks are read
+once, 10.6 MB, and 0.24 GFLOP multiply them; an H200 (4.8 TB/s on paper) needs 2.2 us for the bytes. The published form
+expands features by masks, 460 MB. PANet's form upsamples 512 channels to 417 x 417, 356 MB; here the mask is carried
+to the features' grid instead, and 7.1 MB are read. The backward pass writes what the forward pass reads.
+"""
 
 from __future__ import annotations
 

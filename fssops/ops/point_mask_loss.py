@@ -1,4 +1,11 @@
-"""Mask losses and matching costs at sampled points."""
+"""Mask losses and matching costs at sampled points.
+
+What it costs, for 20 masks of a 512 x 512 image at 12,544 points each (float32): 4.3 MB are read forward, 9.6 MB move
+with the backward pass, which adds to four pixels a point; 2 us at an H200's 4.8 TB/s on paper, if its caches serve the
+scattered reads. Costs of 100 queries against 20 targets read 6.0 MB and multiply 0.1 GFLOP. No mask is upsampled, and
+targets may stay packed, an eighth or less of their bytes. Choosing the points draws three candidates a point: on a CPU
+the generator takes half of that time.
+"""
 
 from __future__ import annotations
 
