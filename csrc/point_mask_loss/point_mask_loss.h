@@ -50,11 +50,12 @@ struct Points {
   FSSOPS_HOST_DEVICE int64_t offset(int64_t row) const { return shared ? 0 : row * count * 2; }
 };
 
-constexpr int64_t kChunk = 2048;       // points of a row that are summed by one task, whatever the number of threads
-constexpr int64_t kSums = 4;           // sum of cross-entropy, of s t, of s, of t
-constexpr int64_t kChannelBlock = 8;   // channels that share the location of a block of points
-constexpr int64_t kQueryBlock = 4;     // queries of a cost task
-constexpr int64_t kCostColumns = 512;  // points of a cost task between two additions to its sums
+constexpr int64_t kChunk = 2048;        // points of a row that are summed by one task, whatever the number of threads
+constexpr int64_t kUniformBlock = 256;  // uniform numbers of one task
+constexpr int64_t kSums = 4;            // sum of cross-entropy, of s t, of s, of t
+constexpr int64_t kChannelBlock = 8;    // channels that share the location of a block of points
+constexpr int64_t kQueryBlock = 4;      // queries of a cost task
+constexpr int64_t kCostColumns = 512;   // points of a cost task between two additions to its sums
 
 inline int64_t chunks(int64_t count) { return (count + kChunk - 1) / kChunk; }
 inline int64_t channel_blocks(int64_t channels) { return (channels + kChannelBlock - 1) / kChannelBlock; }
@@ -72,6 +73,9 @@ inline int64_t channel_blocks(int64_t channels) { return (channels + kChannelBlo
    */                                                                                                                  \
   template <class T>                                                                                                   \
   void uncertain_cpu(const Maps&, const Points&, int64_t keep, int64_t stride, T* chosen, int64_t begin, int64_t end); \
+  /* Blocks [begin, end) of kUniformBlock numbers in [0, 1), multiples of 2^-24, of `count`: number n is word n % 4 of \
+     Philox4x32-10 with key `seed` and counter n / 4. */                                                               \
+  void uniform_cpu(uint64_t seed, int64_t count, float* points, int64_t begin, int64_t end);                           \
   /* tasks [begin, end) of rows * chunks(P): partial [N, chunks, kSums]; probabilities and targets_at [N, P] unless    \
    * null. */                                                                                                          \
   template <class T>                                                                                                   \

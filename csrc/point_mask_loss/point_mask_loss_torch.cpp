@@ -83,6 +83,20 @@ Tensor sample_backward(Tensor grad, std::vector<int64_t> extent, Tensor points, 
   return grad_maps;
 }
 
+Tensor uniform(Tensor seed, int64_t rows, int64_t points) {
+  constexpr const char* op = "uniform_points";
+  FSSOPS_CHECK(seed.scalar_type() == ScalarType::Long && seed.numel() == 1, op, "seed", "be one int64 number",
+               shape_of(seed));
+  FSSOPS_CHECK(rows >= 0 && points >= 0, op, "rows and points", "be at least 0", rows < 0 ? rows : points);
+  Tensor out = new_empty(seed, {rows, points, 2}, ScalarType::Float);
+  const int64_t count = rows * points * 2;
+  const uint64_t key = static_cast<uint64_t>(*read_of<int64_t>(seed));
+  float* to = data_of<float>(out);
+  parallel_for(0, (count + kUniformBlock - 1) / kUniformBlock, 64,
+               [&](int64_t begin, int64_t end) { FSSOPS_CALL_ISA(uniform_cpu, key, count, to, begin, end); });
+  return out;
+}
+
 Tensor uncertain(Tensor logits, Tensor candidates, Tensor uniform, int64_t keep) {
   constexpr const char* op = "uncertain_points";
   check_cpu_float(op, "logits", logits);
@@ -254,6 +268,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fssops, m) {
   m.def(FSSOPS_SAMPLE_SCHEMA);
   m.def(FSSOPS_SAMPLE_BACKWARD_SCHEMA);
   m.def(FSSOPS_UNCERTAIN_SCHEMA);
+  m.def("uniform_points(Tensor seed, int rows, int points) -> Tensor");
   m.def(FSSOPS_LOSS_SCHEMA);
   m.def(FSSOPS_LOSS_BACKWARD_SCHEMA);
   m.def(FSSOPS_COST_SCHEMA);
@@ -263,6 +278,7 @@ STABLE_TORCH_LIBRARY_IMPL(fssops, CPU, m) {
   m.impl("sample_points", TORCH_BOX(&sample));
   m.impl("sample_points_backward", TORCH_BOX(&sample_backward));
   m.impl("uncertain_points", TORCH_BOX(&uncertain));
+  m.impl("uniform_points", TORCH_BOX(&uniform));
   m.impl("point_mask_loss", TORCH_BOX(&loss));
   m.impl("point_mask_loss_backward", TORCH_BOX(&loss_backward));
   m.impl("pairwise_mask_cost", TORCH_BOX(&cost));

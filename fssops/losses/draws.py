@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from fssops import ops
 from fssops.structures import MaskTargets
 
 
@@ -42,20 +43,20 @@ class RandomPoints:
     def __init__(self, device: torch.device, generator: torch.Generator | None = None) -> None:
         self.device, self.generator = device, generator
 
-    def _uniform(self, *shape: int) -> Tensor:
-        return torch.rand(*shape, device=self.device, generator=self.generator)
+    def _uniform(self, masks: int, points: int) -> Tensor:
+        return ops.uniform_points(masks, points, device=self.device, generator=self.generator)
 
     def matching(self, head: int, image: int, points: int) -> Tensor:
         """See :class:`PointSource`."""
-        return self._uniform(points, 2)
+        return self._uniform(1, points)[0]
 
     def oversampled(self, head: int, masks: int, points: int) -> Tensor:
         """See :class:`PointSource`."""
-        return self._uniform(masks, points, 2)
+        return self._uniform(masks, points)
 
     def remainder(self, head: int, masks: int, points: int) -> Tensor:
         """See :class:`PointSource`."""
-        return self._uniform(masks, points, 2)
+        return self._uniform(masks, points)
 
 
 class ItemPoints:
@@ -84,13 +85,13 @@ class ItemPoints:
 
     def matching(self, head: int, image: int, points: int) -> Tensor:
         """See :class:`PointSource`."""
-        return torch.rand(points, 2, device=self.device, generator=self.generators[image])
+        return ops.uniform_points(1, points, device=self.device, generator=self.generators[image])[0]
 
     def _of_every_image(self, masks: int, points: int) -> Tensor:
         if masks != sum(self.masks):
             raise ValueError(f"ItemPoints: masks must be those of the batch ({sum(self.masks)}), got {masks}")
         drawn = [
-            torch.rand(count, points, 2, device=self.device, generator=generator)
+            ops.uniform_points(count, points, device=self.device, generator=generator)
             for count, generator in zip(self.masks, self.generators, strict=True)
         ]
         return torch.cat(drawn)

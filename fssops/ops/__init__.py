@@ -21,7 +21,7 @@ from fssops.ops.masked_attention import masked_attention
 from fssops.ops.masked_average_pooling import masked_average_pooling
 from fssops.ops.ms_deform_attn import ms_deform_attn, ms_deform_attn_fused
 from fssops.ops.point_mask_loss import pairwise_mask_cost, point_mask_loss
-from fssops.ops.point_sampling import sample_points, uncertain_points
+from fssops.ops.point_sampling import sample_points, uncertain_points, uniform_points
 from fssops.reference.mask_sources import FactoredMasks, PackedMasks, RunLengthMasks
 
 __all__ = [
@@ -45,4 +45,5 @@ __all__ = [
     "prototype_similarity",
     "sample_points",
     "uncertain_points",
+    "uniform_points",
 ]

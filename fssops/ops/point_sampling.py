@@ -10,9 +10,9 @@ from torch import Tensor
 from fssops import reference
 from fssops.ops._backend import check_float, register, use_reference
 from fssops.reference.mask_sources import FactoredMasks, MaskSource, PackedMasks, RunLengthMasks
-from fssops.reference.point_mask_loss import draw_points
+from fssops.reference.point_mask_loss import draw_seed
 
-_SAMPLE, _UNCERTAIN = "sample_points", "uncertain_points"
+_SAMPLE, _UNCERTAIN, _UNIFORM = "sample_points", "uncertain_points", "uniform_points"
 DENSE, BITS, RUNS, VALUES = range(4)
 """How the native operators are told the form of masks (csrc/point_mask_loss/point_mask_loss.h: Format)."""
 
@@ -112,6 +112,42 @@ def sample_points(
     return sampled[:, 0] if single else sampled
 
 
+def uniform_points(
+    rows: int,
+    points: int,
+    *,
+    device: torch.device | str = "cpu",
+    generator: torch.Generator | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """Uniform points for masks, from a generator that can be seeded.
+
+    On a CPU the generator draws one seed, and all threads make the points from counters (Philox4x32-10, Salmon et al.,
+    SC 2011): faster than ``torch.rand``, and the same whatever the number of threads. Elsewhere they are
+    ``torch.rand``'s.
+
+    Args:
+        rows: N, at least 0.
+        points: P, at least 0.
+        device: where the points are made.
+        generator: of that device; None takes the device's default.
+        backend: ``native`` or ``reference``, which give the same points; by default what FSSOPS_BACKEND says.
+
+    Returns:
+        [N, P, 2] float32, (x, y) in [0, 1), multiples of 2^-24.
+
+    Raises:
+        ValueError: rows or points are negative.
+    """
+    for name, value in (("rows", rows), ("points", points)):
+        if value < 0:
+            raise ValueError(f"{_UNIFORM}: {name} must be at least 0, got {value}")
+    if torch.device(device).type != "cpu" or use_reference(backend, _UNIFORM):
+        return reference.uniform_points(rows, points, device=device, generator=generator)
+    drawn: Tensor = torch.ops.fssops.uniform_points(draw_seed(generator), rows, points)
+    return drawn
+
+
 def uncertain_points(
     logits: Tensor | FactoredMasks,
     num_points: int,
@@ -159,7 +195,12 @@ def uncertain_points(
         if not 0 <= importance_ratio <= 1:
             raise ValueError(f"{_UNCERTAIN}: importance_ratio must be in [0, 1], got {importance_ratio}")
         if given_draws is None:
-            given_draws = draw_points(len(maps), num_points, oversample_ratio, importance_ratio, maps.device, generator)
+            counts = int(num_points * oversample_ratio), num_points - int(importance_ratio * num_points)
+            options: dict[str, Any] = {"device": maps.device, "generator": generator, "backend": backend}
+            given_draws = (
+                uniform_points(len(maps), counts[0], **options),
+                uniform_points(len(maps), counts[1], **options),
+            )
         candidates, uniform = (draws.detach().to(accumulator(maps.dtype)) for draws in given_draws)
         kept = num_points - uniform.shape[1]
         for name, draws in (("candidates", candidates), ("uniform points", uniform)):
@@ -218,4 +259,11 @@ def _fake_uncertain(logits: Tensor, candidates: Tensor, uniform: Tensor, keep: i
 
 register(_SAMPLE, fake=_fake_sample, backward=_backward, setup_context=_setup_context)
 register(f"{_SAMPLE}_backward", fake=_fake_sample_backward, autocast_cpu=False)
+
+
+def _fake_uniform(seed: Tensor, rows: int, points: int) -> Tensor:
+    return seed.new_empty((rows, points, 2), dtype=torch.float32)
+
+
 register(_UNCERTAIN, fake=_fake_uncertain)
+register(_UNIFORM, fake=_fake_uniform, autocast_cpu=False)

@@ -9,7 +9,13 @@ from fssops.reference.mask_sources import FactoredMasks, PackedMasks, RunLengthM
 from fssops.reference.masked_attention import masked_attention
 from fssops.reference.masked_average_pooling import masked_average_pooling
 from fssops.reference.ms_deform_attn import ms_deform_attn, ms_deform_attn_fused
-from fssops.reference.point_mask_loss import pairwise_mask_cost, point_mask_loss, sample_points, uncertain_points
+from fssops.reference.point_mask_loss import (
+    pairwise_mask_cost,
+    point_mask_loss,
+    sample_points,
+    uncertain_points,
+    uniform_points,
+)
 
 __all__ = [
     "FactoredMasks",
@@ -26,4 +32,5 @@ __all__ = [
     "prototype_similarity",
     "sample_points",
     "uncertain_points",
+    "uniform_points",
 ]

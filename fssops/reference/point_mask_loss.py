@@ -34,18 +34,45 @@ def sample_points(
     return sampled[:, 0] if single else sampled
 
 
-def draw_points(
-    count: int,
-    num_points: int,
-    oversample_ratio: float,
-    importance_ratio: float,
-    device: torch.device,
-    generator: torch.Generator | None,
-) -> tuple[Tensor, Tensor]:
-    """Candidates [N, int(ratio P), 2] and uniform points [N, P - int(importance P), 2], drawn in this order."""
-    candidates = torch.rand(count, int(num_points * oversample_ratio), 2, device=device, generator=generator)
-    uniform = num_points - int(importance_ratio * num_points)
-    return candidates, torch.rand(count, uniform, 2, device=device, generator=generator)
+def uniform_points(
+    rows: int,
+    points: int,
+    *,
+    device: torch.device | str = "cpu",
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Uniform points [rows, points, 2] in [0, 1), multiples of 2^-24.
+
+    On a CPU they are those of Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011)
+    with a seed that the generator draws: number n is word n % 4 of counter n // 4. Elsewhere they are ``torch.rand``'s.
+    """
+    if torch.device(device).type != "cpu":
+        return torch.rand(rows, points, 2, device=device, generator=generator)
+    seed = draw_seed(generator)
+    count = rows * points * 2
+    low, mask = torch.arange((count + 3) // 4, dtype=torch.int64), 0xFFFFFFFF
+    words = [low & mask, low >> 32, torch.zeros_like(low), torch.zeros_like(low)]
+    keys = [seed & mask, (seed >> 32) & mask]
+    for _ in range(10):
+        (first_low, first_high), (second_low, second_high) = (
+            _product(factor, words[place]) for factor, place in ((0xD2511F53, 0), (0xCD9E8D57, 2))
+        )
+        words = [second_high ^ words[1] ^ keys[0], second_low, first_high ^ words[3] ^ keys[1], first_low]
+        keys = [(keys[0] + 0x9E3779B9) & mask, (keys[1] + 0xBB67AE85) & mask]
+    numbers = torch.stack(words, dim=1).flatten()[:count]
+    return ((numbers >> 8).float() * 2.0**-24).view(rows, points, 2)
+
+
+def draw_seed(generator: torch.Generator | None) -> Tensor:
+    """One int64 number."""
+    return torch.randint(2**63 - 1, (1,), generator=generator)
+
+
+def _product(factor: int, word: Tensor) -> tuple[Tensor, Tensor]:
+    """Lower and upper 32 bits of the product of two 32-bit numbers, which int64 would not hold."""
+    upper, lower = factor * (word >> 16), factor * (word & 0xFFFF)
+    middle = upper + (lower >> 16)
+    return ((middle & 0xFFFF) << 16) | (lower & 0xFFFF), middle >> 16
 
 
 @torch.no_grad()
@@ -61,8 +88,10 @@ def uncertain_points(
     """Points [N, P, 2]: of the candidates those whose logits are nearest to 0, in their order; then the others."""
     maps = logits.logits() if isinstance(logits, FactoredMasks) else logits
     if given_draws is None:
-        given_draws = draw_points(len(maps), num_points, oversample_ratio, importance_ratio, maps.device, generator)
-    candidates, uniform = given_draws
+        counts = int(num_points * oversample_ratio), num_points - int(importance_ratio * num_points)
+        candidates, uniform = (uniform_points(len(maps), n, device=maps.device, generator=generator) for n in counts)
+    else:
+        candidates, uniform = given_draws
     kept = num_points - uniform.shape[1]
     uncertainty = -sample_points(maps, candidates.to(maps.dtype)).abs()
     nearest = uncertainty.sort(dim=1, descending=True, stable=True).indices[:, :kept].sort(dim=1).values

@@ -295,8 +295,44 @@ def test_draws_follow_the_generator(device: str) -> None:
     assert torch.equal(runs[0], runs[1])
     assert not torch.equal(runs[0], runs[2])
     generator = torch.Generator(device).manual_seed(1)
-    draws = tuple(torch.rand(2, count, 2, device=device, generator=generator) for count in (300, 25))
+    draws = tuple(ops.uniform_points(2, count, device=device, generator=generator) for count in (300, 25))
     assert torch.equal(runs[0], ops.uncertain_points(logits, 100, given_draws=draws))
+
+
+def test_uniform_points_begin_with_the_published_vector_of_philox() -> None:
+    # Known answer of Philox4x32-10 for counter 0 and key 0, Random123's kat_vectors.
+    words = [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]
+    points = torch.ops.fssops.uniform_points(torch.zeros(1, dtype=torch.int64), 1, 2)
+    assert points.flatten().tolist() == [(word >> 8) / 2**24 for word in words]
+
+
+@pytest.mark.every_isa
+@pytest.mark.parametrize(("rows", "points"), [(0, 5), (3, 0), (1, 1), (2, 129), (3, 4099)])
+def test_uniform_points_are_those_of_the_definition(rows: int, points: int) -> None:
+    got, want = (
+        function(rows, points, generator=torch.Generator().manual_seed(2**40 + 7))
+        for function in (ops.uniform_points, reference.uniform_points)
+    )
+    assert got.shape == (rows, points, 2)
+    assert torch.equal(got, want)
+
+
+def test_uniform_points_fill_the_square_evenly() -> None:
+    points = ops.uniform_points(4, 50_000, generator=torch.Generator().manual_seed(0))
+    assert points.min() >= 0
+    assert points.max() < 1
+    cells = (points * 10).long()
+    counts = torch.bincount((cells[..., 0] * 10 + cells[..., 1]).flatten(), minlength=100)
+    # Poisson around 2,000: six standard deviations.
+    assert (counts - 2000).abs().max() < 6 * 2000**0.5
+
+
+def test_uniform_points_follow_the_operator_rules() -> None:
+    seed = torch.tensor([3])
+    checks = torch.library.opcheck(torch.ops.fssops.uniform_points, (seed, 2, 5))
+    assert set(checks.values()) == {"SUCCESS"}
+    with pytest.raises(ValueError, match="uniform_points: rows must be at least 0, got -1"):
+        ops.uniform_points(-1, 5)
 
 
 @DEVICES
