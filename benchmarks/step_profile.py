@@ -17,6 +17,7 @@ import platform
 import resource
 import tempfile
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
