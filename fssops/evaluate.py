@@ -258,6 +258,10 @@ def _report(results: Sequence[FewShotResult], folder: Path, classes: bool, train
     seconds = sum(r.seconds for r in results)
     saved = images / max(passes, 1)
     print(f"{seconds:.1f} s; {passes} passes through the backbone for {images} images ({saved:.1f} x fewer)")
+    queries, alone = sum(r.query_images for r in results), sum(r.query_passes for r in results)
+    if queries:
+        fewer = queries / max(alone, 1)
+        print(f"steps that depend on the query alone: {alone} passes for {queries} queries ({fewer:.1f} x fewer)")
     write_text_atomically(folder / "results.json", to_json(results))
     print(f"written: {folder}/ (results.json, grid.png, best.png, worst.png, episode lists)")
 

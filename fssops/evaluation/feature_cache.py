@@ -43,6 +43,10 @@ class FeatureCache:
         """Images asked for: passes through the backbone without a cache."""
         self.passes = 0
         """Passes through the backbone."""
+        self.query_requests = 0
+        """Images asked for with what is computed of a query alone, and..."""
+        self.query_passes = 0
+        """...how often that was computed."""
 
     def features(self, images: Tensor, complete: Complete | None = None) -> Features:
         """Return features [n, ...] of images [n, 3, H, W].
@@ -58,6 +62,10 @@ class FeatureCache:
         # An image that was a query before holds more.
         names = [name for name in parts[0] if all(name in part for part in parts)]
         return {name: torch.cat([part[name] for part in parts]) for name in names}
+
+    def work(self) -> Tensor:
+        """[4] int64: images asked for and passes; queries asked for and passes."""
+        return torch.tensor([self.requests, self.passes, self.query_requests, self.query_passes])
 
     def close(self) -> None:
         """Forget everything and remove what lies on disk."""
@@ -76,8 +84,10 @@ class FeatureCache:
 
     def _one(self, image: Tensor, complete: Complete | None) -> Features:
         self.requests += 1
+        self.query_requests += complete is not None
         if not self._memory and not self._disk:
             self.passes += 1
+            self.query_passes += complete is not None  # by the model, when it matches
             return self._encode(image[None])
         key = digest(image)
         if key in self._kept:
@@ -91,6 +101,7 @@ class FeatureCache:
             found = {name: _dense(value) for name, value in self._encode(image[None]).items()}
             self._keep(key, found)
         if complete is not None and not (self._further and self._further <= found.keys()):
+            self.query_passes += 1
             further = complete(found)
             dense = {name: _dense(value) for name, value in further.items() if value is not None}
             self._further = frozenset(dense)

@@ -58,7 +58,8 @@ class EvaluationCounts:
         classes: [R, 1 + largest class id, 3] int64; row 0 is the background, others by the data set's class id.
         foreground: [R, 2, 3] int64; rows background and any way.
         episodes: [R, E, 3] int64; TP, FP, FN of an episode's ways, added up.
-        work: [2] int64; images asked for, and passes through the backbone.
+        work: [4] int64; images asked for and passes through the backbone; of the steps that depend on a query alone,
+            where a system has them, queries asked for and passes.
     """
 
     classes: Tensor
@@ -73,7 +74,7 @@ class EvaluationCounts:
             classes=torch.zeros(runs, 1 + largest_class, 3, dtype=torch.int64),
             foreground=torch.zeros(runs, 2, 3, dtype=torch.int64),
             episodes=torch.zeros(runs, episodes, 3, dtype=torch.int64),
-            work=torch.zeros(2, dtype=torch.int64),
+            work=torch.zeros(4, dtype=torch.int64),
         )
 
     def summed(self, reduce: Callable[[Tensor], Tensor]) -> EvaluationCounts:
@@ -238,7 +239,7 @@ class Ledger:
                 result.episodes[run, index] = counts[1:].sum(0)
             result.work += state["work"]
         if not self._rows:
-            result.work += torch.tensor([self._cache.requests, self._cache.passes])
+            result.work += self._cache.work()
         return result
 
     def _packed(self) -> dict[str, Tensor]:
@@ -247,7 +248,7 @@ class Ledger:
             "classes": torch.stack([row[2] for row in self._rows]),
             "counts": torch.stack([row[3] for row in self._rows]),
             "foreground": torch.stack([row[4] for row in self._rows]),
-            "work": torch.tensor([self._cache.requests, self._cache.passes]),
+            "work": self._cache.work(),
         }
 
 

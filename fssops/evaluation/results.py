@@ -36,6 +36,8 @@ class FewShotResult:
         miou, binary_iou: [R].
         episode_iou: [R][E], the ways of an episode added up.
         images, passes: images asked for and passes through the backbone.
+        query_images, query_passes: queries asked for and passes through what depends on a query alone (MM-Former's
+            proposals); 0 where a system has no such steps.
         seconds: wall time.
         parts: name -> mean over runs, of what a system's parts reach on their own.
     """
@@ -60,6 +62,8 @@ class FewShotResult:
     episode_iou: list[list[float]] = field(repr=False)
     images: int = 0
     passes: int = 0
+    query_images: int = 0
+    query_passes: int = 0
     seconds: float = 0.0
     parts: dict[str, float] = field(default_factory=dict)
     min_area: int = 1
@@ -143,6 +147,8 @@ def score(
         episode_iou=iou(counts.episodes).tolist(),
         images=int(counts.work[0]),
         passes=int(counts.work[1]),
+        query_images=int(counts.work[2]),
+        query_passes=int(counts.work[3]),
         **setting,
     )
 

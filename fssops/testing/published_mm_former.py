@@ -22,16 +22,29 @@ from fssops.reference.ms_deform_attn import ms_deform_attn_fused
 
 def _attended(attention: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
     """``nn.MultiheadAttention`` as it is called without options, which forms the weights; tokens first."""
-    return F.multi_head_attention_forward(
-        *(query, key, value, attention.channels, attention.heads),
-        *(attention.in_proj_weight, attention.in_proj_bias, None, None, False, 0.0),
-        *(attention.out_proj.weight, attention.out_proj.bias),
+    found, _ = F.multi_head_attention_forward(
+        query,
+        key,
+        value,
+        attention.channels,
+        attention.heads,
+        attention.in_proj_weight,
+        attention.in_proj_bias,
+        None,
+        None,
+        False,
+        0.0,
+        attention.out_proj.weight,
+        attention.out_proj.bias,
         training=False,
         attn_mask=mask,
-    )[0]
+    )
+    return found
 
 
-def _planes(height: int, width: int, channels: int, batch: int) -> Tensor:
+def _places(like: Tensor) -> Tensor:
+    """Position encoding of features [B, C, h, w], of their shape."""
+    batch, channels, height, width = (int(n) for n in like.shape)
     encoding = sine_position_encoding(height, width, channels)
     return encoding.t().reshape(1, channels, height, width).expand(batch, -1, -1, -1)
 
@@ -78,7 +91,7 @@ class PublishedMMFormer(nn.Module):
         query, places = [], []
         for name, projection in zip(LEVELS, self.model.projections, strict=True):
             query.append(projection(self._gated(maps[name])))
-            places.append(_planes(*query[-1].shape[2:], query[-1].shape[1], len(image)))
+            places.append(_places(query[-1]))
         of_query: Any = 0
         of_support: Any = 0
         for k, features in enumerate(shots):
@@ -87,7 +100,7 @@ class PublishedMMFormer(nn.Module):
             for level, (name, projection) in enumerate(zip(LEVELS, self.model.projections, strict=True)):
                 support = projection(self._gated(features[name]))
                 soft = _bilinear(label, support.shape[2:])
-                place = _planes(*support.shape[2:], support.shape[1], len(image)) * soft
+                place = _places(support) * soft
                 aligned = self._aligned(
                     self.model.cross_alignment[level], query[level], support * soft, places[level], place
                 )
@@ -155,8 +168,8 @@ class PublishedMMFormer(nn.Module):
         sizes = [(int(x.shape[2]), int(x.shape[3])) for x in levels]
         tokens = torch.cat([x.flatten(2).transpose(1, 2) for x in levels], 1)
         positions = [
-            _planes(*size, x.shape[1], len(x)).flatten(2).transpose(1, 2) + embedding
-            for size, x, embedding in zip(sizes, levels, decoder.level_embed, strict=True)
+            _places(x).flatten(2).transpose(1, 2) + embedding
+            for x, embedding in zip(levels, decoder.level_embed, strict=True)
         ]
         position = torch.cat(positions, 1)
         grids = []
@@ -190,7 +203,7 @@ class PublishedMMFormer(nn.Module):
         batch = len(features)
         sources, positions = [], []
         for level, x in enumerate(memory):
-            positions.append(_planes(*x.shape[2:], x.shape[1], batch).flatten(2).permute(2, 0, 1))
+            positions.append(_places(x).flatten(2).permute(2, 0, 1))
             sources.append((x.flatten(2) + decoder.level_embed.weight[level][None, :, None]).permute(2, 0, 1))
         place = decoder.query_embed.weight[:, None].repeat(1, batch, 1)
         tokens = decoder.query_feat.weight[:, None].repeat(1, batch, 1)

@@ -91,9 +91,9 @@ def assert_same(first: EvaluationCounts, second: EvaluationCounts) -> None:
 
 def test_kept_features_change_no_count_and_save_passes(tmp_path: Path) -> None:
     plain = counted(memory=0)
-    assert plain.work.tolist() == [42, 42]
+    assert plain.work.tolist() == [42, 42, 0, 0]
     kept = counted()
-    assert kept.work.tolist() == [42, 6]  # 2 runs x 7 episodes x 3 images, of 6 different ones
+    assert kept.work.tolist() == [42, 6, 0, 0]  # 2 runs x 7 episodes x 3 images, of 6 different ones
     one_image = 6 * 12 * 10 * 4
     bounded = counted(memory=2 * one_image)
     assert 6 < int(bounded.work[1]) < 42

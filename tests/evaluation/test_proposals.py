@@ -102,7 +102,7 @@ def test_the_first_stage_is_scored_by_its_best_or_as_published_second_best_propo
             counts = count_proposals(model, [[episode(label)] * 2], PROTOCOL, cache, tally, second=second)  # type: ignore[list-item]
         tp, fp, fn = counts.classes[0, 1].tolist()
         assert tp / (tp + fp + fn) == pytest.approx(expected)
-        assert counts.work.tolist() == [2, 1]
+        assert counts.work.tolist() == [2, 1, 0, 0]
         assert tally.found.tolist() == [[2, 2, 2]]
 
 
