@@ -23,6 +23,8 @@ def build_model(settings: Settings, say: Any = None) -> nn.Module:
         report = fssops.load_weights(model, settings.model.weights)
         if say is not None:
             say(f"weights        {report.source}: {len(report.loaded)} tensors of the {report.target}, {report.layout}")
+            for tensor, old, new in report.reinitialised:
+                say(f"               starts anew, other classes: {tensor} {list(old)} -> {list(new)}")
     return model
 
 

@@ -340,7 +340,9 @@ def test_an_image_checkpoint_starts_training(tmp_path: Path, capsys: pytest.Capt
     save_weights(image, tmp_path / "coco.safetensors")
     started = load_settings("mask2former_vis_generated", [*options, f"model.weights={tmp_path}/coco.safetensors"])
     model = build_model(started, print)
-    assert "tensors of the model" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "tensors of the model" in said
+    assert "starts anew, other classes: transformer_decoder.class_embed.weight [81, 32] -> [6, 32]" in said
     own, given = model.state_dict(), image.state_dict()
     same = [k for k in own if own[k].shape == given[k].shape and torch.equal(own[k], given[k])]
     assert len(own) - len(same) == 2
