@@ -136,7 +136,7 @@ def steps_of_an_episode(shots: int = 1) -> dict[str, float]:
         query = timed("backbone, query", lambda: model.encode(batch.query_images[0]))
         assert isinstance(supports, dict)
         assert isinstance(query, dict)
-        outputs = model._outputs(query)
+        outputs = model._frozen().outputs(query)
         timed("base learner", lambda: model.base_learner.head(outputs[2]))
         query.update(model.query_features(query))
         summary = timed(

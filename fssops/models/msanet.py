@@ -38,10 +38,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fssops import ops
-from fssops.models.checks import check_choices, check_images
+from fssops.models.checks import check_choices
 from fssops.models.layers.convolution import ConvNorm
 from fssops.models.layers.guided_decoder import ChannelGate, Embedding, GuidedDecoder, ShotScorer
 from fssops.models.layers.multi_similarity import kept_positions, mask_cascade, multi_similarity, prior_mask, resize
+from fssops.models.msanet_backbone import TappedBackbone
 from fssops.models.msanet_records import MSANetResult, MSANetSupport, paired
 from fssops.models.msanet_streams import QueryLayers, SupportLayers
 from fssops.models.pspnet import Backbone, PSPNet, PSPNetConfig, cross_entropy
@@ -114,7 +115,7 @@ class MSANet(nn.Module):
         backbone = self.base_learner.backbone
         self.stride: int = self.base_learner.stride
         low, middle, _ = backbone.out_features
-        self.tap_names = _tap_names(self.base_learner)
+        self.tap_names = self._frozen().names
         self.query_embedding = Embedding(backbone.channels[middle], backbone.channels[low], config.channels, 0.5)
         self.support_embedding = Embedding(backbone.channels[middle], backbone.channels[low], config.channels, 0.5)
         self.gate = ChannelGate(config.channels, 0.5, "logits" if published else "hidden")
@@ -136,6 +137,9 @@ class MSANet(nn.Module):
     def backbone(self) -> nn.Module:
         """The frozen backbone, which is the base learner's."""
         return self.base_learner.backbone
+
+    def _frozen(self) -> TappedBackbone:
+        return TappedBackbone(self.base_learner)
 
     def train(self, mode: bool = True) -> MSANet:
         """As in ``nn.Module``, but what is frozen by the configured behaviour stays in eval mode."""
@@ -185,7 +189,6 @@ class MSANet(nn.Module):
             counts["base_pixels"] = float((batch.query_base_labels != IGNORE).sum())
         return counts
 
-    @torch.no_grad()
     def encode(self, images: Tensor) -> dict[str, Tensor]:
         """Features of normalised images [n, 3, H, W]; no gradient, the backbone is frozen.
 
@@ -196,22 +199,7 @@ class MSANet(nn.Module):
         Raises:
             ValueError: images of another shape, not floating point, or smaller than the stride.
         """
-        check_images("MSANet.encode", images, self.stride)
-        group = _group_of(images)
-        if len(images) <= group:
-            return self._features(images)
-        found: dict[str, Tensor] = {}
-        # Copied one after another: a final concatenation would hold everything twice.
-        for start in range(0, len(images), group):
-            part = self._features(images[start : start + group])
-            for name in list(part):
-                x = part.pop(name)
-                if name not in found:
-                    layout = torch.channels_last if x.dim() == 4 else torch.contiguous_format
-                    size = (len(images), *x.shape[1:])
-                    found[name] = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=layout)
-                found[name][start : start + group] = x
-        return found
+        return self._frozen().encode(images)
 
     def query_features(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
         """What :meth:`match` computes of a query image alone, so that it can be kept with the features.
@@ -222,7 +210,7 @@ class MSANet(nn.Module):
         Returns:
             "query" [n, C, h, w] and "base" [n, 1 + base classes, h, w].
         """
-        low, middle, top = self._outputs(features)
+        low, middle, top = self._frozen().outputs(features)
         return {"query": self.query_embedding(middle, low), "base": self.base_learner.head(top)}
 
     def summarise(self, features: dict[str, Tensor], foreground: Tensor, background: Tensor) -> MSANetSupport:
@@ -249,10 +237,10 @@ class MSANet(nn.Module):
 
     def _summary(self, features: dict[str, Tensor], foreground: Tensor) -> MSANetSupport:
         masks = foreground.flatten(0, 1)  # [E, K, H, W]
-        low, middle, top = self._outputs(features)
+        low, middle, top = self._frozen().outputs(features)
         layers = [features[name] for name in self.tap_names]
         sizes = [(layer.shape[-2], layer.shape[-1]) for layer in layers]
-        cascade = mask_cascade(masks, self._first_size(masks) or sizes[0], sizes)
+        cascade = mask_cascade(masks, self._frozen().first_size(masks) or sizes[0], sizes)
         kept: dict[int, Tensor] = {}
         for mask in cascade:
             if id(mask) not in kept:
@@ -291,13 +279,13 @@ class MSANet(nn.Module):
         images, masks = batch.support_images.flatten(0, 2), foreground.flatten(0, 2)
         shots = foreground.shape[2]
         sets = len(images) // shots
-        taken = SupportLayers(masks, self._first_size(masks), exact_mean=self.config.behaviour == "published")
+        taken = SupportLayers(masks, self._frozen().first_size(masks), exact_mean=self.config.behaviour == "published")
         # One shot at a time where nothing is kept for gradients: the memory for maps does not grow with the shots.
         step = shots if torch.is_grad_enabled() else 1
         parts = []
         for first in range(0, shots, step):
             rows = [index * shots + shot for index in range(sets) for shot in range(first, first + step)]
-            low, middle, top, gram = self._pass(images[rows], rows, taken.taker)
+            low, middle, top, gram = self._frozen().passed(images[rows], rows, taken.taker)
             taken.take_top(rows, top)
             del top
             found = self._guides(low, middle, foreground[:, :, first : first + step])
@@ -326,7 +314,7 @@ class MSANet(nn.Module):
             streams.append(QueryLayers(support, queries, rows))
             return streams[-1].take
 
-        low, middle, top, gram = self._pass(images, range(len(images)), taker)
+        low, middle, top, gram = self._frozen().passed(images, range(len(images)), taker)
         query = self.query_embedding(middle, low)
         del low, middle
         pairs = QueryLayers(support, queries, range(len(images)))
@@ -438,65 +426,6 @@ class MSANet(nn.Module):
             ensemble=torch.cat([behind, adjusted[1]], dim=1),
         )
 
-    def _features(self, images: Tensor) -> dict[str, Tensor]:
-        layers: list[Tensor] = []
-        outputs, gram = self._run(images, layers.append)
-        found = dict(zip(self.tap_names, layers, strict=True))
-        if self._is_vgg():
-            found.update(outputs)
-        return {**found, "gram": gram}
-
-    @torch.no_grad()
-    def _pass(
-        self, images: Tensor, rows: Sequence[int], taker: Callable[[Sequence[int]], Callable[[Tensor], None]]
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Pass images through the backbone; each compared layer goes to the taker of its rows as soon as it is there.
-
-        Returns:
-            what :meth:`_outputs` returns, and "gram" of :meth:`encode`.
-        """
-        check_images("MSANet", images, self.stride)
-        group, parts = _group_of(images), []
-        for start in range(0, len(images), group):
-            outputs, gram = self._run(images[start : start + group], taker(rows[start : start + group]))
-            parts.append((*self._of_one_size(outputs), gram))
-        low, middle, top, gram = parts[0] if len(parts) == 1 else map(torch.cat, zip(*parts, strict=True))
-        return low, middle, top, gram
-
-    def _run(self, images: Tensor, on_layer: Callable[[Tensor], None]) -> tuple[dict[str, Tensor], Tensor]:
-        """Outputs of the backbone and the gram of the second layer; ``on_layer`` gets the compared layers in order."""
-        taps = dict.fromkeys(_tapped_stages(self.base_learner), on_layer)
-        outputs = self.backbone(images.contiguous(memory_format=torch.channels_last), taps)
-        if self._is_vgg():
-            on_layer(outputs[self.base_learner.feature])
-        with torch.autocast(images.device.type, enabled=False):
-            rows = outputs[self.base_learner.backbone.out_features[0]].flatten(2).float()
-            lengths = torch.linalg.vector_norm(rows, dim=2)
-            products = lengths[:, :, None] * lengths[:, None, :]
-            gram = torch.bmm(rows, rows.transpose(1, 2)) / (products + 1e-7)
-        return outputs, gram
-
-    def _of_one_size(self, outputs: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        low, middle, top = (outputs[name] for name in self.base_learner.backbone.out_features)
-        return resize(low, (middle.shape[-2], middle.shape[-1])), middle, top
-
-    def _outputs(self, features: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Outputs of the second, third and fourth layer after ReLU, the second at the third's size."""
-        names = self.base_learner.backbone.out_features
-        if self._is_vgg():
-            return self._of_one_size(features)
-        # The output of a stage is its last block's after ReLU: it need not be kept beside it.
-        last = [[tap for tap in self.tap_names if tap.startswith(f"{name}.")][-1] for name in names]
-        return F.relu(features[last[0]]), F.relu(features[last[1]]), F.relu(features[last[2]])
-
-    def _is_vgg(self) -> bool:
-        return self.config.backbone == "vgg16"
-
-    def _first_size(self, masks: Tensor) -> tuple[int, int] | None:
-        """Size of the first layer that the authors tap: with a ResNet res2, which they do not compare."""
-        height, width = masks.shape[-2:]
-        return None if self._is_vgg() else ((height + 3) // 4, (width + 3) // 4)
-
     def _similarity(self, features: dict[str, Tensor], support: MSANetSupport) -> Tensor:
         layers = [features[name] for name in self.tap_names]
         maps = multi_similarity(layers, support.layers, support.masks)
@@ -512,7 +441,7 @@ class MSANet(nn.Module):
 
     def _prior(self, features: dict[str, Tensor], support: MSANetSupport) -> Tensor:
         top = features[self.tap_names[-1]]
-        return prior_mask(top if self._is_vgg() else F.relu(top), support.top, support.top_masks)
+        return prior_mask(top if self.config.backbone == "vgg16" else F.relu(top), support.top, support.top_masks)
 
     def _shot_weights(self, query: Tensor, supports: Tensor) -> tuple[Tensor, Tensor]:
         """Weights and scene distances, [R, K] each, of grams [R, C, C] and [R, K, C, C]."""
@@ -524,23 +453,3 @@ class MSANet(nn.Module):
 
     def _as_logits(self, ensemble: Tensor) -> Tensor:
         return ensemble if self.config.behaviour == "published" else ensemble.clamp(min=_SMALLEST_SHARE).log()
-
-
-def _group_of(images: Tensor) -> int:
-    """How many images pass the backbone at once."""
-    return 1 if images.device.type == "cpu" else max(1, 2**22 // (images.shape[-2] * images.shape[-1]))
-
-
-def _tapped_stages(network: PSPNet) -> tuple[str, ...]:
-    """The stages whose every layer is compared."""
-    names = network.backbone.out_features
-    return names[1:] if network.config.backbone == "vgg16" else names
-
-
-def _tap_names(network: PSPNet) -> tuple[str, ...]:
-    """Names of the compared layers, low to high."""
-    backbone = network.backbone
-    names = [
-        f"{stage}.{number}" for stage in _tapped_stages(network) for number in range(len(getattr(backbone, stage)))
-    ]
-    return (*names, network.feature) if network.config.backbone == "vgg16" else tuple(names)
