@@ -248,6 +248,21 @@ def test_an_empty_support_is_left_out_and_without_any_there_is_no_foreground() -
         assert published(batch).isfinite().all()
 
 
+def test_without_a_proposal_above_nothing_all_is_background() -> None:
+    model, batch = small_model(), small_batch()
+    with torch.no_grad():
+        query = model.encode(batch.query_images.flatten(0, 1))
+        query.update({name: value for name, value in model.query_features(query).items() if value is not None})
+        for name in ("proposals", "regions"):
+            query[name] = torch.zeros_like(query[name])
+        support = model.summarise(
+            model.encode(batch.support_images.flatten(0, 2)), batch.support_foreground, batch.support_background
+        )
+        logits = model.match(support, query, (64, 96))[0, 0]
+    assert logits.isfinite().all()
+    assert not logits.argmax(0).any()
+
+
 def test_ignored_pixels_train_only_with_the_published_behaviour() -> None:
     for behaviour in ("sound", "published"):
         model = small_model(behaviour=behaviour)
