@@ -21,6 +21,7 @@ from fssops.engine.curves import draw_curves
 from fssops.engine.interrupts import Interrupted
 from fssops.engine.kept_progress import discard_progress
 from fssops.engine.launch import build_fabric, run_on_first
+from fssops.engine.memory import peak_memory
 from fssops.engine.random_state import restore_random_state, seed_everything
 from fssops.engine.run_folder import RunFolder, latest_run, new_run_path
 from fssops.engine.settings import Settings, SettingsError, apply_overrides, changed_settings
@@ -186,11 +187,14 @@ def _train(
         say(f"{stopped}; saved. Continue with: python -m fssops.train --resume {resume or run.path}")
         return 130
     say(f"trained        {fitted.steps} steps")
+    memory = peak_memory(fabric.device)
+    say("peak memory    " + ", ".join(f"{name.replace('_', ' ')} {size} MB" for name, size in memory.items()))
     if trainer.sharded:
         weights = trainer.whole_model()
         model = fssops.create_model(settings.model.name, **settings.model.options).to(fabric.device)
         model.load_state_dict(weights)
     result: dict[str, Any] = {"run": str(run.path), "steps": fitted.steps, "losses": fitted.losses, "best": fitted.best}
+    result["peak_memory_mb"] = memory
     if evaluate:
         task.keep = run.path
         result.update(task.evaluate_run(model, untrained, fabric, run.path, say))

@@ -45,6 +45,7 @@ def test_run_leaves_everything_in_one_folder(tiny_run: Path) -> None:
 def test_result_compares_with_the_untrained_model_on_the_same_episodes(tiny_run: Path) -> None:
     result = json.loads((tiny_run / "result.json").read_text())
     assert result["steps"] == 6
+    assert result["peak_memory_mb"]["process"] > 50
     assert result["novel"]["list_hashes"] == result["untrained"]["list_hashes"]
     assert result["gain"] == pytest.approx(result["miou"] - result["untrained_miou"])
     assert result["novel"]["seeds"] == [1234, 1235]
