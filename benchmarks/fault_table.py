@@ -150,16 +150,19 @@ class Bench:
         step, left = rng.randrange(2, 11), rng.randrange(200_000)
 
         def fill() -> None:
-            original, written = checkpoints.write_bytes, [0]
+            write, serialise, state = checkpoints.write_bytes, checkpoints._serialise, {"step": 0, "written": 0}
 
-            def write(file: Any, data: Any) -> int:
-                if last(folder).exists() and read_step(folder) >= step:
-                    written[0] += len(data)
-                    if written[0] > left:
-                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                return original(file, data)
+            def noted(content: dict[str, Any], file: Any) -> None:
+                state["step"] = content["step"]
+                serialise(content, file)
 
-            checkpoints.write_bytes = write
+            def until_full(file: Any, data: Any) -> int:
+                state["written"] += len(data) if state["step"] > step else 0
+                if state["written"] > left:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                return write(file, data)
+
+            checkpoints._serialise, checkpoints.write_bytes = noted, until_full
 
         code, text = Process(train, ["--out", str(folder), "--no-eval", *sets()], fill).wait()
         kept = newest_good_checkpoint(folder / "checkpoints")[1]["step"]
@@ -279,11 +282,6 @@ class _Command:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return os.system, (f"touch {self.path}",)
-
-
-def read_step(folder: Path) -> int:
-    """Step of the newest checkpoint."""
-    return int(read_checkpoint(last(folder))["step"])
 
 
 def wait_for(path: Path, seconds: float = 60.0) -> None:

@@ -176,12 +176,15 @@ class ProposalBatch:
             Pixels of novel classes hold ``IGNORE``.
         objects: [B, H, W] int64; 1 on one class of the image, 0 elsewhere, ``IGNORE``.
         names: B image names; for reports.
+        seeds, share: as of :class:`ImageBatch`.
     """
 
     images: Tensor
     labels: Tensor
     objects: Tensor
     names: list[str] = field(default_factory=list)
+    seeds: list[int] = field(default_factory=list)
+    share: StepShare | None = None
 
     @staticmethod
     def stack(items: Sequence[ProposalBatch]) -> ProposalBatch:

@@ -84,8 +84,14 @@ def parameter_groups(model: nn.Module, settings: OptimSettings) -> list[dict[str
     return list(grouped.values())
 
 
-def build_optimizer(model: nn.Module, settings: OptimSettings) -> torch.optim.Optimizer:
-    """Build the optimiser over the trained parameters of ``model``, after :func:`freeze`."""
+def build_optimizer(model: nn.Module, settings: OptimSettings, *, fused: bool = False) -> torch.optim.Optimizer:
+    """Build the optimiser over the trained parameters of ``model``, after :func:`freeze`.
+
+    Args:
+        model: its trained parameters are updated.
+        settings: which optimiser.
+        fused: update each tensor in one pass over memory; not with a scaler of gradients.
+    """
     freeze(model, settings.frozen)
     groups = parameter_groups(model, settings)
     for group in groups:
@@ -96,9 +102,10 @@ def build_optimizer(model: nn.Module, settings: OptimSettings) -> torch.optim.Op
             lr=settings.lr,
             momentum=settings.momentum,
             nesterov=settings.nesterov,
+            fused=fused,
         )
     kind = torch.optim.AdamW if settings.name == "adamw" else torch.optim.Adam
-    return kind(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps)
+    return kind(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=fused)
 
 
 def _weight_decay(module: nn.Module, leaf: str, settings: OptimSettings) -> float:

@@ -124,7 +124,8 @@ class Trainer:
             model.losses = MethodType(lambda _, batch: compiled(batch), model)  # type: ignore[method-assign, assignment]
         self._module: Any = fabric.setup_module(model)
         self._module.mark_forward_method("losses")
-        self._optimizer: Any = fabric.setup_optimizers(build_optimizer(self._module, settings.optim))
+        fused = engine.precision != "fp16" and engine.strategy != "fsdp" and fabric.device.type in ("cpu", "cuda")
+        self._optimizer: Any = fabric.setup_optimizers(build_optimizer(self._module, settings.optim, fused=fused))
         self._state = TrainingState(fabric, self._module, model, self._optimizer)
         self._factor = learning_rate_factor(settings.schedule)
         self.step = 0

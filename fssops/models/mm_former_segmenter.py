@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fssops.losses import proposals as proposal_losses
-from fssops.losses.draws import PointSource
+from fssops.losses.draws import ItemPoints, PointSource
 from fssops.losses.mask_criterion import LossWeights
 from fssops.losses.point_criterion import PointSetCriterion
 from fssops.models.backbones.resnet import ResNet
@@ -257,9 +257,16 @@ class MMFormerSegmenter(nn.Module):
                     f"{list(maps.shape[-2:])}"
                 )
         predictions = self.predict(*self.pixel_inputs(self.features(batch.images)), auxiliary=True)
-        losses: dict[str, Tensor] = self.criterion(predictions, [regions(label) for label in batch.labels], points)
+        targets = [regions(label) for label in batch.labels]
+        if points is None and batch.seeds:
+            points = ItemPoints.of_targets(batch.images.device, batch.seeds, targets, self.config.num_queries)
+        losses: dict[str, Tensor] = self.criterion(predictions, targets, points, share=batch.share)
         losses["loss_object"] = self.config.object_weight * self.object_loss(predictions, batch.objects)
         return losses
+
+    def loss_counts(self, batch: ProposalBatch) -> dict[str, float]:
+        """Regions; see :class:`fssops.models.interface.Counted`."""
+        return self.criterion.counts([regions(label) for label in batch.labels], self.config.num_queries)
 
     def object_loss(self, predictions: MaskPredictions, objects: Tensor) -> Tensor:
         """Dice between a class of each image [B, H, W] and the proposal that covers it best, or as published second."""

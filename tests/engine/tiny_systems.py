@@ -34,6 +34,20 @@ _MASKS = {
     "dropout": 0.0,  # of attention
 }
 
+_PROPOSALS = {
+    "backbone": "resnet18",
+    "backbone_width": 8,
+    "tuning": "singular_values",
+    "num_queries": 8,
+    "channels": 32,
+    "heads": 4,
+    "encoder_layers": 1,
+    "encoder_hidden": 32,
+    "decoder_layers": 1,
+    "decoder_hidden": 32,
+    "train_points": 128,
+}
+
 SYSTEMS: dict[str, dict[str, Any]] = {
     "panet": {"model": {"backbone": "resnet18", "backbone_width": 8, "last_stage": "res4"}, "data": _FEW_SHOT},
     "msanet": {
@@ -82,6 +96,28 @@ SYSTEMS: dict[str, dict[str, Any]] = {
             "classify_piloted": False,
         },
         "data": _SCENES,
+    },
+    "mask2former_vis": {
+        "model": {
+            **{name: value for name, value in _MASKS.items() if name != "things"},
+            "num_classes": 5,
+            "encoder_layers": 1,
+            "encoder_hidden": 32,
+            "decoder_layers": 1,
+            "decoder_hidden": 32,
+            "train_points": 128,
+        },
+        "data": {
+            "source": "generated_videos",
+            "options": {"size": 64, "videos": 9, "frames": 4},
+            "frames": 2,
+            "reach": 2,
+        },
+    },
+    "mm_former_segmenter": {"model": _PROPOSALS, "data": {**_FEW_SHOT, "definition": "msanet"}},
+    "mm_former": {
+        "model": {**_PROPOSALS, "align_heads": 2, "align_hidden": 32, "matching_hidden": 16, "short_side": 3},
+        "data": {**_FEW_SHOT, "definition": "msanet"},
     },
     "per_pixel_baseline": {
         "model": {"backbone": "resnet18", "num_classes": 8, "channels": 32, "mask_channels": 32},
