@@ -45,6 +45,10 @@ examples:
       also how the layers of a masked-attention decoder go along: the two measures of MP-Former
   python -m fssops.evaluate --recipe panet_generated --set eval.annotation=box
       an untrained model; supports marked by boxes
+  python -m fssops.evaluate runs/mine --out scores/mine
+      interrupted (also by kill -9), the same command with the same --out goes on where it was
+  torchrun --nproc-per-node 4 -m fssops.evaluate runs/mine
+      several processes share the images or episodes; the result is that of one
 
 protocols:
 """

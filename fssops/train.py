@@ -40,6 +40,8 @@ examples:
   python -m fssops.train panet_pascal5i --set data.fold=2 --set engine.precision=bf16 --set engine.devices=4 \\
       --set engine.batch_size=4
       another fold, mixed precision, four GPUs
+  torchrun --nproc-per-node 4 -m fssops.train panet_pascal5i --set engine.batch_size=4 --set engine.strategy=fsdp
+      processes that torchrun starts, here with weights sharded over them; the losses are those of one process
   python -m fssops.train mask2former_camvid --set data.root=/data/camvid
       a universal system: semantic, instance or panoptic segmentation of fixed classes
   python -m fssops.train mask2former_vis_ytvis2021_r50 --set data.root=/data/ytvis_2021 --set model.weights=coco.pkl

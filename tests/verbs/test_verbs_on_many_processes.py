@@ -18,6 +18,7 @@ from tiny_recipe import settings_arguments
 from fssops.engine.checkpoints import read_checkpoint
 
 RESULTS = ("few", "scenes", "videos", "base")
+SHARDED = ["engine.batch_size=4", "engine.strategy=fsdp", "eval.baseline=false"]
 WORKER = Path(__file__).with_name("verbs_worker.py")
 
 BASE_RECIPE = """
@@ -41,8 +42,8 @@ pictures = 1
 
 
 def jobs(folder: Path, base: Path, run: Path) -> list[list[str]]:
-    """Train a run; evaluate 3 episodes, 3 images of fixed classes, 3 videos and 3 images of base classes."""
-    train = ["train", "--out", str(folder / "run"), *settings_arguments("engine.batch_size=4", "eval.baseline=false")]
+    """Train a run with sharded weights; evaluate 3 episodes, 3 images of fixed classes, 3 videos and 3 images of base classes."""
+    train = ["train", "--out", str(folder / "run"), *settings_arguments(*SHARDED)]
     few = ["evaluate", str(run), "--out", str(folder / "few"), "--set", "eval.runs=1", "--set", "eval.episodes=3"]
     scenes = ["evaluate", "--recipe", "mask2former_generated", "--out", str(folder / "scenes")]
     base_classes = ["evaluate", "--recipe", str(base), "--out", str(folder / "base")]
