@@ -42,7 +42,7 @@ pictures = 1
 
 
 def jobs(folder: Path, base: Path, run: Path) -> list[list[str]]:
-    """Train a run with sharded weights; evaluate 3 episodes, 3 images of fixed classes, 3 videos and 3 images of base classes."""
+    """Train a run with sharded weights; evaluate 3 episodes, 3 images, 3 videos and 3 images of base classes."""
     train = ["train", "--out", str(folder / "run"), *settings_arguments(*SHARDED)]
     few = ["evaluate", str(run), "--out", str(folder / "few"), "--set", "eval.runs=1", "--set", "eval.episodes=3"]
     scenes = ["evaluate", "--recipe", "mask2former_generated", "--out", str(folder / "scenes")]
