@@ -343,6 +343,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--times", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", default="", help="faults whose name holds this")
     parser.add_argument("--kills", type=Path)
     parser.add_argument("--results", type=Path)
     options = parser.parse_args()
@@ -350,7 +351,7 @@ def main() -> int:
     rows = kill_rows(options.kills) if options.kills else []
     with tempfile.TemporaryDirectory(prefix="fssops-faults-") as place:
         bench, rng = Bench(Path(place)), random.Random(options.seed)
-        for number, (fault, outcome, provoke) in enumerate(FAULTS):
+        for number, (fault, outcome, provoke) in enumerate(row for row in FAULTS if options.only in row[0]):
             passed = sum(provoke(bench, Path(place) / f"f{number}-{n}", rng) for n in range(options.times))
             rows.append({"fault": fault, "outcome": outcome, "tries": options.times, "passed": passed})
             print(f"{fault}: {passed} of {options.times}", flush=True)

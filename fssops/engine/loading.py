@@ -110,10 +110,12 @@ class TrainingStream:
     def __next__(self) -> Any:
         try:
             batch = next(self._batches)
-        except RuntimeError as error:
-            if "DataLoader worker" in str(error):
+        except (RuntimeError, ConnectionError, EOFError) as error:
+            # A process that dies while it hands over a batch is met as a broken connection.
+            if "DataLoader worker" in str(error) or isinstance(error, (ConnectionError, EOFError)):
+                first = (str(error) or type(error).__name__).splitlines()[0]
                 raise RuntimeError(
-                    f"training data: loader processes must keep running, got: {str(error).splitlines()[0]} "
+                    f"training data: loader processes must keep running, got: {first} "
                     "(often out of memory: lower engine.workers); resume with --resume"
                 ) from None
             raise
