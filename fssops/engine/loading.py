@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,6 +20,31 @@ class ItemFailure:
 
     def __init__(self, message: str) -> None:
         self.message = message
+
+
+class LoaderLostError(RuntimeError):
+    """A loader process has died; the message says what to do."""
+
+    def __init__(self, cause: BaseException) -> None:
+        first = (str(cause) or type(cause).__name__).splitlines()[0]
+        super().__init__(
+            f"training data: loader processes must keep running, got: {first} "
+            "(often out of memory: lower engine.workers); resume with --resume"
+        )
+
+
+@contextmanager
+def lost_loaders_explained() -> Iterator[None]:
+    """Turn what torch says of a dead loader process into :class:`LoaderLostError`.
+
+    Torch raises it from a signal handler: in the middle of a step as well as where a batch is waited for.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" in str(error) and not isinstance(error, LoaderLostError):
+            raise LoaderLostError(error) from None
+        raise
 
 
 class _Loading:
@@ -110,15 +136,9 @@ class TrainingStream:
     def __next__(self) -> Any:
         try:
             batch = next(self._batches)
-        except (RuntimeError, ConnectionError, EOFError) as error:
+        except (ConnectionError, EOFError) as error:
             # A process that dies while it hands over a batch is met as a broken connection.
-            if "DataLoader worker" in str(error) or isinstance(error, (ConnectionError, EOFError)):
-                first = (str(error) or type(error).__name__).splitlines()[0]
-                raise RuntimeError(
-                    f"training data: loader processes must keep running, got: {first} "
-                    "(often out of memory: lower engine.workers); resume with --resume"
-                ) from None
-            raise
+            raise LoaderLostError(error) from None
         if isinstance(batch, ItemFailure):
             raise UnreadableItemError(
                 f"{batch.message}; mend the file, or set engine.on_unreadable=skip to go on without it"

@@ -19,7 +19,7 @@ from torch.profiler import record_function
 from fssops.engine import nonfinite
 from fssops.engine.checkpoints import copy_checkpoint, write_checkpoint
 from fssops.engine.interrupts import Interrupted, StopRequest
-from fssops.engine.loading import TrainingStream
+from fssops.engine.loading import TrainingStream, lost_loaders_explained
 from fssops.engine.metrics_log import MetricsLog
 from fssops.engine.optimizers import build_optimizer, freeze
 from fssops.engine.progress import ProgressBar
@@ -191,6 +191,7 @@ class Trainer:
         quiet = not fabric.is_global_zero
         try:
             with (
+                lost_loaders_explained(),
                 StopRequest() as stop,
                 ProgressBar("train", total, done=self.step, quiet=quiet) as bar,
             ):

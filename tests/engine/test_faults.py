@@ -14,7 +14,7 @@ import torch
 from engine_toy import ToyBatch, ToyData, build_trainer, toy_settings, weights
 
 from fssops.engine.checkpoints import newest_good_checkpoint
-from fssops.engine.loading import TrainingStream
+from fssops.engine.loading import LoaderLostError, TrainingStream, lost_loaders_explained
 from fssops.engine.run_folder import RunFolder
 from fssops.engine.settings import EngineSettings
 
@@ -31,7 +31,8 @@ def test_a_killed_loader_process_ends_training_with_advice(number: signal.Signal
     next(stream)
     for worker in stream._batches._workers:  # type: ignore[attr-defined]
         os.kill(worker.pid, number)
-    with pytest.raises(RuntimeError, match=r"loader processes must keep running, got: .*resume with --resume"):
+    told = r"loader processes must keep running, got: .*resume with --resume"
+    with pytest.raises(LoaderLostError, match=told), lost_loaders_explained():
         list(islice(stream, 50))
     stream.close()
 
