@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
 
 from fssops.evaluation.counts import count_foreground, count_pixels
@@ -245,8 +246,9 @@ class Ledger:
     def _packed(self) -> dict[str, Tensor]:
         return {
             "places": torch.tensor([(run, index) for run, index, *_ in self._rows]),
-            "classes": torch.stack([row[2] for row in self._rows]),
-            "counts": torch.stack([row[3] for row in self._rows]),
+            # Runs may differ in their ways: rows of nothing, added to the background, make them equal.
+            "classes": pad_sequence([row[2] for row in self._rows], batch_first=True),
+            "counts": pad_sequence([row[3] for row in self._rows], batch_first=True),
             "foreground": torch.stack([row[4] for row in self._rows]),
             "work": self._cache.work(),
         }
