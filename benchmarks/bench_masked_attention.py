@@ -150,21 +150,27 @@ def _skip_elsewhere(device: torch.device, where: str) -> None:
 
 
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
-@pytest.mark.parametrize("implementation", ["fssops", "composition", "peer sdpa"])
+@pytest.mark.parametrize("implementation", ["fssops", "composition", "compiled", "peer sdpa"])
 @pytest.mark.parametrize(("shape", "where"), SHAPES, ids=ids)
 def test_mask_from_logits_and_attention(
     measure: Any, device: torch.device, shape: Shape, where: str, implementation: str, backward: bool
 ) -> None:
     _skip_elsewhere(device, where)
+    if implementation == "compiled" and shape is not SHAPES[[w for _, w in SHAPES].index(where)][0]:
+        pytest.skip("compiling takes long: one shape is enough")
     inputs = _inputs(shape, device)
     size = (shape.side, shape.side)
+
+    def composition(query: Tensor, key: Tensor, value: Tensor, logits: Tensor) -> Tensor:
+        return composed_attention(query, key, value, composed_mask(logits, size))
+
+    compiled = torch.compile(composition)
     run: dict[str, Callable[[], Tensor]] = {
         "fssops": lambda: ops.masked_attention(
             inputs.query, inputs.key, inputs.value, ops.attention_mask_from_logits(inputs.logits, size)
         ),
-        "composition": lambda: composed_attention(
-            inputs.query, inputs.key, inputs.value, composed_mask(inputs.logits, size)
-        ),
+        "composition": lambda: composition(inputs.query, inputs.key, inputs.value, inputs.logits),
+        "compiled": lambda: compiled(inputs.query, inputs.key, inputs.value, inputs.logits),
         "peer sdpa": lambda: sdpa_attention(inputs.query, inputs.key, inputs.value, composed_mask(inputs.logits, size)),
     }
     forward = run[implementation]

@@ -87,8 +87,8 @@ def _inputs(work: Work, device: torch.device, dtype: torch.dtype) -> tuple[list[
 def test_masked_average_pooling(measure, device, work, dtype, direction, implementation) -> None:  # type: ignore[no-untyped-def]
     if dtype == "bfloat16" and device.type == "cpu":
         pytest.skip("half precision counts on the GPU")
-    if implementation == "compiled" and device.type == "cpu":
-        pytest.skip("the compiled composition is measured on the GPU")
+    if implementation == "compiled" and device.type == "cpu" and work is not WORKS[-1]:
+        pytest.skip("compiling takes long: one shape is enough")
     features, masks = _inputs(work, device, getattr(torch, dtype))
     composition = torch.compile(work.composition) if implementation == "compiled" else work.composition
 
