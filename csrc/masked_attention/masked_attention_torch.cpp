@@ -36,8 +36,20 @@ void run_forward(const Sizes& s, double scale, const Tensor& query, const Tensor
                [&](int64_t begin, int64_t end) { FSSOPS_CALL_ISA(combine_cpu, s, plan, partial, o, l, begin, end); });
 }
 
+// A bit past the last key would be followed to a key that is not there. Whoever makes masks leaves those bits 0.
+void check_tail(const Sizes& s, const std::optional<Tensor>& bits) {
+  if (!bits.has_value() || s.keys % kWordBits == 0) return;
+  const uint32_t* data = bits_of(bits);
+  const int64_t words = s.words(), last = words - 1;
+  const uint32_t valid = valid_bits(s.keys, last);
+  for (int64_t row = 0; row < bits->numel() / words; ++row)
+    FSSOPS_CHECK((data[row * words + last] & ~valid) == 0, kName, "mask", "have no bit set past its last key",
+                 "one in row " + std::to_string(row));
+}
+
 std::tuple<Tensor, Tensor> forward(Tensor query, Tensor key, Tensor value, std::optional<Tensor> bits, double scale) {
   Sizes s = check_inputs(query, key, value, bits, false);
+  check_tail(s, bits);
   Tensor out = new_heads_last(query, s.batch, s.heads, s.queries, s.head_size);
   Tensor logsumexp = new_empty(query, {s.batch, s.heads, s.queries});
   s.out = strides_of(out);
@@ -79,6 +91,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(Tensor grad, Tensor query, Tensor ke
                                             std::optional<Tensor> bits, Tensor out, Tensor logsumexp, double scale,
                                             bool need_query, bool need_key, bool need_value) {
   Sizes s = check_inputs(query, key, value, bits, false);
+  check_tail(s, bits);
   check_backward(s, grad, query, out, logsumexp);
   // Both out and the gradient of query are described by s.out.
   out = as_heads_last(out, s);

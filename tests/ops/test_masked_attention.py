@@ -333,3 +333,11 @@ def test_wrong_arguments_are_named(arguments: tuple[Tensor, ...], message: str) 
 def test_wrong_bits_are_named_by_the_operator_itself() -> None:
     with pytest.raises(RuntimeError, match="masked_attention: bits must have shape"):
         torch.ops.fssops.masked_attention(Q, K, K, torch.zeros(2, 1, 4, 1, dtype=torch.int32), 1.0)
+
+
+def test_bits_past_the_last_key_are_refused_on_the_cpu() -> None:
+    bits = torch.full((2, 1, 5, 1), -1, dtype=torch.int32)
+    with pytest.raises(
+        (ValueError, RuntimeError), match="mask must have no bit set past its last key, got one in row 0"
+    ):
+        ops.masked_attention(Q, K, K, ops.AttentionMask(bits, 7))
