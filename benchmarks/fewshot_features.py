@@ -30,7 +30,7 @@ SYSTEMS: dict[str, dict[str, Any]] = {
 
 
 def evaluate(system: str, data: Path, size: int, **rules: Any) -> FewShotResult:
-    """Score a system with random weights by its own protocol."""
+    """Score a system with random weights; the protocol compares at the size of the network."""
     tables = {
         "name": system,
         "model": {"name": system, **SYSTEMS[system]},
@@ -46,7 +46,7 @@ def evaluate(system: str, data: Path, size: int, **rules: Any) -> FewShotResult:
             "too_few": "skip",
         },
         "engine": {"accelerator": "cpu"},
-        "eval": {"protocol": "fssops", "split": "val", "shots": 5, **rules},
+        "eval": {"protocol": "panet", "split": "val", "shots": 5, **rules},
     }
     settings = settings_from_tables(tables, "fewshot_features")
     task, fabric = task_of(settings), build_fabric(settings.engine)
@@ -56,9 +56,9 @@ def evaluate(system: str, data: Path, size: int, **rules: Any) -> FewShotResult:
     return found
 
 
-def scores(result: FewShotResult) -> Any:
-    """Everything that was measured."""
-    return result.class_iou, result.binary_iou, result.episode_iou
+def scores(result: FewShotResult) -> str:
+    """Everything that was measured, to the last digit; NaN equals NaN."""
+    return json.dumps([result.class_iou, result.binary_iou, result.episode_iou])
 
 
 def main() -> int:
