@@ -29,22 +29,22 @@ def measure_all() -> dict[str, dict[str, Measured]]:
     """Work to variant to seconds and peak_mb; the first variant of each is what the others are compared with."""
     found: dict[str, dict[str, Measured]] = {}
 
-    def add(work: str, variant: str, seconds: float, peak_mb: float) -> None:
-        found.setdefault(work, {})[variant] = {"seconds": seconds, "peak_mb": peak_mb}
-        print(f"{work:<36} {variant:<22} {seconds:8.3f} s {peak_mb:7.0f} MB", flush=True)
+    def add(work: str, variant: str, row: Measured) -> None:
+        kept = {"seconds": row["seconds"], "peak_mb": row.get("peak_mb") or row["megabytes"]}
+        found.setdefault(work, {})[variant] = kept
+        print(f"{work:<36} {variant:<22} {kept['seconds']:8.3f} s {kept['peak_mb']:7.0f} MB", flush=True)
 
     for variant in bench_panet.VARIANTS:
-        add("PANet-VGG16 417 px, 1-shot", variant, **bench_panet.measured(variant))
+        add("PANet-VGG16 417 px, 1-shot", variant, bench_panet.measured(variant))
     for shots in (1, 5):
         for variant in bench_msanet.VARIANTS:
-            add(f"MSANet-R50 473 px, {shots}-shot", variant, **bench_msanet.measured(variant, shots))
+            add(f"MSANet-R50 473 px, {shots}-shot", variant, bench_msanet.measured(variant, shots))
     for shots in (1, 5):
         for variant in bench_mm_former.VARIANTS:
-            add(f"MM-Former-R50 480 px, {shots}-shot", variant, **bench_mm_former.measured(variant, shots))
+            add(f"MM-Former-R50 480 px, {shots}-shot", variant, bench_mm_former.measured(variant, shots))
     for what, variants in (("forward", ("fssops",)), ("step", ("fssops", "fssops_recompute"))):
         for variant in ("transformers", *variants):
-            row = bench_mask2former.measured(variant, what)
-            add(f"Mask2Former-R50 512 px, {what}", variant, row["seconds"], row["megabytes"])
+            add(f"Mask2Former-R50 512 px, {what}", variant, bench_mask2former.measured(variant, what))
     return found
 
 
