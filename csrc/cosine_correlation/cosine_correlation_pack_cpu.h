@@ -46,7 +46,7 @@ void pack_rows(const Layer& layer, const S* query, int64_t first, int count, T* 
 }
 
 inline void pack_row_pairs(const Layer& layer, const bf16_t* query, int64_t first, int count, uint32_t* packed,
-                    float* squares) {
+                           float* squares) {
   constexpr int kTile = kTileRows<float>;
   const int64_t channel = layer.query_strides.channel, position = layer.query_strides.position;
   const int64_t all_pairs = (layer.channels + 1) / 2;
