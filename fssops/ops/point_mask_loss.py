@@ -3,8 +3,8 @@
 What it costs, for 20 masks of a 512 x 512 image at 12,544 points each (float32): 4.3 MB are read forward, 9.6 MB move
 with the backward pass, which adds to four pixels a point; 2 us at an H200's 4.8 TB/s on paper, if its caches serve the
 scattered reads. Costs of 100 queries against 20 targets read 6.0 MB and multiply 0.1 GFLOP. No mask is upsampled, and
-targets may stay packed, an eighth or less of their bytes. Choosing the points draws three candidates a point: on a CPU
-the generator takes half of that time.
+targets may stay packed, an eighth or less of their bytes. Choosing the points draws three candidates a point,
+which :func:`fssops.ops.uniform_points` makes from counters on a CPU.
 """
 
 from __future__ import annotations
