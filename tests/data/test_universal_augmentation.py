@@ -179,6 +179,21 @@ def test_hsv_is_that_of_the_textbook_to_rounding_and_comes_back() -> None:
     assert np.array_equal(hsv_to_rgb(rgb_to_hsv(grey)), grey)
 
 
+def test_every_hue_is_made_of_the_four_tones_to_the_last_bit() -> None:
+    """The formula as OpenCV writes it: v, v (1 - s), v (1 - s f) and v (1 - s (1 - f)) in an order of each sixth."""
+    sectors = ["vtp", "qvp", "pvt", "pqv", "tpv", "vpq"]
+    levels = np.arange(0, 256, 5, dtype=np.uint8)
+    hsv = np.stack(np.meshgrid(np.arange(180, dtype=np.uint8), levels, levels, indexing="ij"), axis=-1)
+    one, unit = np.float32(1), np.float32(1.0 / 255.0)
+    s, v = (hsv[0, ..., c].astype(np.float32) * unit for c in (1, 2))
+    for hue, found in enumerate(hsv_to_rgb(hsv)):
+        sixths = np.float32(hue) * np.float32(6.0 / 180.0)
+        f = sixths - np.floor(sixths)
+        tones = {"v": v, "p": v * (one - s), "q": v * (one - s * f), "t": v * (one - s * (one - f))}
+        wanted = np.stack([np.rint(tones[tone] * np.float32(255)) for tone in sectors[int(sixths)]], axis=-1)
+        assert np.array_equal(found, wanted), hue
+
+
 def test_colour_jitter_truncates_to_bytes_and_leaves_truth_alone() -> None:
     image = np.full((4, 4, 3), 100, dtype=np.uint8)
     image[0] = 250
