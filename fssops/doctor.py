@@ -18,7 +18,10 @@ from torch import Tensor
 
 from fssops import __version__, _native
 
-PACKAGES = ("torch", "numpy", "scipy", "pillow", "pycocotools", "safetensors", "lightning", "pydantic")
+PACKAGES = (
+    "torch", "numpy", "scipy", "pillow", "pycocotools", "safetensors", "lightning", "rich", "matplotlib", "tensorboard",
+    "pydantic", "packaging",
+)  # fmt: skip
 TOLERANCE = 1e-4
 """Largest relative error of a kernel against the definition, float32."""
 
@@ -156,6 +159,9 @@ def examine() -> Report:
         f"{name} is missing; install it with: pip install {name}" for name in PACKAGES if versions[name] == "missing"
     ]
     report.backend = os.environ.get("FSSOPS_BACKEND") or "native"
+    if report.backend not in ("native", "reference"):
+        report.problems.append(f"FSSOPS_BACKEND must be native or reference, got {report.backend!r}; unset it")
+        return report
     try:
         report.library = str(_native.load())
         report.build = dict(_native.extension().build_info())
@@ -231,7 +237,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print the report as JSON instead of tables")
     options = parser.parse_args(arguments)
     report = examine()
-    if options.json:
+    if options.json or report.versions["rich"] == "missing":  # the tables are rich's
         data: dict[str, Any] = asdict(report)
         print(json.dumps(data, indent=1))
     else:

@@ -35,6 +35,40 @@ def use_reference(backend: str | None, op: str) -> bool:
     return backend == "reference"
 
 
+class _FirstDerivative(torch.autograd.Function):
+    """Gradients as they are; differentiating them again raises, where torch would warn and go on without their part."""
+
+    @staticmethod
+    def forward(ctx: Any, op: str, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """The first ``count`` of ``tensors`` are gradients, the others what they were made of."""
+        ctx.op = op
+        return tuple(tensor.view_as(tensor) for tensor in tensors[:count])
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> Any:
+        raise NotImplementedError(f"{ctx.op}: gradients must not be differentiated again, got a second derivative")
+
+
+def _first_derivative(op: str, backward: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
+    """``backward`` for ``torch.library``, with its results guarded where autograd keeps their graph."""
+
+    def guarded(ctx: Any, *grads: Any) -> tuple[Any, ...]:
+        if not torch.is_grad_enabled():
+            return backward(ctx, *grads)
+        with torch.no_grad():
+            found = backward(ctx, *grads)
+        parts = [part if isinstance(part, list) else [part] for part in found]
+        made = [tensor for part in parts for tensor in part if tensor is not None]
+        sources = [tensor for tensor in (*grads, *ctx.saved_tensors) if isinstance(tensor, Tensor)]
+        left = iter(_FirstDerivative.apply(op, len(made), *made, *sources))
+        results = [[None if tensor is None else next(left) for tensor in part] for part in parts]
+        return tuple(
+            result if isinstance(part, list) else result[0] for part, result in zip(found, results, strict=True)
+        )
+
+    return guarded
+
+
 def register(
     op: str,
     *,
@@ -46,14 +80,14 @@ def register(
     """Register what Python adds to a native operator: shapes, gradient, and float32 under CPU autocast.
 
     The CPU kernels know float32 and float64, so autocast gives them float32; the CUDA kernels take half types as they
-    come and accumulate in float32, so autocast leaves them alone.
+    come and accumulate in float32, so autocast leaves them alone. Gradients have no derivative of their own.
     """
     if not NATIVE:
         return
     name = f"fssops::{op}"
     torch.library.register_fake(name)(fake)
     if backward is not None:
-        torch.library.register_autograd(name, backward, setup_context=setup_context)
+        torch.library.register_autograd(name, _first_derivative(op, backward), setup_context=setup_context)
     if autocast_cpu:
         torch.library.register_autocast(name, "cpu", torch.float32)
 

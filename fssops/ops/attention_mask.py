@@ -26,8 +26,7 @@ class AttentionMask(NamedTuple):
 
     Attributes:
         bits: [B, 1 or M, Q, ceil(S / 32)] int32; bit i of word w is 1 where key 32 w + i is open, and 0 past the last
-            key.
-            The second size is 1 where the heads share the mask.
+            key. The second size is 1 where the heads share the mask.
         keys: S.
     """
 
@@ -62,7 +61,8 @@ class AttentionMask(NamedTuple):
             key_groups: [S] or [B, S] integers.
         """
         batch, _, queries, _ = self.bits.shape
-        query_groups, key_groups = query_groups.expand(batch, queries), key_groups.expand(batch, self.keys)
+        query_groups = _each("query_groups", query_groups, batch, queries)
+        key_groups = _each("key_groups", key_groups, batch, self.keys)
         closed = (key_groups[:, None] >= 0) & (key_groups[:, None] != query_groups[:, :, None])
         return self._within(pack_bits(closed[:, None], open_empty=False))
 
@@ -73,8 +73,10 @@ class AttentionMask(NamedTuple):
             queries: [Q] or [B, Q] bool, True = open everywhere.
         """
         batch, _, count, _ = self.bits.shape
+        if queries.dtype != torch.bool:
+            raise TypeError(f"attention mask: queries must be bool, got {queries.dtype}")
+        chosen = _each("queries", queries, batch, count)[:, None, :, None]
         opened = pack_bits(queries.new_zeros(1, 1, 1, self.keys), open_empty=False)
-        chosen = queries.expand(batch, count)[:, None, :, None]
         return AttentionMask(torch.where(chosen, opened, self.bits), self.keys)
 
     def _within(self, permitted: Tensor) -> AttentionMask:
@@ -89,7 +91,7 @@ def concatenate_attention_masks(masks: Sequence[AttentionMask]) -> AttentionMask
     A mask shared by the heads joins one of its own a head.
 
     Raises:
-        ValueError: if there is none, or they differ in batch or keys.
+        ValueError: if there is none, or they differ in batch, keys or heads of their own.
     """
     if not masks:
         raise ValueError("concatenate_attention_masks: masks must hold at least one mask, got none")
@@ -100,7 +102,10 @@ def concatenate_attention_masks(masks: Sequence[AttentionMask]) -> AttentionMask
                 f"concatenate_attention_masks: masks must be of one batch and number of keys, {first.bits.shape[0]} "
                 f"and {first.keys}, got {mask.bits.shape[0]} and {mask.keys}"
             )
-    heads = max(mask.bits.shape[1] for mask in masks)
+    own = {mask.bits.shape[1] for mask in masks if mask.bits.shape[1] != 1}
+    if len(own) > 1:
+        raise ValueError(f"concatenate_attention_masks: masks must be of 1 or the same heads, got {sorted(own)}")
+    heads = max(own, default=1)
     bits = [mask.bits.expand(-1, heads, -1, -1) for mask in masks]
     return AttentionMask(torch.cat(bits, dim=2), first.keys)
 
@@ -110,6 +115,15 @@ def _expect(argument: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int,
         raise ValueError(
             f"attention mask: {argument} must be {rule}, {list(shape)}, got {list(tensor.shape)} {tensor.dtype}"
         )
+
+
+def _each(argument: str, tensor: Tensor, batch: int, count: int) -> Tensor:
+    """[B, count] of a tensor [count] or [B, count]."""
+    if tuple(tensor.shape) not in ((count,), (batch, count)):
+        raise ValueError(
+            f"attention mask: {argument} must have shape [{count}] or [{batch}, {count}], got {list(tensor.shape)}"
+        )
+    return tensor.expand(batch, count)
 
 
 def pack_bits(closed: Tensor, *, open_empty: bool, backend: str | None = None) -> Tensor:

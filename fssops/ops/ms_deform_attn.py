@@ -40,8 +40,8 @@ def _numbers(given: Any) -> Any:
     """
     if not isinstance(given, Tensor):
         return given
-    if torch.compiler.is_compiling() or given.device.type == "cpu":
-        return given.tolist()
+    if torch.compiler.is_compiling() or given.device.type == "cpu" or given.is_inference():
+        return given.tolist()  # a tensor made in inference mode does not tell when it changes
     version, numbers = _host_copies.get(given, (None, None))
     if version != given._version:
         numbers = given.tolist()
@@ -209,6 +209,9 @@ def ms_deform_attn_gradients(
     output_shape = (value.shape[0], sampling_locations.shape[1], value.shape[2] * value.shape[3])
     if tuple(grad.shape) != output_shape:
         raise ValueError(f"{_OP}: grad must have shape [B, Q, M * D] = {list(output_shape)}, got {list(grad.shape)}")
+    check_float(_OP, "grad", grad)
+    if grad.device != value.device:
+        raise ValueError(f"{_OP}: grad must be on the device of value, {value.device}, got {grad.device}")
     given = (value, sampling_locations, attention_weights)
     if use_reference(None, _OP):
         leaves = [tensor.detach().requires_grad_() for tensor in given]

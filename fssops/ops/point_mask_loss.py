@@ -76,6 +76,8 @@ def point_mask_loss(
     if isinstance(logits, FactoredMasks):
         if points is None:
             raise ValueError(f"{_LOSS}: points must be given for factored masks, got None")
+        features = logits.features
+        points = as_points(_LOSS, points, len(logits.embeddings), accumulator(features.dtype), features.device)
         logits = _factored_logits(logits, points, backend)
     at_points = logits.dim() == 2
     if logits.dim() not in (2, 3):
@@ -145,7 +147,7 @@ def point_mask_loss(
 
 def _factored_logits(masks: FactoredMasks, points: Tensor, backend: str | None) -> Tensor:
     """Logits [N, h, w], or [N, P] at the points where those are far fewer than the pixels."""
-    num_points = points.shape[-2]
+    num_points = points.shape[1]
     if (
         masks.features.shape[2] * masks.features.shape[3] <= _PIXELS_PER_POINT * num_points
         or len(masks.embeddings) == 0
@@ -231,6 +233,8 @@ def pairwise_mask_cost(
             if isinstance(targets, Tensor) and targets.is_floating_point():
                 targets = targets.to(x.dtype)  # half types would round what is sampled
             t = sample_points(targets, points.to(x.dtype), padded_size=padded_size, backend=backend)
+            if t.shape[0] % frames:
+                raise ValueError(f"{_COST}: targets must be a mask for each of {frames} frames, got {t.shape[0]} masks")
             t = t.reshape(t.shape[0] // frames, -1) if t.numel() else t.new_zeros(0, x.shape[1])
         t = t.to(x.dtype)
         if t.shape[1] != x.shape[1] or t.device != x.device:

@@ -202,13 +202,13 @@ def uncertain_points(
                 uniform_points(len(maps), counts[1], **options),
             )
         candidates, uniform = (draws.detach().to(accumulator(maps.dtype)) for draws in given_draws)
-        kept = num_points - uniform.shape[1]
         for name, draws in (("candidates", candidates), ("uniform points", uniform)):
             if draws.dim() != 3 or draws.shape[0] != len(maps) or draws.shape[2] != 2 or draws.device != maps.device:
                 raise ValueError(
                     f"{_UNCERTAIN}: {name} must have shape [{len(maps)}, ., 2] on {maps.device}, got "
                     f"{list(draws.shape)} on {draws.device}"
                 )
+        kept = num_points - uniform.shape[1]
         if not 0 <= kept <= candidates.shape[1]:
             raise ValueError(
                 f"{_UNCERTAIN}: given_draws must leave 0 to {candidates.shape[1]} of {num_points} points to the "

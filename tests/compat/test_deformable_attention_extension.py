@@ -120,3 +120,6 @@ def test_wrong_shapes_are_named(extension: Any) -> None:
     value, locations, weights = torch.rand(1, 4, 2, 8), torch.rand(1, 5, 2, 1, 4, 2), torch.rand(1, 5, 2, 1, 4)
     with pytest.raises(ValueError, match=r"grad must have shape \[B, Q, M \* D\] = \[1, 5, 16\], got \[1, 5, 8\]"):
         extension.ms_deform_attn_backward(value, shapes, starts, locations, weights, torch.rand(1, 5, 8), 64)
+    grad = torch.rand(1, 5, 16, device="meta")
+    with pytest.raises(ValueError, match="grad must be on the device of value, cpu, got meta"):
+        extension.ms_deform_attn_backward(value, shapes, starts, locations, weights, grad, 64)

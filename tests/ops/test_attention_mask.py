@@ -124,3 +124,19 @@ def test_wrong_arguments_of_masks_are_named() -> None:
         )
     with pytest.raises(ValueError, match="at least one mask"):
         ops.concatenate_attention_masks([])
+
+
+def test_wrong_groups_queries_and_heads_are_named() -> None:
+    mask = ops.pack_attention_mask(torch.zeros(2, 5, 7, dtype=torch.bool))
+    five, seven = torch.zeros(5, dtype=torch.int64), torch.zeros(7, dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"query_groups must have shape \[5\] or \[2, 5\], got \[7\]"):
+        mask.with_groups(seven, seven)
+    with pytest.raises(ValueError, match=r"key_groups must have shape \[7\] or \[2, 7\], got \[2, 5\]"):
+        mask.with_groups(five, five.expand(2, 5))
+    with pytest.raises(ValueError, match=r"queries must have shape \[5\] or \[2, 5\], got \[4\]"):
+        mask.with_open_queries(torch.zeros(4, dtype=torch.bool))
+    with pytest.raises(TypeError, match=r"queries must be bool, got torch\.int64"):
+        mask.with_open_queries(five)
+    of_heads = [ops.pack_attention_mask(torch.zeros(2, heads, 5, 7, dtype=torch.bool)) for heads in (4, 1, 8)]
+    with pytest.raises(ValueError, match=r"masks must be of 1 or the same heads, got \[4, 8\]"):
+        ops.concatenate_attention_masks(of_heads)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -405,6 +406,27 @@ def test_spatial_shapes_may_be_a_tensor() -> None:
     assert torch.equal(ops.ms_deform_attn(value, torch.tensor(shapes), locations, weights), want)
     got = ops.ms_deform_attn(value, torch.tensor(shapes), locations, weights, level_start_index=torch.tensor([0, 6]))
     assert torch.equal(got, want)
+
+
+class _OnDevice(torch.Tensor):
+    """A tensor that says it lies on a GPU, so that its elements are kept on the host."""
+
+    @property
+    def device(self) -> torch.device:  # type: ignore[override]
+        return torch.device("cuda")
+
+
+def test_shapes_on_a_device_are_read_again_after_a_change_and_in_inference_mode() -> None:
+    numbers = sys.modules["fssops.ops.ms_deform_attn"]._numbers
+    shapes = torch.tensor([[2, 3]]).as_subclass(_OnDevice)
+    assert numbers(shapes) == [[2, 3]]
+    shapes[0, 0] = 5
+    assert numbers(shapes) == [[5, 3]]
+    with torch.inference_mode():
+        made_there = torch.tensor([[4, 7]]).as_subclass(_OnDevice)
+        assert numbers(made_there) == [[4, 7]]
+        made_there[0, 1] = 1
+        assert numbers(made_there) == [[4, 1]]
 
 
 # ---- parity with the authors' operator ---------------------------------------------------------------------------

@@ -125,6 +125,12 @@ def test_bad_cost_arguments_are_named(change: dict[str, object], message: str) -
         ops.pairwise_mask_cost(**{**arguments, **change})  # type: ignore[arg-type]
 
 
+def test_masks_that_do_not_fill_the_frames_of_a_clip_are_refused() -> None:
+    masks = ops.FactoredMasks(torch.zeros(3, 4), torch.zeros(2, 4, 8, 8))
+    with pytest.raises(ValueError, match="targets must be a mask for each of 2 frames, got 5 masks"):
+        ops.pairwise_mask_cost(masks, torch.zeros(5, 8, 8), torch.zeros(7, 2))
+
+
 def test_a_label_that_names_no_class_is_refused() -> None:
     with pytest.raises(RuntimeError, match="labels must be classes of class_logits, got 4"):
         ops.pairwise_mask_cost(

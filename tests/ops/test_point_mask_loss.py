@@ -301,6 +301,13 @@ def test_bad_arguments_are_named(change: dict[str, object], message: str) -> Non
         ops.point_mask_loss(**{**arguments, **change})  # type: ignore[arg-type]
 
 
+def test_points_of_factored_masks_are_checked_before_features_are_sampled() -> None:
+    # More pixels than _factored_logits multiplies out for so few points.
+    masks = ops.FactoredMasks(torch.zeros(4, 3), torch.zeros(1, 3, 64, 64))
+    with pytest.raises(ValueError, match=r"point_mask_loss: points must have shape \[4 or 1, P, 2\], got \[3, 5, 2\]"):
+        ops.point_mask_loss(masks, torch.zeros(4, 8, 8), torch.zeros(3, 5, 2))
+
+
 def test_index_of_a_missing_map_is_refused() -> None:
     with pytest.raises(RuntimeError, match="point_mask_loss: index must name maps that exist, got 7"):
         ops.point_mask_loss(

@@ -348,6 +348,10 @@ def test_no_masks_give_no_points(device: str) -> None:
         ({"oversample_ratio": 0.5}, "oversample_ratio must be at least 1, got 0.5"),
         ({"importance_ratio": 1.5}, r"importance_ratio must be in \[0, 1\], got 1.5"),
         ({"given_draws": (torch.zeros(2, 9, 2), torch.zeros(2, 3, 2))}, r"candidates must have shape \[1, ., 2\]"),
+        (
+            {"given_draws": (torch.zeros(1, 9, 2), torch.zeros(3))},
+            r"uniform points must have shape \[1, ., 2\].*got \[3\]",
+        ),
         ({"given_draws": (torch.zeros(1, 4, 2), torch.zeros(1, 3, 2))}, "must leave 0 to 4 of 10 points.*got 7"),
     ],
 )
