@@ -218,6 +218,17 @@ class MaskTargets:
     annotated: Tensor | None = None
 
 
+def _result_sizes(sizes: list[tuple[int, int]], wanted: list[tuple[int, int]] | None) -> list[tuple[int, int]]:
+    """What results of items of these sizes are resized to.
+
+    Raises:
+        ValueError: sizes are given, but not one an item.
+    """
+    if wanted is not None and len(wanted) != len(sizes):
+        raise ValueError(f"batch.output_sizes must be one an item ({len(sizes)}), got {len(wanted)}")
+    return sizes if wanted is None else wanted
+
+
 @dataclass
 class ImageBatch:
     """B images of any sizes, as they leave the data pipeline; a model normalises and pads them itself.
@@ -244,6 +255,11 @@ class ImageBatch:
         """(height, width) of every image before padding."""
         return [(int(image.shape[-2]), int(image.shape[-1])) for image in self.images]
 
+    @property
+    def result_sizes(self) -> list[tuple[int, int]]:
+        """(height, width) of every image's results."""
+        return _result_sizes(self.sizes, self.output_sizes)
+
 
 @dataclass
 class ClipBatch:
@@ -268,6 +284,11 @@ class ClipBatch:
     def sizes(self) -> list[tuple[int, int]]:
         """(height, width) of every clip before padding."""
         return [(int(clip.shape[-2]), int(clip.shape[-1])) for clip in self.clips]
+
+    @property
+    def result_sizes(self) -> list[tuple[int, int]]:
+        """(height, width) of every clip's masks."""
+        return _result_sizes(self.sizes, self.output_sizes)
 
 
 @dataclass

@@ -97,9 +97,15 @@ class SetCriterion(nn.Module):
         """Refuse labels of classes that there are not.
 
         Raises:
-            ValueError: a label is out of range.
+            ValueError: labels are not int64 [G], or one is out of range.
         """
-        if self.num_classes is None:
+        for index, target in enumerate(targets):
+            if target.labels.dim() != 1 or target.labels.dtype != torch.int64:
+                raise ValueError(
+                    f"SetCriterion: targets[{index}].labels must be int64 [G], got {target.labels.dtype}"
+                    f" {list(target.labels.shape)}"
+                )
+        if self.num_classes is None or not targets:
             return
         last = self.num_classes - (0 if self.allow_no_object_targets else 1)
         labels = torch.cat([target.labels for target in targets])
@@ -123,7 +129,11 @@ class SetCriterion(nn.Module):
         Returns:
             "masks", the number of targets, and "classes", the class weights of what all queries of a head should say;
             of more targets than queries, of which matching leaves some out, the mean weight is taken.
+
+        Raises:
+            ValueError: as :meth:`check_labels`.
         """
+        self.check_labels(targets)
         weights, classes = self.class_weights.to("cpu"), 0.0
         for target in targets if self.num_classes is not None else ():
             count = len(target.labels)

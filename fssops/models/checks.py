@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import get_args, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from torch import Tensor
 
@@ -16,10 +16,49 @@ def check_choices(config: object) -> None:
     """
     hints = get_type_hints(type(config))
     for option in fields(config):  # type: ignore[arg-type]
-        allowed, value = get_args(hints[option.name]), getattr(config, option.name)
-        if allowed and value not in allowed:
+        hint, value = hints[option.name], getattr(config, option.name)
+        allowed = get_args(hint)
+        if get_origin(hint) is Literal and value not in allowed:
             choices = ", ".join(map(str, allowed))
             raise ValueError(f"{type(config).__name__}: {option.name} must be one of {choices}, got {value!r}")
+
+
+def check_least(config: object, least: float, *options: str) -> None:
+    """Check that options of a configuration are at least ``least``.
+
+    Raises:
+        ValueError: names the configuration, the option and the bound.
+    """
+    for option in options:
+        value = getattr(config, option)
+        if not value >= least:  # NaN is refused as well
+            raise ValueError(f"{type(config).__name__}: {option} must be at least {least}, got {value}")
+
+
+def check_share(config: object, *options: str, below_one: bool = False) -> None:
+    """Check that options of a configuration are in 0..1; ``below_one`` leaves 1 itself out.
+
+    Raises:
+        ValueError: names the configuration and the option.
+    """
+    for option in options:
+        value = getattr(config, option)
+        if not 0 <= value <= 1 or (below_one and value == 1):
+            rule = "at least 0 and less than 1" if below_one else "in 0..1"
+            raise ValueError(f"{type(config).__name__}: {option} must be {rule}, got {value}")
+
+
+def check_width(config: Any) -> None:
+    """Check that ``channels`` of a configuration suit GroupNorm and ``heads``.
+
+    Raises:
+        ValueError: they do not.
+    """
+    if config.channels % 32 or config.channels % config.heads:
+        raise ValueError(
+            f"{type(config).__name__}: channels must be divisible by 32 (GroupNorm) and by heads ({config.heads}), got"
+            f" {config.channels}"
+        )
 
 
 def check_images(where: str, images: Tensor, smallest: int) -> None:

@@ -15,6 +15,7 @@ from fssops.losses.draws import ItemPoints, PointSource
 from fssops.losses.mask_criterion import LossWeights
 from fssops.losses.point_criterion import PointSetCriterion
 from fssops.models.backbones.build import build_backbone
+from fssops.models.checks import check_least, check_share
 from fssops.models.mask_classification import MaskClassificationConfig, MaskClassificationModel
 from fssops.models.pixel_decoders.features import PixelFeatures
 from fssops.models.pixel_decoders.ms_deform import MSDeformPixelDecoder, resized_padding
@@ -64,11 +65,10 @@ class Mask2FormerConfig(MaskClassificationConfig):
             ValueError: an option breaks its rule.
         """
         super().__post_init__()
-        if self.train_points < 1 or self.oversample_ratio < 1 or not 0 <= self.importance_ratio <= 1:
-            raise ValueError(
-                "Mask2FormerConfig: train_points and oversample_ratio must be at least 1 and importance_ratio in 0..1,"
-                f" got {self.train_points}, {self.oversample_ratio}, {self.importance_ratio}"
-            )
+        check_least(self, 0, "encoder_layers", "decoder_layers", "class_weight", "mask_weight", "dice_weight")
+        check_least(self, 1, "encoder_hidden", "decoder_hidden", "sampling_points", "train_points", "oversample_ratio")
+        check_share(self, "importance_ratio")
+        check_share(self, "dropout", below_one=True)
 
 
 class Mask2Former(MaskClassificationModel):

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from fssops.losses.draws import PointSource
+from fssops.models.checks import check_least
 from fssops.models.clip_joining import ClipJoiner
 from fssops.models.mask2former import Mask2Former, Mask2FormerConfig
 from fssops.models.mask_classification import postprocessing
@@ -74,8 +75,7 @@ class Mask2FormerVISConfig(Mask2FormerConfig):
         super().__post_init__()
         if self.tasks != ("instance",):
             raise ValueError(f"Mask2FormerVISConfig: tasks must be ('instance',), got {self.tasks}")
-        if self.encode_frames < 1:
-            raise ValueError(f"Mask2FormerVISConfig: encode_frames must be at least 1, got {self.encode_frames}")
+        check_least(self, 1, "encode_frames")
         if self.window < 0 or (self.window and not 0 <= self.overlap < self.window):
             raise ValueError(
                 "Mask2FormerVISConfig: window must be 0 or positive and overlap in 0..window - 1, got window "
@@ -109,8 +109,8 @@ class Mask2FormerVIS(Mask2Former):
 
     def _predictions(self, batch: ClipBatch, *, auxiliary: bool) -> MaskPredictions:
         frames = self._clip_length(batch)
-        images, padding = self.image_input(list(chain.from_iterable(batch.clips)))
-        return self.predict(images, padding if self.config.mask_padding else None, auxiliary=auxiliary, frames=frames)
+        images, padding = self.input_of(list(chain.from_iterable(batch.clips)))
+        return self.predict(images, padding, auxiliary=auxiliary, frames=frames)
 
     def _clip_length(self, batch: ClipBatch) -> int:
         for index, clip in enumerate(batch.clips):
@@ -137,20 +137,8 @@ class Mask2FormerVIS(Mask2Former):
         Raises:
             ValueError: the batch has no targets, or they do not fit.
         """
-        if batch.targets is None:
-            raise ValueError("Mask2FormerVIS.losses: batch.targets must be given, got None")
-        if len(batch.targets) != len(batch.clips):
-            raise ValueError(
-                f"Mask2FormerVIS.losses: targets must be one a clip ({len(batch.clips)}), got {len(batch.targets)}"
-            )
-        for index, (target, clip) in enumerate(zip(batch.targets, batch.clips, strict=True)):
-            wanted = (len(target.labels), len(clip), *clip.shape[-2:])
-            if tuple(target.masks.shape) != wanted:
-                raise ValueError(
-                    f"Mask2FormerVIS.losses: targets[{index}].masks must be {list(wanted)} as labels and frames are,"
-                    f" got {list(target.masks.shape)}"
-                )
-        targets = [self.trained_target(target) for target in batch.targets]
+        checked = self.checked_targets(batch.clips, batch.targets)
+        targets = [self.trained_target(target) for target in checked]
         predictions = self._predictions(batch, auxiliary=True)
         points = points or self.drawn_points(batch, targets, predictions.class_logits.device)
         losses: dict[str, Tensor] = self.criterion(predictions, targets, points, share=batch.share)
@@ -162,9 +150,18 @@ class Mask2FormerVIS(Mask2Former):
         return self.criterion.counts(targets, self.config.num_queries)
 
     def trained_target(self, target: MaskTargets) -> MaskTargets:
-        """The target with the labels that are trained; published: "no object" where the last frame is not annotated."""
+        """The target with the labels that are trained; published: "no object" where the last frame is not annotated.
+
+        Raises:
+            ValueError: ``annotated`` is not an entry an object and frame.
+        """
         if self.config.behaviour == "sound" or target.annotated is None:
             return target
+        if target.annotated.shape != target.masks.shape[:2]:
+            raise ValueError(
+                f"Mask2FormerVIS: annotated must be [G, T] as the masks are, {list(target.masks.shape[:2])}, got"
+                f" {list(target.annotated.shape)}"
+            )
         labels = target.labels.masked_fill(~target.annotated[:, -1], self.config.num_classes)
         return MaskTargets(labels, target.masks)
 
@@ -175,8 +172,7 @@ class Mask2FormerVIS(Mask2Former):
         self, batch: ClipBatch
     ) -> list[VideoResult]:
         """Segment videos, each a clip of the batch, of any lengths; results have ``batch.output_sizes``."""
-        outputs = batch.output_sizes or batch.sizes
-        return [self.track(clip, size) for clip, size in zip(batch.clips, outputs, strict=True)]
+        return [self.track(clip, size) for clip, size in zip(batch.clips, batch.result_sizes, strict=True)]
 
     @torch.no_grad()
     def track(
@@ -233,8 +229,8 @@ class Mask2FormerVIS(Mask2Former):
     def _encoded(self, chunk: Sequence[Tensor]) -> tuple[list[PixelFeatures], tuple[int, int]]:
         """Features of frames, one by one (their batches would keep each other alive), and the padded size."""
         device = self.image_input.mean.device
-        images, padding = self.image_input([frame.to(device) for frame in chunk])
-        features = self.encode(images, padding if self.config.mask_padding else None)
+        images, padding = self.input_of([frame.to(device) for frame in chunk])
+        features = self.encode(images, padding)
         parts = zip(features.mask_features, *features.memory, strict=True)
         single = [
             PixelFeatures(mask.clone()[None], [tokens.clone()[None] for tokens in memory], features.sizes)

@@ -14,6 +14,7 @@ from torch import Tensor
 from fssops.losses.dense_criterion import DenseSetCriterion
 from fssops.losses.mask_criterion import LossWeights
 from fssops.models.backbones.build import build_backbone
+from fssops.models.checks import check_least, check_share
 from fssops.models.mask_classification import MaskClassificationConfig, MaskClassificationModel
 from fssops.models.pixel_decoders.fpn import FPNPixelDecoder
 from fssops.models.pixel_decoders.ms_deform import resized_padding
@@ -47,6 +48,17 @@ class MaskFormerConfig(MaskClassificationConfig):
     class_weight: float = 1.0
     mask_weight: float = 20.0
     dice_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Check what types cannot say.
+
+        Raises:
+            ValueError: an option breaks its rule.
+        """
+        super().__post_init__()
+        check_least(self, 0, "encoder_layers", "class_weight", "mask_weight", "dice_weight")
+        check_least(self, 1, "decoder_layers", "hidden")
+        check_share(self, "dropout", below_one=True)
 
 
 def build_fpn(in_channels: Mapping[str, int], config: MaskFormerConfig) -> FPNPixelDecoder | TransformerFPNPixelDecoder:

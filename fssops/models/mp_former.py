@@ -31,6 +31,7 @@ from torch import Tensor
 from fssops.losses.draws import ItemPoints, PointSource
 from fssops.losses.mask_criterion import LossWeights
 from fssops.losses.piloted_criterion import PilotedPart, PilotedSetCriterion
+from fssops.models.checks import check_least, check_share
 from fssops.models.mask2former import Mask2Former, Mask2FormerConfig
 from fssops.models.mask_piloting import PilotOptions, Pilots, PilotSource, RandomPilots, build_pilots
 from fssops.models.mask_piloting.noise import PilotMode
@@ -76,20 +77,13 @@ class MPFormerConfig(Mask2FormerConfig):
             ValueError: an option breaks its rule.
         """
         super().__post_init__()
-        modes = ("points", "shift", "scale", "shift_scale", "patch", "points_MAE")
-        for name, allowed in (("pilot_mode", modes), ("behaviour", ("sound", "published"))):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"MPFormerConfig: {name} must be {', '.join(allowed)}, got {getattr(self, name)!r}")
-        if self.pilot_groups < 0:
-            raise ValueError(f"MPFormerConfig: pilot_groups must not be negative, got {self.pilot_groups}")
+        check_least(self, 0, "pilot_groups")
+        check_share(self, "label_noise", "enlarge_above")
         if not 0 <= self.noise_scale < float("inf") or (self.noise_scale == 0 and self.pilot_mode != "points"):
             raise ValueError(
                 f"MPFormerConfig: noise_scale must be {'at least' if self.pilot_mode == 'points' else 'more than'} 0 in"
                 f" mode {self.pilot_mode}, got {self.noise_scale}"
             )
-        for name in ("label_noise", "enlarge_above"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"MPFormerConfig: {name} must be in 0..1, got {getattr(self, name)}")
         if self.head_noise and self.pilot_mode != "points":
             raise ValueError(f"MPFormerConfig: head_noise must be off but in mode points, got mode {self.pilot_mode}")
 
@@ -215,10 +209,9 @@ class MPFormer(Mask2Former):
         Raises:
             ValueError: the batch has no targets, or they do not fit.
         """
-        targets = self.checked_targets(batch)
-        self.criterion.check_labels(targets)
-        images, padding = self.image_input(batch.images)
-        padding = padding if self.config.mask_padding else None
+        targets = self.checked_targets(batch.images, batch.targets)
+        self.criterion.check_labels(targets)  # before their classes are embedded
+        images, padding = self.input_of(batch.images)
         normal, piloted, pilots = self.predict_piloted(images, padding, targets, draws)
         part = None
         if piloted is not None and pilots is not None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fssops.models.backbones.build import BackboneName, build_backbone
+from fssops.models.checks import check_choices, check_least, check_share, check_width
 from fssops.models.layers.convolution import Norm
 from fssops.models.layers.image_input import ImageInput
 from fssops.models.mask_classification import postprocessing
@@ -62,8 +63,11 @@ class PerPixelBaselineConfig:
         Raises:
             ValueError: an option breaks its rule.
         """
-        if self.num_classes < 1:
-            raise ValueError(f"PerPixelBaselineConfig: num_classes must be at least 1, got {self.num_classes}")
+        check_choices(self)
+        check_least(self, 1, "num_classes", "channels", "mask_channels", "heads", "decoder_layers", "hidden")
+        check_least(self, 0, "size_divisor")
+        check_share(self, "drop_path", "dropout", below_one=True)
+        check_width(self)
         if 0 <= self.ignore < self.num_classes:
             raise ValueError(
                 f"PerPixelBaselineConfig: ignore must not be a class (0..{self.num_classes - 1}), got {self.ignore}"
@@ -188,9 +192,8 @@ class PerPixelBaseline(nn.Module):
         """
         if tasks is not None and set(tasks) != {"semantic"}:
             raise ValueError(f"PerPixelBaseline.segment: tasks must be semantic, got {', '.join(tasks)}")
-        sizes = batch.sizes
-        outputs = batch.output_sizes or sizes
+        sizes, outputs = batch.sizes, batch.result_sizes
         return [
             SegmentationResult(SemanticResult(postprocessing.crop_and_resize(logits, true, output)))
-            for logits, true, output in zip(self(batch), sizes, outputs, strict=True)
+            for logits, true, output in zip(self(batch).float(), sizes, outputs, strict=True)
         ]

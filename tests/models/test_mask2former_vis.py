@@ -373,6 +373,11 @@ def test_wrong_options_are_told(options: dict[str, Any], told: str) -> None:
         fssops.create_model("mask2former_vis", **options)
 
 
+def test_a_behaviour_that_there_is_not_is_told_without_a_recipe_too() -> None:
+    with pytest.raises(ValueError, match="behaviour must be one of sound, published, got 'publishd'"):
+        small_vis(behaviour="publishd")
+
+
 def test_bad_videos_are_told() -> None:
     model = small_vis().eval()
     with pytest.raises(ValueError, match="frames must be at least one, got 0"):
@@ -388,10 +393,28 @@ def test_bad_videos_are_told() -> None:
     batch = small_clips()
     assert batch.targets is not None
     batch.targets[1].masks = batch.targets[1].masks[:, :2]
-    with pytest.raises(ValueError, match=r"targets\[1\].masks must be \[1, 3, 61, 40\] .* got \[1, 2, 61, 40\]"):
+    with pytest.raises(ValueError, match=r"targets\[1\].masks must be bool \[1, 3, 61, 40\] .* \[1, 2, 61, 40\]"):
         model.losses(batch)
     with pytest.raises(ValueError, match="targets must be given, got None"):
         model.losses(ClipBatch(batch.clips))
+    with pytest.raises(ValueError, match=r"output_sizes must be one an item \(2\), got 1"):
+        model.segment(ClipBatch(batch.clips, output_sizes=[(8, 8)]))
+
+
+def test_masks_of_another_type_are_refused_as_those_of_images_are() -> None:
+    batch = small_clips()
+    assert batch.targets is not None
+    batch.targets[0].masks = batch.targets[0].masks.float()
+    with pytest.raises(ValueError, match=r"targets\[0\].masks must be bool .* got torch.float32"):
+        small_vis().losses(batch)
+
+
+def test_frames_said_to_be_annotated_must_be_those_of_the_clip() -> None:
+    batch = small_clips([[2], []])
+    assert batch.targets is not None
+    batch.targets[0].annotated = torch.ones(1, 5, dtype=torch.bool)
+    with pytest.raises(ValueError, match=r"annotated must be \[G, T\] as the masks are, \[1, 3\], got \[1, 5\]"):
+        small_vis(behaviour="published").losses(batch)
 
 
 def test_labels_out_of_range_are_told_unless_published_says_no_object() -> None:

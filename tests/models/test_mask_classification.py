@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from mask_classification_toys import box_target, small_batch, small_model
+from torch import Tensor
 
 import fssops
 from fssops.models.interface import Trainable
@@ -143,13 +144,43 @@ def test_targets_that_do_not_fit_are_named() -> None:
         model.losses(small_batch([[0], [5]]))
     with pytest.raises(ValueError, match="targets must be given, got None"):
         model.losses(ImageBatch(batch.images))
-    with pytest.raises(ValueError, match=r"one an image \(2\), got 1"):
+    with pytest.raises(ValueError, match=r"one an item \(2\), got 1"):
         model.losses(ImageBatch(batch.images, [box_target((48, 70), [1])]))
     wide = MaskTargets(torch.tensor([1]), torch.ones(1, 48, 400, dtype=torch.bool))
-    with pytest.raises(
-        ValueError, match=r"targets\[0\]\.masks must have the size of their image, \[48, 70\], got \[48, 400\]"
-    ):
+    with pytest.raises(ValueError, match=r"targets\[0\]\.masks must be bool \[1, 48, 70\] .* \[1, 48, 400\]"):
         model.losses(ImageBatch(batch.images, [wide, box_target((61, 40), [1])]))
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("labels", "told"),
+    [
+        (torch.tensor([5, 0]), r"targets\[0\]\.labels must be in 0\.\.4, got 0\.\.5"),
+        (torch.tensor([-1, 0]), r"targets\[0\]\.labels must be in 0\.\.4, got -1\.\.0"),
+        (torch.tensor([1, 0], dtype=torch.int32), r"targets\[0\]\.labels must be int64 \[G\], got torch.int32 \[2\]"),
+        (torch.tensor([[1], [0]]), r"targets\[0\]\.labels must be int64 \[G\], got torch.int64 \[2, 1\]"),
+    ],
+    ids=["too-large", "negative", "int32", "matrix"],
+)
+def test_bad_labels_are_named_in_the_losses_and_when_a_step_is_shared(name: str, labels: Tensor, told: str) -> None:
+    """Training asks for the counts of all parts of a step before any loss."""
+    model, batch = small_model(name).train(), small_batch()
+    assert batch.targets is not None
+    batch.targets[0].labels = labels
+    for ask in (model.losses, model.loss_counts):
+        with pytest.raises(ValueError, match=told):
+            ask(batch)
+
+
+@BOTH
+def test_what_is_asked_of_inference_is_checked(name: str) -> None:
+    model, batch = small_model(name).eval(), small_batch()
+    for tasks, got in ((("semantic", "depth"), r"\('semantic', 'depth'\)"), ("semantic", "'semantic'")):
+        with pytest.raises(ValueError, match=f"segment: tasks must be some of semantic, .*, got {got}"):
+            model.segment(batch, tasks)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"output_sizes must be one an item \(2\), got 3"):
+        model.segment(ImageBatch(batch.images, output_sizes=[(8, 8)] * 3))
+    assert [result.semantic for result in model.segment(batch, ())] == [None, None]
 
 
 def test_images_of_a_wrong_form_are_named() -> None:
@@ -163,6 +194,13 @@ def test_images_of_a_wrong_form_are_named() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"drop_path": 1.0}, "drop_path must be at least 0 and less than 1, got 1.0"),
+        ({"dropout": -0.5}, "dropout must be at least 0 and less than 1, got -0.5"),
+        ({"no_object_weight": 0.0}, "no_object_weight must be more than 0, got 0.0"),
+        ({"overlap_threshold": float("nan")}, r"overlap_threshold must be in 0\.\.1, got nan"),
+        ({"decoder_layers": -1}, "decoder_layers must be at least 0, got -1"),
+        ({"decoder_hidden": 0}, "decoder_hidden must be at least 1, got 0"),
+        ({"class_weight": -1.0}, "class_weight must be at least 0, got -1.0"),
         ({"channels": 48}, "channels must be divisible by 32"),
         ({"num_classes": 0}, "num_classes must be at least 1"),
         ({"tasks": ("depth",)}, "tasks"),
@@ -174,6 +212,11 @@ def test_images_of_a_wrong_form_are_named() -> None:
 def test_wrong_options_are_named(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         fssops.create_model("mask2former", **options)
+
+
+def test_maskformer_has_a_layer_that_predicts() -> None:
+    with pytest.raises(ValueError, match="MaskFormerConfig: decoder_layers must be at least 1, got 0"):
+        small_model("maskformer", decoder_layers=0)
 
 
 def test_number_of_masks_is_averaged_by_the_hook() -> None:

@@ -250,15 +250,15 @@ def test_bfloat16_losses_are_close_to_single_precision() -> None:
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"pilot_mode": "circles"}, "pilot_mode must be points, shift, .*, got 'circles'"),
+        ({"pilot_mode": "circles"}, "pilot_mode must be one of points, shift, .*, got 'circles'"),
         ({"pilot_mode": "shift", "noise_scale": 0.0}, "noise_scale must be more than 0 in mode shift, got 0.0"),
         ({"noise_scale": -0.1}, "noise_scale must be at least 0 in mode points, got -0.1"),
         ({"noise_scale": float("nan")}, "noise_scale must be at least 0 in mode points, got nan"),
         ({"label_noise": -1.0}, r"label_noise must be in 0\.\.1, got -1.0"),
         ({"enlarge_above": 1.5}, r"enlarge_above must be in 0\.\.1, got 1.5"),
-        ({"pilot_groups": -1}, "pilot_groups must not be negative, got -1"),
+        ({"pilot_groups": -1}, "pilot_groups must be at least 0, got -1"),
         ({"pilot_mode": "patch", "head_noise": True}, "head_noise must be off but in mode points, got mode patch"),
-        ({"behaviour": "right"}, "behaviour must be sound, published, got 'right'"),
+        ({"behaviour": "right"}, "behaviour must be one of sound, published, got 'right'"),
     ],
 )
 def test_wrong_options_are_told(options: dict[str, Any], told: str) -> None:
@@ -278,16 +278,19 @@ def test_wrong_targets_are_told() -> None:
     assert batch.targets is not None
     masks = batch.targets[1].masks
     batch.targets[1].masks = masks.to(torch.uint8)
-    with pytest.raises(ValueError, match=r"targets\[1\].masks must be bool, got torch.uint8"):
+    with pytest.raises(ValueError, match=r"targets\[1\].masks must be bool \[1, 61, 40\] .* got torch.uint8"):
         model.losses(batch)
     batch.targets[1].masks = masks[:, 1:]
-    with pytest.raises(ValueError, match=r"targets\[1\].masks must have the size of their image"):
+    with pytest.raises(ValueError, match=r"targets\[1\].masks must be bool \[1, 61, 40\] .* \[1, 60, 40\]"):
         model.losses(batch)
     batch.targets[1].masks, batch.targets[1].labels = masks, torch.tensor([5])
     with pytest.raises(ValueError, match=r"targets\[1\].labels must be in 0..4, got 5..5"):
         model.losses(batch)
+    batch.targets[1].labels = torch.tensor([1, 2])  # more than masks: no copy may be looked for
+    with pytest.raises(ValueError, match=r"targets\[1\].masks must be bool \[2, 61, 40\] .* \[1, 61, 40\]"):
+        model.losses(batch)
     batch.targets.pop()
-    with pytest.raises(ValueError, match=r"batch.targets must be one an image \(2\), got 1"):
+    with pytest.raises(ValueError, match=r"batch.targets must be one an item \(2\), got 1"):
         model.losses(batch)
     batch.targets = None
     with pytest.raises(ValueError, match=r"batch\.targets must be given"):

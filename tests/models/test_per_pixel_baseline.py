@@ -7,7 +7,7 @@ import torch
 from mask_classification_toys import small_batch
 
 import fssops
-from fssops.models.per_pixel_baseline import PerPixelBaseline
+from fssops.models.per_pixel_baseline import PerPixelBaseline, PerPixelBaselineConfig
 from fssops.structures import IGNORE, ImageBatch
 
 
@@ -84,3 +84,26 @@ def test_labels_that_do_not_fit_are_named() -> None:
     batch.targets[0].label_map = None
     with pytest.raises(ValueError, match=r"targets\[0\]\.label_map must be \[48, 70\], got None"):
         small(False).losses(batch)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"channels": 48}, r"channels must be divisible by 32 \(GroupNorm\) and by heads \(8\), got 48"),
+        ({"decoder_layers": 0, "plus": True}, "decoder_layers must be at least 1, got 0"),
+        ({"size_divisor": -3}, "size_divisor must be at least 0, got -3"),
+        ({"dropout": 1.5}, "dropout must be at least 0 and less than 1, got 1.5"),
+    ],
+)
+def test_options_that_cannot_be_built_are_named(options: dict[str, object], told: str) -> None:
+    with pytest.raises(ValueError, match=f"PerPixelBaselineConfig: {told}"):
+        PerPixelBaselineConfig(**options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("plus", [False, True])
+def test_scores_are_float32_under_autocast(plus: bool) -> None:
+    """As those of the other systems, and as they are written down: resized in float32."""
+    with torch.autocast("cpu", torch.bfloat16):
+        (result, _) = small(plus).eval().segment(labelled_batch())
+    assert result.semantic is not None
+    assert result.semantic.scores.dtype == torch.float32

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from fssops.models.backbones.build import BackboneName
+from fssops.models.checks import check_choices, check_least, check_share, check_width
 from fssops.models.layers.convolution import Norm
 
 Task = Literal["semantic", "instance", "panoptic", "general"]
+TASKS: tuple[Task, ...] = get_args(Task)
 
 
 @dataclass(frozen=True)
@@ -62,17 +64,16 @@ class MaskClassificationConfig:
             ValueError: an option breaks its rule.
         """
         name = type(self).__name__
-        for field in ("num_classes", "num_queries", "channels", "mask_channels", "heads", "detections"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"{name}: {field} must be at least 1, got {getattr(self, field)}")
-        if self.channels % 32 or self.channels % self.heads:
-            raise ValueError(
-                f"{name}: channels must be divisible by 32 (GroupNorm) and by heads ({self.heads}), got {self.channels}"
-            )
-        if self.size_divisor < 0:
-            raise ValueError(f"{name}: size_divisor must not be negative, got {self.size_divisor}")
-        if not self.tasks or set(self.tasks) - {"semantic", "instance", "panoptic", "general"}:
-            raise ValueError(f"{name}: tasks must be among semantic, instance, panoptic, general, got {self.tasks}")
+        check_choices(self)
+        check_least(self, 1, "num_classes", "num_queries", "channels", "mask_channels", "heads", "detections")
+        check_least(self, 0, "size_divisor")
+        check_share(self, "object_threshold", "overlap_threshold")
+        check_share(self, "drop_path", below_one=True)
+        if not self.no_object_weight > 0:  # with 0 the class loss of an image without objects is 0 / 0
+            raise ValueError(f"{name}: no_object_weight must be more than 0, got {self.no_object_weight}")
+        check_width(self)
+        if not self.tasks or set(self.tasks) - set(TASKS):
+            raise ValueError(f"{name}: tasks must be among {', '.join(TASKS)}, got {self.tasks}")
         if self.things is not None and any(not 0 <= c < self.num_classes for c in self.things):
             raise ValueError(f"{name}: things must be classes in 0..{self.num_classes - 1}, got {self.things}")
 

@@ -6,7 +6,7 @@ Source: Cheng et al., "Per-pixel classification is not all you need for semantic
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fssops.losses.mask_criterion import SetCriterion
 from fssops.models.layers.image_input import ImageInput
 from fssops.models.mask_classification import postprocessing
-from fssops.models.mask_classification.config import MaskClassificationConfig, Task
+from fssops.models.mask_classification.config import TASKS, MaskClassificationConfig, Task
 from fssops.structures import ImageBatch, MaskPredictions, MaskTargets, SegmentationResult, SemanticResult
 
 
@@ -47,46 +47,48 @@ class MaskClassificationModel(nn.Module, ABC):
             auxiliary: return every head's predictions instead of the last one's only.
         """
 
+    def input_of(self, images: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+        """Images [B, 3, H, W], normalised and padded, and where they are padding; None where that is attended to."""
+        batch, padding = self.image_input(images)
+        return batch, padding if self.config.mask_padding else None
+
     def forward(self, batch: ImageBatch) -> MaskPredictions:
         """Predictions of a batch: of all heads in training mode, of the final head in evaluation mode."""
-        images, padding = self.image_input(batch.images)
-        return self.predict(images, padding if self.config.mask_padding else None, auxiliary=self.training)
+        return self.predict(*self.input_of(batch.images), auxiliary=self.training)
 
     def training_predictions(self, batch: ImageBatch) -> tuple[MaskPredictions, list[MaskTargets]]:
         """Predictions of all heads, and the batch's targets.
 
         Raises:
-            ValueError: the batch has no targets, or masks of another size than their image.
+            ValueError: see :meth:`checked_targets`.
         """
-        targets = self.checked_targets(batch)
-        images, padding = self.image_input(batch.images)
-        padding = padding if self.config.mask_padding else None
-        return self.predict(images, padding, auxiliary=True), targets
+        targets = self.checked_targets(batch.images, batch.targets)
+        return self.predict(*self.input_of(batch.images), auxiliary=True), targets
 
-    def checked_targets(self, batch: ImageBatch) -> list[MaskTargets]:
-        """The batch's targets.
+    def checked_targets(self, items: Sequence[Tensor], targets: list[MaskTargets] | None) -> list[MaskTargets]:
+        """The targets of images, or of clips.
+
+        Args:
+            items: images [3, H_b, W_b] or clips [T, 3, H_b, W_b].
+            targets: of a batch.
 
         Raises:
-            ValueError: there are none, or not one an image, or masks are not bool or of another size than their image.
+            ValueError: there are none, or not one an item, or masks are not bool, not one a label, or of another size
+                than their item.
         """
-        if batch.targets is None:
-            raise ValueError(f"{type(self).__name__}.losses: batch.targets must be given, got None")
-        if len(batch.targets) != len(batch.images):
-            raise ValueError(
-                f"{type(self).__name__}.losses: batch.targets must be one an image ({len(batch.images)}),"
-                f" got {len(batch.targets)}"
-            )
-        for index, (target, size) in enumerate(zip(batch.targets, batch.sizes, strict=True)):
-            if tuple(target.masks.shape[-2:]) != size:
+        where = f"{type(self).__name__}.losses"
+        if targets is None:
+            raise ValueError(f"{where}: batch.targets must be given, got None")
+        if len(targets) != len(items):
+            raise ValueError(f"{where}: batch.targets must be one an item ({len(items)}), got {len(targets)}")
+        for index, (target, item) in enumerate(zip(targets, items, strict=True)):
+            wanted = [len(target.labels), *item.shape[:-3], *item.shape[-2:]]
+            if list(target.masks.shape) != wanted or target.masks.dtype != torch.bool:
                 raise ValueError(
-                    f"{type(self).__name__}.losses: targets[{index}].masks must have the size of their image,"
-                    f" {list(size)}, got {list(target.masks.shape[-2:])}"
+                    f"{where}: targets[{index}].masks must be bool {wanted} as its labels and its item are, got"
+                    f" {target.masks.dtype} {list(target.masks.shape)}"
                 )
-            if target.masks.dtype != torch.bool:
-                raise ValueError(
-                    f"{type(self).__name__}.losses: targets[{index}].masks must be bool, got {target.masks.dtype}"
-                )
-        return batch.targets
+        return targets
 
     def losses(self, batch: ImageBatch) -> dict[str, Tensor]:
         """Weighted loss terms of a batch with targets; their sum is the training loss.
@@ -101,7 +103,11 @@ class MaskClassificationModel(nn.Module, ABC):
         return losses
 
     def loss_counts(self, batch: ImageBatch) -> dict[str, float]:
-        """Targets and their class weights; see :class:`fssops.models.interface.Counted`."""
+        """Targets and their class weights; see :class:`fssops.models.interface.Counted`.
+
+        Raises:
+            ValueError: a label is of no class.
+        """
         return self.criterion.counts(batch.targets or [], self.config.num_queries)
 
     @torch.no_grad()
@@ -115,20 +121,23 @@ class MaskClassificationModel(nn.Module, ABC):
 
         Args:
             batch: images of any sizes; results have ``batch.output_sizes``, or the images' own sizes.
-            tasks: what to return; None takes the configuration's.
+            tasks: what to return, perhaps nothing; None takes the configuration's.
             watch: is given the predictions of all heads, which are formed only then.
 
         Returns:
             one result an image.
+
+        Raises:
+            ValueError: a task is unknown, or the output sizes are not one an image.
         """
-        images, padding = self.image_input(batch.images)
-        padding = padding if self.config.mask_padding else None
+        wanted = self.config.tasks if tasks is None else tasks
+        if isinstance(wanted, str) or set(wanted) - set(TASKS):
+            raise ValueError(f"{type(self).__name__}.segment: tasks must be some of {', '.join(TASKS)}, got {wanted!r}")
+        sizes, outputs = batch.sizes, batch.result_sizes
+        images, padding = self.input_of(batch.images)
         predictions = self.predict(images, padding, auxiliary=watch is not None)
         if watch is not None:
             watch(predictions)
-        sizes = batch.sizes
-        outputs = batch.output_sizes or sizes
-        wanted = self.config.tasks if tasks is None else tasks
         with torch.autocast(images.device.type, enabled=False):
             return [
                 self.result(predictions, index, sizes[index], outputs[index], wanted) for index in range(len(sizes))
