@@ -8,8 +8,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from torch import Tensor
 
 
-def check_choices(config: object) -> None:
-    """Check every field of a configuration whose type is a ``Literal``.
+def check_choices(config: object, *, but: str = "") -> None:
+    """Check every field of a configuration whose type is a ``Literal``; ``but`` names one that is left alone.
 
     Raises:
         ValueError: names the configuration, the field and what it may be.
@@ -18,7 +18,7 @@ def check_choices(config: object) -> None:
     for option in fields(config):  # type: ignore[arg-type]
         hint, value = hints[option.name], getattr(config, option.name)
         allowed = get_args(hint)
-        if get_origin(hint) is Literal and value not in allowed:
+        if option.name != but and get_origin(hint) is Literal and value not in allowed:
             choices = ", ".join(map(str, allowed))
             raise ValueError(f"{type(config).__name__}: {option.name} must be one of {choices}, got {value!r}")
 

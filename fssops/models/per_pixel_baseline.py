@@ -63,7 +63,7 @@ class PerPixelBaselineConfig:
         Raises:
             ValueError: an option breaks its rule.
         """
-        check_choices(self)
+        check_choices(self, but="backbone")  # whose table of Swins may be added to
         check_least(self, 1, "num_classes", "channels", "mask_channels", "heads", "decoder_layers", "hidden")
         check_least(self, 0, "size_divisor")
         check_share(self, "drop_path", "dropout", below_one=True)

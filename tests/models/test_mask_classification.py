@@ -8,6 +8,7 @@ from mask_classification_toys import box_target, small_batch, small_model
 from torch import Tensor
 
 import fssops
+from fssops.models.backbones.swin import SWIN, SwinForm
 from fssops.models.interface import Trainable
 from fssops.structures import ImageBatch, MaskTargets
 
@@ -212,6 +213,12 @@ def test_images_of_a_wrong_form_are_named() -> None:
 def test_wrong_options_are_named(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         fssops.create_model("mask2former", **options)
+
+
+def test_a_swin_of_another_size_may_be_added_to_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SWIN, "swin_small_windows", SwinForm(16, (1, 1, 1, 1), (1, 2, 4, 8), 3))
+    model = small_model("mask2former", backbone="swin_small_windows").train()
+    assert all(value.isfinite() for value in model.losses(small_batch()).values())
 
 
 def test_maskformer_has_a_layer_that_predicts() -> None:

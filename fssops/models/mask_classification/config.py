@@ -64,7 +64,7 @@ class MaskClassificationConfig:
             ValueError: an option breaks its rule.
         """
         name = type(self).__name__
-        check_choices(self)
+        check_choices(self, but="backbone")  # whose table of Swins may be added to
         check_least(self, 1, "num_classes", "num_queries", "channels", "mask_channels", "heads", "detections")
         check_least(self, 0, "size_divisor")
         check_share(self, "object_threshold", "overlap_threshold")
