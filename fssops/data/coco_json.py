@@ -5,18 +5,18 @@ A broken annotation is dropped with a warning that gives its id and the reason; 
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import warnings
 from array import array
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from fssops.data.annotation_json import read_tables
 from fssops.data.errors import AnnotationError, DataWarning
 from fssops.data.images import MAX_PIXELS
 from fssops.data.paths import check_inside
@@ -80,7 +80,7 @@ def read(path: str | os.PathLike[str], *, warn: bool = True) -> CocoFile:
         AnnotationError: incomplete JSON, a missing table or field, an image or category id that occurs twice.
     """
     file = Path(path)
-    content = _load(file)
+    content = read_tables(file, ("images", "annotations", "categories"))
     result = CocoFile(file)
     for number, entry in enumerate(content["categories"]):
         identifier, name = _fields(file, "categories", number, entry, "id", "name")
@@ -118,31 +118,6 @@ def read(path: str | os.PathLike[str], *, warn: bool = True) -> CocoFile:
     return result
 
 
-def _load(file: Path) -> dict[str, Any]:
-    try:
-        text = file.read_bytes()
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{file}: annotation file must exist, got nothing of that name") from None
-    except OSError as error:
-        raise AnnotationError(f"{file}: annotation file must be readable, got {error.strerror or error}") from error
-    try:
-        content = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise AnnotationError(
-            f"{file}: annotation file must be complete JSON, got {len(text)} bytes that break at line {error.lineno}, "
-            f"column {error.colno} ({error.msg}); was it cut short?"
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise AnnotationError(f"{file}: annotation file must be JSON text, got {error}") from error
-    if not isinstance(content, dict):
-        raise AnnotationError(f"{file}: annotation file must hold a JSON object, got {type(content).__name__}")
-    for table in ("images", "annotations", "categories"):
-        if not isinstance(content.get(table), list):
-            got = "no such table" if table not in content else type(content[table]).__name__
-            raise AnnotationError(f"{file}: annotation file must hold a list {table!r}, got {got}")
-    return content
-
-
 def _int(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
@@ -169,10 +144,13 @@ def _read_annotations(entries: list[Any], result: CocoFile) -> None:
         if identifier in seen:
             result.problems.append(f"annotation id {identifier} occurs more than once")
         seen.add(identifier)
-        if image not in result.images:
-            result.dropped[identifier] = f"image id {image} not in images"
-        elif category not in result.categories:
-            result.dropped[identifier] = f"category id {category} not in categories"
+        crowd = entry.get("iscrowd") or 0
+        if not _is_key(image, result.images):
+            result.dropped[identifier] = f"image id {image!r:.80} not in images"
+        elif not _is_key(category, result.categories):
+            result.dropped[identifier] = f"category id {category!r:.80} not in categories"
+        elif crowd not in (0, 1):
+            result.dropped[identifier] = f"iscrowd is neither 0 nor 1 but {crowd!r:.80}"
         else:
             result.images_of_category.setdefault(category, []).append(image)
             _, width, height = result.images[image]
@@ -180,15 +158,24 @@ def _read_annotations(entries: list[Any], result: CocoFile) -> None:
             if reason:
                 result.dropped[identifier] = reason
             else:
-                crowd = bool(entry.get("iscrowd", 0))
                 segmentation = _compact(entry["segmentation"], width, height)
-                annotation = Annotation(identifier, category, crowd, segmentation, _positive(entry.get("area")))
+                annotation = Annotation(identifier, category, bool(crowd), segmentation, _positive(entry.get("area")))
                 result.annotations.setdefault(image, []).append(annotation)
 
 
+def _is_key(value: Any, table: Container[int]) -> bool:
+    """Whether a value of any JSON type, lists and objects too, is an id of a table."""
+    return isinstance(value, (int, float)) and value in table
+
+
 def _positive(value: Any) -> float | None:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value > 0
-    return float(value) if number else None
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) and number > 0 else None
 
 
 def _compact(segmentation: Any, width: int, height: int) -> Any:
@@ -272,8 +259,10 @@ def _rle_fault(rle: dict[str, Any], width: int, height: int) -> str | None:
     return "zero area" if covered == 0 else None
 
 
-_LONGEST_COUNT = 12
-"""Characters of a number in a compressed string: 60 bits, far beyond any picture."""
+_LONGEST_COUNT = 6
+"""Characters of a number in a compressed string: the 30 bits that pycocotools' shifts of 32-bit numbers leave whole.
+Differences of runs in a picture of :data:`MAX_PIXELS` take 28 bits; longer numbers would also let sums wrap around to
+what the picture has."""
 
 
 def _decode_counts(text: str) -> np.ndarray | None:

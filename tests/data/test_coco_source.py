@@ -96,6 +96,7 @@ def test_coco_compressed_rle_is_drawn_like_its_counts() -> None:
         ({"size": [40, 60], "counts": [2400]}, "zero area"),
         ({"size": [40, 60], "counts": "ab~"}, "not a valid compressed string"),
         ({"size": [40, 60], "counts": "PPPPPPPPPPPPPPPP"}, "not a valid compressed string"),
+        ({"size": [40, 60], "counts": "`" * 6 + "0"}, "not a valid compressed string"),
         ({"size": [40, 60], "counts": [1.5, 2]}, "neither a string nor integers"),
     ],
 )
@@ -121,6 +122,56 @@ def test_damaged_compressed_rle_never_reaches_pycocotools_unchecked() -> None:
             passed += 1
             assert draw(rle, 60, 40).shape == (40, 60)
     assert 0 < passed < 300
+
+
+def test_compressed_runs_whose_sum_wraps_around_to_the_picture_are_refused() -> None:
+    """64 runs of 2^58 and one of 2400 add up to 2400 modulo 2^64; pycocotools would draw far outside its buffer."""
+    runs = [1 << 58] * 64 + [2400]
+    text = "".join(map(_count_text, (n - (runs[i - 2] if i > 2 else 0) for i, n in enumerate(runs))))
+    assert coco_json.fault({"size": [40, 60], "counts": text}, 60, 40) == "RLE counts are not a valid compressed string"
+
+
+def _count_text(number: int) -> str:
+    """One number in COCO's variant of LEB128."""
+    text = ""
+    while True:
+        low, number = number & 0x1F, number >> 5
+        if number == (-1 if low & 0x10 else 0):
+            return text + chr(low + 48)
+        text += chr((low | 0x20) + 48)
+
+
+def test_runs_of_the_largest_picture_are_read() -> None:
+    side = 1 << 13
+    text = "".join(map(_count_text, [0, side * side - 1, 1]))
+    assert coco_json.fault({"size": [side, side], "counts": text}, side, side) is None
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "reason"),
+    [
+        ("image_id", [1], r"image id \[1\] not in images"),
+        ("image_id", "1", "image id '1' not in images"),
+        ("category_id", {"id": 1}, r"category id \{'id': 1\} not in categories"),
+        ("iscrowd", "0", "iscrowd is neither 0 nor 1 but '0'"),
+    ],
+)
+def test_annotation_with_a_field_of_another_type_is_dropped(
+    coco_folder: Callable[..., Path], field: str, value: object, reason: str
+) -> None:
+    good = {"image_id": 1, "category_id": 1, "segmentation": [square(0, 0, 9)]}
+    with pytest.warns(DataWarning, match=f"annotation 2 dropped: {reason}"):
+        source = fewshot.open_source("coco", coco_folder([good, {**good, field: value}]), split="train")
+    assert isinstance(source, fewshot.COCOSource)
+    assert [a.id for a in source.annotations_of(source.names[0])] == [1]
+
+
+def test_area_that_is_no_finite_number_counts_as_not_stated(coco_folder: Callable[..., Path]) -> None:
+    good = {"image_id": 1, "category_id": 1, "segmentation": [square(0, 0, 9)]}
+    areas = [81, 10**400, "81", None, -1]
+    source = fewshot.open_source("coco", coco_folder([{**good, "area": area} for area in areas]), split="train")
+    assert isinstance(source, fewshot.COCOSource)
+    assert [a.area for a in source.annotations_of(source.names[0])] == [81.0, None, None, None, None]
 
 
 def test_a_crossing_outline_of_zero_signed_area_still_counts() -> None:

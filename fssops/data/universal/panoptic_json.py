@@ -5,7 +5,6 @@ A PNG holds the segment id of every pixel as R + 256 G + 65536 B; 0 is void.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from fssops.data.annotation_json import read_tables
 from fssops.data.errors import AnnotationError, MaskError, MaskSizeError, PanopticMismatchError
 from fssops.data.images import read_numbers
 from fssops.data.paths import check_inside
@@ -59,7 +59,7 @@ def read(path: str | os.PathLike[str]) -> PanopticFile:
             that is not listed.
     """
     file = Path(path)
-    content = _load(file)
+    content = read_tables(file, ("images", "annotations", "categories"))
     metadata = Metadata.from_rows(content["categories"], str(file))
     images: dict[Any, Mapping[str, Any]] = {}
     for number, entry in enumerate(content["images"]):
@@ -86,21 +86,6 @@ def read(path: str | os.PathLike[str]) -> PanopticFile:
     if not found:
         raise AnnotationError(f"{file}: there must be at least one annotated image, got none")
     return PanopticFile(file, metadata, found)
-
-
-def _load(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_bytes())
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{file}: annotation file must exist, got nothing of that name") from None
-    except (ValueError, RecursionError) as error:
-        raise AnnotationError(f"{file}: annotation file must be complete JSON, got {error}") from error
-    if not isinstance(content, dict):
-        raise AnnotationError(f"{file}: annotation file must hold a JSON object, got {type(content).__name__}")
-    for table in ("images", "annotations", "categories"):
-        if not isinstance(content.get(table), list):
-            raise AnnotationError(f"{file}: annotation file must hold a list {table!r}, got {content.get(table)!r:.60}")
-    return content
 
 
 def _check_segments(where: str, segments: Any, metadata: Metadata) -> None:

@@ -6,13 +6,13 @@ error.
 
 from __future__ import annotations
 
-import json
 import os
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from fssops.data.annotation_json import read_tables
 from fssops.data.coco_json import MAX_WARNINGS, fault
 from fssops.data.errors import AnnotationError, DataWarning
 from fssops.data.images import MAX_PIXELS
@@ -90,7 +90,12 @@ def read(path: str | os.PathLike[str], *, warn: bool = True) -> YTVISFile:
         AnnotationError: incomplete JSON, a missing table or field, a video id that occurs twice.
     """
     file = Path(path)
-    content = _load(file)
+    content = read_tables(file, ("videos", "categories"))
+    if content.get("annotations") is not None and not isinstance(content["annotations"], list):
+        raise AnnotationError(
+            f"{file}: annotations must be a list, or null in files without truth, got "
+            f"{type(content['annotations']).__name__}"
+        )
     result = YTVISFile(file, content["categories"])
     known = {row.get("id") for row in content["categories"] if isinstance(row, dict)}
     left_out = _read_videos(content["videos"], result)
@@ -104,36 +109,6 @@ def read(path: str | os.PathLike[str], *, warn: bool = True) -> YTVISFile:
                 break
             warnings.warn(message, DataWarning, 2)
     return result
-
-
-def _load(file: Path) -> dict[str, Any]:
-    try:
-        text = file.read_bytes()
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{file}: annotation file must exist, got nothing of that name") from None
-    except OSError as error:
-        raise AnnotationError(f"{file}: annotation file must be readable, got {error.strerror or error}") from error
-    try:
-        content = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise AnnotationError(
-            f"{file}: annotation file must be complete JSON, got {len(text)} bytes that break at line {error.lineno}, "
-            f"column {error.colno} ({error.msg}); was it cut short?"
-        ) from error
-    except (UnicodeDecodeError, RecursionError) as error:
-        raise AnnotationError(f"{file}: annotation file must be JSON text, got {error}") from error
-    if not isinstance(content, dict):
-        raise AnnotationError(f"{file}: annotation file must hold a JSON object, got {type(content).__name__}")
-    for table in ("videos", "categories"):
-        if not isinstance(content.get(table), list):
-            got = "no such table" if table not in content else type(content[table]).__name__
-            raise AnnotationError(f"{file}: annotation file must hold a list {table!r}, got {got}")
-    if content.get("annotations") is not None and not isinstance(content["annotations"], list):
-        raise AnnotationError(
-            f"{file}: annotations must be a list, or null in files without truth, got "
-            f"{type(content['annotations']).__name__}"
-        )
-    return content
 
 
 def _integer(value: Any) -> TypeGuard[int]:

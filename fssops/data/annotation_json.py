@@ -1,0 +1,45 @@
+"""Opening annotation files in JSON: what is checked before any table is looked into."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fssops.data.errors import AnnotationError
+
+
+def read_tables(file: Path, tables: Sequence[str]) -> dict[str, Any]:
+    """Read a JSON object that holds certain lists.
+
+    Args:
+        file: the file.
+        tables: keys whose values must be lists.
+
+    Raises:
+        FileNotFoundError: no such file.
+        AnnotationError: it cannot be read, is no complete JSON, or lacks a table.
+    """
+    try:
+        text = file.read_bytes()
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{file}: annotation file must exist, got nothing of that name") from None
+    except OSError as error:
+        raise AnnotationError(f"{file}: annotation file must be readable, got {error.strerror or error}") from error
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise AnnotationError(
+            f"{file}: annotation file must be complete JSON, got {len(text)} bytes that break at line {error.lineno}, "
+            f"column {error.colno} ({error.msg}); was it cut short?"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise AnnotationError(f"{file}: annotation file must be JSON text, got {error}") from error
+    if not isinstance(content, dict):
+        raise AnnotationError(f"{file}: annotation file must hold a JSON object, got {type(content).__name__}")
+    for table in tables:
+        if not isinstance(content.get(table), list):
+            got = "no such table" if table not in content else type(content[table]).__name__
+            raise AnnotationError(f"{file}: annotation file must hold a list {table!r}, got {got}")
+    return content
