@@ -1,8 +1,8 @@
 """Keeps on disk how many pixels each class has in each image, so that large data sets open quickly again.
 
 The folder is ``$FSSOPS_CACHE``, else ``$XDG_CACHE_HOME/fssops``, else ``~/.cache/fssops``; ``FSSOPS_CACHE=off``
-stores nothing. An entry is named by a hash over the layout, its options and the size and time of every file it was
-counted from, so a changed data set is counted again. A folder that cannot be written costs only time.
+stores nothing. An entry is named by a hash over the layout, its options, its classes, and the size and time of every
+file it was counted from, so a changed data set is counted again. A folder that cannot be written costs only time.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ def key_of(source: FewShotSource) -> str | None:
     """Hash that names the entry of a source; None when it is not worth storing or a file cannot be examined."""
     if len(source.names) < MIN_IMAGES:
         return None
-    digest = hashlib.sha256(json.dumps([VERSION, source.describe(), source.names]).encode())
+    classes = {str(number): name for number, name in source.classes.items()}
+    digest = hashlib.sha256(json.dumps([VERSION, source.describe(), classes, source.names]).encode())
     found = False
     for file in source.files():
         found = True

@@ -107,14 +107,15 @@ class COCOSource(FewShotSource):
             raise ValueError(f"COCOSource: crowd must be ignore, object or background, got {crowd!r}")
         if overlap not in ("smaller", "later"):
             raise ValueError(f"COCOSource: overlap must be smaller or later, got {overlap!r}")
+        if root is None and (annotations is None or images is None):
+            raise ValueError("COCOSource: root must be a folder unless annotations and images are given, got None")
+        base = Path(root or "")
         if annotations is not None:
             path = Path(annotations)
-        elif root is not None:
-            path, split = find_annotations(root, split)
         else:
-            raise ValueError("COCOSource: root must be a folder unless annotations and images are given, got None")
+            path, split = find_annotations(base, split)
         self.crowd, self.overlap = crowd, overlap
-        self.image_folder = self._find_images(root, split, images)
+        self.image_folder = self._find_images(base, split, images)
         self.file = coco_json.read(path, warn=warn)
         numbers = {category: number for number, category in enumerate(self.file.categories, start=1)}
         if len(numbers) >= IGNORE:
@@ -126,13 +127,12 @@ class COCOSource(FewShotSource):
         super().__init__(split, classes, list(self._images))
 
     @staticmethod
-    def _find_images(root: str | os.PathLike[str] | None, split: str, images: str | os.PathLike[str] | None) -> Path:
+    def _find_images(base: Path, split: str, images: str | os.PathLike[str] | None) -> Path:
         if images is not None:
             folder = Path(images)
             if not folder.is_dir():
                 raise FileNotFoundError(f"{folder}: images must be a folder, got no such folder")
             return folder
-        base = Path(root or ".")
         for folder in (base / split, base / "images" / split):
             if folder.is_dir():
                 return folder
@@ -237,7 +237,7 @@ class COCOSource(FewShotSource):
         """
         category = self.category_ids[class_id]
         ordered = list(set(self.file.images_of_category.get(category, [])))
-        names = [self.file.images[identifier][0] for identifier in ordered]
+        names = dict.fromkeys(self.file.images[identifier][0] for identifier in ordered)
         return [name for name in names if self.annotations_of(name, class_id)]
 
     def files(self) -> Iterable[str]:

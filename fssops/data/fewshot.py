@@ -90,7 +90,7 @@ def open_source(
         options["split"] = split
     if format == "generated":
         return _build(format, **options)
-    if root is None and not (format == "coco" and "annotations" in options):
+    if root is None and not {"annotations", "images"} <= set(options):
         raise ValueError(f"open_source: root must be a folder for format {format}, got None")
     return _build(format, root, **options)
 

@@ -237,6 +237,29 @@ def test_coco_polygon_parts_outside_the_image_are_left_out_of_a_good_object(coco
     assert source.areas()[source.names[0]] == {1: 50}
 
 
+def test_coco_without_a_root_needs_annotations_and_images(
+    coco_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = coco_folder([{"image_id": 1, "category_id": 1, "segmentation": [square(0, 0, 9)]}], split="train")
+    monkeypatch.chdir(root)  # where a folder called train must not be taken without being asked for
+    annotations = "annotations/instances_train.json"
+    with pytest.raises(ValueError, match="root must be a folder unless annotations and images are given, got None"):
+        fewshot.COCOSource(None, annotations=annotations)
+    with pytest.raises(ValueError, match="root must be a folder for format coco, got None"):
+        fewshot.open_source("coco", annotations=annotations)
+    assert len(fewshot.open_source("coco", annotations=annotations, images="train").names) == 3
+
+
+def test_coco_image_that_is_listed_twice_is_drawn_once(coco_folder: Callable[..., Path]) -> None:
+    root = coco_folder([{"image_id": i, "category_id": 1, "segmentation": [square(0, 0, 9)]} for i in (1, 2)])
+    file = root / "annotations" / "instances_train2017.json"
+    file.write_text(file.read_text().replace("000000000002.jpg", "000000000001.jpg"))
+    with pytest.warns(DataWarning, match=r"images 1 and 2 share the file 000000000001\.jpg"):
+        source = fewshot.open_source("coco", root, split="train")
+    assert isinstance(source, fewshot.COCOSource)
+    assert source.images_of_annotations(1) == ["000000000001.jpg"]
+
+
 def test_coco_two_years_need_an_explicit_split(coco_folder: Callable[..., Path]) -> None:
     coco_folder([], split="train2014")
     root = coco_folder([], split="train2017")

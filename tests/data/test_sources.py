@@ -262,6 +262,18 @@ def test_pixel_counts_are_kept_on_disk_until_a_mask_changes(
     assert fewshot.open_source("voc", voc_folder).classes_of("im05") == [12]
 
 
+def test_pixel_counts_of_another_class_list_are_not_taken(
+    voc_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FSSOPS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(class_index, "MIN_IMAGES", 1)
+    for number in (1, 2):
+        source = fewshot.VOCSource(voc_folder, classes={number: "thing"}, unknown="ignore")
+        with pytest.warns(DataWarning, match="mapped to 255"):
+            found = source.images_of(number)
+        assert found == [f"im{i:02d}" for i in range(number - 1, 9, 3)]
+
+
 def test_unwritable_cache_costs_time_only(voc_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("FSSOPS_CACHE", str(tmp_path / "file"))
