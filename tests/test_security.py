@@ -24,6 +24,8 @@ from fssops.data.video import ytvis_json
 from fssops.data.voc import read_list
 from fssops.engine import checkpoints
 from fssops.engine.checkpoints import write_checkpoint
+from fssops.evaluate import main as evaluate
+from fssops.tasks import load_settings
 from fssops.train import main as train
 from fssops.weights import CheckpointError, read_checkpoint
 
@@ -158,6 +160,16 @@ def test_names_in_lists_stay_in_their_folder(tmp_path: Path, line: str) -> None:
     (tmp_path / "train.txt").write_text(f"good\n{line}\n")
     with pytest.raises(AnnotationError, match=r"train\.txt: line 2 must be a name below its folder"):
         read_list(tmp_path / "train.txt")
+
+
+def test_the_name_in_a_checkpoint_does_not_choose_where_results_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tables = {**load_settings("panet_generated").as_tables(), "name": "../../elsewhere"}
+    write_checkpoint(tmp_path / "from_elsewhere.pt", {"model": {}, "step": 1, "settings": json.dumps(tables)})
+    assert exit_code_of("evaluate", evaluate, ["from_elsewhere.pt"]) == 2
+    assert "name must begin with a letter or digit" in capsys.readouterr().err
 
 
 _OFFLINE = """

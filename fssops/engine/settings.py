@@ -7,7 +7,9 @@ here are common to all tasks; a task adds its own schema for ``[data]`` and ``[e
 
 from __future__ import annotations
 
+import copy
 import difflib
+import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -32,9 +34,9 @@ class SettingsError(ValueError):
 
 
 class Table(BaseModel):
-    """A table of a recipe: unknown keys are errors and values are not coerced."""
+    """A table of a recipe: unknown keys are errors, values are not coerced, and numbers are finite."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class ModelSettings(Table):
@@ -65,6 +67,9 @@ class GroupSettings(Table):
     weight_decay: float | None = Field(default=None, ge=0)
 
 
+_Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
 class OptimSettings(Table):
     """``[optim]``: optimiser, parameter groups and gradient clipping."""
 
@@ -72,7 +77,7 @@ class OptimSettings(Table):
     lr: float = Field(default=1e-3, gt=0)
     momentum: float = Field(default=0.9, ge=0, lt=1)
     nesterov: bool = False
-    betas: Annotated[tuple[float, float], Strict(False)] = (0.9, 0.999)
+    betas: Annotated[tuple[_Beta, _Beta], Strict(False)] = (0.9, 0.999)
     eps: float = Field(default=1e-8, gt=0)
     weight_decay: float = Field(default=0.0, ge=0)
     weight_decay_norm: float | None = Field(default=None, ge=0)
@@ -88,6 +93,12 @@ class OptimSettings(Table):
     frozen: list[str] = Field(default_factory=list)
     """Shell patterns of parameter names that are not trained."""
     groups: list[GroupSettings] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _nesterov_has_momentum(self) -> OptimSettings:
+        if self.name == "sgd" and self.nesterov and not self.momentum:
+            raise ValueError("nesterov must be false without momentum, got true with momentum 0")
+        return self
 
 
 class ScheduleSettings(Table):
@@ -108,7 +119,7 @@ class ScheduleSettings(Table):
 class EngineSettings(Table):
     """``[engine]``: how training runs, whatever is trained."""
 
-    seed: int = Field(default=1234, ge=0)
+    seed: int = Field(default=1234, ge=0, lt=1 << 63)
     accelerator: Literal["auto", "cpu", "cuda", "gpu", "mps"] = "auto"
     devices: int = Field(default=1, ge=1)
     """Processes on this machine; under torchrun it must equal ``--nproc-per-node``."""
@@ -167,6 +178,16 @@ class Settings(Table):
     engine: EngineSettings = EngineSettings()
     eval: Table = Table()
 
+    @model_validator(mode="after")
+    def _name_is_a_file_name(self) -> Settings:
+        # Folders are called after it, also those of a checkpoint from elsewhere, which must not choose their place.
+        if not re.fullmatch(r"\w[\w.+ -]*", self.name):
+            raise ValueError(
+                f"name must begin with a letter or digit and go on with these, '_', '-', '.', '+' or spaces, "
+                f"got {self.name!r}"
+            )
+        return self
+
     def as_tables(self) -> dict[str, Any]:
         """Return plain nested dicts, with the model's options directly in ``model`` as in a recipe."""
         tables = self.model_dump(mode="json")
@@ -196,9 +217,9 @@ def apply_overrides(tables: Mapping[str, Any], overrides: Sequence[str]) -> dict
     """Return ``tables`` with overrides of the form ``table.key=value`` applied; values are TOML or bare words.
 
     Raises:
-        SettingsError: an override has no ``=`` or goes below a value that is no table.
+        SettingsError: an override has no ``=``, goes below a value that is no table, or is a broken list or table.
     """
-    result = {key: dict(value) if isinstance(value, Mapping) else value for key, value in tables.items()}
+    result = copy.deepcopy(dict(tables))
     for override in overrides:
         key, equals, text = override.partition("=")
         parts = [part.strip() for part in key.split(".")]
@@ -209,7 +230,13 @@ def apply_overrides(tables: Mapping[str, Any], overrides: Sequence[str]) -> dict
             target = target.setdefault(part, {})
             if not isinstance(target, dict):
                 raise SettingsError(f"--set: {key.strip()} must name a key of a table, but {part} is a value")
-        target[parts[-1]] = parse_toml_value(text.strip())
+        try:
+            target[parts[-1]] = parse_toml_value(text.strip())
+        except TomlError:
+            raise SettingsError(
+                f"--set: {key.strip()} must be a value of TOML, got {text.strip()!r} (words within a list or a table "
+                'stand in quotes: ["a", "b"])'
+            ) from None
     return result
 
 
@@ -224,6 +251,8 @@ def known_keys(schema: type[BaseModel], model_options: Sequence[str] = (), prefi
             keys += known_keys(table, (), f"{prefix}{name}.")
         else:
             keys.append(f"{prefix}{name}")
+            if typing.get_origin(info.annotation) is list and (entry := _table_of(typing.get_args(info.annotation)[0])):
+                keys += known_keys(entry, (), f"{prefix}{name}.")
     return keys
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -22,27 +23,46 @@ def parse_toml(text: str) -> dict[str, Any]:
 
 
 def parse_toml_value(text: str) -> Any:
-    """Parse one TOML value; a text that is none (``resnet50``, ``runs/a``) is taken as a string."""
+    """Parse one TOML value; a text that is none (``resnet50``, ``runs/a``) is taken as a string.
+
+    Raises:
+        TomlError: a text that begins like a list, a table or a quoted string goes on otherwise.
+    """
     try:
         parsed = tomllib.loads(f"value = {text}")
     except TomlError:
+        if text.startswith(("[", "{", '"', "'")):
+            raise
         return text
     return parsed["value"] if set(parsed) == {"value"} else text
 
 
 def to_toml(tables: Mapping[str, Any]) -> str:
     """Write nested dicts as TOML; ``None`` is left out, which stands for "not set"."""
-    plain = [f"{key} = {_value(value)}" for key, value in tables.items() if not _is_table(value) and value is not None]
+    plain = [_line(key, value) for key, value in tables.items() if not _is_table(value) and value is not None]
     parts = ["\n".join(plain)] if plain else []
     for name, table in tables.items():
         if _is_table(table):
-            lines = [f"{key} = {_value(value)}" for key, value in table.items() if value is not None]
-            parts.append("\n".join([f"[{name}]", *lines]))
+            lines = [_line(key, value) for key, value in table.items() if value is not None]
+            parts.append("\n".join([f"[{_key(name)}]", *lines]))
     return "\n\n".join(parts) + "\n"
 
 
 def _is_table(value: Any) -> bool:
     return isinstance(value, Mapping)
+
+
+def _line(key: str, value: Any) -> str:
+    return f"{_key(key)} = {_value(value)}"
+
+
+def _key(key: str) -> str:
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _string(key)
+
+
+def _string(text: str) -> str:
+    # JSON's escapes are a subset of TOML's basic strings, except for DEL, which TOML forbids raw.
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _value(value: Any) -> str:
@@ -54,11 +74,10 @@ def _value(value: Any) -> str:
         text = repr(value)
         return text if any(mark in text for mark in ".einf") else f"{text}.0"
     if isinstance(value, Mapping):
-        inner = ", ".join(f"{key} = {_value(item)}" for key, item in value.items() if item is not None)
+        inner = ", ".join(_line(key, item) for key, item in value.items() if item is not None)
         return f"{{ {inner} }}"
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(_value(item) for item in value if item is not None) + "]"
     if isinstance(value, str):
-        # JSON's escapes are a subset of TOML's basic strings, except for DEL, which TOML forbids raw.
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+        return _string(value)
     raise TypeError(f"to_toml: value must be a string, number, boolean, list or table, got {type(value).__name__}")

@@ -54,11 +54,14 @@ def test_options_of_the_model_stand_directly_in_its_table() -> None:
         ("schedule.step=3", "schedule.steps"),
         ("engine.precison=bf16", "engine.precision"),
         ("engine.lr=1e-4", "optim.lr"),
+        ('optim.groups=[{mach="bias"}]', "optim.groups.match"),
     ],
 )
 def test_unknown_key_names_the_nearest_valid_one(override: str, nearest: str) -> None:
     text = message(override)
-    assert f"unknown key {override.partition('=')[0]!r}; did you mean {nearest!r}?" in text
+    key = override.partition("=")[0]
+    assert f"unknown key '{key}" in text
+    assert f"; did you mean {nearest!r}?" in text
 
 
 @pytest.mark.parametrize(
@@ -70,6 +73,11 @@ def test_unknown_key_names_the_nearest_valid_one(override: str, nearest: str) ->
         ("optim.nesterov=1", "optim.nesterov must be a valid boolean, got 1"),
         ("engine.precision=half", "'32', 'bf16' or 'fp16', got 'half'"),
         ("optim=3", "optim must be"),
+        ("optim.lr=inf", "optim.lr must be a finite number, got inf"),
+        ("optim.betas=[0.9, 1.0]", "optim.betas.1 must be less than 1, got 1.0"),
+        ("engine.seed=99999999999999999999", "engine.seed must be less than 9223372036854775808"),
+        ("name=../../elsewhere", "name must begin with a letter or digit"),
+        ("name=", "or spaces, got ''"),
     ],
 )
 def test_ill_typed_value_names_key_rule_and_value(override: str, rule: str) -> None:
@@ -80,6 +88,20 @@ def test_batch_that_cannot_be_cut_into_micro_batches_is_refused() -> None:
     assert "multiple of devices * nodes * accumulate = 4, got 6" in message(
         "engine.batch_size=6", "engine.accumulate=4"
     )
+
+
+def test_nesterov_without_momentum_is_refused() -> None:
+    assert "optim.nesterov must be false without momentum" in message("optim.nesterov=true", "optim.momentum=0.0")
+
+
+def test_words_without_quotes_in_a_list_are_told_of() -> None:
+    assert "optim.frozen must be a value of TOML, got '[backbone]' (words within" in message("optim.frozen=[backbone]")
+
+
+def test_overrides_leave_the_tables_alone_that_they_are_applied_to() -> None:
+    tables = {"data": {"options": {"size": 48}}}
+    assert apply_overrides(tables, ["data.options.size=64"]) == {"data": {"options": {"size": 64}}}
+    assert tables == {"data": {"options": {"size": 48}}}
 
 
 def test_override_without_value_is_refused() -> None:
@@ -105,6 +127,11 @@ def test_settings_survive_writing_and_reading() -> None:
     settings = checked('optim.groups=[{match = "norm", weight_decay = 0.0}]', 'description=Quote " and \\ and ü')
     again = validate(Settings, parse_toml(to_toml(settings.as_tables())), "again")
     assert again == settings
+
+
+def test_keys_that_are_no_bare_words_survive_writing_and_reading() -> None:
+    tables = {"data": {"options": {"traffic light": 1, "a.b": {"ü": True}}}}
+    assert parse_toml(to_toml(tables)) == tables
 
 
 def test_nearest_key_prefers_the_same_table() -> None:
