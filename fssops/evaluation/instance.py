@@ -39,7 +39,7 @@ class InstanceRecords:
 
     Args:
         classes: number of classes.
-        limit: detections an image that count, best first.
+        limit: detections of a class in an image that count, best first.
     """
 
     def __init__(self, classes: int, limit: int = 100) -> None:
@@ -58,7 +58,7 @@ class InstanceRecords:
         Args:
             image: number of the image, unique over all processes.
             size: (height, width).
-            detections: class index, score and bool mask [H, W] each; empty masks are left out, as published.
+            detections: class index, score and bool mask [H, W] each. An empty mask counts as a wrong detection.
             truth: class index, mask, whether it is a crowd, and the annotated area (None: the mask's) each.
 
         Raises:
@@ -70,8 +70,7 @@ class InstanceRecords:
         for label, score, mask in detections:
             if mask.shape != size:
                 raise ValueError(f"InstanceRecords.add: masks must be {list(size)}, got {list(mask.shape)}")
-            if mask.any():
-                found.append((int(label), float(score), encode(mask)))
+            found.append((int(label), float(score), encode(mask)))
         known = []
         for label, mask, crowd, area in truth:
             if mask.shape != size:
@@ -113,7 +112,7 @@ class InstanceRecords:
                 found.dataset = {**truth, "annotations": []}
                 found.createIndex()
             evaluator = (_boundary_evaluator() if kind == "boundary" else COCOeval)(reference, found, "segm")
-            evaluator.params.maxDets = [1, 10, self.limit]
+            evaluator.params.maxDets = [self.limit]
             evaluator.evaluate()
             evaluator.accumulate()
         return evaluator

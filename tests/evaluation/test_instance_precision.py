@@ -57,6 +57,61 @@ def test_real_annotations_score_as_pycocotools_says(data_root: Path) -> None:
     assert mine == pytest.approx(evaluator.stats[:6].tolist(), abs=1e-6)
 
 
+def rectangle(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
+    mask = np.zeros(size, dtype=bool)
+    (top, left), (height, width) = rng.integers(0, np.subtract(size, 1)), rng.integers(2, size)
+    mask[top : top + height, left : left + width] = True
+    return mask
+
+
+@pytest.mark.parametrize("limit", [1, 3, 20, 100])
+def test_drawn_cases_score_as_pycocotools_says(limit: int) -> None:
+    """Crowds, annotated areas of all sizes, equal scores, empty detections, and limits below COCO's."""
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    rng, records, classes = np.random.default_rng(limit), InstanceRecords(3, limit), range(3)
+    images, annotations, rows = [], [], []
+    for image in range(8):
+        size = (int(rng.integers(40, 160)), int(rng.integers(40, 160)))
+        images.append({"id": image, "height": size[0], "width": size[1]})
+        truth: list[tuple[int, np.ndarray, bool, float | None]] = []
+        for _ in range(int(rng.integers(0, 6))):
+            area = None if rng.random() < 0.5 else float(rng.integers(1, 20000))
+            truth.append((int(rng.integers(3)), rectangle(rng, size), bool(rng.random() < 0.25), area))
+        detections = []
+        for label, mask, _, _ in truth:
+            for _ in range(int(rng.integers(0, 4))):
+                label = label if rng.random() < 0.8 else int(rng.integers(3))
+                score = round(float(rng.random()), int(rng.choice([1, 6])))
+                detections.append((label, score, np.roll(mask, int(rng.integers(6)), axis=0)))
+        detections.append((int(rng.integers(3)), 0.9, np.zeros(size, dtype=bool)))
+        records.add(image, size, detections, truth)
+        for label, mask, crowd, area in truth:
+            row = {"id": len(annotations) + 1, "image_id": image, "category_id": label, "segmentation": encode(mask)}
+            annotations.append({**row, "area": mask.sum() if area is None else area, "iscrowd": int(crowd), "bbox": []})
+        rows += coco_results(image, *map(list, zip(*detections, strict=True)), category_ids=list(classes))
+    with contextlib.redirect_stdout(io.StringIO()):
+        reference = COCO()
+        categories = [{"id": label} for label in classes]
+        reference.dataset = {"info": {}, "images": images, "annotations": annotations, "categories": categories}
+        reference.createIndex()
+        evaluator = COCOeval(reference, reference.loadRes(rows), "segm")
+        evaluator.params.maxDets = [limit]
+        evaluator.evaluate()
+        evaluator.accumulate()
+    precision, found = evaluator.eval["precision"][..., 0], records.scores()  # [thresholds, recalls, classes, areas]
+
+    def mean(values: np.ndarray) -> float:
+        return float(values[values > -1].mean())
+
+    ranges = [mean(precision[..., area]) for area in range(4)]
+    assert [found.ap, found.ap_small, found.ap_medium, found.ap_large] == pytest.approx(ranges, abs=1e-12)
+    assert [found.ap50, found.ap75] == pytest.approx([mean(precision[0, ..., 0]), mean(precision[5, ..., 0])], abs=1e-12)
+    assert found.class_ap == pytest.approx([mean(precision[:, :, label, 0]) for label in classes], abs=1e-12)
+    assert 0 < found.ap < 0.9
+
+
 def test_records_of_several_processes_join_to_the_same_scores() -> None:
     rng, whole, parts = np.random.default_rng(1), InstanceRecords(3), [InstanceRecords(3), InstanceRecords(3)]
     for image in range(12):
