@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
 
-from fssops.evaluation.counts import count_foreground, count_pixels
+from fssops.evaluation.counts import count_foreground, count_pixels, summed
 from fssops.evaluation.feature_cache import FeatureCache
 from fssops.evaluation.protocols import FewShotProtocol
 from fssops.structures import IGNORE, Episode, move_to
@@ -80,10 +80,7 @@ class EvaluationCounts:
 
     def summed(self, reduce: Callable[[Tensor], Tensor]) -> EvaluationCounts:
         """Return the sums over processes; ``reduce`` adds one int64 vector over all of them."""
-        parts = [self.classes, self.foreground, self.episodes, self.work]
-        flat = reduce(torch.cat([part.reshape(-1) for part in parts])).cpu()
-        pieces = flat.split([part.numel() for part in parts])
-        return EvaluationCounts(*(piece.view(part.shape) for piece, part in zip(pieces, parts, strict=True)))
+        return EvaluationCounts(*summed([self.classes, self.foreground, self.episodes, self.work], reduce))
 
 
 def shard(total: int, rank: int, world_size: int) -> range:
@@ -158,18 +155,10 @@ def count_runs(
     Raises:
         ValueError: the protocol needs the original labels and they are not given, or the runs differ in length.
     """
-    length = len(runs[0])
-    if any(len(run) != length for run in runs):
-        raise ValueError(f"count_runs: runs must be of one length, got {[len(run) for run in runs]}")
-    if protocol.size != "network" and original_labels is None:
-        raise ValueError(f"count_runs: original_labels must be given for protocol {protocol.name!r}, got None")
-    total = range(len(runs) * length)
     ledger = Ledger(cache, progress)
-    places = shard(len(total), rank, world_size) if progress is None else progress.mine(total)
-    for place, episode in load_episodes(runs, places, workers):
-        run, index = divmod(place, length)
-        original = original_labels(run, index) if protocol.size != "network" and original_labels else None
-        labels = compared_labels(protocol, original if original is not None else episode.query_labels, device)
+    for at, episode, labels in labelled_episodes(
+        runs, protocol, original_labels, device, rank=rank, world_size=world_size, workers=workers, progress=progress
+    ):
         sizes = None
         if protocol.size == "original":
             sizes = [(int(label.shape[0]), int(label.shape[1])) for label in labels]
@@ -183,10 +172,10 @@ def count_runs(
             counts += count_pixels(prediction, label, ways, protocol.false_positives)
             foreground += count_foreground(prediction, label)
         if observe is not None:
-            observe(run, index, episode)
-        ledger.add(place, run, index, episode.classes, counts, foreground)
+            observe(at.run, at.index, episode)
+        ledger.add(at, episode.classes, counts, foreground)
         advance()
-    return ledger.collected(EvaluationCounts.zeros(len(runs), length, max(classes)))
+    return ledger.collected(EvaluationCounts.zeros(len(runs), len(runs[0]), max(classes)))
 
 
 def compared_labels(
@@ -223,11 +212,11 @@ class Ledger:
         self._rows: list[tuple[int, int, Tensor, Tensor, Tensor]] = []
         self._earlier: list[Mapping[str, Tensor]] = list(progress.states) if progress is not None else []
 
-    def add(self, place: int, run: int, index: int, classes: Tensor, counts: Tensor, foreground: Tensor) -> None:
-        """Add an episode: its place among those of all runs, run, number, classes [N], counts [1 + N, 3] and [2, 3]."""
-        self._rows.append((run, index, classes.cpu(), counts, foreground))
+    def add(self, at: Place, classes: Tensor, counts: Tensor, foreground: Tensor) -> None:
+        """Add an episode: where it stands, its classes [N], counts [1 + N, 3] and [2, 3]."""
+        self._rows.append((at.run, at.index, classes.cpu(), counts, foreground))
         if self._progress is not None:
-            self._progress.counted(place, self._packed)
+            self._progress.counted(at.number, self._packed)
 
     def collected(self, result: EvaluationCounts) -> EvaluationCounts:
         """Add everything to ``result``, and the cache's work."""
@@ -254,27 +243,74 @@ class Ledger:
         }
 
 
-class _Places:
-    """The episodes of all runs under one index, for a loader."""
+@dataclass(frozen=True)
+class Place:
+    """Where an episode stands: its number through all runs, its run, and its number in that run."""
 
-    def __init__(self, runs: Sequence[EpisodeSet], places: Sequence[int]) -> None:
-        self.runs, self.places, self.length = runs, places, len(runs[0])
+    number: int
+    run: int
+    index: int
+
+
+class _Places:
+    """The episodes at some places under one index, for a loader."""
+
+    def __init__(self, runs: Sequence[EpisodeSet], places: Sequence[Place]) -> None:
+        self.runs, self.places = runs, places
 
     def __len__(self) -> int:
         return len(self.places)
 
-    def __getitem__(self, item: int) -> tuple[int, Episode]:
-        place = self.places[item]
-        run, index = divmod(place, self.length)
-        return place, self.runs[run][index]
+    def __getitem__(self, item: int) -> Episode:
+        at = self.places[item]
+        return self.runs[at.run][at.index]
 
 
-def load_episodes(runs: Sequence[EpisodeSet], places: Sequence[int], workers: int) -> Iterator[tuple[int, Episode]]:
-    """The episodes at some places, counted through all runs, each with its place."""
-    dataset = _Places(runs, places)
-    if not workers or not places:
-        return (dataset[item] for item in range(len(dataset)))
+def labelled_episodes(
+    runs: Sequence[EpisodeSet],
+    protocol: FewShotProtocol,
+    original_labels: OriginalLabels | None,
+    device: torch.device | str,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    workers: int = 0,
+    progress: Progress | None = None,
+) -> Iterator[tuple[Place, Episode, list[Tensor]]]:
+    """The episodes of this process, each with its place and its query labels as the protocol compares them.
+
+    Args:
+        runs: the episode list of each run; all of one length.
+        protocol: rules of comparison.
+        original_labels: needed when the protocol compares at the original size.
+        device: of the labels; episodes stay where they are.
+        rank, world_size: this process takes every ``world_size``-th episode.
+        workers: loader processes.
+        progress: gives out the episodes instead of ``rank`` and ``world_size``.
+
+    Raises:
+        ValueError: the protocol needs the original labels and they are not given, or the runs differ in length.
+    """
+    lengths = [len(run) for run in runs]
+    if len(set(lengths)) != 1:
+        raise ValueError(f"labelled_episodes: runs must be of one length, got {lengths}")
+    if protocol.size != "network" and original_labels is None:
+        raise ValueError(f"labelled_episodes: original_labels must be given for protocol {protocol.name!r}, got None")
+    total = len(runs) * lengths[0]
+    mine = shard(total, rank, world_size) if progress is None else progress.mine(range(total))
+    places = [Place(number, *divmod(number, lengths[0])) for number in mine]
+    for at, episode in zip(places, _loaded(_Places(runs, places), workers), strict=True):
+        if protocol.size == "network" or original_labels is None:
+            labels: Sequence[Tensor] | Tensor = episode.query_labels
+        else:
+            labels = original_labels(at.run, at.index)
+        yield at, episode, compared_labels(protocol, labels, device)
+
+
+def _loaded(episodes: _Places, workers: int) -> Iterator[Episode]:
+    if not workers or not len(episodes):
+        return (episodes[item] for item in range(len(episodes)))
     generator = torch.Generator().manual_seed(0)  # spares the global random state
     return iter(
-        DataLoader(dataset, batch_size=None, num_workers=workers, generator=generator)  # type: ignore[arg-type]
+        DataLoader(episodes, batch_size=None, num_workers=workers, generator=generator)  # type: ignore[arg-type]
     )

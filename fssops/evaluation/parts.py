@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from fssops.evaluation.counts import count_foreground, count_pixels, iou, mean_iou
+from fssops.evaluation.counts import count_foreground, count_pixels, iou, mean_iou, summed
 from fssops.evaluation.fewshot import EpisodeSet, Segmenter, compared_labels, stretched
 from fssops.evaluation.protocols import FewShotProtocol
 from fssops.structures import Episode
@@ -108,15 +108,8 @@ class PartCounts:
         return [self._meta, self._foreground, self._base]
 
     def scores(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        """Means over runs.
-
-        Args:
-            reduce: adds one int64 vector over all processes.
-        """
-        shapes = [counts.shape for counts in (self._meta, self._foreground, self._base)]
-        flat = reduce(torch.cat([counts.flatten() for counts in (self._meta, self._foreground, self._base)])).cpu()
-        sizes = [shape.numel() for shape in shapes]
-        meta, foreground, base = (part.view(shape) for part, shape in zip(flat.split(sizes), shapes, strict=True))
+        """Means over runs; ``reduce`` adds one int64 vector over all processes."""
+        meta, foreground, base = summed(self.tensors(), reduce)
         return {
             "meta mIoU": float(mean_iou(iou(meta[:, self.classes]), self.protocol.absent).mean()),
             "meta binary IoU": float(iou(foreground).mean()),

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from fssops.evaluation.counts import FalsePositives, count_foreground, count_pixels, iou, mean_iou
+from fssops.evaluation.counts import Absent, FalsePositives, count_foreground, count_pixels, iou, mean_iou, summed
 from fssops.evaluation.feature_cache import FeatureCache
 from fssops.evaluation.fewshot import (
     EpisodeSet,
@@ -23,8 +23,7 @@ from fssops.evaluation.fewshot import (
     Progress,
     Segmenter,
     compared_labels,
-    load_episodes,
-    shard,
+    labelled_episodes,
     stretched,
 )
 from fssops.evaluation.protocols import FewShotProtocol
@@ -146,13 +145,9 @@ class ProposalTally:
         """The counts themselves, added to in place."""
         return [self.merged, self.best, self.found]
 
-    def scores(self, reduce: Callable[[Tensor], Tensor], absent: Any) -> dict[str, float]:
+    def scores(self, reduce: Callable[[Tensor], Tensor], absent: Absent) -> dict[str, float]:
         """Means over runs; ``reduce`` adds one int64 vector over all processes."""
-        parts = (self.merged, self.best, self.found)
-        flat = reduce(torch.cat([part.flatten() for part in parts])).cpu()
-        merged, best, found = (
-            piece.view(part.shape) for piece, part in zip(flat.split([p.numel() for p in parts]), parts, strict=True)
-        )
+        merged, best, found = summed(self.tensors(), reduce)
         scores = {
             "oracle merge mIoU": float(mean_iou(iou(merged[:, self.classes]), absent).mean()),
             "best proposal mIoU": float(mean_iou(iou(best[:, self.classes]), absent).mean()),
@@ -217,10 +212,10 @@ def count_proposals(
     cache: FeatureCache,
     tally: ProposalTally,
     *,
-    rank: int = 0,
     second: bool = False,
     device: torch.device | str = "cpu",
     original_labels: OriginalLabels | None = None,
+    rank: int = 0,
     world_size: int = 1,
     workers: int = 0,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
@@ -235,23 +230,25 @@ def count_proposals(
         protocol: rules of comparison.
         cache: of the model's proposals.
         tally: counts the rest.
-        rank, world_size: this process takes every ``world_size``-th episode.
         second: take the second best by soft overlap, as MM-Former's code reports its first stage.
         device: of the model.
         original_labels: needed when the protocol compares at the original size.
+        rank, world_size: this process takes every ``world_size``-th episode.
         workers: loader processes.
         autocast: context for the forward pass.
         advance: called after each episode.
         progress: gives out the episodes instead of ``rank`` and ``world_size``, and keeps their counts.
+
+    Raises:
+        ValueError: the protocol needs the original labels and they are not given, the runs differ in length, or an
+            episode has several ways.
     """
-    length = len(runs[0])
-    total = range(len(runs) * length)
     ledger = Ledger(cache, progress)
-    places = shard(len(total), rank, world_size) if progress is None else progress.mine(total)
-    for place, episode in load_episodes(runs, places, workers):
-        run, index = divmod(place, length)
-        original = original_labels(run, index) if protocol.size != "network" and original_labels else None
-        labels = compared_labels(protocol, original if original is not None else episode.query_labels, device)
+    for at, episode, labels in labelled_episodes(
+        runs, protocol, original_labels, device, rank=rank, world_size=world_size, workers=workers, progress=progress
+    ):
+        if len(episode.classes) != 1:
+            raise ValueError(f"count_proposals: episodes must be of one way, got {len(episode.classes)}")
         counts, foreground = torch.zeros(2, 3, dtype=torch.int64), torch.zeros(2, 3, dtype=torch.int64)
         for query, label in zip(episode.query_images.to(device), labels, strict=True):
             with torch.inference_mode(), autocast():
@@ -261,12 +258,12 @@ def count_proposals(
                 size = (int(label.shape[0]), int(label.shape[1]))
             with torch.inference_mode():
                 masks, sums = full_masks(model, features, size, label)
-                tally.add(run, episode.classes, masks, label)
+                tally.add(at.run, episode.classes, masks, label)
                 soft = sums[:, 0] / (sums[:, 1] + float((label == 1).sum()) - sums[:, 0] + 1e-7)
                 chosen = soft.topk(min(2, len(soft))).indices[-1] if second else soft.argmax()
                 prediction = masks[chosen].long()
                 counts += count_pixels(prediction, label, 1, protocol.false_positives)
                 foreground += count_foreground(prediction, label)
-        ledger.add(place, run, index, episode.classes, counts, foreground)
+        ledger.add(at, episode.classes, counts, foreground)
         advance()
-    return ledger.collected(EvaluationCounts.zeros(len(runs), length, max(tally.classes)))
+    return ledger.collected(EvaluationCounts.zeros(len(runs), len(runs[0]), max(tally.classes)))

@@ -6,6 +6,8 @@ import difflib
 from dataclasses import dataclass
 from typing import Literal
 
+from fssops.evaluation.counts import Absent, FalsePositives
+
 
 @dataclass(frozen=True)
 class FewShotProtocol:
@@ -25,7 +27,8 @@ class FewShotProtocol:
         false_positives: see :func:`fssops.evaluation.counts.count_pixels`.
         binary: binary (foreground-background) IoU from "class_sums", the counts of all classes added up, or from
             "pixels", with any way taken as foreground.
-        absent: a class that no query shows makes the mean "nan" or is left out ("skip").
+        absent: a class that no query shows makes the mean "nan" or is left out ("skip"). MSANet's and MM-Former's code
+            count it as 0; in lists of their length every class is shown.
         seeds: of the runs, for readers, where the data layer's protocol has a list of its own.
     """
 
@@ -36,9 +39,9 @@ class FewShotProtocol:
     first_seed: int = 1234
     data: str = "fssops"
     size: Literal["network", "original", "square"] = "original"
-    false_positives: Literal["present", "all"] = "all"
+    false_positives: FalsePositives = "all"
     binary: Literal["class_sums", "pixels"] = "pixels"
-    absent: Literal["nan", "skip"] = "skip"
+    absent: Absent = "skip"
     seeds: str = ""
 
     def describe(self) -> str:

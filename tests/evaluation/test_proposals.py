@@ -106,6 +106,21 @@ def test_the_first_stage_is_scored_by_its_best_or_as_published_second_best_propo
         assert tally.found.tolist() == [[2, 2, 2]]
 
 
+@pytest.mark.parametrize(
+    ("protocol", "classes", "told"),
+    [
+        ("fssops", [1], "original_labels must be given for protocol 'fssops', got None"),
+        ("mm_former", [1, 2], "count_proposals: episodes must be of one way, got 2"),
+    ],
+)
+def test_what_the_first_stage_cannot_be_scored_on_is_refused(protocol: str, classes: list[int], told: str) -> None:
+    found = episode(boxes((0, 3))[0].long())
+    found.classes = torch.tensor(classes)
+    model = Columns((0, 2))
+    with FeatureCache(model.encode, memory=0) as cache, pytest.raises(ValueError, match=told):
+        count_proposals(model, [[found]], PROTOCOLS[protocol], cache, ProposalTally(1, [1, 2], "all"))  # type: ignore[list-item]
+
+
 def test_an_observer_counts_the_proposals_of_every_match() -> None:
     model = Columns((0, 3), (5, 6))
     counts = ProposalCounts(model, [[]], PROTOCOL, [1])
