@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fssops.data import coco, fewshot, voc
 from fssops.data.coco import COCOSource
@@ -19,6 +20,8 @@ from fssops.data.folds import FoldClasses
 from fssops.data.fss1000 import FSS1000Source
 from fssops.data.sources import FewShotSource, Progress, count_classes
 from fssops.data.voc import VOCSource
+
+Source = TypeVar("Source")
 
 KINDS = {
     "unreadable_layout": "the data set cannot be opened: a missing folder or list, broken JSON",
@@ -127,16 +130,8 @@ def check_data(
     elif root is not None and not Path(root).exists():
         raise FileNotFoundError(f"{root}: root must be a folder, got no such folder")
     report = Report(str(root or ""), format)
-    chosen = list(splits or splits_of(format, root or ".") or ["train"])
-    sources: dict[str, FewShotSource] = {}
-    for split in chosen:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", DataWarning)  # every one of them becomes a finding below
-                sources[split] = fewshot.open_source(format, root, split=split, **options)
-        except (DataError, OSError) as error:
-            duplicate = "once" in str(error) or "unique" in str(error)
-            report.findings.append(Finding("duplicate_id" if duplicate else "unreadable_layout", split, str(error)))
+    chosen = splits or splits_of(format, root or ".") or ["train"]
+    sources = open_splits(report, chosen, lambda split: fewshot.open_source(format, root, split=split, **options))
     total = len({n for s in sources.values() for n in _keys(s)})
     seen: dict[str, tuple[dict[int, int], str, list[Finding]]] = {}
     for split, source in sources.items():
@@ -153,6 +148,35 @@ def check_data(
         }
     _check_leakage(sources, seen, fold, report)
     return report
+
+
+def open_splits(report: Report, splits: Iterable[str], open_split: Callable[[str], Source]) -> dict[str, Source]:
+    """Open the splits of a data set; those that cannot be opened become findings.
+
+    Args:
+        report: gets the findings.
+        splits: which.
+        open_split: gives the source of a split. It may warn: a source tells of the same faults when it is asked.
+
+    Returns:
+        split -> source.
+    """
+    sources = {}
+    for split in splits:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DataWarning)
+                sources[split] = open_split(split)
+        except (DataError, OSError) as error:
+            report.findings.append(Finding(_layout_kind(error), split, str(error)))
+    return sources
+
+
+def _layout_kind(error: Exception) -> str:
+    _, _, rule = str(error).partition(": ")  # what stands before it is a path, which may hold any word
+    if "category_id must be" in rule:
+        return "unknown_id"
+    return "duplicate_id" if re.search(r"\b(unique|once|twice)\b", rule) else "unreadable_layout"
 
 
 def _keys(source: FewShotSource) -> list[str]:

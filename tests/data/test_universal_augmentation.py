@@ -95,6 +95,7 @@ def test_labels_take_the_nearest_corner_and_ids_the_nearest_centre() -> None:
         ((427, 640), 800, 1000, (667, 1000)),
         ((360, 480), 256, 2048, (256, 341)),
         ((100, 100), 512, 2048, (512, 512)),
+        ((6000, 1), 512, 1333, (1333, 1)),  # a ruler: less than half a pixel is one
     ],
 )
 def test_short_side_sizes(size: tuple[int, int], short: int, longest: int, expected: tuple[int, int]) -> None:

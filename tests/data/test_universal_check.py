@@ -102,6 +102,12 @@ def test_the_same_picture_in_two_splits(panoptic: Path) -> None:
     assert message == "2.png of val2017 must not be in train2017, got the same picture as 1.png"
 
 
+def test_words_of_a_path_do_not_decide_the_kind_of_a_finding(panoptic: Path) -> None:
+    root = panoptic.rename(panoptic.parent / "seen once, unique")
+    change(root, lambda c: c.pop("categories"))
+    assert [kind for kind, _ in problems(root, splits=["train2017"])] == ["unreadable_layout"]
+
+
 def test_instances_that_cannot_be_drawn(tmp_path: Path) -> None:
     (tmp_path / "annotations").mkdir()
     (tmp_path / "train").mkdir()

@@ -86,12 +86,38 @@ def test_class_files_of_several_forms(tmp_path: Path, classes: Any) -> None:
         ([{"id": 255, "name": "a"}], "class ids must be from 0 to 254, got 255"),
         ([{"id": "x", "name": "a"}], "must have an integer id"),
         ([{"id": 1, "name": "a", "color": [1, 2, 300]}], "color of category 1 must be three numbers"),
+        ([{"id": 1, "name": "a", "isthing": "no"}], r"category 1 must say isthing \(0 or 1\), got 'no'"),
         ("road", "class list must be a list or map"),
     ],
 )
 def test_wrong_class_files_are_told(tmp_path: Path, classes: Any, told: str) -> None:
     root = label_folder(tmp_path, halves(0, 1).astype(np.uint8), classes)
     with pytest.raises(AnnotationError, match=told):
+        universal.open_source("label_folder", root)
+
+
+@pytest.mark.parametrize("split", ["train", "all"])
+def test_a_folder_without_splits_is_one_set_and_never_its_own_validation(tmp_path: Path, split: str) -> None:
+    for folder, values in (("images", picture()), ("labels", halves(0, 1).astype(np.uint8))):
+        save(tmp_path / folder / "a.png", values)
+    (tmp_path / "classes.json").write_text('["a", "b"]')
+    assert universal.open_source("label_folder", tmp_path, split=split).names == ["a"]
+    with pytest.raises(FileNotFoundError, match=r"must be a folder of images, got 'val' \(there: none; split all"):
+        universal.open_source("label_folder", tmp_path, split="val")
+
+
+def test_hidden_folders_are_neither_splits_nor_images(tmp_path: Path) -> None:
+    root = label_folder(tmp_path, halves(0, 1).astype(np.uint8), ["a", "b"])
+    for folder in (".thumbnails", "train/.thumbnails"):
+        save(root / "images" / folder / "a.png", picture())
+    assert universal.splits_of("label_folder", root) == ["train"]
+    assert universal.open_source("label_folder", root).names == ["a"]
+
+
+def test_class_lists_nested_without_end_are_told(tmp_path: Path) -> None:
+    root = label_folder(tmp_path, halves(0, 1).astype(np.uint8), [])
+    (root / "classes.json").write_text("[" * 100_000)
+    with pytest.raises(AnnotationError, match="class list must be complete JSON"):
         universal.open_source("label_folder", root)
 
 
@@ -143,6 +169,8 @@ def test_ids_and_pixels_are_inverse() -> None:
         (300, [{**SEGMENTS[0], "category_id": 6}, SEGMENTS[1]], {}, "category_id must be one of the 2 .*, got 6"),
         (300, [SEGMENTS[0], SEGMENTS[0]], {}, "segment ids must be unique, got 300 twice"),
         (300, [{**SEGMENTS[0], "id": 0}], {}, "segment ids must be integers from 1"),
+        (300, [{**SEGMENTS[0], "category_id": [5]}], {}, r"category_id must be one of the 2 .*, got \[5\]"),
+        (300, SEGMENTS, {"id": [7]}, r"images\[0\]: id must be a number or a name, got \[7\]"),
     ],
 )
 def test_panoptic_json_and_png_that_disagree(
@@ -174,6 +202,47 @@ def test_instances_file_beside_a_panoptic_one_gives_overlapping_objects(tmp_path
     (found,) = source.truth("a.jpg").instances(source.metadata.things)
     assert (found.label, found.area, int(found.mask(H, W).sum())) == (0, 12.5, 100)
     assert "instances_val2017.json" in source.label
+
+
+def with_instances(root: Path, rows: list[dict[str, Any]]) -> universal.UniversalSource:
+    """The panoptic folder with a second image, and the rows of an instances file beside it."""
+    path = root / "annotations" / "panoptic_val2017.json"
+    content = json.loads(path.read_text())
+    save(root / "val2017" / "b.jpg", picture(1))
+    save(root / "annotations" / "panoptic_val2017" / "b.png", encode_ids(halves(70000, 70000)))
+    images = [*content["images"], {"id": 8, "file_name": "b.jpg", "height": H, "width": W}]
+    rows_of_b = [{"image_id": 8, "file_name": "b.png", "segments_info": SEGMENTS[1:]}]
+    path.write_text(json.dumps({**content, "images": images, "annotations": content["annotations"] + rows_of_b}))
+    beside = {"images": images, "annotations": rows, "categories": [{"id": 5, "name": "cat"}]}
+    (root / "annotations" / "instances_val2017.json").write_text(json.dumps(beside))
+    return universal.open_source("coco_panoptic", root, split="val2017", instances="auto")
+
+
+def test_instances_of_panoptic_truth_train_on_images_that_have_some(tmp_path: Path) -> None:
+    row = {"id": 1, "category_id": 5, "iscrowd": 0, "segmentation": [[0, 0, 9, 0, 9, 9, 0, 9]]}
+    objects = with_instances(panoptic_folder(tmp_path, halves(300, 70000), SEGMENTS), [{**row, "image_id": 8}])
+    assert objects.training_names("instance") == ["b.jpg"]
+    assert objects.training_names("panoptic") == ["a.jpg", "b.jpg"]
+    segments = universal.open_source("coco_panoptic", tmp_path, split="val2017")
+    assert segments.training_names("instance") == ["a.jpg"]
+
+
+def test_faults_of_the_instances_beside_a_panoptic_file_are_found_by_the_check(tmp_path: Path) -> None:
+    from fssops.data.universal.check import check_universal
+
+    row = {"id": 1, "image_id": 7, "category_id": 6, "iscrowd": 0, "segmentation": [[0, 0, 9, 0, 9, 9, 0, 9]]}
+    with pytest.warns(DataWarning, match="category id 6 not in categories"):
+        with_instances(panoptic_folder(tmp_path, halves(300, 70000), SEGMENTS), [row])
+    report = check_universal("coco_panoptic", tmp_path, splits=["val2017"], instances="auto")
+    assert [finding.kind for finding in report.problems()] == ["bad_annotation"]
+
+
+@pytest.mark.parametrize("kind", ["semantic", "instance"])
+def test_an_image_that_is_not_there_is_told(tmp_path: Path, kind: universal.TruthKind) -> None:
+    source = universal.open_source("cityscapes", cityscapes_folder(tmp_path), kind=kind)
+    for read in (source.image, source.truth):
+        with pytest.raises(ValueError, match="cityscapes train: name must be one of its 1 images, got 'bonn'"):
+            read("bonn")
 
 
 def cityscapes_folder(root: Path) -> Path:

@@ -32,7 +32,13 @@ from fssops.data.universal.dataset import (
     evaluation_item,
     target_at,
 )
-from fssops.data.universal.label_folder import LABEL_FOLDERS, CamVidSource, LabelFolderSource, read_classes
+from fssops.data.universal.label_folder import (
+    LABEL_FOLDERS,
+    CamVidSource,
+    LabelFolderSource,
+    folders_in,
+    read_classes,
+)
 from fssops.data.universal.metadata import Category, Metadata
 from fssops.data.universal.pipelines import pipeline
 from fssops.data.universal.scenes import GeneratedScenesSource
@@ -183,6 +189,4 @@ def splits_of(format: str, root: str | os.PathLike[str]) -> list[str]:
         return sorted(p.name for p in (base / "leftImg8bit").glob("*") if p.is_dir() and p.name != "test")
     if format == "camvid" and (base / "trainannot").is_dir():
         return [s for s in ("train", "val", "test") if (base / s).is_dir()]
-    images = base / "images"
-    found = sorted(p.name for p in images.iterdir() if p.is_dir()) if images.is_dir() else []
-    return found or ["all"]
+    return folders_in(base / "images") or ["all"]

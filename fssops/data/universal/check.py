@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,10 +11,9 @@ from typing import Any
 import numpy as np
 
 from fssops.data import universal
-from fssops.data.check import Finding, Report
+from fssops.data.check import Finding, Report, open_splits
 from fssops.data.errors import (
     DataError,
-    DataWarning,
     ImageFileError,
     MaskSizeError,
     MaskValueError,
@@ -51,14 +49,10 @@ def check_universal(
     if root is not None and not Path(root).exists():
         raise FileNotFoundError(f"{root}: root must be a folder, got no such folder")
     report = Report(str(root or ""), format)
-    sources: dict[str, UniversalSource] = {}
-    for split in splits or universal.splits_of(format, root or ".") or ["train"]:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", DataWarning)  # every one of them becomes a finding below
-                sources[split] = universal.open_source(format, root, split=split, kind=kind, **options)
-        except (DataError, OSError) as error:
-            report.findings.append(Finding(_layout_kind(error), split, str(error)))
+    chosen = splits or universal.splits_of(format, root or ".") or ["train"]
+    sources = open_splits(
+        report, chosen, lambda split: universal.open_source(format, root, split=split, kind=kind, **options)
+    )
     total, done = sum(len(source.names) for source in sources.values()), 0
     digests: dict[str, dict[str, str]] = {}
     for split, source in sources.items():
@@ -84,13 +78,6 @@ def check_universal(
         report.splits[split] = {**numbers, "empty classes": int((images == 0).sum())}
     _check_leakage(digests, report)
     return report
-
-
-def _layout_kind(error: Exception) -> str:
-    text = str(error)
-    if "category_id must be" in text:
-        return "unknown_id"
-    return "duplicate_id" if "unique" in text or "once" in text else "unreadable_layout"
 
 
 def _check_image(source: UniversalSource, name: str) -> tuple[list[int], str, list[Finding]]:

@@ -84,9 +84,11 @@ class CityscapesInstanceSource(UniversalSource):
         super().__init__("instance", split, THINGS, list(self._files))
 
     def image(self, name: str) -> Image.Image:
+        self.check_name(name)
         return read_image(self._files[name][0])
 
     def truth(self, name: str) -> Truth:
+        self.check_name(name)
         image, path = self._files[name]
         values, (width, height) = read_numbers(path, what="instance map"), image_size(image)
         if values.ndim != 2:

@@ -60,6 +60,27 @@ def find_images(root: Path, split: str) -> Path:
     raise FileNotFoundError(f"{root / split}: the images of split {split!r} must be there or under images/{split}")
 
 
+def _places(
+    source: UniversalSource,
+    prefix: str,
+    root: PathLike | None,
+    split: str,
+    annotations: PathLike | None,
+    images: PathLike | None,
+) -> tuple[Path, Path, str]:
+    """Annotation file, image folder and full name of a split: as they are given, else as the layout has them."""
+    if root is None and (annotations is None or images is None):
+        raise ValueError(
+            f"{type(source).__name__}: root must be a folder unless annotations and images are given, got None"
+        )
+    base = Path(root or ".")
+    if annotations is None:
+        path, split = find_split(base, prefix, split)
+    else:
+        path = Path(annotations)
+    return path, Path(images) if images is not None else find_images(base, split), split
+
+
 def _read_sized(path: Path, size: tuple[int, int] | None) -> Image.Image:
     picture = read_image(path)
     if size is not None and picture.size != size:
@@ -96,26 +117,15 @@ class COCOInstanceSource(UniversalSource):
         images: PathLike | None = None,
         warn: bool = True,
     ) -> None:
-        if root is None and (annotations is None or images is None):
-            raise ValueError(
-                "COCOInstanceSource: root must be a folder unless annotations and images are given, got None"
-            )
-        base = Path(root or ".")
-        if annotations is None:
-            path, split = find_split(base, "instances", split)
-        else:
-            path = Path(annotations)
-        self.image_folder = Path(images) if images is not None else find_images(base, split)
+        path, self.image_folder, split = _places(self, "instances", root, split, annotations, images)
         self.file = coco_json.read(path, warn=warn)
         rows = [{"id": identifier, "name": name} for identifier, name in self.file.categories.items()]
         metadata = Metadata.from_rows(rows, str(path), things=True)
         self._ids = {name: identifier for identifier, (name, _, _) in self.file.images.items()}
-        self.names_set = frozenset(self._ids)
         super().__init__("instance", split, metadata, list(self._ids))
 
     def _entry(self, name: str) -> tuple[int, int, int]:
-        if name not in self._ids:
-            raise ValueError(f"{self.label}: name must be one of its {len(self.names)} images, got {name!r}")
+        self.check_name(name)
         _, width, height = self.file.images[self._ids[name]]
         return self._ids[name], width, height
 
@@ -155,7 +165,7 @@ class COCOPanopticSource(UniversalSource):
     """COCO panoptic JSON and PNGs.
 
     Args:
-        root: folder with ``annotations`` and images; may be None where all three below are given.
+        root: folder with ``annotations`` and images; may be None where annotation file and images are given.
         split: ``train2017``, or ``train`` where one year is present.
         annotations: panoptic JSON, instead of the one that ``split`` names.
         maps: folder of the PNGs; None: named as the JSON.
@@ -181,23 +191,14 @@ class COCOPanopticSource(UniversalSource):
         images: PathLike | None = None,
         instances: PathLike | None = None,
     ) -> None:
-        if root is None and (annotations is None or images is None):
-            raise ValueError(
-                "COCOPanopticSource: root must be a folder unless annotations and images are given, got None"
-            )
-        base = Path(root or ".")
-        if annotations is None:
-            path, split = find_split(base, "panoptic", split)
-        else:
-            path = Path(annotations)
-        self.image_folder = Path(images) if images is not None else find_images(base, split)
+        path, self.image_folder, split = _places(self, "panoptic", root, split, annotations, images)
         self.map_folder = Path(maps) if maps is not None else path.with_suffix("")
         if not self.map_folder.is_dir():
             raise FileNotFoundError(f"{self.map_folder}: the PNGs of {path.name} must be there, got no such folder")
         self.file = panoptic_json.read(path)
         self.objects = None
         if instances == "auto":
-            beside = base / "annotations" / f"instances_{split}.json"
+            beside = Path(root or ".") / "annotations" / f"instances_{split}.json"
             instances = beside if beside.is_file() else None
         if instances is not None:
             self.objects = COCOInstanceSource(None, split, annotations=instances, images=self.image_folder)
@@ -214,8 +215,7 @@ class COCOPanopticSource(UniversalSource):
         Raises:
             ValueError: no such image.
         """
-        if name not in self.file.images:
-            raise ValueError(f"{self.label}: name must be one of its {len(self.names)} images, got {name!r}")
+        self.check_name(name)
         return self.file.images[name]
 
     def image_path(self, name: str) -> Path:
@@ -243,10 +243,27 @@ class COCOPanopticSource(UniversalSource):
             )
         return Truth(height, width, segment_ids=ids, segments=segments, objects=self._objects(name))
 
+    def training_names(self, kind: TruthKind) -> list[str]:
+        if kind != "instance":
+            return self.names
+        if self.objects is not None:
+            kept = frozenset(self.objects.training_names(kind))
+            return [name for name in self.names if name in kept]
+        things = {self.metadata.categories[index].id for index in self.metadata.things}
+        return [
+            name
+            for name, entry in self.file.images.items()
+            if any(row["category_id"] in things and not row.get("iscrowd", 0) for row in entry.segments)
+        ]
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        if self.objects is not None:
+            yield from self.objects.problems()
+
     def _objects(self, name: str) -> list[ObjectTruth] | None:
         if self.objects is None:
             return None
-        if name not in self.objects.names_set:
+        if name not in self.objects.known:
             return []
         found = self.objects.truth(name).objects or []
         ids = {index: category.id for index, category in enumerate(self.objects.metadata.categories)}

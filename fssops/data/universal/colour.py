@@ -51,7 +51,8 @@ def _weights_of_hues() -> np.ndarray:
     sector = np.floor(hue)
     part = hue - sector
     weights = np.stack([np.zeros_like(part), np.ones_like(part), part, one - part])
-    return weights[_SECTORS[sector.astype(np.intp) % 6].T, _STEPS]
+    found: np.ndarray = weights[_SECTORS[sector.astype(np.intp) % 6].T, _STEPS]
+    return found
 
 
 _WEIGHTS = _weights_of_hues()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -93,9 +93,7 @@ class TrainingDataset(Dataset[UniversalItem]):
         image = np.asarray(self.source.image(name))
         truth = self.source.truth(name)
         check_size(self.source, name, image.shape[:2], (truth.height, truth.width))
-        if self.kind == "instance" and truth.objects is None:
-            truth.objects = truth.instances(self.source.metadata.things)
-        scene = self.augmentation(scene_of(image, truth, self.kind), rng)
+        scene = self.augmentation(scene_of(image, truth, self.kind, self.source.metadata.things), rng)
         target = target_of(scene, self.kind, keep_empty=self.keep_empty)
         if self.label_maps and scene.label_map is not None:
             target.label_map = torch.from_numpy(np.ascontiguousarray(scene.label_map)).long()
@@ -144,10 +142,8 @@ def target_at(truth: Truth, kind: TruthKind, size: tuple[int, int], things: Sequ
         size: of the masks.
         things: indices of the countable classes.
     """
-    if kind == "instance" and truth.objects is None:
-        truth = replace(truth, objects=truth.instances(things))
     blank = np.zeros((truth.height, truth.width, 3), dtype=np.uint8)
-    return target_of(resized(scene_of(blank, truth, kind), size), kind)
+    return target_of(resized(scene_of(blank, truth, kind, things), size), kind)
 
 
 class EvaluationDataset(Dataset[UniversalItem]):

@@ -7,14 +7,14 @@ fractions and are rasterised at the end.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 from PIL import Image
 
 from fssops.data.transforms import resize_map
-from fssops.data.universal.source import Polygons, Segment, Truth
+from fssops.data.universal.source import Polygons, Segment, Truth, TruthKind
 from fssops.structures import IGNORE
 
 IMAGE_FILL = 128
@@ -134,14 +134,14 @@ def padded(scene: Scene, height: int, width: int) -> Scene:
 
 
 def shortest_edge_size(size: tuple[int, int], short: int, longest: int) -> tuple[int, int]:
-    """(height, width) whose shorter side is ``short``, or less where the longer would exceed ``longest``."""
+    """(height, width) whose shorter side is ``short``, or less (but a pixel) where the longer would exceed ``longest``."""
     height, width = size
     scale = short / min(height, width)
     new_height, new_width = (short * 1.0, scale * width) if height < width else (scale * height, short * 1.0)
     if max(new_height, new_width) > longest:
         again = longest / max(new_height, new_width)
         new_height, new_width = new_height * again, new_width * again
-    return int(new_height + 0.5), int(new_width + 0.5)
+    return max(1, int(new_height + 0.5)), max(1, int(new_width + 0.5))
 
 
 @dataclass(frozen=True)
@@ -250,11 +250,11 @@ class OneOfTwo:
         return scene
 
 
-def scene_of(image: np.ndarray, truth: Truth, kind: str) -> Scene:
-    """An image with its truth in one form, crowds left out of the objects."""
+def scene_of(image: np.ndarray, truth: Truth, kind: TruthKind, things: Sequence[int]) -> Scene:
+    """An image with its truth in one form, crowds left out of the objects; ``things`` are the countable classes."""
     if kind == "semantic":
         return Scene(image, label_map=truth.semantic())
     if kind == "panoptic":
         return Scene(image, segment_ids=truth.segment_ids, segments=truth.segments, label_map=truth.label_map)
-    objects = [o for o in truth.objects or () if not o.crowd]
+    objects = [o for o in truth.instances(things) if not o.crowd]
     return Scene(image, outlines=[o.outline for o in objects], labels=[o.label for o in objects])

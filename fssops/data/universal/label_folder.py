@@ -27,8 +27,17 @@ LABEL_FOLDERS = ("labels", "masks", "annotations")
 
 
 def pictures_below(folder: Path) -> list[Path]:
-    """Picture files of a folder and its sub-folders by suffix, sorted; hidden files are left out."""
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+    """Picture files of a folder and its sub-folders by suffix, sorted; what is hidden is left out."""
+
+    def hidden(path: Path) -> bool:
+        return any(part.startswith(".") for part in path.relative_to(folder).parts)
+
+    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and not hidden(p))
+
+
+def folders_in(folder: Path) -> list[str]:
+    """Names of the folders in a folder, sorted; hidden ones are left out, and none are in what is no folder."""
+    return sorted(p.name for p in folder.glob("*") if p.is_dir() and not p.name.startswith("."))
 
 
 def read_classes(file: Path) -> Metadata:
@@ -42,7 +51,7 @@ def read_classes(file: Path) -> Metadata:
         content: Any = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise FileNotFoundError(f"{file}: class names must be listed there, got no such file") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise AnnotationError(f"{file}: class list must be complete JSON, got {error}") from error
     if isinstance(content, dict):
         content = content.get("classes", content.get("names", content))
@@ -96,8 +105,7 @@ class LabelMapSource(UniversalSource):
         Raises:
             ValueError: no such image.
         """
-        if name not in self._files:
-            raise ValueError(f"{self.label}: name must be one of its {len(self.names)} images, got {name!r}")
+        self.check_name(name)
         return self._files[name]
 
     def image(self, name: str) -> Image.Image:
@@ -109,8 +117,8 @@ class LabelMapSource(UniversalSource):
         return Truth(values.shape[0], values.shape[1], label_map=self._table[values])
 
 
-def pairs(images: Path, labels: Path, suffix: str = "") -> dict[str, tuple[Path, Path]]:
-    """Pair images with labels of the same relative path, less ``suffix`` of the image's stem."""
+def pairs(images: Path, labels: Path) -> dict[str, tuple[Path, Path]]:
+    """Pair images with labels of the same relative path, whatever their suffixes."""
     if not images.is_dir():
         raise FileNotFoundError(f"{images}: images must be a folder, got no such folder")
     if not labels.is_dir():
@@ -118,7 +126,7 @@ def pairs(images: Path, labels: Path, suffix: str = "") -> dict[str, tuple[Path,
     stored = {str(p.relative_to(labels).with_suffix("")): p for p in pictures_below(labels)}
     found: dict[str, tuple[Path, Path]] = {}
     for path in pictures_below(images):
-        name = str(path.relative_to(images).with_suffix("")).removesuffix(suffix)
+        name = str(path.relative_to(images).with_suffix(""))
         if name in found:
             raise AnnotationError(f"{path}: images must differ in name, got also {found[name][0].name}")
         # Where there is none, the file that should be there: reading it says so.
@@ -140,7 +148,8 @@ class LabelFolderSource(LabelMapSource):
 
     Args:
         root: the folder.
-        split: sub-folder of images and labels; ``all`` where there is none.
+        split: sub-folder of images and labels. Where there is none, ``train`` and ``all`` are the whole set, and other
+            splits are refused: scores on them would be scores on what was trained on.
         classes: class file, instead of ROOT/classes.json.
         unknown: see :class:`LabelMapSource`.
 
@@ -163,8 +172,8 @@ class LabelFolderSource(LabelMapSource):
         images, labels = base / "images", _label_folder(base)
         if (images / split).is_dir():
             images, labels = images / split, labels / split
-        elif split != "all" and any(p.is_dir() for p in images.glob("*")):
-            known = ", ".join(sorted(p.name for p in images.iterdir() if p.is_dir()))
+        elif split != "all" and (split != "train" or folders_in(images)):
+            known = ", ".join(folders_in(images)) or "none; split all is the whole set"
             raise FileNotFoundError(
                 f"{images / split}: split must be a folder of images, got {split!r} (there: {known})"
             )

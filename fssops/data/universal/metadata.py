@@ -105,8 +105,9 @@ class Metadata:
             if not isinstance(row.get("name"), str):
                 raise AnnotationError(f"{where}: category {row['id']} must have a name, got {row.get('name')!r}")
             is_thing = row.get("isthing", things)
-            if is_thing is None:
-                raise AnnotationError(f"{where}: category {row['id']} must say isthing (0 or 1), got nothing")
+            if is_thing not in (0, 1):
+                got = "nothing" if is_thing is None else repr(is_thing)
+                raise AnnotationError(f"{where}: category {row['id']} must say isthing (0 or 1), got {got}")
             colour = _colour(row.get("color"), where, row["id"]) or plain[number]
             found.append(Category(row["id"], row["name"], colour, bool(is_thing)))
         try:

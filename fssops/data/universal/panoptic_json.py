@@ -63,8 +63,10 @@ def read(path: str | os.PathLike[str]) -> PanopticFile:
     metadata = Metadata.from_rows(content["categories"], str(file))
     images: dict[Any, Mapping[str, Any]] = {}
     for number, entry in enumerate(content["images"]):
-        if not isinstance(entry, dict) or "id" not in entry or not isinstance(entry.get("file_name"), str):
+        if not isinstance(entry, dict) or not isinstance(entry.get("file_name"), str):
             raise AnnotationError(f"{file}: images[{number}] must have an id and a file_name, got {str(entry)[:80]}")
+        if not isinstance(entry.get("id"), int | str):
+            raise AnnotationError(f"{file}: images[{number}]: id must be a number or a name, got {entry.get('id')!r}")
         if entry["id"] in images:
             raise AnnotationError(f"{file}: image ids must be unique, got {entry['id']} twice")
         images[entry["id"]] = entry
@@ -73,7 +75,7 @@ def read(path: str | os.PathLike[str]) -> PanopticFile:
         where = f"{file}: annotations[{number}]"
         if not isinstance(entry, dict) or not {"image_id", "file_name", "segments_info"} <= set(entry):
             raise AnnotationError(f"{where} must have image_id, file_name and segments_info, got {str(entry)[:80]}")
-        if entry["image_id"] not in images:
+        if not isinstance(entry["image_id"], int | str) or entry["image_id"] not in images:
             raise AnnotationError(f"{where}: image_id must be listed in images, got {entry['image_id']!r}")
         image = images[entry["image_id"]]
         _check_segments(f"{file}: image {entry['image_id']}", entry["segments_info"], metadata)
@@ -101,10 +103,11 @@ def _check_segments(where: str, segments: Any, metadata: Metadata) -> None:
         if identifier in seen:
             raise AnnotationError(f"{where}: segment ids must be unique, got {identifier} twice")
         seen.add(identifier)
-        if segment.get("category_id") not in metadata.index_of:
+        category = segment.get("category_id")
+        if not isinstance(category, int) or category not in metadata.index_of:
             raise AnnotationError(
                 f"{where}: segment {identifier}: category_id must be one of the {len(metadata)} categories, "
-                f"got {segment.get('category_id')!r}"
+                f"got {category!r}"
             )
 
 

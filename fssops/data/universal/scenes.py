@@ -97,8 +97,7 @@ class GeneratedScenesSource(UniversalSource):
 
     def _scene(self, name: str) -> tuple[np.random.Generator, np.ndarray, list[_Shape]]:
         """A generator for the painting, segment ids (1 sky, 2 ground, 3 wall, 4.. shapes), and the shapes."""
-        if name not in self._known():
-            raise ValueError(f"{self.label}: name must be one of its {len(self.names)} images, got {name!r}")
+        self.check_name(name)
         rng = np.random.default_rng([self.seed, _SPLITS[self.split], int(name.rsplit("-", 1)[1])])
         side = self.size
         y, x = np.mgrid[0:side, 0:side] / side
@@ -120,8 +119,3 @@ class GeneratedScenesSource(UniversalSource):
         x, y = rng.uniform(radius * 0.7, 1 - radius * 0.7, 2)
         colour = np.array(_THING_COLOURS[kind]) / 255 + rng.uniform(-0.1, 0.1, 3)
         return _Shape(kind, float(x), float(y), float(radius), float(rng.uniform(-0.4, 0.4)), colour.clip(0, 1))
-
-    def _known(self) -> frozenset[str]:
-        if not hasattr(self, "_name_set"):
-            self._name_set = frozenset(self.names)
-        return self._name_set

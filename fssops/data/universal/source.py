@@ -114,6 +114,7 @@ class UniversalSource(ABC):
         split: which part of the data set.
         metadata: its classes.
         names: every image, in the order of the files; unique.
+        known: the same as a set.
     """
 
     format: ClassVar[str]
@@ -123,16 +124,31 @@ class UniversalSource(ABC):
         self.split = split
         self.metadata = metadata
         self.names = list(names)
+        self.known = frozenset(self.names)
+
+    def check_name(self, name: str) -> None:
+        """Refuse what is no image of this split.
+
+        Raises:
+            ValueError: names it.
+        """
+        if name not in self.known:
+            raise ValueError(f"{self.label}: name must be one of its {len(self.names)} images, got {name!r}")
 
     @abstractmethod
     def image(self, name: str) -> Image.Image:
-        """Read an image as upright 8-bit RGB."""
+        """Read an image as upright 8-bit RGB.
+
+        Raises:
+            ValueError: no such image.
+        """
 
     @abstractmethod
     def truth(self, name: str) -> Truth:
         """Read what is known of an image.
 
         Raises:
+            ValueError: no such image.
             DataError: a file breaks a rule.
         """
 

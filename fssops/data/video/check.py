@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from fssops.data import video
-from fssops.data.check import Finding, Report
-from fssops.data.errors import DataError, DataWarning, ImageFileError
+from fssops.data.check import Finding, Report, open_splits
+from fssops.data.errors import DataError, ImageFileError
 from fssops.data.sources import Progress
 from fssops.data.video.source import VideoSource
 
@@ -41,15 +40,8 @@ def check_videos(
     if root is not None and not Path(root).exists():
         raise FileNotFoundError(f"{root}: root must be a folder, got no such folder")
     report = Report(str(root or ""), format)
-    sources: dict[str, VideoSource] = {}
-    for split in splits or video.splits_of(format, root or ".") or ["train"]:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", DataWarning)  # every one of them becomes a finding below
-                sources[split] = video.open_source(format, root, split=split, **options)
-        except (DataError, OSError) as error:
-            duplicate = "unique" in str(error) or "twice" in str(error)
-            report.findings.append(Finding("duplicate_id" if duplicate else "unreadable_layout", split, str(error)))
+    chosen = splits or video.splits_of(format, root or ".") or ["train"]
+    sources = open_splits(report, chosen, lambda split: video.open_source(format, root, split=split, **options))
     total, done = sum(len(source.names) for source in sources.values()), 0
     digests: dict[str, dict[str, str]] = {}
     for split, source in sources.items():
