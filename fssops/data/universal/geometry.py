@@ -134,7 +134,7 @@ def padded(scene: Scene, height: int, width: int) -> Scene:
 
 
 def shortest_edge_size(size: tuple[int, int], short: int, longest: int) -> tuple[int, int]:
-    """(height, width) whose shorter side is ``short``, or less (but a pixel) where the longer would exceed ``longest``."""
+    """(height, width) of at least 1 whose shorter side is ``short``; less where the longer would exceed ``longest``."""
     height, width = size
     scale = short / min(height, width)
     new_height, new_width = (short * 1.0, scale * width) if height < width else (scale * height, short * 1.0)
