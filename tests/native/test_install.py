@@ -93,6 +93,19 @@ def test_wheel_holds_libraries_recipes_and_types_but_no_sources(wheel: Path) -> 
     assert "none-any" not in wheel.name, "a wheel with libraries is for one platform"
 
 
+def test_a_library_that_an_older_build_left_beside_the_sources_stays_out_of_the_wheel(
+    checkout: Path, tmp_path: Path
+) -> None:
+    left = checkout / "fssops" / "libfssops_cuda.so"
+    left.write_bytes(b"of other sources; this build makes no CUDA library")
+    try:
+        _ok(_run(sys.executable, "setup.py", "-q", "build_py", "-d", str(tmp_path / "lib"), cwd=checkout))
+    finally:
+        left.unlink()
+    assert (tmp_path / "lib" / "fssops" / "py.typed").is_file()
+    assert not (tmp_path / "lib" / "fssops" / left.name).exists()
+
+
 def test_installed_wheel_runs_elsewhere_and_in_the_root(wheel: Path, checkout: Path, tmp_path: Path) -> None:
     python = _environment(tmp_path / "environment")
     _ok(_run(python, "-m", "pip", "install", "-q", "--no-deps", "--no-index", str(wheel), cwd=tmp_path))
