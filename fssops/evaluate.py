@@ -165,7 +165,7 @@ def _evaluate_fixed_classes(loaded: Sequence[tuple[Any, Any, str]], options: Any
         raise SettingsError("CHECKPOINT: all must be few-shot runs or all of fixed classes, got both")
     if options.fold is not None:
         raise SettingsError(f"--fold: {loaded[0][0].model.name} has fixed classes and no folds, got {options.fold!r}")
-    from fssops.tasks.universal_reports import evaluate_models
+    from fssops.tasks.fixed_class_reports import evaluate_models
 
     fabric = build_fabric(loaded[0][0].engine)
     fabric.launch()
@@ -179,7 +179,7 @@ def _evaluate_videos(loaded: Sequence[tuple[Any, Any, str]], options: Any) -> in
         raise SettingsError("CHECKPOINT: all must be video systems or none, got both")
     if options.fold is not None:
         raise SettingsError(f"--fold: {loaded[0][0].model.name} has fixed classes and no folds, got {options.fold!r}")
-    from fssops.tasks.video_reports import evaluate_models
+    from fssops.tasks.fixed_class_reports import evaluate_models
 
     fabric = build_fabric(loaded[0][0].engine)
     fabric.launch()

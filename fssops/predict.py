@@ -20,7 +20,7 @@ from fssops.engine.checkpoints import write_text_atomically
 from fssops.engine.progress import ProgressBar
 from fssops.engine.settings import SettingsError, apply_overrides
 from fssops.evaluation.pictures import label_image, overlay
-from fssops.tasks.frames import frames, require_decoder
+from fssops.tasks.frames import distinct_names, frames, require_decoder
 from fssops.tasks.loading import load_for_use
 from fssops.tasks.universal_settings import UniversalSettings
 from fssops.tasks.video_settings import VideoSettings
@@ -160,7 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     predictor = fssops.FewShotPredictor(model.to(_device(options.device)), size=size)
     classes = _set_support(predictor, options.supports)
     options.out.mkdir(parents=True, exist_ok=True)
-    names = _output_names(queries)
+    names = distinct_names([path.stem for path in queries])
     records, failures = [], []
     with ProgressBar("predict", len(queries)) as bar:
         for path, name in zip(queries, names, strict=True):
@@ -206,8 +206,9 @@ def _predict_fixed_classes(verb: Parser, options: Any) -> int:
     classes = classes_for(task, options.checkpoint)
     model = _on_device(model, options.device)
     predictor = Predictor(task, model, classes, options.out, options.task, options.score, options.size)
+    names = distinct_names([path.stem for path in queries])
     with ProgressBar("predict", len(queries)) as bar:
-        return predict(predictor, frames(queries, _output_names(queries)), bar, label)
+        return predict(predictor, frames(queries, names), bar, label)
 
 
 def _predict_videos(settings: VideoSettings, model: nn.Module, label: str, options: Any) -> int:
@@ -218,6 +219,8 @@ def _predict_videos(settings: VideoSettings, model: nn.Module, label: str, optio
 
     if options.task and set(options.task) != {"instance"}:
         raise SettingsError(f"--task: {settings.model.name} finds instances alone, got {', '.join(options.task)}")
+    if not 0 < options.rate < float("inf"):
+        raise SettingsError(f"--rate: frames a second must be a number above 0, got {options.rate}")
     suffix = "none" if options.video == "none" else animation_suffix(options.video)
     videos = find_videos(options.query)
     if options.out.resolve() in {path.parent.resolve() for video in videos for path in video.paths}:
@@ -335,16 +338,6 @@ def _predict_one(predictor: Any, path: Path, stem: Path, probability: bool) -> d
     total = result.labels.size
     share = {name: float((result.labels == way).sum() / total) for way, name in enumerate(result.classes)}
     return {"image": str(path), "height": picture.shape[0], "width": picture.shape[1], "share": share, "files": files}
-
-
-def _output_names(queries: Sequence[Path]) -> list[str]:
-    """Return a name for each query; images of one name from several folders get a number."""
-    taken: dict[str, int] = {}
-    names = []
-    for path in queries:
-        taken[path.stem] = taken.get(path.stem, 0) + 1
-        names.append(path.stem if taken[path.stem] == 1 else f"{path.stem}-{taken[path.stem]}")
-    return names
 
 
 def _box(parser: Any, text: str) -> tuple[float, float, float, float]:

@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Literal
 
-from pydantic import Field, Strict
+from pydantic import Field
 
 from fssops.engine.settings import Settings, Table
+from fssops.tasks.folded_settings import FoldedTable, Size
 
 
-class BaseClassData(Table):
+class BaseClassData(FoldedTable):
     """``[data]``: where images come from, and which classes are base classes."""
 
-    source: Literal["auto", "generated", "voc", "coco", "fss1000", "folder"] = "generated"
-    root: str = ""
-    """Folder of the data set; not used by ``generated``."""
-    split: str = ""
-    """Part that training draws from; empty takes the layout's usual one."""
-    options: dict[str, Any] = Field(default_factory=dict)
-    """Further arguments of the layout."""
-    folds: Literal["pascal5i", "coco20i", "generated", "custom"] = "custom"
-    """``custom`` cuts the sorted classes into four blocks."""
     definition: Literal["panet", "msanet"] = "msanet"
     """Which papers' COCO-20i."""
-    fold: int = Field(default=0, ge=0, le=3)
-    """The base classes are those that this fold does not test."""
-    size: Annotated[tuple[int, int], Strict(False)] = (417, 417)
+    size: Size = (417, 417)
     drop_novel: bool = False
     """Leave out training images that hold novel classes; otherwise they are background there, as published."""
     geometry: Literal["square", "letterbox"] = "letterbox"

@@ -2,32 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Literal
 
-from pydantic import Field, Strict
+from pydantic import Field
 
 from fssops.engine.settings import Settings, Table
+from fssops.tasks.folded_settings import FoldedTable, Size
 
 
-class FewShotData(Table):
+class FewShotData(FoldedTable):
     """``[data]``: where images come from, which classes are novel, and how training episodes are drawn."""
 
-    source: Literal["auto", "generated", "voc", "coco", "fss1000", "folder"] = "generated"
-    root: str = ""
-    """Folder of the data set; not used by ``generated``."""
-    split: str = ""
-    """Part that training draws from; empty takes the layout's usual one."""
-    options: dict[str, Any] = Field(default_factory=dict)
-    """Further arguments of the layout, e.g. ``{ crowd = "object" }`` for coco."""
-    folds: Literal["pascal5i", "coco20i", "generated", "custom"] = "custom"
-    """``custom`` cuts the sorted classes into four blocks."""
-    definition: Literal["panet", "msanet"] = "panet"
-    """Which papers' COCO-20i."""
-    fold: int = Field(default=0, ge=0, le=3)
     ways: int = Field(default=1, ge=1)
     shots: int = Field(default=1, ge=1)
     queries: int = Field(default=1, ge=1)
-    size: Annotated[tuple[int, int], Strict(False)] = (417, 417)
+    size: Size = (417, 417)
     """Height and width of the network's input."""
     draw: Literal["balanced", "panet", "list", "shuffled"] = "balanced"
     seed: int | None = Field(default=None, ge=0)

@@ -36,6 +36,17 @@ def is_video(path: Path) -> bool:
     return path.suffix.lower() in VIDEO_SUFFIXES
 
 
+def distinct_names(wanted: Sequence[str]) -> list[str]:
+    """A name for each file that is written: as wanted, and where that is taken, with a number that none else has."""
+    asked_for, names = set(wanted), {}
+    for name in wanted:
+        free, number = name, 2
+        while free in names or (free != name and free in asked_for):
+            free, number = f"{name}-{number}", number + 1
+        names[free] = None
+    return list(names)
+
+
 def require_decoder(paths: Sequence[Path]) -> None:
     """See that videos can be decoded before anything else is done.
 

@@ -46,20 +46,26 @@ class Keeping:
         return KeptProgress(self.keep, title, known, fabric)
 
 
-def all_states(own: Mapping[str, Any], gathered: Any, progress: KeptProgress, fabric: Fabric) -> list[Any]:
-    """The states of all processes and of earlier starts.
+def all_states(own: Any, progress: KeptProgress, fabric: Fabric) -> list[Any]:
+    """The states of all processes and of earlier starts; every process must call, each gets all.
 
     Args:
         own: this process's state.
-        gathered: the states of all processes; None where there is one only.
         progress: of the evaluation.
         fabric: launched.
     """
-    states = [own] if gathered is None else list(gathered)
+    states = gathered(own, fabric.world_size) if fabric.world_size > 1 else [own]
     if progress.done:
         earlier = progress.states if fabric.world_size == 1 else fabric.broadcast(progress.states)
         states += [from_plain(state) for state in earlier]
     return states
+
+
+def gathered(state: Any, world_size: int) -> list[Any]:
+    """The states of all processes, any picklable values."""
+    found: list[Any] = [None] * world_size
+    torch.distributed.all_gather_object(found, state)
+    return found
 
 
 def to_plain(value: Any) -> Any:

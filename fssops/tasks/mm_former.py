@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 from lightning.fabric import Fabric
 from pydantic import Field
 from torch import nn
 
-import fssops
 from fssops.data import fewshot
-from fssops.engine.checkpoints import CheckpointError, newest_good_checkpoint, read_checkpoint
 from fssops.engine.run_folder import RunFolder
-from fssops.engine.settings import SettingsError, Table
+from fssops.engine.settings import Table
 from fssops.evaluation.proposals import ProposalCounts
 from fssops.evaluation.protocols import FewShotProtocol
 from fssops.evaluation.results import FewShotResult
@@ -26,7 +22,7 @@ from fssops.models.mm_former_segmenter import MMFormerSegmenterConfig
 from fssops.tasks.fewshot import FewShotTask
 from fssops.tasks.fewshot_settings import FewShotEval, FewShotSettings
 from fssops.tasks.proposals import draw_proposals
-from fssops.tasks.stages import FirstStage, first_stage_settings
+from fssops.tasks.stages import FirstStage, check_trained, first_stage_settings, take_weights
 
 SEGMENTER = "mm_former_segmenter"
 
@@ -81,7 +77,8 @@ class MMFormerTask(FewShotTask):
         if stage.folder:
             folder = Path(stage.folder.replace("{fold}", str(self.settings.data.fold)))
             if (folder / "checkpoints").is_dir():
-                self._check_trained(RunFolder(folder).load_settings(), f"segmenter.folder: {folder}")
+                earlier = RunFolder(folder).load_settings()
+                check_trained(earlier, f"segmenter.folder: {folder}", SEGMENTER, self.settings.data)
         return FirstStage("segmenter", settings, folder)
 
     def take_first_stage(self, model: nn.Module, run: Path, say: Callable[[str], None]) -> None:
@@ -95,43 +92,8 @@ class MMFormerTask(FewShotTask):
         if not isinstance(model, MMFormer) or (self.settings.model.weights and not given):
             return
         stage = self.first_stage(run)
-        source: Any = given
-        if stage is not None:
-            which = stage.settings.eval.checkpoint  # type: ignore[attr-defined]
-            source = stage.folder / "checkpoints" / f"{which}.pt"
-        path, state = self._checkpoint(Path(source))
-        report = fssops.load_weights(model.segmenter, state)
-        say(f"segmenter      {path}: {len(report.loaded)} tensors, {report.layout}")
-
-    def _checkpoint(self, path: Path) -> tuple[Path, Any]:
-        """The weights of a run folder, of a checkpoint of a run, or of a file of any layout."""
-        if not path.exists():
-            raise CheckpointError(f"segmenter.weights: {path} must be a checkpoint or a run folder, got nothing there")
-        if path.is_dir():
-            path, state, _ = newest_good_checkpoint(path / "checkpoints")
-        else:
-            try:
-                state = read_checkpoint(path)
-            except CheckpointError:
-                return path, path
-        if "settings" not in state:
-            return path, path
-        self._check_trained(json.loads(state["settings"]), f"segmenter.weights: {path}")
-        return path, state["model"]
-
-    def _check_trained(self, tables: Mapping[str, Any], where: str) -> None:
-        """Refuse a segmenter of another model, or one that has seen the classes that this fold tests."""
-        name = tables["model"]["name"]
-        if name != SEGMENTER:
-            raise SettingsError(f"{where} must be a training of {SEGMENTER}, got one of {name}")
-        mine = self.settings.data
-        ours = (mine.folds, mine.definition, mine.fold)
-        theirs = tuple(tables["data"].get(key) for key in ("folds", "definition", "fold"))
-        if ours != theirs:
-            raise SettingsError(
-                f"{where} must be trained on the base classes of {ours[0]} ({ours[1]}) fold {ours[2]}, got "
-                f"{theirs[0]} ({theirs[1]}) fold {theirs[2]}, which has seen classes that are novel here"
-            )
+        taken = take_weights(model.segmenter, stage, given, "segmenter", SEGMENTER, self.settings.data)
+        say(f"segmenter      {taken}")
 
     def observer(
         self,

@@ -9,9 +9,7 @@ from typing import Any
 from pydantic import Field
 from torch import nn
 
-import fssops
 from fssops.data import fewshot, folds
-from fssops.engine.checkpoints import read_checkpoint
 from fssops.engine.settings import SettingsError, Table
 from fssops.evaluation.parts import PartCounts
 from fssops.evaluation.protocols import FewShotProtocol
@@ -19,15 +17,17 @@ from fssops.models import create_config
 from fssops.models.msanet import MSANet
 from fssops.tasks.fewshot import FewShotTask
 from fssops.tasks.fewshot_settings import FewShotSettings
-from fssops.tasks.stages import FirstStage, first_stage_settings
+from fssops.tasks.stages import FirstStage, first_stage_settings, take_weights
+
+BASE_LEARNER = "pspnet"
 
 
 class BaseStage(Table):
     """``[base]``: where the frozen base learner comes from."""
 
     weights: str = ""
-    """Its checkpoint, ours or the authors'. Empty: it is trained first, into the folder ``base`` of the run, unless
-    ``model.weights`` give the whole system."""
+    """Its checkpoint or run folder, ours or the authors'. Empty: it is trained first, into the folder ``base`` of the
+    run, unless ``model.weights`` give the whole system."""
     recipe: str = "pspnet_pascal5i"
     """Recipe of that training; data set, fold, backbone and machine are taken from this recipe."""
     overrides: list[str] = Field(default_factory=list)
@@ -73,20 +73,15 @@ class MSANetTask(FewShotTask):
         """Put the base learner into the model: from ``base.weights``, or as the first stage has left it.
 
         Raises:
-            CheckpointError: it does not fit.
+            CheckpointError: it does not fit, or is missing.
+            SettingsError: it was trained for other classes.
         """
-        if not isinstance(model, MSANet) or (self.settings.model.weights and not self.settings.base.weights):
+        given = self.settings.base.weights
+        if not isinstance(model, MSANet) or (self.settings.model.weights and not given):
             return
-        source: Any = self.settings.base.weights
         stage = self.first_stage(run)
-        if stage is not None:
-            which = stage.settings.eval.checkpoint  # type: ignore[attr-defined]
-            path = stage.folder / "checkpoints" / f"{which}.pt"
-            source = read_checkpoint(path)["model"]
-            say(f"base learner   {path}")
-        report = fssops.load_weights(model.base_learner, source)
-        if stage is None:
-            say(f"base learner   {report.source}: {len(report.loaded)} tensors, {report.layout}")
+        taken = take_weights(model.base_learner, stage, given, "base", BASE_LEARNER, self.settings.data)
+        say(f"base learner   {taken}")
 
     def _dataset(
         self, source: fewshot.FewShotSource, fold: folds.FoldClasses, episodes: fewshot.EpisodeList, **options: Any

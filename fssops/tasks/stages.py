@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fssops.engine.settings import Settings, apply_overrides
+from torch import nn
+
+import fssops
+from fssops.engine.checkpoints import CheckpointError, newest_good_checkpoint, read_checkpoint
+from fssops.engine.settings import Settings, SettingsError, apply_overrides
 from fssops.recipes import read_named_recipe
 from fssops.tasks import settings_from_tables
 
@@ -59,3 +64,77 @@ def first_stage_settings(
         tables[name] = {**tables.get(name, {}), **given}
     tables["name"] = f"{settings.name}_{table}"
     return settings_from_tables(apply_overrides(tables, overrides), f"{table}.recipe {recipe}")
+
+
+def take_weights(part: nn.Module, stage: FirstStage | None, given: str, table: str, model: str, data: Any) -> str:
+    """Load what the first stage has learnt into its part of the model.
+
+    Args:
+        part: of the second stage's model.
+        stage: as it was trained here; None where its weights are given.
+        given: run folder, checkpoint of a run, or weights file of any layout.
+        table: of the second stage's recipe, for messages.
+        model: name of the first stage's model.
+        data: ``[data]`` of the second stage.
+
+    Returns:
+        a line that says what was loaded.
+
+    Raises:
+        CheckpointError: it is missing or does not fit.
+        SettingsError: it was trained for other classes.
+    """
+    path = Path(given)
+    if stage is not None:
+        which = stage.settings.eval.checkpoint  # type: ignore[attr-defined]
+        path = stage.folder / "checkpoints" / f"{which}.pt"
+    path, state = _weights(path, f"{table}.weights", model, data)
+    report = fssops.load_weights(part, state)
+    return f"{path}: {len(report.loaded)} tensors, {report.layout}"
+
+
+def _weights(path: Path, where: str, model: str, data: Any) -> tuple[Path, Any]:
+    """The file that is read, and its tensors; the file again where it is no checkpoint of a run."""
+    if not path.exists():
+        raise CheckpointError(f"{where}: {path} must be a checkpoint or a run folder, got nothing there")
+    if path.is_dir():
+        path, state, _ = newest_good_checkpoint(path / "checkpoints")
+    else:
+        try:
+            state = read_checkpoint(path)
+        except CheckpointError:
+            return path, path
+    if "settings" not in state:
+        return path, path
+    check_trained(json.loads(state["settings"]), f"{where}: {path}", model, data)
+    return path, state["model"]
+
+
+def check_trained(tables: Mapping[str, Any], where: str, model: str, data: Any) -> None:
+    """Refuse a training of another model, or one that has seen the classes that this fold tests.
+
+    Args:
+        tables: settings of that training.
+        where: for the message.
+        model: name of the model that is wanted.
+        data: ``[data]`` of the second stage.
+
+    Raises:
+        SettingsError: says which.
+    """
+    name = tables["model"]["name"]
+    if name != model:
+        raise SettingsError(f"{where} must be a training of {model}, got one of {name}")
+    ours = _fold(vars(data))
+    theirs = _fold(tables["data"])
+    if ours != theirs:
+        raise SettingsError(
+            f"{where} must be trained on the base classes of {ours}, got {theirs}, which has seen classes that are "
+            "novel here"
+        )
+
+
+def _fold(data: Mapping[str, Any]) -> str:
+    """A fold in words; the definition belongs to COCO-20i alone."""
+    definition = f" ({data.get('definition')})" if data.get("folds") == "coco20i" else ""
+    return f"{data.get('folds')}{definition} fold {data.get('fold')}"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,34 +13,22 @@ from lightning.fabric import Fabric
 from torch import nn
 
 from fssops.data import universal
-from fssops.engine.checkpoints import read_checkpoint
 from fssops.engine.progress import ProgressBar
 from fssops.engine.random_state import preserved_random_state
 from fssops.engine.settings import SettingsError
 from fssops.engine.trainer import Validate
-from fssops.evaluation.universal import UniversalCounts, UniversalResult, percent, score
-from fssops.models import create_config
+from fssops.evaluation.universal import UniversalCounts, UniversalResult, score
 from fssops.models.mask2former import Mask2Former
-from fssops.structures import ImageBatch, MaskTargets, move_to
-from fssops.tasks.keeping import Keeping, all_states, to_plain
+from fssops.structures import ImageBatch, move_to
+from fssops.tasks.fixed_classes import FixedClassTask, Say, run_result, unpacked_batch
+from fssops.tasks.keeping import all_states, to_plain
 from fssops.tasks.universal_counting import TestItem, TestItems, count_image
 from fssops.tasks.universal_layers import layer_watcher, measured
 from fssops.tasks.universal_pictures import gallery
 from fssops.tasks.universal_settings import UniversalSettings
 
-Say = Callable[[str], None]
 
-
-def unpacked_batch(
-    images: Any, targets: Any, output_sizes: Any, names: Any, seeds: Any = (), share: Any = None
-) -> ImageBatch:
-    """Rebuild a batch from the plain values of a replay file."""
-    rebuilt = None if targets is None else [MaskTargets(**target) for target in targets]
-    sizes = None if output_sizes is None else [(int(size[0]), int(size[1])) for size in output_sizes]
-    return ImageBatch(images, rebuilt, sizes, names, list(seeds), share)
-
-
-class UniversalTask(Keeping):
+class UniversalTask(FixedClassTask):
     """Builds what settings describe.
 
     Args:
@@ -48,44 +37,27 @@ class UniversalTask(Keeping):
 
     settings_class = UniversalSettings
     collate = staticmethod(universal.UniversalItem.stack)
-    batch_class = staticmethod(unpacked_batch)
-
-    def __init__(self, settings: UniversalSettings) -> None:
-        self.settings = settings
-        self.config = create_config(settings.model.name, settings.model.options)
-        self._sources: dict[str, universal.UniversalSource] = {}
+    batch_class = staticmethod(partial(unpacked_batch, ImageBatch))
 
     # -- data -------------------------------------------------------------------------------------------------
 
-    def source(self, *, evaluation: bool = False) -> universal.UniversalSource:
-        """Open the data set; the split of training, or that of evaluation.
+    def open_source(self, root: str | None, split: str, options: dict[str, Any]) -> universal.UniversalSource:
+        """Open a split of the data set."""
+        data = self.settings.data
+        return universal.open_source(data.source, root, split=split, kind=data.truth, **options)
+
+    def check_classes(self, source: universal.UniversalSource) -> None:
+        """Compare a data set's classes with the model's, and the countable ones where the model is panoptic.
 
         Raises:
-            SettingsError: its classes are not those of the model.
+            SettingsError: they are not the same.
         """
-        data, rules = self.settings.data, self.settings.eval
-        root, split, options = data.root, data.split, data.options
-        if evaluation:
-            root = root if rules.root is None else rules.root
-            split, options = rules.split, options if rules.options is None else rules.options
-        key = f"{root} {split} {options}"
-        if key not in self._sources:
-            source = universal.open_source(data.source, root or None, split=split, kind=data.truth, **options)
-            self._check_classes(source)
-            self._sources[key] = source
-        return self._sources[key]
-
-    def _check_classes(self, source: universal.UniversalSource) -> None:
-        metadata, config = source.metadata, self.config
-        if config.num_classes != len(metadata):
+        super().check_classes(source)
+        things, countable = getattr(self.config, "things", None), source.metadata.things
+        known = tuple(range(self.config.num_classes)) if things is None else tuple(things)
+        if "panoptic" in self.model_tasks and known != countable:
             raise SettingsError(
-                f"model.num_classes must be the number of classes of {source.label}, {len(metadata)}, "
-                f"got {config.num_classes}"
-            )
-        things = getattr(config, "things", None)
-        if "panoptic" in self.model_tasks and tuple(things or range(config.num_classes)) != metadata.things:
-            raise SettingsError(
-                f"model.things must list the countable classes of {source.label}, {list(metadata.things)}, "
+                f"model.things must list the countable classes of {source.label}, {list(countable)}, "
                 f"got {'every class' if things is None else list(things)}"
             )
 
@@ -100,7 +72,8 @@ class UniversalTask(Keeping):
         if known is not None and data.source in ("generated", "camvid", "cityscapes", "ade20k"):
             return known
         try:
-            return self.source().metadata
+            metadata: universal.Metadata = self.source().metadata
+            return metadata
         except (OSError, ValueError) as error:
             if known is not None and len(known) == self.config.num_classes:
                 return known
@@ -170,12 +143,6 @@ class UniversalTask(Keeping):
             own += f", semantic averaged over short sides {sides}{' and flips' if rules.flip else ''}"
         return own
 
-    def chosen(self, limit: int) -> list[int]:
-        """Numbers of the evaluated images: all, or ``limit`` of them evenly spread."""
-        total = len(self.source(evaluation=True).names)
-        count = total if not limit else min(limit, total)
-        return [index * total // count for index in range(count)]
-
     def evaluate(
         self, model: nn.Module, fabric: Fabric, label: str, title: str = "evaluate", images: int | None = None
     ) -> UniversalResult:
@@ -218,8 +185,7 @@ class UniversalTask(Keeping):
                 bar.advance()
         model.train(was_training)
         if fabric.world_size > 1 or progress.done:
-            gathered = _gathered(counts.state(), fabric.world_size) if fabric.world_size > 1 else None
-            counts.merge(all_states(counts.state(), gathered, progress, fabric))
+            counts.merge(all_states(counts.state(), progress, fabric))
         return score(
             counts,
             source.metadata.things,
@@ -296,8 +262,7 @@ class UniversalTask(Keeping):
         Returns:
             what ``result.json`` shall say; ``finals`` are level lines for the curves.
         """
-        if self.settings.eval.checkpoint == "best":
-            model.load_state_dict(read_checkpoint(folder / "checkpoints" / "best.pt")["model"])
+        self.take_best(model, folder)
         label, before = self.settings.name, None
         with preserved_random_state():
             trained = self.evaluate(model, fabric, label, "evaluate")
@@ -306,24 +271,18 @@ class UniversalTask(Keeping):
                 before = self.evaluate(untrained, fabric, f"{label}, untrained", "untrained model")
             if fabric.is_global_zero:
                 gallery(self, model, fabric, trained, folder, untrained)
-        name, value = trained.main
-        found: dict[str, Any] = {"scores": trained.scores(), "trained": trained.as_json(), "finals": {name: value}}
-        if before is not None:
-            earlier = before.main[1]
-            found |= {"untrained": before.as_json(), "gain": value - earlier}
-            found["finals"][f"{name}, untrained"] = earlier
-            say(f"untrained      {before.line()}")
-        say(f"trained        {trained.line()}")
-        if before is not None:
-            say(f"gain           {percent(value - before.main[1])} points of {name}")
-        return found
+        return run_result(trained, before, say)
 
-    def run_files(self) -> dict[str, Any]:
-        """What a run folder keeps of the data, by file name: the classes, for prediction elsewhere."""
-        return {"classes.json": self.source().metadata.as_json()}
+    def evaluate_into(
+        self, folder: Path, model: nn.Module, fabric: Fabric, label: str
+    ) -> tuple[UniversalResult, list[Path]]:
+        """Evaluate a model and leave pictures in a folder; every process must call.
 
-
-def _gathered(state: dict[str, Any], world_size: int) -> list[dict[str, Any]]:
-    found: list[Any] = [None] * world_size
-    torch.distributed.all_gather_object(found, state)
-    return found
+        Returns:
+            the scores, and the files written by this process.
+        """
+        result = self.evaluate(model, fabric, label)
+        if not fabric.is_global_zero:
+            return result, []
+        folder.mkdir(parents=True, exist_ok=True)
+        return result, gallery(self, model, fabric, result, folder)

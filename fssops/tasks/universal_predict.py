@@ -126,7 +126,7 @@ class Predictor:
         item = universal.evaluation_item(frame.image, frame.name, side, rules.longest)
         batch = universal.UniversalItem.stack([item])
         result: SegmentationResult = self.model.segment(batch, self.tasks)[0]  # type: ignore[operator]
-        identifier = int(frame.name) if frame.name.isdigit() else frame.name
+        identifier = int(frame.name) if frame.name.isdecimal() else frame.name
         height, width = frame.image.shape[:2]
         self.images.append({"id": identifier, "file_name": Path(frame.origin).name, "height": height, "width": width})
         if result.semantic is not None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,30 +16,17 @@ from torch.utils.data import DataLoader, Dataset
 
 from fssops.data import universal, video
 from fssops.data.errors import ImageFileError
-from fssops.engine.checkpoints import read_checkpoint
 from fssops.engine.progress import ProgressBar
 from fssops.engine.random_state import preserved_random_state
 from fssops.engine.settings import SettingsError
 from fssops.engine.trainer import Validate
 from fssops.evaluation.instance import encode
-from fssops.evaluation.universal import percent
 from fssops.evaluation.video import Masks, VideoRecords, video_iou
-from fssops.evaluation.video_results import VideoEvaluation
-from fssops.models import create_config
-from fssops.structures import ClipBatch, MaskTargets, VideoResult
-from fssops.tasks.keeping import Keeping, all_states, to_plain
+from fssops.evaluation.video_results import VideoEvaluation, rows_of_records, write_submission
+from fssops.structures import ClipBatch, VideoResult
+from fssops.tasks.fixed_classes import FixedClassTask, Say, run_result, unpacked_batch
+from fssops.tasks.keeping import all_states, to_plain
 from fssops.tasks.video_settings import VideoSettings
-
-Say = Callable[[str], None]
-
-
-def unpacked_batch(
-    clips: Any, targets: Any, output_sizes: Any, names: Any, seeds: Any = (), share: Any = None
-) -> ClipBatch:
-    """Rebuild a batch from the plain values of a replay file."""
-    rebuilt = None if targets is None else [MaskTargets(**target) for target in targets]
-    sizes = None if output_sizes is None else [(int(size[0]), int(size[1])) for size in output_sizes]
-    return ClipBatch(clips, rebuilt, sizes, names, list(seeds), share)
 
 
 def encoded(masks: Tensor) -> list[dict[str, Any]]:
@@ -46,21 +34,22 @@ def encoded(masks: Tensor) -> list[dict[str, Any]]:
     return [encode(mask) for mask in masks.cpu().numpy()]
 
 
-class VideoTask(Keeping):
+class VideoTask(FixedClassTask):
     """Builds what settings describe.
 
     Args:
         settings: the resolved recipe.
+
+    Raises:
+        SettingsError: a window that is not longer than what its clips share.
     """
 
     settings_class = VideoSettings
     collate = staticmethod(video.ClipItem.stack)
-    batch_class = staticmethod(unpacked_batch)
+    batch_class = staticmethod(partial(unpacked_batch, ClipBatch))
 
     def __init__(self, settings: VideoSettings) -> None:
-        self.settings = settings
-        self.config = create_config(settings.model.name, settings.model.options)
-        self._sources: dict[str, video.VideoSource] = {}
+        super().__init__(settings)
         if 0 < self.window <= self.config.overlap:
             raise SettingsError(
                 f"eval.window must be 0 or more than model.overlap ({self.config.overlap}), got {self.window}"
@@ -68,27 +57,9 @@ class VideoTask(Keeping):
 
     # -- data -------------------------------------------------------------------------------------------------
 
-    def source(self, *, evaluation: bool = False) -> video.VideoSource:
-        """Open the data set; the split of training, or that of evaluation.
-
-        Raises:
-            SettingsError: its classes are not those of the model.
-        """
-        data, rules = self.settings.data, self.settings.eval
-        root, split, options = data.root, data.split, data.options
-        if evaluation:
-            root = root if rules.root is None else rules.root
-            split, options = rules.split, options if rules.options is None else rules.options
-        key = f"{root} {split} {options}"
-        if key not in self._sources:
-            source = video.open_source(data.source, root or None, split=split, **options)
-            if self.config.num_classes != len(source.metadata):
-                raise SettingsError(
-                    f"model.num_classes must be the number of classes of {source.label}, {len(source.metadata)}, "
-                    f"got {self.config.num_classes}"
-                )
-            self._sources[key] = source
-        return self._sources[key]
+    def open_source(self, root: str | None, split: str, options: dict[str, Any]) -> video.VideoSource:
+        """Open a split of the data set."""
+        return video.open_source(self.settings.data.source, root, split=split, **options)
 
     def classes(self) -> universal.Metadata:
         """The classes: of the data set where its files are at hand, else as published.
@@ -100,7 +71,8 @@ class VideoTask(Keeping):
         if known is not None:
             return known
         try:
-            return self.source().metadata
+            metadata: universal.Metadata = self.source().metadata
+            return metadata
         except (OSError, ValueError) as error:
             raise SettingsError(f"data: class names must be readable, got {error}") from None
 
@@ -131,12 +103,6 @@ class VideoTask(Keeping):
         if not self.window:
             return f"{own}, whole videos"
         return f"{own}, clips of {self.window} frames that share {self.config.overlap}"
-
-    def chosen(self, limit: int) -> list[int]:
-        """Numbers of the evaluated videos: all, or ``limit`` of them evenly spread."""
-        total = len(self.source(evaluation=True).names)
-        count = total if not limit else min(limit, total)
-        return [index * total // count for index in range(count)]
 
     def evaluate(
         self, model: nn.Module, fabric: Fabric, label: str, title: str = "evaluate", videos: int | None = None
@@ -171,9 +137,7 @@ class VideoTask(Keeping):
                 bar.advance()
         model.train(was_training)
         if fabric.world_size > 1 or progress.done:
-            own = {"videos": records.videos, "quality": dict(quality)}
-            gathered = _gathered(own, fabric.world_size) if fabric.world_size > 1 else None
-            for state in all_states(own, gathered, progress, fabric):
+            for state in all_states({"videos": records.videos, "quality": dict(quality)}, progress, fabric):
                 records.merge([state["videos"]])
                 quality.update(state["quality"])
         evaluated = VideoEvaluation(
@@ -232,36 +196,37 @@ class VideoTask(Keeping):
         Returns:
             what ``result.json`` shall say; ``finals`` are level lines for the curves.
         """
-        from fssops.tasks.video_reports import gallery, write_results
-
-        if self.settings.eval.checkpoint == "best":
-            model.load_state_dict(read_checkpoint(folder / "checkpoints" / "best.pt")["model"])
+        self.take_best(model, folder)
         label, before = self.settings.name, None
         with preserved_random_state():
             trained, records = self.evaluate(model, fabric, label, "evaluate")
             if untrained is not None:
                 untrained = untrained.to(fabric.device)
                 before, _ = self.evaluate(untrained, fabric, f"{label}, untrained", "untrained model")
-        if fabric.is_global_zero:
-            write_results(self, records, folder)
-            gallery(self, trained, records, folder)
-        found: dict[str, Any] = {"scores": trained.scores(), "trained": trained.as_json()}
-        say(f"trained        {trained.line()}")
-        if trained.instances is None:
-            return found
-        name, value = trained.main
-        found["finals"] = {name: value}
-        if before is not None:
-            earlier = before.main[1]
-            found |= {"untrained": before.as_json(), "gain": value - earlier}
-            found["finals"][f"{name}, untrained"] = earlier
-            say(f"untrained      {before.line()}")
-            say(f"gain           {percent(value - earlier)} points of {name}")
-        return found
+        self._write(trained, records, fabric, folder)
+        return run_result(trained, before, say)
 
-    def run_files(self) -> dict[str, Any]:
-        """What a run folder keeps of the data, by file name: the classes, for prediction elsewhere."""
-        return {"classes.json": self.source().metadata.as_json()}
+    def evaluate_into(
+        self, folder: Path, model: nn.Module, fabric: Fabric, label: str
+    ) -> tuple[VideoEvaluation, list[Path]]:
+        """Evaluate a model and leave the submission and pictures in a folder; every process must call.
+
+        Returns:
+            the scores, and the files written by this process.
+        """
+        result, records = self.evaluate(model, fabric, label)
+        return result, self._write(result, records, fabric, folder)
+
+    def _write(self, result: VideoEvaluation, records: VideoRecords, fabric: Fabric, folder: Path) -> list[Path]:
+        """Write ``submission.json`` and ``submission.zip`` in the official format, and the pictures."""
+        from fssops.tasks.video_pictures import gallery  # it builds on this file
+
+        if not fabric.is_global_zero:
+            return []
+        folder.mkdir(parents=True, exist_ok=True)
+        ids = [category.id for category in self.source(evaluation=True).metadata.categories]
+        files = write_submission(folder / "submission.json", rows_of_records(records, ids))
+        return files + gallery(self, result, records, folder)
 
 
 class _Frames(Dataset[Tensor | str]):
@@ -315,9 +280,3 @@ def count_video(records: VideoRecords, source: video.VideoSource, name: str, num
             same = [(score, found) for of_class, score, found in detections if of_class == label]
             best.append(max((score * video_iou(found, masks) for score, found in same), default=0.0))
     return round(float(np.mean(best)), 6) if best else 0.0
-
-
-def _gathered(state: dict[str, Any], world_size: int) -> Sequence[dict[str, Any]]:
-    found: list[Any] = [None] * world_size
-    torch.distributed.all_gather_object(found, state)
-    return found

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from PIL import Image, ImageSequence, UnidentifiedImageError
 
 from fssops.data.images import SUFFIXES, read_image
 from fssops.engine.settings import SettingsError
-from fssops.tasks.frames import frames, is_video, require_decoder
+from fssops.tasks.frames import distinct_names, frames, is_video, require_decoder
 
 ANIMATED = frozenset({".gif", ".webp", ".apng"})
 """Picture files that may hold a video."""
@@ -105,11 +106,8 @@ def find_videos(given: Sequence[str]) -> list[VideoInput]:
     if loose:
         found.insert(0, VideoInput(loose[0].parent.name or "video", loose))
     require_decoder([path for video in found for path in video.paths if video.is_file])
-    taken: dict[str, int] = {}
-    for video in found:
-        taken[video.name] = taken.get(video.name, 0) + 1
-        if taken[video.name] > 1:
-            video.name = f"{video.name}-{taken[video.name]}"
+    for video, name in zip(found, distinct_names([video.name for video in found]), strict=True):
+        video.name = name
     return found
 
 
@@ -154,7 +152,7 @@ def write_video(path: Path, pictures: Iterator[np.ndarray], rate: float = DEFAUL
     Args:
         path: ends in ``.webp``, ``.gif`` or ``.mp4``.
         pictures: [H, W, 3] uint8 each, at least one, all of one size.
-        rate: frames a second.
+        rate: frames a second, above 0.
     """
     if path.suffix == ".mp4":
         _write_mp4(path, pictures, rate)
@@ -175,7 +173,7 @@ def _write_mp4(path: Path, pictures: Iterator[np.ndarray], rate: float) -> None:
             # The common pixel format wants even sides.
             even = picture[: picture.shape[0] // 2 * 2, : picture.shape[1] // 2 * 2]
             if stream is None:
-                stream = container.add_stream("libx264", rate=max(1, round(rate)))
+                stream = container.add_stream("libx264", rate=Fraction(rate).limit_denominator(1001))
                 stream.height, stream.width, stream.pix_fmt = even.shape[0], even.shape[1], "yuv420p"
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(even), format="rgb24")
             container.mux(stream.encode(frame))

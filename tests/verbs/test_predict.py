@@ -98,13 +98,17 @@ def test_unreadable_query_costs_only_itself(files: Path, tmp_path: Path, predict
 
 def test_equal_names_from_two_folders_are_kept_apart(files: Path, tmp_path: Path, predict: Any) -> None:
     (tmp_path / "more").mkdir()
-    Image.open(files / "photos" / "q0.jpg").save(tmp_path / "more" / "q0.jpg")
+    for name in ("q0.jpg", "q0-2.jpg"):
+        Image.open(files / "photos" / "q0.jpg").save(tmp_path / "more" / name)
     code, _, err, folder = predict(
         "--support", files / "s0.png", files / "m0.png", "--query", files / "photos" / "q0.jpg", tmp_path / "more"
     )
     assert code == 0, err
     assert (folder / "q0_labels.png").exists()
-    assert (folder / "q0-2_labels.png").exists()
+    summary = json.loads((folder / "summary.json").read_text())
+    written = [image["files"][0] for image in summary["images"]]
+    assert written == ["q0_labels.png", "q0-2_labels.png", "q0-3_labels.png"]
+    assert all((folder / name).exists() for name in written)
 
 
 def test_bare_weights_with_a_model_name(tiny_run: Path, files: Path, tmp_path: Path, verb: Any, predict: Any) -> None:

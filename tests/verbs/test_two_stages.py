@@ -123,10 +123,12 @@ def test_a_given_base_learner_is_taken_and_each_stage_runs_alone(
     recipe: Path, run: Path, verb: Verb, tmp_path: Path
 ) -> None:
     weights = run / "base" / "checkpoints" / "best.pt"
-    code, out, _ = verb("train", recipe, "--out", tmp_path / "second", "--no-eval", "--set", f"base.weights={weights}")
-    assert code == 0
-    assert "first stage" not in out
-    assert f"base learner   {weights}" in out
+    for given, taken in ((weights, weights), (run / "base", run / "base" / "checkpoints" / "last.pt")):
+        out_folder = tmp_path / f"second-{given.name}"
+        code, out, _ = verb("train", recipe, "--out", out_folder, "--no-eval", "--set", f"base.weights={given}")
+        assert code == 0
+        assert "first stage" not in out
+        assert f"base learner   {taken}" in out
     code, out, _ = verb("evaluate", run / "base", "--out", tmp_path / "scores", "--classes")
     assert code == 0
     assert "base mIoU" in out
@@ -138,6 +140,27 @@ def test_a_given_base_learner_is_taken_and_each_stage_runs_alone(
     code, out, _ = verb("evaluate", run, "--out", tmp_path / "novel", "--set", "eval.episodes=3")
     assert code == 0
     assert "base mIoU" in out
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (
+            "{run}/base/checkpoints/best.pt",
+            "base classes of generated fold 1, got generated fold 0, which has seen",
+        ),
+        ("{run}/base", "base classes of generated fold 1, got generated fold 0, which has seen"),
+        ("{run}", "must be a training of pspnet, got one of msanet"),
+        ("nowhere.pt", "base.weights: nowhere.pt must be a checkpoint or a run folder, got nothing there"),
+    ],
+)
+def test_a_base_learner_that_has_seen_the_novel_classes_or_is_none_is_refused(
+    recipe: Path, run: Path, verb: Verb, tmp_path: Path, given: str, told: str
+) -> None:
+    sets = ["--set", f"base.weights={given.format(run=run)}", "--set", "data.fold=1"]
+    code, _, err = verb("train", recipe, "--out", tmp_path / "run", *sets)
+    assert code == 2
+    assert told in err
 
 
 def test_a_fold_with_other_classes_is_refused(recipe: Path, verb: Verb, tmp_path: Path) -> None:

@@ -18,8 +18,8 @@ from tiny_universal import TINY, settings_arguments
 import fssops
 from fssops.data import universal
 from fssops.data.universal import panoptic_json
-from fssops.tasks import load_settings
-from fssops.tasks import universal as universal_task
+from fssops.engine.settings import SettingsError
+from fssops.tasks import keeping, load_settings
 from fssops.tasks.universal import UniversalTask
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -80,12 +80,23 @@ def test_evaluation_of_a_run_repeats_its_scores_and_prints_classes(
 
 def test_evaluation_can_average_sizes_and_flips(universal_run: Path, tmp_path: Path, verb: Any) -> None:
     sets = [f"eval.{key}" for key in ("scales=[40,64]", "flip=true", "boundary=true", "tasks=['semantic']", "images=2")]
+    sets.append("eval.pictures=0")
     arguments = [part for override in sets for part in ("--set", override)]
     code, out, err = verb("evaluate", universal_run, "--out", tmp_path / "e", *arguments)
     assert code == 0, err
     assert "semantic averaged over short sides 40/64 and flips" in out
+    assert out.splitlines()[-1] == f"written: {tmp_path / 'e'}/ (results.json, grid.png, confusion.png)"
+    assert {path.name for path in (tmp_path / "e").iterdir()} == {"results.json", "grid.png", "confusion.png"}
     assert "boundary IoU" in out
     assert "PQ" not in out
+
+
+def test_a_panoptic_model_without_countable_classes_fits_data_without_them() -> None:
+    task = UniversalTask(load_settings("mask2former_generated", [*TINY, "model.things=[]"]))  # type: ignore[arg-type]
+    names = [f"stuff {number}" for number in range(8)]
+    task.check_classes(SimpleNamespace(label="stuff", metadata=universal.Metadata.from_names(names, [])))  # type: ignore[arg-type]
+    with pytest.raises(SettingsError, match=r"countable classes of mixed, \[7\], got \[\]"):
+        task.check_classes(SimpleNamespace(label="mixed", metadata=universal.Metadata.from_names(names, [7])))  # type: ignore[arg-type]
 
 
 def test_two_processes_count_what_one_counts(universal_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,7 +122,7 @@ def test_two_processes_count_what_one_counts(universal_run: Path, monkeypatch: p
         states.append(state)
         return states if len(states) == 2 else [state]
 
-    monkeypatch.setattr(universal_task, "_gathered", gathered)
+    monkeypatch.setattr(keeping, "gathered", gathered)
     run(0, 2)
     both, alone = run(1, 2), run(0, 1)
     assert both.scores() == pytest.approx(alone.scores(), nan_ok=True, abs=0)
@@ -163,6 +174,7 @@ def test_prediction_of_one_task(universal_run: Path, photos: Path, tmp_path: Pat
 
 def test_an_unreadable_photo_costs_only_itself(universal_run: Path, photos: Path, tmp_path: Path, verb: Any) -> None:
     (photos / "broken.jpg").write_bytes(b"no picture")
+    (photos / "street.png").rename(photos / "①.png")  # a digit, but no number
     code, out, _ = verb(
         "predict", "--checkpoint", universal_run, "--query", photos, "--out", tmp_path / "o", "--task", "semantic"
     )

@@ -19,8 +19,7 @@ from tiny_video import TINY, settings_arguments
 import fssops
 from fssops.data import video
 from fssops.evaluation.instance import decode
-from fssops.tasks import load_settings
-from fssops.tasks import video as video_task
+from fssops.tasks import keeping, load_settings
 from fssops.tasks.video import VideoTask
 from fssops.tasks.video_files import find_videos, write_video
 
@@ -94,8 +93,12 @@ def test_evaluation_clip_by_clip_says_so_and_covering_clips_change_nothing(
 ) -> None:
     scores = {}
     for window in (0, 3, 5):
-        code, out, err = verb("evaluate", video_run, "--out", tmp_path / str(window), "--set", f"eval.window={window}")
+        sets = ["--set", f"eval.window={window}", "--set", "eval.pictures=0"]
+        code, out, err = verb("evaluate", video_run, "--out", tmp_path / str(window), *sets)
         assert code == 0, err
+        files = {"results.json", "submission.json", "submission.zip"}
+        assert {path.name for path in (tmp_path / str(window)).iterdir()} == files
+        assert out.splitlines()[-1] == f"written: {tmp_path / str(window)}/ ({', '.join(sorted(files))})"
         assert ("whole videos" if not window else f"clips of {window} frames that share 2") in out
         scores[window] = (tmp_path / str(window) / "submission.json").read_text()
     assert scores[5] == scores[0]
@@ -135,7 +138,7 @@ def test_processes_count_what_one_counts(monkeypatch: pytest.MonkeyPatch) -> Non
         states.append({key: dict(value) for key, value in state.items()})
         return states if len(states) == world_size else [state]
 
-    monkeypatch.setattr(video_task, "_gathered", gathered)
+    monkeypatch.setattr(keeping, "gathered", gathered)
     together = [run(rank, 4) for rank in range(4)][-1]
     alone = run(0, 1)
     assert len(states[3]["videos"]) == 0
@@ -320,6 +323,16 @@ def test_bad_queries_are_told(video_run: Path, tmp_path: Path, verb: Any, monkey
     assert (code, "must be another folder than that of the queries" in err) == (2, True)
     code, _, err = predict(verb, video_run, tmp_path / "o", "--query", tmp_path / "clip", "--task", "panoptic")
     assert (code, "finds instances alone" in err) == (2, True)
+    for rate in ("0", "-1", "nan", "inf"):
+        code, _, err = predict(verb, video_run, tmp_path / "o", "--query", tmp_path / "clip", f"--rate={rate}")
+        assert (code, "--rate: frames a second must be a number above 0" in err) == (2, True)
+
+
+def test_videos_of_one_name_are_kept_apart_from_a_third_that_is_called_like_the_second(tmp_path: Path) -> None:
+    for name in ("a/clip", "b/clip", "b/clip-2"):
+        write_frames(tmp_path / name, 1)
+    found = find_videos([str(tmp_path / "a"), str(tmp_path / "b")])
+    assert [video.name for video in found] == ["clip", "clip-3", "clip-2"]
 
 
 def test_pictures_given_one_by_one_are_one_video(tmp_path: Path) -> None:

@@ -1,84 +1,24 @@
-"""What is left of an evaluation on videos: scores, tables, files in the submission format, and pictures."""
+"""Pictures of a run on videos: frames of the best, the worst and some other videos, the truth above the prediction."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lightning.fabric import Fabric
-from torch import nn
 
-from fssops.engine.checkpoints import write_text_atomically
 from fssops.evaluation.instance import decode
 from fssops.evaluation.pictures import Tile, grid
 from fssops.evaluation.video import VideoRecords
 from fssops.evaluation.video_pictures import DrawnObject, draw_frame, drawn_objects, object_colour
-from fssops.evaluation.video_results import VideoEvaluation, rows_of_records, write_submission
+from fssops.evaluation.video_results import VideoEvaluation
 from fssops.tasks.video import VideoTask, true_tracks, video_number
-from fssops.tasks.video_settings import VideoSettings
 
 _COLUMNS = 5
 """Frames of a video in a picture."""
 
 _TILE = 224
-
-
-def evaluate_models(
-    loaded: Sequence[tuple[VideoSettings, nn.Module, str]], fabric: Fabric, folder: Path, *, classes: bool
-) -> list[VideoEvaluation]:
-    """Score models and write ``results.json``, submissions and pictures.
-
-    Args:
-        loaded: settings, model and what to call it.
-        fabric: launched.
-        folder: where everything goes; of several models, files go into a folder each.
-        classes: print a table of the classes as well.
-    """
-    results = []
-    for number, (settings, model, label) in enumerate(loaded):
-        task = VideoTask(settings)
-        task.keep = folder
-        model.to(fabric.device)
-        result, records = task.evaluate(model, fabric, label)
-        results.append(result)
-        if fabric.is_global_zero:
-            own = folder if len(loaded) == 1 else folder / f"model{number}"
-            own.mkdir(parents=True, exist_ok=True)
-            write_results(task, records, own)
-            gallery(task, result, records, own)
-    if fabric.is_global_zero:
-        report(results, folder, classes)
-    return results
-
-
-def write_results(task: VideoTask, records: VideoRecords, folder: Path) -> None:
-    """Write ``submission.json`` and ``submission.zip`` in the official format."""
-    ids = [category.id for category in task.source(evaluation=True).metadata.categories]
-    write_submission(folder / "submission.json", rows_of_records(records, ids))
-
-
-def report(results: Sequence[VideoEvaluation], folder: Path, classes: bool) -> None:
-    """Print tables and lines, and write ``results.json``."""
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(width=None if Console().is_terminal else 160, markup=False, highlight=False)
-    for result in results:
-        if classes:
-            rows = result.class_table()
-            table = Table(*rows[0], title=f"{result.model}: each class, in percent", title_justify="left")
-            for row in rows[1:]:
-                table.add_row(*row)
-            console.print(table)
-    for result in results:
-        print(result.line())
-        print(f"{result.seconds:.1f} s for {result.frames} frames of {result.videos} videos")
-    body = {"results": [result.as_json() for result in results]}
-    write_text_atomically(folder / "results.json", json.dumps(body, indent=2, allow_nan=False) + "\n")
-    print(f"written: {folder}/ (results.json, submission.json, submission.zip, grid.png, best.png, worst.png)")
 
 
 def gallery(task: VideoTask, result: VideoEvaluation, records: VideoRecords, folder: Path) -> list[Path]:

@@ -1,0 +1,31 @@
+"""What every recipe says of a data set whose classes come in folds."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, Strict
+
+from fssops.engine.settings import Table
+
+
+class FoldedTable(Table):
+    """The part of ``[data]`` that names the data set and the fold."""
+
+    source: Literal["auto", "generated", "voc", "coco", "fss1000", "folder"] = "generated"
+    root: str = ""
+    """Folder of the data set; not used by ``generated``."""
+    split: str = ""
+    """Part that training draws from; empty takes the layout's usual one."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Further arguments of the layout, e.g. ``{ crowd = "object" }`` for coco."""
+    folds: Literal["pascal5i", "coco20i", "generated", "custom"] = "custom"
+    """``custom`` cuts the sorted classes into four blocks."""
+    definition: Literal["panet", "msanet"] = "panet"
+    """Which papers' COCO-20i."""
+    fold: int = Field(default=0, ge=0, le=3)
+    """Novel are the classes that this fold tests, the others are base classes."""
+
+
+Size = Annotated[tuple[int, int], Strict(False)]
+"""Height and width."""
