@@ -38,7 +38,8 @@ def is_video(path: Path) -> bool:
 
 def distinct_names(wanted: Sequence[str]) -> list[str]:
     """A name for each file that is written: as wanted, and where that is taken, with a number that none else has."""
-    asked_for, names = set(wanted), {}
+    asked_for = set(wanted)
+    names: dict[str, None] = {}
     for name in wanted:
         free, number = name, 2
         while free in names or (free != name and free in asked_for):
