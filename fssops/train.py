@@ -26,7 +26,7 @@ from fssops.engine.random_state import restore_random_state, seed_everything
 from fssops.engine.run_folder import RunFolder, latest_run, new_run_path
 from fssops.engine.settings import Settings, SettingsError, apply_overrides, changed_settings
 from fssops.engine.trainer import Trainer
-from fssops.evaluation.results import without_nan
+from fssops.evaluation.scores import without_nan
 from fssops.recipes import DEFAULT, compact, list_recipes
 from fssops.tasks import load_settings, settings_from_tables, task_of
 from fssops.tasks.loading import build_model

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from fssops.evaluation.counts import iou
-from fssops.evaluation.results import without_nan
+from fssops.evaluation.scores import mean, without_nan
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,7 @@ class BaseClassResult:
     @property
     def miou(self) -> float:
         """Mean over the base classes that appear, the background not counted."""
-        known = [value for value in self.class_iou if not math.isnan(value)]
-        return sum(known) / len(known) if known else math.nan
+        return mean(self.class_iou)
 
     def line(self) -> str:
         """One line that can be quoted."""

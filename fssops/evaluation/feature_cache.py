@@ -18,7 +18,7 @@ Complete = Callable[[Features], Mapping[str, Tensor | None]]
 
 
 class FeatureCache:
-    """Encodes each image once, one image a pass, and keeps the features least recently used last.
+    """Encodes each image once, one image a pass, and keeps the features; the least recently used go first.
 
     The key is a digest of the image's pixels, so equal inputs share features and no name can mislead. An image is
     always encoded alone: a batch of another size may choose another algorithm and other last bits, and with it the

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from fssops.evaluation.scores import mean
 from fssops.evaluation.semantic import boundary_of, boundary_width
 
 STATISTICS = ("AP", "AP50", "AP75", "AP small", "AP medium", "AP large")
@@ -165,34 +166,30 @@ class InstanceScores:
         return found if np.isnan(self.boundary_ap) else {**found, "boundary AP": self.boundary_ap}
 
 
+def mean_measured(values: np.ndarray) -> float:
+    """Mean of pycocotools' precisions or recalls, which are -1 where the truth holds nothing; NaN of none."""
+    return mean(values[values > -1])
+
+
 def _statistics(evaluator: Any) -> dict[str, float]:
     precision = evaluator.eval["precision"]  # [thresholds, recalls, classes, areas, limits]
     thresholds = evaluator.params.iouThrs
 
-    def mean(chosen: np.ndarray, area: int) -> float:
-        values = precision[chosen, :, :, area, -1]
-        values = values[values > -1]
-        return float(values.mean()) if values.size else float("nan")
+    def ap(area: int, chosen: np.ndarray | slice = slice(None)) -> float:
+        return mean_measured(precision[chosen, :, :, area, -1])
 
-    every = np.ones(len(thresholds), dtype=bool)
     return {
-        "ap": mean(every, 0),
-        "ap50": mean(np.isclose(thresholds, 0.5), 0),
-        "ap75": mean(np.isclose(thresholds, 0.75), 0),
-        "ap_small": mean(every, 1),
-        "ap_medium": mean(every, 2),
-        "ap_large": mean(every, 3),
+        "ap": ap(0),
+        "ap50": ap(0, np.isclose(thresholds, 0.5)),
+        "ap75": ap(0, np.isclose(thresholds, 0.75)),
+        "ap_small": ap(1),
+        "ap_medium": ap(2),
+        "ap_large": ap(3),
     }
 
 
 def _class_ap(evaluator: Any, classes: int) -> list[float]:
-    precision = evaluator.eval["precision"]
-    found = []
-    for label in range(classes):
-        values = precision[:, :, label, 0, -1]
-        values = values[values > -1]
-        found.append(float(values.mean()) if values.size else float("nan"))
-    return found
+    return [mean_measured(evaluator.eval["precision"][:, :, label, 0, -1]) for label in range(classes)]
 
 
 def _boundary_evaluator() -> type[Any]:

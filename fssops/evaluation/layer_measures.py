@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fssops.evaluation.scores import mean, percent
 from fssops.structures import MaskPredictions
 
 Pairs = tuple[Tensor, Tensor]
@@ -45,16 +46,16 @@ class LayerScores:
     def summary(self) -> dict[str, float]:
         """Means over the layers by name."""
         return {
-            "layer agreement": _mean(self.agreement),
-            "query utilisation": _mean(self.utilisation),
+            "layer agreement": mean(self.agreement),
+            "query utilisation": mean(self.utilisation),
         }
 
     def table(self) -> list[list[str]]:
         """Rows of a table, one a layer, in percent; the first row names the columns."""
         rows = [["layer", "agreement with the layer before", "queries of use in the end"]]
         for layer in range(len(self.agreement) + 1):
-            agreement = "-" if layer == 0 else _percent(self.agreement[layer - 1])
-            utilisation = "-" if layer == len(self.utilisation) else _percent(self.utilisation[layer])
+            agreement = "-" if layer == 0 else percent(self.agreement[layer - 1])
+            utilisation = "-" if layer == len(self.utilisation) else percent(self.utilisation[layer])
             rows.append([str(layer), agreement, utilisation])
         return rows
 
@@ -110,12 +111,3 @@ class LayerCounts:
 
 def _shares(parts: np.ndarray, wholes: np.ndarray) -> list[float]:
     return [float(part / whole) if whole else math.nan for part, whole in zip(parts, wholes, strict=True)]
-
-
-def _mean(values: Sequence[float]) -> float:
-    known = [value for value in values if not math.isnan(value)]
-    return sum(known) / len(known) if known else math.nan
-
-
-def _percent(value: float) -> str:
-    return "-" if math.isnan(value) else f"{100 * value:.2f}"

@@ -12,6 +12,7 @@ from typing import Any
 from fssops.evaluation.counts import iou, mean_iou
 from fssops.evaluation.fewshot import EvaluationCounts
 from fssops.evaluation.protocols import FewShotProtocol
+from fssops.evaluation.scores import without_nan
 
 
 @dataclass(frozen=True)
@@ -198,17 +199,6 @@ def percent(values: Sequence[float]) -> str:
 def short_hashes(hashes: Sequence[str]) -> str:
     """First eight digits of each hash."""
     return "+".join(dict.fromkeys(value[:8] for value in hashes))
-
-
-def without_nan(value: Any) -> Any:
-    """Replace NaN by None, which JSON can say, in nested lists and dicts."""
-    if isinstance(value, float) and math.isnan(value):
-        return None
-    if isinstance(value, dict):
-        return {str(key): without_nan(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [without_nan(item) for item in value]
-    return value
 
 
 def to_json(results: Sequence[FewShotResult]) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fssops.evaluation.scores import mean
 from fssops.structures import IGNORE
 
 
@@ -125,13 +126,6 @@ class SemanticScores:
         """The scores that a line shows."""
         found = {"mIoU": self.miou, "fwIoU": self.fwiou, "pixel accuracy": self.pixel_accuracy}
         return found if np.isnan(self.boundary_iou) else {**found, "boundary IoU": self.boundary_iou}
-
-
-def mean(values: Sequence[float] | np.ndarray) -> float:
-    """Mean of the values that are numbers; NaN of none."""
-    array = np.asarray(values, dtype=np.float64)
-    seen = array[~np.isnan(array)]
-    return float(seen.mean()) if seen.size else float("nan")
 
 
 def boundary_width(height: int, width: int, ratio: float = 0.02) -> int:

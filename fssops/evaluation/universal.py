@@ -12,7 +12,7 @@ import numpy as np
 from fssops.evaluation.instance import InstanceRecords, InstanceScores
 from fssops.evaluation.layer_measures import LayerCounts, LayerScores
 from fssops.evaluation.panoptic import PanopticCounts, PanopticScores
-from fssops.evaluation.results import without_nan
+from fssops.evaluation.scores import percent, without_nan
 from fssops.evaluation.semantic import SemanticCounts, SemanticScores, most_confused
 
 PROTOCOLS = {
@@ -186,8 +186,3 @@ def score(counts: UniversalCounts, things: Sequence[int], *, boundary: bool, **s
         quality=sorted(counts.quality.items(), key=lambda entry: (-entry[1], entry[0])),
         **setting,
     )
-
-
-def percent(value: float) -> str:
-    """A score as a percentage with two digits; ``-`` for NaN."""
-    return "-" if math.isnan(value) else f"{100 * value:.2f}"

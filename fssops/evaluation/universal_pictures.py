@@ -89,7 +89,9 @@ def _inside_point(mask: np.ndarray) -> tuple[int, int]:
     from scipy import ndimage
 
     step = max(1, max(mask.shape) // 160)
-    # Eroding a coarse copy is enough to place a word.
+    # A coarse copy is enough to place a word, unless the region is too thin to show in it.
+    if not mask[::step, ::step].any():
+        step = 1
     coarse = np.pad(mask[::step, ::step], 1)
     distance = ndimage.distance_transform_cdt(coarse)[1:-1, 1:-1]
     row, column = divmod(int(distance.argmax()), distance.shape[1])

@@ -3,7 +3,7 @@
 A detection and an object are compared through the whole video: IoU = sum over frames of the intersections over the sum
 of the unions, a frame without a mask counting as an empty one. Matching and averaging are COCO's, done by pycocotools.
 What differs from COCO: an object's size is its mean area over the frames in which it has any, small below 128^2, large
-above 256^2, and at most 100 detections a video count.
+above 256^2.
 
 Source: youtubevos/cocoapi (``ytvoseval.py``); tests/evaluation/test_video_precision.py holds that the scores are equal.
 """
@@ -18,11 +18,13 @@ from typing import Any
 
 import numpy as np
 
+from fssops.evaluation.instance import mean_measured
+
 AREAS = ((0.0, 1e10), (0.0, 128.0**2), (128.0**2, 256.0**2), (256.0**2, 1e10))
 """Ranges of mean area: all, small, medium, large."""
 
 LIMITS = (1, 10, 100)
-"""Detections a video that count, best first."""
+"""Detections of a class in a video that count, best first."""
 
 Masks = Sequence[Mapping[str, Any] | None]
 """One run-length encoding a frame (:func:`fssops.evaluation.instance.encode`), or None."""
@@ -59,7 +61,7 @@ class VideoRecords:
                 masks cover) each.
 
         Raises:
-            ValueError: a video twice, or another number of masks than frames.
+            ValueError: a video twice, another number of masks than frames, or masks of several sizes.
         """
         if video in self.videos:
             raise ValueError(f"VideoRecords.add: video must be new, got {video} again")
@@ -68,6 +70,10 @@ class VideoRecords:
         for label, masks, crowd, areas in truth:
             area = _mean_area(masks) if not any(areas) else float(np.mean([a for a in areas if a]))
             known.append((int(label), _checked(masks, frames), bool(crowd), area))
+        every = [masks for _, _, masks in found] + [masks for _, masks, _, _ in known]
+        sizes = {tuple(mask["size"]) for masks in every for mask in masks if mask}
+        if len(sizes) > 1:
+            raise ValueError(f"VideoRecords.add: masks must be of one size, got {sorted(sizes)} in video {video}")
         self.videos[video] = {"detections": found, "truth": known}
 
     def merge(self, others: Iterable[Mapping[int, dict[str, Any]]]) -> None:
@@ -80,13 +86,12 @@ class VideoRecords:
         evaluator = self._evaluated()
         precision, recall = evaluator.eval["precision"], evaluator.eval["recall"]
         thresholds = evaluator.params.iouThrs
-        every = np.ones(len(thresholds), dtype=bool)
 
-        def ap(area: int = 0, chosen: np.ndarray = every) -> float:
-            return _mean(precision[chosen, :, :, area, -1])
+        def ap(area: int = 0, chosen: np.ndarray | slice = slice(None)) -> float:
+            return mean_measured(precision[chosen, :, :, area, -1])
 
         def ar(area: int = 0, limit: int = -1) -> float:
-            return _mean(recall[:, :, area, limit])
+            return mean_measured(recall[:, :, area, limit])
 
         return VideoScores(
             ap=ap(),
@@ -101,7 +106,7 @@ class VideoRecords:
             ar_small=ar(1),
             ar_medium=ar(2),
             ar_large=ar(3),
-            class_ap=[_mean(precision[:, :, label, 0, -1]) for label in range(self.classes)],
+            class_ap=[mean_measured(precision[:, :, label, 0, -1]) for label in range(self.classes)],
         )
 
     def _evaluated(self) -> Any:
@@ -208,11 +213,6 @@ def _mean_area(masks: Masks) -> float:
 
     areas = [area for mask in masks if mask and (area := int(coco_mask.area(mask)))]
     return float(np.mean(areas)) if areas else 0.0
-
-
-def _mean(values: np.ndarray) -> float:
-    values = values[values > -1]
-    return float(values.mean()) if values.size else float("nan")
 
 
 def _checked(masks: Masks, frames: int) -> list[Mapping[str, Any] | None]:

@@ -9,8 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fssops.evaluation.results import without_nan
-from fssops.evaluation.universal import percent
+from fssops.evaluation.scores import percent, without_nan
 from fssops.evaluation.video import VideoRecords, VideoScores
 
 PROTOCOL = "video mask AP of YouTube-VIS (IoU over all frames of a video)"

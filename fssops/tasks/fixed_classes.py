@@ -10,7 +10,7 @@ from torch import nn
 
 from fssops.engine.checkpoints import read_checkpoint
 from fssops.engine.settings import SettingsError
-from fssops.evaluation.universal import percent
+from fssops.evaluation.scores import percent
 from fssops.models import create_config
 from fssops.structures import MaskTargets
 from fssops.tasks.keeping import Keeping

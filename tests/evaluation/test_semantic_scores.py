@@ -129,6 +129,16 @@ def test_most_confused_pairs_come_first() -> None:
     assert [(row["truth"], row["predicted"], row["share"]) for row in found] == [("b", "a", 0.5), ("a", "b", 0.2)]
 
 
+@pytest.mark.parametrize(("left", "width"), [(601, 9), (0, 2048)])
+def test_a_caption_stands_on_its_region_however_thin(left: int, width: int) -> None:
+    image = np.full((1024, 2048, 3), 100, dtype=np.uint8)
+    mask = np.zeros(image.shape[:2], dtype=bool)
+    mask[200:900, left : left + width] = True  # 9 pixels are less than the steps in which places are looked for
+    plain, written = (overlay_regions(image, [Region(mask, (255, 0, 0), name)]) for name in ("", "pole"))
+    rows, columns = np.nonzero((plain != written).any(-1))
+    assert mask[int(rows.mean()), int(columns.mean())]
+
+
 def test_pictures_show_classes(tmp_path: Path) -> None:
     labels = np.zeros((60, 60), dtype=np.uint8)
     labels[:, 30:] = 1

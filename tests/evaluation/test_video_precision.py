@@ -135,3 +135,6 @@ def test_wrong_records_are_told() -> None:
         records.add(1, 2, [], [])
     with pytest.raises(ValueError, match=r"masks must be one a frame \(2\), got 1"):
         records.add(2, 2, [(0, 0.5, strip(3))], [])
+    halved = [encode(np.ones((2, 5), dtype=bool))]
+    with pytest.raises(ValueError, match=r"masks must be of one size, got \[\(2, 5\), \(4, 10\)\] in video 3"):
+        records.add(3, 1, [(0, 0.5, halved)], [(0, strip(3), False, [])])
