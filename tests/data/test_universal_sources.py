@@ -324,6 +324,24 @@ def test_known_classes_are_those_of_the_real_file(data_root: Path) -> None:
     known = universal.known_classes("coco_panoptic", "panoptic")
     assert known is not None
     assert (known.names, known.things) == (source.metadata.names, source.metadata.things)
+    assert known.index_of == source.metadata.index_of  # results files of a model without its data name classes by id
+    objects = universal.open_source("coco_instances", data_root / "coco_mini", split="val").metadata
+    countable = universal.known_classes("coco_instances", "instance")
+    assert countable is not None
+    assert (countable.names, countable.things, countable.index_of) == (objects.names, objects.things, objects.index_of)
+
+
+def test_known_instances_of_ade20k_have_the_ids_of_its_instance_files() -> None:
+    known = universal.known_classes("ade20k", "instance")
+    assert known is not None
+    assert [(c.id, c.name, c.is_thing) for c in known.categories][:2] == [(7, "bed", True), (8, "window", True)]
+    assert known.categories[-1].id == 149
+
+
+def test_classes_of_a_run_come_back_whatever_their_ids(tmp_path: Path) -> None:
+    metadata = universal.Metadata.from_names(["bolt", "nut"], [1], ids=[300, 1001])
+    (tmp_path / "classes.json").write_text(json.dumps(metadata.as_json()))
+    assert universal.read_classes(tmp_path / "classes.json") == metadata
 
 
 def test_real_camvid_and_coco_open(data_root: Path) -> None:

@@ -139,12 +139,12 @@ def known_classes(format: str, kind: TruthKind) -> Metadata | None:
     if format == "ade20k":
         names, things = class_lists.ADE20K, class_lists.ADE20K_THINGS
         if kind == "instance":
-            return Metadata.from_names([names[i] for i in things], range(len(things)))
+            return Metadata.from_names([names[i] for i in things], range(len(things)), ids=things)
         return Metadata.from_names(names, things)
-    if format == "coco_panoptic":
-        return Metadata.from_names(class_lists.COCO_PANOPTIC, class_lists.COCO_THINGS)
-    if format == "coco_instances":
-        return Metadata.from_names(class_lists.COCO_PANOPTIC[:80], range(80))
+    if format in ("coco_panoptic", "coco_instances"):
+        count = len(class_lists.COCO_THINGS if format == "coco_instances" else class_lists.COCO_PANOPTIC)
+        names, ids = class_lists.COCO_PANOPTIC[:count], class_lists.COCO_IDS[:count]
+        return Metadata.from_names(names, class_lists.COCO_THINGS, ids=ids)
     return None
 
 

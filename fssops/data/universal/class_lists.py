@@ -6,6 +6,13 @@ Sources: cocodataset.org (panoptic categories by ascending id: 80 things, then 5
 
 from __future__ import annotations
 
+
+def _numbers(text: str) -> tuple[int, ...]:
+    """The numbers of ``1-3 7``: 1, 2, 3 and 7."""
+    spans = (part.partition("-") for part in text.split())
+    return tuple(number for first, _, last in spans for number in range(int(first), int(last or first) + 1))
+
+
 _COCO = (
     "person|bicycle|car|motorcycle|airplane|bus|train|truck|boat|traffic light|fire hydrant|stop sign|"
     "parking meter|bench|bird|cat|dog|horse|sheep|cow|elephant|bear|zebra|giraffe|backpack|umbrella|"
@@ -23,6 +30,11 @@ _COCO = (
 COCO_PANOPTIC: list[str] = _COCO.split("|")
 """133 names; the first 80 are the countable ones, in the order of the instance task."""
 COCO_THINGS = range(80)
+COCO_IDS = _numbers(
+    "1-11 13-25 27-28 31-44 46-65 67 70 72-82 84-90 92-93 95 100 107 109 112 118-119 122 125 128 130 133 138 141 "
+    "144-145 147-149 151 154-156 159 161 166 168 171 175-178 180-181 184-200"
+)
+"""Category id of each class in COCO's files."""
 
 _ADE20K = (
     "wall|building|sky|floor|tree|ceiling|road|bed|window|grass|cabinet|sidewalk|person|earth|door|"
@@ -41,13 +53,8 @@ _ADE20K = (
 ADE20K: list[str] = _ADE20K.split("|")
 """150 names."""
 
-_ADE20K_THINGS = (
+ADE20K_THINGS = _numbers(
     "7-8 10 12 14-15 18-20 22-24 27 30-33 35-39 41-45 47 49-50 53 55-58 62 64-67 69-76 78 80-83 85-90 92-93 95 "
     "97-98 102-104 107-108 110-112 115-116 118-121 123-127 129-130 132-139 142-144 146-149"
 )
-ADE20K_THINGS: tuple[int, ...] = tuple(
-    index
-    for first, _, last in (part.partition("-") for part in _ADE20K_THINGS.split())
-    for index in range(int(first), int(last or first) + 1)
-)
-"""Indices of the 100 countable classes."""
+"""Indices of the 100 countable classes; the instance files have them as category ids."""

@@ -4,7 +4,8 @@
     ROOT/images/SPLIT/NAME.jpg    ROOT/labels/SPLIT/NAME.png
 
 Images may be in sub-folders of SPLIT, labels are then in the same ones. classes.json is a list of names, or
-``{"classes": [{"id": 0, "name": "road", "color": [128, 64, 128]}, ...]}``; id 255 is always ignored.
+``{"classes": [{"id": 0, "name": "road", "color": [128, 64, 128]}, ...]}``; ids are the values in the label maps, 0 to
+254; 255 is always ignored.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def read_classes(file: Path) -> Metadata:
 
     Raises:
         FileNotFoundError: no such file.
-        AnnotationError: not JSON of these forms, or an id outside 0..254.
+        AnnotationError: not JSON of these forms.
     """
     try:
         content: Any = json.loads(file.read_text(encoding="utf-8"))
@@ -60,11 +61,7 @@ def read_classes(file: Path) -> Metadata:
     if not isinstance(content, list):
         raise AnnotationError(f"{file}: class list must be a list or map ids to names, got {str(content)[:80]}")
     rows = [row if isinstance(row, dict) else {"id": i, "name": row} for i, row in enumerate(content)]
-    metadata = Metadata.from_rows(rows, str(file), things=False)
-    wrong = [category.id for category in metadata.categories if not 0 <= category.id < IGNORE]
-    if wrong:
-        raise AnnotationError(f"{file}: class ids must be from 0 to {IGNORE - 1}, got {wrong[0]}")
-    return metadata
+    return Metadata.from_rows(rows, str(file), things=False)
 
 
 class LabelMapSource(UniversalSource):
@@ -177,7 +174,11 @@ class LabelFolderSource(LabelMapSource):
             raise FileNotFoundError(
                 f"{images / split}: split must be a folder of images, got {split!r} (there: {known})"
             )
-        metadata = read_classes(Path(classes) if classes is not None else base / "classes.json")
+        file = Path(classes) if classes is not None else base / "classes.json"
+        metadata = read_classes(file)
+        wrong = [category.id for category in metadata.categories if not 0 <= category.id < IGNORE]
+        if wrong:
+            raise AnnotationError(f"{file}: class ids must be from 0 to {IGNORE - 1}, got {wrong[0]}")
         super().__init__(split, metadata, pairs(images, labels), unknown=unknown)
 
 

@@ -117,12 +117,17 @@ class Metadata:
 
     @staticmethod
     def from_names(
-        names: Sequence[str], things: Iterable[int] = (), colours: Sequence[Colour] | None = None
+        names: Sequence[str],
+        things: Iterable[int] = (),
+        colours: Sequence[Colour] | None = None,
+        ids: Sequence[int] | None = None,
     ) -> Metadata:
-        """Build from names by index; ids equal indices."""
+        """Build from names by index, with the indices of the countable ones; without ``ids`` they equal indices."""
         countable = set(things)
         chosen = distinct_colours(len(names)) if colours is None else colours
-        return Metadata(tuple(Category(i, name, chosen[i], i in countable) for i, name in enumerate(names)))
+        numbers = range(len(names)) if ids is None else ids
+        rows = enumerate(zip(numbers, names, chosen, strict=True))
+        return Metadata(tuple(Category(number, name, colour, i in countable) for i, (number, name, colour) in rows))
 
 
 def _colour(value: Any, where: str, identifier: int) -> Colour | None:

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fssops.data.universal.metadata import Category, Metadata, distinct_colours
+from fssops.data.universal.metadata import Metadata
 from fssops.data.video import class_lists, moving_shapes, ytvis
 from fssops.data.video.dataset import ClipItem, TrainingClips, seen_frames
 from fssops.data.video.moving_shapes import MovingShapesSource
@@ -89,8 +89,7 @@ def known_classes(format: str) -> Metadata | None:
     names = class_lists.NAMES.get(format)
     if names is None:
         return None
-    colours = distinct_colours(len(names))
-    return Metadata(tuple(Category(i + 1, name, colours[i], True) for i, name in enumerate(names)))
+    return Metadata.from_names(names, range(len(names)), ids=range(1, len(names) + 1))
 
 
 def looks_like_videos(root: str | os.PathLike[str]) -> bool:
