@@ -39,12 +39,10 @@ def _described(checkpoint: str) -> tuple[str, dict[str, Any]]:
         raise ValueError(
             f"convert: --model must be given unless the checkpoint is a folder with config.json, got {path}"
         )
+    from fssops.weights.reading import read_json_object
     from fssops.weights.transformers_layout import options_of
 
-    try:
-        return options_of(json.loads(path.read_text(encoding="utf-8")))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"convert: {path} must be JSON, got {error}") from None
+    return options_of(read_json_object(path))
 
 
 def _write_transformers(model: nn.Module, folder: Path) -> None:

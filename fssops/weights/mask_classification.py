@@ -7,16 +7,13 @@ Mask2Former's query features ``static_query``.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
-from typing import TypeVar
+from collections.abc import Collection
 
 import torch
 from torch import Tensor, nn
 
 from fssops.weights.layouts import Layout, State
 from fssops.weights.renaming import Renaming
-
-_Value = TypeVar("_Value")
 
 PIXEL = "sem_seg_head.pixel_decoder."
 PREDICTOR = "sem_seg_head.predictor."
@@ -84,28 +81,29 @@ PER_PIXEL = Renaming(
 """Our names and the authors' of the per-pixel baselines."""
 
 
-def modernised(state: Mapping[str, _Value]) -> dict[str, _Value]:
-    """The authors' state dict with the names of their later files."""
-    renamed: dict[str, _Value] = {}
-    for name, value in state.items():
-        name = _OLD_PIXEL.sub(lambda match: PIXEL + match[1], name)
-        renamed[name.replace(PREDICTOR + "static_query", PREDICTOR + "query_feat")] = value
-    return renamed
+def modern_name(name: str) -> str:
+    """The authors' name of a tensor in their later files."""
+    name = _OLD_PIXEL.sub(lambda match: PIXEL + match[1], name)
+    return name.replace(PREDICTOR + "static_query", PREDICTOR + "query_feat")
+
+
+def _modernised(state: State) -> dict[str, Tensor]:
+    return {modern_name(name): value for name, value in state.items()}
 
 
 def mask2former_from_authors(state: State, model: nn.Module) -> dict[str, Tensor]:
     """Mask2Former's tensors under our names."""
-    return MASK2FORMER.state_to_ours(modernised(state))
+    return MASK2FORMER.state_to_ours(_modernised(state))
 
 
 def maskformer_from_authors(state: State, model: nn.Module) -> dict[str, Tensor]:
     """MaskFormer's tensors under our names."""
-    return MASKFORMER.state_to_ours(modernised(state))
+    return MASKFORMER.state_to_ours(_modernised(state))
 
 
 def per_pixel_from_authors(state: State, model: nn.Module) -> dict[str, Tensor]:
     """A per-pixel baseline's tensors under our names."""
-    return PER_PIXEL.state_to_ours(modernised(state))
+    return PER_PIXEL.state_to_ours(_modernised(state))
 
 
 def to_authors(state: State, renaming: Renaming, no_object_weight: float) -> dict[str, Tensor]:
@@ -136,7 +134,7 @@ def _is_maskformer(keys: Collection[str]) -> bool:
 
 
 def _is_per_pixel(keys: Collection[str]) -> bool:
-    if PREDICTOR + "class_embed.weight" in keys or PIXEL + "layer_4.weight" not in modernised(dict.fromkeys(keys)):
+    if PREDICTOR + "class_embed.weight" in keys or PIXEL + "layer_4.weight" not in map(modern_name, keys):
         return False
     return PREDICTOR + "weight" in keys or PREDICTOR + "transformer.decoder.layers.0.norm1.weight" in keys
 

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from fssops.models.layers.singular_values import LEFT, RIGHT, VALUES
 from fssops.weights.backbones import resnet_name
 from fssops.weights.layouts import Layout, State
-from fssops.weights.mask_classification import MASK2FORMER, PIXEL, PREDICTOR, modernised
+from fssops.weights.mask_classification import MASK2FORMER, PIXEL, PREDICTOR, modern_name
 from fssops.weights.renaming import Renaming
 
 _FACTORS = {"vector_S": VALUES, "conv_U.weight": LEFT, "conv_V.weight": RIGHT}
 _BACKBONE = re.compile(r"^layer[0-4]\.")
-_REPEATED = re.compile(r"^(sem_seg_head\.)(?:pixel_decoder\.){2,}")
+_REPEATED = re.compile(r"^sem_seg_head\.(?:pixel_decoder\.){2,}")
 
 _MATCHING = Renaming(
     [
@@ -57,7 +57,7 @@ def our_name(key: str) -> str:
 
 def _usual(key: str) -> str:
     """A head's name with one level ``pixel_decoder``."""
-    return next(iter(modernised({_REPEATED.sub(rf"\1{PIXEL.split('.')[1]}.", key): None})))
+    return modern_name(_REPEATED.sub(PIXEL, key))
 
 
 def _is_segmenter(keys: Collection[str]) -> bool:

@@ -128,7 +128,7 @@ def _read_torch(path: Path) -> Any:
     ]
     try:
         with torch.serialization.safe_globals(stand_ins):  # type: ignore[arg-type]
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
+            return restricted_pickle.plain(torch.load(path, map_location="cpu", weights_only=True))
     except pickle.UnpicklingError as error:
         reason = str(error)
         if "Unsupported global" in reason or "Unsupported class" in reason or "GLOBAL" in reason:
@@ -142,16 +142,26 @@ def _read_torch(path: Path) -> Any:
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"load_weights: {path} is truncated or not a checkpoint ({first}){MEND}") from None
-    return restricted_pickle.plain(loaded)
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """What a JSON file says, which must be an object.
+
+    Raises:
+        OSError: it cannot be read.
+        CheckpointError: it is no JSON, or not an object.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # bytes that are no UTF-8 are a ValueError too
+        raise CheckpointError(f"load_weights: {path} must be JSON, got {error}") from None
+    if not isinstance(found, dict):
+        raise CheckpointError(f"load_weights: {path} must hold a JSON object, got {type(found).__name__}")
+    return found
 
 
 def _read_folder(path: Path) -> Checkpoint:
-    config: dict[str, Any] = {}
-    if (path / "config.json").exists():
-        try:
-            config = json.loads((path / "config.json").read_text())
-        except json.JSONDecodeError as error:
-            raise CheckpointError(f"load_weights: {path / 'config.json'} must be JSON, got {error}") from None
+    config = read_json_object(path / "config.json") if (path / "config.json").exists() else {}
     index = path / "model.safetensors.index.json"
     if (path / "model.safetensors").exists():
         checkpoint = read_checkpoint(path / "model.safetensors")
@@ -169,12 +179,9 @@ def _read_folder(path: Path) -> Checkpoint:
 
 
 def _read_shards(path: Path, index: Path) -> Checkpoint:
-    try:
-        places: dict[str, str] = json.loads(index.read_text())["weight_map"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"load_weights: {index} must map names to shards under 'weight_map', got {error}"
-        ) from None
+    places = read_json_object(index).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(shard, str) for shard in places.values()):
+        raise CheckpointError(f"load_weights: {index} must map names to shards under 'weight_map', got {places!r:.60}")
     state: dict[str, Tensor] = {}
     for shard in sorted(set(places.values())):
         if Path(shard).name != shard:
@@ -203,6 +210,11 @@ def _unwrapped(loaded: Any, source: str, kind: str) -> Checkpoint:
         if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
             value = torch.from_numpy(np.array(value, dtype=value.dtype.newbyteorder("="), order="C"))
         if isinstance(key, str) and isinstance(value, Tensor):
+            if value.layout != torch.strided or value.is_meta or value.is_complex() or value.is_quantized:
+                raise CheckpointError(
+                    f"load_weights: {source}: {key} must be a dense tensor of real numbers, got {value.dtype}"
+                    f" {value.layout} on {value.device}"
+                )
             state[key] = value.detach()
         else:
             skipped.append(str(key))

@@ -13,20 +13,66 @@ from torch import Tensor
 
 from fssops.models.backbones.swin import SWIN, relative_position_index
 from fssops.models.mask2former import Mask2Former
-from fssops.models.mask_classification import MaskClassificationModel
+from fssops.models.mask_classification import MaskClassificationConfig, MaskClassificationModel
 from fssops.models.maskformer import MaskFormer
 from fssops.weights import transformers_names as names
+
+_SHARED = {"mask_channels": "mask_feature_size", "no_object_weight": "no_object_weight"}
+"""Our options and what they are called in a ``config.json``; defaults are the same on both sides."""
+
+_MASK2FORMER = _SHARED | {
+    "channels": "hidden_dim",
+    "num_queries": "num_queries",
+    "heads": "num_attention_heads",
+    "encoder_layers": "encoder_layers",
+    "encoder_hidden": "encoder_feedforward_dim",
+    "decoder_hidden": "dim_feedforward",
+    "dropout": "dropout",
+    "class_weight": "class_weight",
+    "mask_weight": "mask_weight",
+    "dice_weight": "dice_weight",
+    "train_points": "train_num_points",
+    "oversample_ratio": "oversample_ratio",
+    "importance_ratio": "importance_sample_ratio",
+}
+_MASKFORMER = _SHARED | {
+    "channels": "fpn_feature_size",
+    "class_weight": "cross_entropy_weight",
+    "mask_weight": "mask_weight",
+    "dice_weight": "dice_weight",
+}
+_MASKFORMER_DECODER = {
+    "num_queries": "num_queries",
+    "decoder_layers": "decoder_layers",
+    "heads": "decoder_attention_heads",
+    "hidden": "decoder_ffn_dim",
+    "dropout": "dropout",
+}
+
+
+def _theirs(config: MaskClassificationConfig, names: Mapping[str, str]) -> dict[str, Any]:
+    return {theirs: getattr(config, ours) for ours, theirs in names.items()}
+
+
+def _ours(table: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """Options by our names; what is not written is at its default."""
+    return {ours: table[theirs] for ours, theirs in names.items() if theirs in table}
 
 
 def to_transformers(model: MaskClassificationModel) -> dict[str, Tensor]:
     """A model's tensors under transformers' names (version 5), complete for ``from_pretrained``.
 
     Raises:
-        ValueError: transformers has no such model: a pixel decoder with a transformer encoder, a deep stem, or a system
-            other than these two.
+        ValueError: transformers has no such model: a pixel decoder with a transformer encoder or another number of
+            sampling points, or a system other than these two.
     """
     state = model.state_dict()
     if isinstance(model, Mask2Former) and model.name == "mask2former":
+        if model.config.sampling_points != 4:
+            raise ValueError(
+                f"to_transformers: sampling_points must be 4, as transformers has them, got"
+                f" {model.config.sampling_points}"
+            )
         renamed = names.MASK2FORMER.state_to_theirs(names.split_packed(state, keep="cross_attn"))
         root = "swin."
     elif isinstance(model, MaskFormer):
@@ -56,7 +102,7 @@ def to_transformers(model: MaskClassificationModel) -> dict[str, Tensor]:
 
 
 def _backbone_config(model: MaskClassificationModel) -> dict[str, Any]:
-    name = model.config.backbone
+    name, norm = model.config.backbone, model.config.backbone_norm
     stages = [f"stage{n}" for n in range(1, 5)]
     if name in SWIN:
         form = SWIN[name]
@@ -73,6 +119,8 @@ def _backbone_config(model: MaskClassificationModel) -> dict[str, Any]:
     depths = {"resnet18": [2, 2, 2, 2], "resnet34": [3, 4, 6, 3], "resnet50": [3, 4, 6, 3], "resnet101": [3, 4, 23, 3]}
     if name not in depths:
         raise ValueError(f"transformers_config: backbone must be {', '.join(depths)} or a Swin, got {name}")
+    if norm not in ("frozen", "batch", "sync"):
+        raise ValueError(f"transformers_config: backbone_norm must be frozen, batch or sync, got {norm}")
     basic = name in ("resnet18", "resnet34")
     return {
         "model_type": "resnet",
@@ -102,44 +150,22 @@ def transformers_config(model: MaskClassificationModel, class_names: Sequence[st
         "id2label": {str(index): label for index, label in enumerate(labels)},
         "label2id": {label: index for index, label in enumerate(labels)},
         "backbone_config": _backbone_config(model),
-        "mask_feature_size": config.mask_channels,
-        "no_object_weight": config.no_object_weight,
     }
     if isinstance(model, Mask2Former):
-        own = model.config
         table |= {
             "model_type": "mask2former",
             "architectures": ["Mask2FormerForUniversalSegmentation"],
-            "feature_size": own.channels,
-            "hidden_dim": own.channels,
-            "num_queries": own.num_queries,
-            "num_attention_heads": own.heads,
-            "encoder_layers": own.encoder_layers,
-            "encoder_feedforward_dim": own.encoder_hidden,
-            "decoder_layers": own.decoder_layers + 1,
-            "dim_feedforward": own.decoder_hidden,
-            "dropout": own.dropout,
-            "class_weight": own.class_weight,
-            "mask_weight": own.mask_weight,
-            "dice_weight": own.dice_weight,
-            "train_num_points": own.train_points,
-            "oversample_ratio": own.oversample_ratio,
-            "importance_sample_ratio": own.importance_ratio,
+            "feature_size": config.channels,
+            "decoder_layers": model.config.decoder_layers + 1,
+            **_theirs(config, _MASK2FORMER),
         }
     elif isinstance(model, MaskFormer):
+        decoder = {"model_type": "detr", "d_model": config.channels, **_theirs(config, _MASKFORMER_DECODER)}
         table |= {
             "model_type": "maskformer",
             "architectures": ["MaskFormerForInstanceSegmentation"],
-            "fpn_feature_size": config.channels,
-            "decoder_config": {
-                "model_type": "detr",
-                "d_model": config.channels,
-                "num_queries": config.num_queries,
-                "decoder_layers": model.config.decoder_layers,
-                "decoder_attention_heads": config.heads,
-                "decoder_ffn_dim": model.config.hidden,
-                "dropout": model.config.dropout,
-            },
+            "decoder_config": decoder,
+            **_theirs(config, _MASKFORMER),
         }
     return table
 
@@ -177,33 +203,19 @@ def options_of(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     kind = config.get("model_type")
     if kind not in ("mask2former", "maskformer"):
         raise ValueError(f"options_of: model_type must be mask2former or maskformer, got {kind!r}")
-    options: dict[str, Any] = {
-        "backbone": _backbone_name(config.get("backbone_config") or {}),
-        "num_classes": len(config.get("id2label") or {0: "", 1: ""}),
-        "mask_channels": config.get("mask_feature_size", 256),
-        "no_object_weight": config.get("no_object_weight", 0.1),
-    }
-    if kind == "mask2former":
-        options |= {
-            "channels": config.get("hidden_dim", 256),
-            "num_queries": config.get("num_queries", 100),
-            "heads": config.get("num_attention_heads", 8),
-            "encoder_layers": config.get("encoder_layers", 6),
-            "encoder_hidden": config.get("encoder_feedforward_dim", 1024),
-            "decoder_layers": config.get("decoder_layers", 10) - 1,
-            "decoder_hidden": config.get("dim_feedforward", 2048),
+    try:
+        options: dict[str, Any] = {
+            "backbone": _backbone_name(config.get("backbone_config") or {}),
+            "num_classes": len(config.get("id2label") or {0: "", 1: ""}),
         }
-    else:
-        decoder = config.get("decoder_config") or {}
-        options |= {
-            "channels": config.get("fpn_feature_size", 256),
-            "num_queries": decoder.get("num_queries", 100),
-            "heads": decoder.get("decoder_attention_heads", 8),
-            "decoder_layers": decoder.get("decoder_layers", 6),
-            "hidden": decoder.get("decoder_ffn_dim", 2048),
-            # transformers always projects the memory.
-            "enforce_input_proj": True,
-        }
+        if kind == "mask2former":
+            options |= _ours(config, _MASK2FORMER)
+            options["decoder_layers"] = config.get("decoder_layers", 10) - 1
+        else:
+            options |= _ours(config, _MASKFORMER) | _ours(config.get("decoder_config") or {}, _MASKFORMER_DECODER)
+            options["enforce_input_proj"] = True  # transformers always projects the memory
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"options_of: config must be as transformers writes it, got a value where {error}") from None
     return kind, options
 
 

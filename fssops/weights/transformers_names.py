@@ -197,12 +197,12 @@ def _is_maskformer(keys: Collection[str]) -> bool:
 
 
 def mask2former_from_transformers(state: State, model: nn.Module) -> dict[str, Tensor]:
-    """Mask2Former's tensors under our"""
+    """Mask2Former's tensors under our names."""
     return join_packed(MASK2FORMER.state_to_ours(state))
 
 
 def maskformer_from_transformers(state: State, model: nn.Module) -> dict[str, Tensor]:
-    """MaskFormer's tensors under our"""
+    """MaskFormer's tensors under our names."""
     return join_packed(MASKFORMER.state_to_ours(state))
 
 

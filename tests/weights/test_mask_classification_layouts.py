@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from fssops.models.mask_classification import MaskClassificationModel
 from fssops.weights import CheckpointError
 from fssops.weights.mask_classification import MASK2FORMER, MASKFORMER, to_authors
 from fssops.weights.renaming import Renaming
-from fssops.weights.transformers_layout import options_of, write_transformers
+from fssops.weights.transformers_layout import options_of, transformers_config, write_transformers
 
 RENAMING = {"mask2former": MASK2FORMER, "maskformer": MASKFORMER}
 BOTH = pytest.mark.parametrize("name", list(RENAMING))
@@ -142,8 +143,47 @@ def test_what_transformers_lacks_is_refused(tmp_path: Path) -> None:
         write_transformers(small("maskformer", encoder_layers=1), tmp_path)
     with pytest.raises(ValueError, match="class_names must be 4, got 1"):
         write_transformers(small("maskformer"), tmp_path, ["a"])
+    with pytest.raises(ValueError, match="sampling_points must be 4, as transformers has them, got 2"):
+        write_transformers(small("mask2former", sampling_points=2), tmp_path)
+    with pytest.raises(ValueError, match="backbone_norm must be frozen, batch or sync, got group"):
+        write_transformers(small("mask2former", backbone_norm="group"), tmp_path)
     with pytest.raises(ValueError, match="model_type must be mask2former or maskformer, got 'bert'"):
         options_of({"model_type": "bert"})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"decoder_layers": None}, {"id2label": 5}, {"backbone_config": [1]}, {"backbone_config": {"depths": 3}}]
+)
+def test_configurations_of_transformers_that_make_no_sense_are_told(wrong: dict[str, Any]) -> None:
+    config = {"model_type": "mask2former", "backbone_config": {"model_type": "resnet"}}
+    for key, value in wrong.items():
+        config[key] = {**config[key], **value} if isinstance(value, dict) else value
+    with pytest.raises(ValueError, match="options_of: config must be as transformers writes it, got a value where"):
+        options_of(config)
+
+
+@BOTH
+def test_training_options_come_back_from_transformers_configurations(name: str) -> None:
+    """They are not part of the weights, but who goes on training needs them."""
+    weights = {"class_weight": 3.0, "mask_weight": 7.0, "dice_weight": 0.5, "dropout": 0.25, "no_object_weight": 0.3}
+    points = {"train_points": 99, "oversample_ratio": 2.0, "importance_ratio": 0.5} if name == "mask2former" else {}
+    options = options_of(transformers_config(small(name, **weights, **points)))[1]
+    assert {key: options[key] for key in (*weights, *points)} == {**weights, **points}
+
+
+@BOTH
+def test_what_a_configuration_of_transformers_leaves_out_is_at_its_default(name: str) -> None:
+    """transformers writes what differs from its defaults only, and ours are the same."""
+    config = {"model_type": name, "backbone_config": {"model_type": "resnet"}}
+    kind, options = options_of(config)
+    model = fssops.create_model(kind, **options)
+    assert isinstance(model, MaskClassificationModel)
+    named = {"mask2former": "Mask2FormerConfig", "maskformer": "MaskFormerConfig"}[kind]
+    theirs = getattr(pytest.importorskip("transformers"), named)()
+    full = transformers_config(model)
+    for key in set(full) - {"backbone_config", "decoder_config", "id2label", "label2id", "architectures"}:
+        assert full[key] == getattr(theirs, key), key
 
 
 def test_per_pixel_baselines_load_the_authors_names() -> None:

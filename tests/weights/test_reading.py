@@ -141,3 +141,45 @@ def test_wrappers_and_prefixes_are_taken_off_and_other_entries_kept_aside() -> N
     mixed = read_checkpoint({"module.w": torch.ones(2), "w": torch.ones(1), "note": "text"})
     assert sorted(mixed.state) == ["module.w", "w"]
     assert mixed.skipped == ["note"]
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "told"),
+    [
+        ("config.json", b"[]", "config.json must hold a JSON object, got list"),
+        ("config.json", b"\xff{}", "config.json must be JSON, got .*utf-8"),
+        ("model.safetensors.index.json", b"[1]", "index.json must hold a JSON object, got list"),
+        ("model.safetensors.index.json", b"{}", "index.json must map names to shards under 'weight_map', got None"),
+        ("model.safetensors.index.json", b'{"weight_map": ["a"]}', r"under 'weight_map', got \['a'\]"),
+        ("model.safetensors.index.json", b'{"weight_map": {"a": 3}}', "under 'weight_map', got {'a': 3}"),
+    ],
+)
+def test_folders_whose_json_says_something_else_are_told(tmp_path: Path, file: str, content: bytes, told: str) -> None:
+    (tmp_path / file).write_bytes(content)
+    if file == "config.json":
+        save_file({"w": torch.zeros(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=told):
+        read_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".pkl"])
+def test_containers_that_hold_themselves_are_refused(tmp_path: Path, suffix: str) -> None:
+    ring: dict[str, Any] = {"w": np.zeros(1) if suffix == ".pkl" else torch.zeros(1)}
+    ring["model"] = ring
+    path = tmp_path / f"ring{suffix}"
+    if suffix == ".pkl":
+        path.write_bytes(pickle.dumps(ring))
+    else:
+        torch.save(ring, path)
+    with pytest.raises(CheckpointError, match=f"ring{suffix} is .*ecursion"):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [torch.zeros(2, 2).to_sparse(), torch.zeros(2, dtype=torch.complex64), torch.zeros(2, device="meta")],
+    ids=["sparse", "complex", "meta"],
+)
+def test_tensors_that_no_weight_can_be_set_from_are_named(value: torch.Tensor) -> None:
+    with pytest.raises(CheckpointError, match="w must be a dense tensor of real numbers, got torch"):
+        read_checkpoint({"v": torch.zeros(1), "w": value})
