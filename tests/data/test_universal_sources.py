@@ -170,6 +170,8 @@ def test_ids_and_pixels_are_inverse() -> None:
         (300, [SEGMENTS[0], SEGMENTS[0]], {}, "segment ids must be unique, got 300 twice"),
         (300, [{**SEGMENTS[0], "id": 0}], {}, "segment ids must be integers from 1"),
         (300, [{**SEGMENTS[0], "category_id": [5]}], {}, r"category_id must be one of the 2 .*, got \[5\]"),
+        (300, [{**SEGMENTS[0], "iscrowd": "0"}, SEGMENTS[1]], {}, "segment 300: iscrowd must be 0 or 1, got '0'"),
+        (300, SEGMENTS, {"width": "30"}, "image 7: width must be a positive integer, got '30'"),
         (300, SEGMENTS, {"id": [7]}, r"images\[0\]: id must be a number or a name, got \[7\]"),
     ],
 )
@@ -202,6 +204,11 @@ def test_instances_file_beside_a_panoptic_one_gives_overlapping_objects(tmp_path
     (found,) = source.truth("a.jpg").instances(source.metadata.things)
     assert (found.label, found.area, int(found.mask(H, W).sum())) == (0, 12.5, 100)
     assert "instances_val2017.json" in source.label
+    content["images"][0]["width"] = W + 1
+    (root / "annotations" / "instances_val2017.json").write_text(json.dumps(content))
+    source = universal.open_source("coco_panoptic", root, split="val2017", instances="auto")
+    with pytest.raises(DataError, match=r"instances_val2017.json: image a.jpg must have the size of its file, 30 x 20"):
+        source.truth("a.jpg")
 
 
 def with_instances(root: Path, rows: list[dict[str, Any]]) -> universal.UniversalSource:

@@ -79,7 +79,8 @@ NETWORK = dataclasses.replace(PROTOCOLS["panet"], runs=2, episodes=7)
 
 def counted(memory: int = 1 << 20, disk: int = 0, protocol: FewShotProtocol = NETWORK, **options: Any) -> Any:
     model = PrototypeModel().eval()
-    runs = [Episodes(7, seed, ways=options.pop("ways", 1)) for seed in (1, 2)]
+    ways = options.pop("ways", 1)
+    runs = [Episodes(7, seed, ways=ways) for seed in (1, 2)]
     with FeatureCache(model.encode, memory=memory, disk=disk, folder=options.pop("folder", None)) as cache:
         return count_runs(model, runs, protocol, cache, classes=[3, 5], **options)
 
@@ -165,7 +166,7 @@ def test_ways_are_counted_under_their_class_ids() -> None:
     assert counts.classes.shape == (2, 6, 3)
     assert int(counts.classes[:, [1, 2, 4]].sum()) == 0
     assert int(counts.classes[:, 3].sum()) > 0
-    assert int(counts.classes[:, 5].sum()) > 0
+    assert (counts.classes[:, 5].sum(1) > 0).all()
 
 
 def test_original_size_uses_the_original_labels() -> None:

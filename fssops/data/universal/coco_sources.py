@@ -241,7 +241,7 @@ class COCOPanopticSource(UniversalSource):
                 f"{path}: panoptic map must have the size of its image, {width} x {height}, "
                 f"got {ids.shape[1]} x {ids.shape[0]}"
             )
-        return Truth(height, width, segment_ids=ids, segments=segments, objects=self._objects(name))
+        return Truth(height, width, segment_ids=ids, segments=segments, objects=self._objects(name, width, height))
 
     def training_names(self, kind: TruthKind) -> list[str]:
         if kind != "instance":
@@ -260,15 +260,20 @@ class COCOPanopticSource(UniversalSource):
         if self.objects is not None:
             yield from self.objects.problems()
 
-    def _objects(self, name: str) -> list[ObjectTruth] | None:
+    def _objects(self, name: str, width: int, height: int) -> list[ObjectTruth] | None:
         if self.objects is None:
             return None
         if name not in self.objects.known:
             return []
-        found = self.objects.truth(name).objects or []
+        found = self.objects.truth(name)
+        if (found.width, found.height) != (width, height):
+            raise MaskSizeError(
+                f"{self.objects.file.path}: image {name} must have the size of its file, {width} x {height}, "
+                f"got {found.width} x {found.height}"
+            )
         ids = {index: category.id for index, category in enumerate(self.objects.metadata.categories)}
         return [
             ObjectTruth(o.id, self.metadata.index_of[ids[o.label]], o.outline, o.crowd, o.area)
-            for o in found
+            for o in found.objects or []
             if ids[o.label] in self.metadata.index_of
         ]

@@ -69,6 +69,10 @@ def read(path: str | os.PathLike[str]) -> PanopticFile:
             raise AnnotationError(f"{file}: images[{number}]: id must be a number or a name, got {entry.get('id')!r}")
         if entry["id"] in images:
             raise AnnotationError(f"{file}: image ids must be unique, got {entry['id']} twice")
+        for side in ("height", "width"):
+            value = entry.get(side)
+            if value is not None and (type(value) is not int or value < 1):
+                raise AnnotationError(f"{file}: image {entry['id']}: {side} must be a positive integer, got {value!r}")
         images[entry["id"]] = entry
     found: dict[str, PanopticImage] = {}
     for number, entry in enumerate(content["annotations"]):
@@ -108,6 +112,10 @@ def _check_segments(where: str, segments: Any, metadata: Metadata) -> None:
             raise AnnotationError(
                 f"{where}: segment {identifier}: category_id must be one of the {len(metadata)} categories, "
                 f"got {category!r}"
+            )
+        if segment.get("iscrowd", 0) not in (0, 1):
+            raise AnnotationError(
+                f"{where}: segment {identifier}: iscrowd must be 0 or 1, got {segment['iscrowd']!r:.40}"
             )
 
 

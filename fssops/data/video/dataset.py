@@ -122,7 +122,7 @@ def _outline(track: TrackTruth, frame: int, height: int, width: int) -> Outline 
     """Polygons stay polygons through augmentation, as published; run lengths become masks."""
     segmentation = track.segmentations[frame]
     if isinstance(segmentation, list) and segmentation:
-        return [np.array(polygon, dtype=np.float64).reshape(-1, 2) for polygon in segmentation if len(polygon) >= 6]
+        return [np.array(polygon, dtype=np.float64).reshape(-1, 2) for polygon in segmentation]
     return track.mask(frame, height, width)
 
 
