@@ -80,14 +80,11 @@ class FewShotResult:
         """Mean over runs of the binary IoU."""
         return statistics.fmean(self.binary_iou)
 
-    def setting(self, fold: str = "") -> str:
-        """Say what was measured, without the scores and the list; ``fold`` instead of the number of this fold."""
-        seeds = self.seeds
-        consecutive = seeds == list(range(seeds[0], seeds[0] + len(seeds))) and len(seeds) > 1
-        span = f"{seeds[0]}..{seeds[-1]}" if consecutive else " ".join(map(str, seeds))
+    def setting(self, fold: str = "", seeds: str = "") -> str:
+        """Say what was measured, without the scores and the list; ``fold`` and ``seeds`` instead of this result's."""
         return (
             f"{self.dataset}, {self.folds}, fold {fold or self.fold}, {self.ways}-way {self.shots}-shot, "
-            f"{len(seeds)} x {self.episodes} episodes, seed {span}, protocol {self.protocol}"
+            f"{len(self.seeds)} x {self.episodes} episodes, seed {seeds or span(self.seeds)}, protocol {self.protocol}"
             + (f", {self.annotation} supports" if self.annotation != "mask" else "")
             + (f", objects of at least {self.min_area} px" if self.own_min_area else "")
         )
@@ -160,21 +157,25 @@ def fold_mean_line(results: Sequence[FewShotResult]) -> str:
     folds = ",".join(str(result.fold) for result in results)
     miou = statistics.fmean(result.mean_iou for result in results)
     binary = statistics.fmean(result.fb_iou for result in results)
-    setting = first.setting(f"mean of {folds}")
+    # MM-Former's protocol draws every fold with a seed of its own.
+    seeds = " | ".join(dict.fromkeys(span(result.seeds) for result in results))
+    setting = first.setting(f"mean of {folds}", seeds)
     hashes = short_hashes([value for result in results for value in result.list_hashes])
     return f"mIoU {100 * miou:.2f}  binary IoU {100 * binary:.2f}  [{first.model}; {setting}, lists {hashes}]"
 
 
 def fold_table(results: Sequence[FewShotResult]) -> list[list[str]]:
     """Rows of a table: one a fold, then the mean; the first row names the columns."""
-    rows = [["fold", "mIoU", "binary IoU", *(f"run {seed}" for seed in results[0].seeds)]]
+    first = results[0].seeds
+    same = all(result.seeds == first for result in results)
+    rows = [["fold", "mIoU", "binary IoU", *(f"run {seed}" for seed in (first if same else range(1, len(first) + 1)))]]
     for result in results:
         runs = [f"{100 * value:.2f}" for value in result.miou]
         rows.append([str(result.fold), percent(result.miou), percent(result.binary_iou), *runs])
     if len(results) > 1:
         miou = statistics.fmean(result.mean_iou for result in results)
         binary = statistics.fmean(result.fb_iou for result in results)
-        rows.append(["mean", f"{100 * miou:.2f}", f"{100 * binary:.2f}", *([""] * len(results[0].seeds))])
+        rows.append(["mean", f"{100 * miou:.2f}", f"{100 * binary:.2f}", *([""] * len(first))])
     return rows
 
 
@@ -194,6 +195,12 @@ def percent(values: Sequence[float]) -> str:
         return "nan"
     text = f"{100 * statistics.fmean(values):.2f}"
     return f"{text} ± {100 * statistics.pstdev(values):.2f}" if len(values) > 1 else text
+
+
+def span(seeds: Sequence[int]) -> str:
+    """Seeds as ``first..last`` where they are consecutive, else one after another."""
+    consecutive = list(seeds) == list(range(seeds[0], seeds[0] + len(seeds))) and len(seeds) > 1
+    return f"{seeds[0]}..{seeds[-1]}" if consecutive else " ".join(map(str, seeds))
 
 
 def short_hashes(hashes: Sequence[str]) -> str:

@@ -256,6 +256,13 @@ def test_every_line_states_the_whole_setting() -> None:
     assert "mIoU 33.75" in mean
 
 
+def test_folds_with_seeds_of_their_own_name_all_of_them() -> None:
+    results = [dataclasses.replace(result(by_hand(), fold=fold), seeds=[90 + fold, 7]) for fold in (0, 1)]
+    assert "fold mean of 0,1, 1-way 5-shot, 2 x 7 episodes, seed 90 7 | 91 7, protocol panet" in fold_mean_line(results)
+    assert fold_table(results)[0] == ["fold", "mIoU", "binary IoU", "run 1", "run 2"]
+    assert fold_table(results[:1])[0][3:] == ["run 90", "run 7"]
+
+
 def test_best_and_worst_episodes_do_not_overlap() -> None:
     best, worst = result(by_hand()).best_and_worst(2)
     assert best == [(0, 0), (1, 0)]
