@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -372,3 +373,12 @@ def test_wrong_options_of_sources_are_told() -> None:
         video.open_source("mp4")
     with pytest.raises(FileNotFoundError, match="root must be a folder, got no such folder"):
         video.open_source("ytvis", "nowhere")
+
+
+@pytest.mark.parametrize("wrong", ["train-9", "train-0", "train-²", "val-00000", ""])
+def test_a_video_that_is_not_there_is_told(tmp_path: Path, wrong: str) -> None:
+    stored = video.open_source("ytvis", write_videos(tmp_path, [cat_that_leaves()]))
+    for source in (stored, video.open_source("generated_videos", videos=2)):
+        for ask in (source.frames, source.size, source.tracks, source.video_id, partial(source.frame, index=0)):
+            with pytest.raises(ValueError, match=r"train: name must be one of its 2 videos, got '"):
+                ask(wrong)  # type: ignore[operator]

@@ -153,10 +153,8 @@ class MovingShapesSource(VideoSource):
         return found[::-1]
 
     def _number(self, name: str) -> int:
-        split, _, number = name.rpartition("-")
-        if split != self.split or not number.isdigit() or int(number) >= len(self.names):
-            raise ValueError(f"{self.label}: name must be one of its {len(self.names)} videos, got {name!r}")
-        return int(number)
+        self.check_name(name)
+        return int(name.rpartition("-")[2])
 
 
 def _turned(shape: _Shape, x: np.ndarray, y: np.ndarray, time: float) -> tuple[np.ndarray, np.ndarray]:

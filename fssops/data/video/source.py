@@ -50,13 +50,24 @@ class VideoSource(ABC):
         format: name of the layout.
         split: which part of the data set.
         metadata: its classes.
-        names: every video, in the order of the files; unique.
+        names: every video, in the order of the files; unique. Methods refuse other names with a ValueError.
+        known: the same as a set.
     """
 
     format: ClassVar[str]
 
     def __init__(self, split: str, metadata: Metadata, names: Sequence[str]) -> None:
         self.split, self.metadata, self.names = split, metadata, list(names)
+        self.known = frozenset(self.names)
+
+    def check_name(self, name: str) -> None:
+        """Refuse what is no video of this split.
+
+        Raises:
+            ValueError: names it.
+        """
+        if name not in self.known:
+            raise ValueError(f"{self.label}: name must be one of its {len(self.names)} videos, got {name!r}")
 
     @abstractmethod
     def frames(self, name: str) -> int:

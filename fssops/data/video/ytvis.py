@@ -96,8 +96,7 @@ class YTVISSource(VideoSource):
         super().__init__(split, metadata, list(self.file.videos))
 
     def _video(self, name: str) -> ytvis_json.Video:
-        if name not in self.file.videos:
-            raise ValueError(f"{self.label}: name must be one of its {len(self.names)} videos, got {name!r}")
+        self.check_name(name)
         return self.file.videos[name]
 
     def frames(self, name: str) -> int:
