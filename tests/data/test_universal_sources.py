@@ -238,10 +238,13 @@ def test_faults_of_the_instances_beside_a_panoptic_file_are_found_by_the_check(t
     from fssops.data.universal.check import check_universal
 
     row = {"id": 1, "image_id": 7, "category_id": 6, "iscrowd": 0, "segmentation": [[0, 0, 9, 0, 9, 9, 0, 9]]}
+    speck = {**row, "id": 2, "category_id": 5, "segmentation": [[0.1, 0.1, 0.2, 0.1, 0.2, 0.2]]}
     with pytest.warns(DataWarning, match="category id 6 not in categories"):
-        with_instances(panoptic_folder(tmp_path, halves(300, 70000), SEGMENTS), [row])
+        with_instances(panoptic_folder(tmp_path, halves(300, 70000), SEGMENTS), [row, speck])
     report = check_universal("coco_panoptic", tmp_path, splits=["val2017"], instances="auto")
     assert [finding.kind for finding in report.problems()] == ["bad_annotation"]
+    notes = [finding.message for finding in report.findings if finding.severity == "note"]
+    assert "annotation 2 must cover a pixel of a.jpg, got none; it trains nothing" in notes
 
 
 @pytest.mark.parametrize("kind", ["semantic", "instance"])

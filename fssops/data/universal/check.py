@@ -122,13 +122,11 @@ def _truth_kind(error: Exception) -> str:
 
 def _present(source: UniversalSource, name: str, truth: Truth) -> tuple[list[int], list[str]]:
     """Class indices in an image, and annotations that cover no pixel of it."""
-    if truth.segment_ids is not None:
-        return sorted({segment.label for segment in truth.segments}), []
-    if truth.objects is None:
-        return [int(label) for label in np.unique(truth.semantic()) if label < len(source.metadata)], []
-    labels: set[int] = set()
+    labels = {segment.label for segment in truth.segments}
+    if truth.label_map is not None:
+        labels |= {label for label in np.unique(truth.label_map).tolist() if label < len(source.metadata)}
     empty = []
-    for entry in truth.objects:
+    for entry in truth.objects or ():
         if entry.mask(truth.height, truth.width).any():
             labels.add(entry.label)
         else:
