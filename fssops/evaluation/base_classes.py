@@ -22,7 +22,8 @@ class BaseClassResult:
         folds: definition of the folds.
         fold: whose base classes.
         images: number of images.
-        novel: "background" or "left out": what becomes of images with novel classes.
+        novel_images: what the recipe's training does with images that show a novel class: "dropped", or "kept". Novel
+            classes are background here either way.
         size: [H, W] at which labels are compared.
         classes: base class id -> name.
         class_iou: in the order of ``classes``.
@@ -34,7 +35,7 @@ class BaseClassResult:
     folds: str
     fold: int
     images: int
-    novel: str
+    novel_images: str
     size: list[int]
     classes: dict[int, str]
     class_iou: list[float]
@@ -52,7 +53,8 @@ class BaseClassResult:
         return (
             f"base mIoU {100 * self.miou:.2f}  background {100 * self.background_iou:.2f}  [{self.model}; "
             f"{self.dataset}, {self.folds} fold {self.fold}, {len(self.classes)} base classes{missing}, "
-            f"{self.images} images, novel classes {self.novel}, {self.size[0]} x {self.size[1]}]"
+            f"{self.images} images, novel classes background, {self.size[0]} x {self.size[1]}, novel images "
+            f"{self.novel_images} in training]"
         )
 
     def as_json(self) -> dict[str, Any]:

@@ -31,6 +31,8 @@ class FewShotResult:
         annotation: of the supports: mask, box, scribble.
         min_area: pixels that an image must show of a class to be drawn for it.
         own_min_area: ``min_area`` is not the protocol's, which the result lines then say.
+        novel_images: what the recipe's training does with images that also show a novel class: "dropped" or "kept"; ""
+            where it is not known.
         size: [H, W] of the network's input.
         classes: class id -> name, of the fold's test classes.
         class_iou: [R][classes], in the order of ``classes``.
@@ -69,6 +71,7 @@ class FewShotResult:
     parts: dict[str, float] = field(default_factory=dict)
     min_area: int = 1
     own_min_area: bool = False
+    novel_images: str = ""
 
     @property
     def mean_iou(self) -> float:
@@ -87,6 +90,7 @@ class FewShotResult:
             f"{len(self.seeds)} x {self.episodes} episodes, seed {seeds or span(self.seeds)}, protocol {self.protocol}"
             + (f", {self.annotation} supports" if self.annotation != "mask" else "")
             + (f", objects of at least {self.min_area} px" if self.own_min_area else "")
+            + (f", novel images {self.novel_images} in training" if self.novel_images else "")
         )
 
     def line(self) -> str:

@@ -119,7 +119,7 @@ class BaseClassTask(FoldedData):
             folds=f"{fold.name} ({fold.definition})",
             fold=data.fold,
             images=count,
-            novel="background",
+            novel_images=self.novel_images,
             size=list(data.size),
             classes={number: dataset.source.classes[number] for number in fold.train},
         )

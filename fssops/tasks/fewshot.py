@@ -80,7 +80,8 @@ class FewShotTask(FoldedData):
         dataset = self._dataset(source, fold, episodes, augment=data.augment, seed=seed, **least)
         lines = [
             f"training data  {source.label}, {len(source.names)} images; {fold}: {len(fold.train)} training classes, "
-            f"{data.ways}-way {data.shots}-shot, {data.queries} query, {data.size[0]} x {data.size[1]} pixels",
+            f"{data.ways}-way {data.shots}-shot, {data.queries} query, {data.size[0]} x {data.size[1]} pixels, "
+            f"novel images {self.novel_images}",
             f"episodes       {len(episodes)}, seed {seed}, list {episodes.hash[:8]}",
         ]
         if episodes.dropped:
@@ -162,6 +163,7 @@ class FewShotTask(FoldedData):
             annotation=self.settings.eval.annotation,
             min_area=self.settings.eval.min_area or int(lists[0].options["min_area"]),
             own_min_area=self.settings.eval.min_area is not None,
+            novel_images=self.novel_images,
             size=list(self.settings.data.size),
         )
 

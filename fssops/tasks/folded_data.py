@@ -20,6 +20,11 @@ class FoldedData(Keeping):
         self.settings = settings
         self._sources: dict[tuple[str, str], fewshot.FewShotSource] = {}
 
+    @property
+    def novel_images(self) -> str:
+        """What training does with images that show a novel class, for results: "dropped" or "kept"."""
+        return "dropped" if self.settings.data.drop_novel else "kept"
+
     def source(self, *, evaluation: bool = False) -> fewshot.FewShotSource:
         """Open the data set; the split of training, or that of evaluation."""
         data, rules = self.settings.data, self.settings.eval

@@ -172,11 +172,12 @@ def test_base_classes_are_averaged_without_the_background_and_absent_ones_are_na
         folds="f",
         fold=1,
         images=7,
-        novel="background",
+        novel_images="dropped",
         size=[4, 4],
         classes={2: "a", 5: "b", 6: "c"},
     )
     assert result.miou == pytest.approx((0.25 + 0.75) / 2)
     assert result.background_iou == pytest.approx(0.9)
     assert "3 base classes, 1 of which appear in no image, 7 images" in result.line()
+    assert "novel classes background, 4 x 4, novel images dropped in training" in result.line()
     assert result.as_json()["class_iou"] == [0.25, None, 0.75]

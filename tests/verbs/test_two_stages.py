@@ -78,7 +78,7 @@ def run(recipe: Path) -> Path:
 def test_the_base_learner_is_trained_first_and_frozen_in_the_system(run: Path) -> None:
     base = json.loads((run / "base" / "result.json").read_text())
     assert base["steps"] == 3
-    assert "novel classes background, 48 x 48" in base["base"]["line"]
+    assert "novel classes background, 48 x 48, novel images kept in training" in base["base"]["line"]
     assert (run / "base" / "grid.png").exists()
     classes = json.loads((run / "base" / "classes.json").read_text())
     assert len(classes) == 22
@@ -93,6 +93,7 @@ def test_the_result_reports_ensemble_meta_and_base_apart(run: Path) -> None:
     result = json.loads((run / "result.json").read_text())
     assert set(result["novel"]["parts"]) == {"meta mIoU", "meta binary IoU", "base mIoU"}
     assert result["novel"]["protocol"] == "fssops"
+    assert "novel images dropped in training" in result["novel"]["line"]
     assert {"loss_final", "loss_meta", "loss_base"} <= set(result["losses"])
 
 
