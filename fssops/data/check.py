@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,11 +13,19 @@ from typing import Any, TypeVar
 from fssops.data import coco, fewshot, voc
 from fssops.data.coco import COCOSource
 from fssops.data.episodes import EpisodeList
-from fssops.data.errors import DataError, DataWarning, ImageFileError, MaskError, MaskSizeError, MaskValueError
-from fssops.data.folder import FolderSource
+from fssops.data.errors import (
+    DataError,
+    DataWarning,
+    DuplicateError,
+    ImageFileError,
+    ImageSizeError,
+    MaskError,
+    MaskSizeError,
+    MaskValueError,
+    UnknownCategoryError,
+)
 from fssops.data.folds import FoldClasses
-from fssops.data.fss1000 import FSS1000Source
-from fssops.data.sources import FewShotSource, Progress, count_classes
+from fssops.data.sources import FewShotSource, PairedFilesSource, Progress, count_classes
 from fssops.data.voc import VOCSource
 
 Source = TypeVar("Source")
@@ -173,10 +180,9 @@ def open_splits(report: Report, splits: Iterable[str], open_split: Callable[[str
 
 
 def _layout_kind(error: Exception) -> str:
-    _, _, rule = str(error).partition(": ")  # what stands before it is a path, which may hold any word
-    if "category_id must be" in rule:
-        return "unknown_id"
-    return "duplicate_id" if re.search(r"\b(unique|once|twice)\b", rule) else "unreadable_layout"
+    if isinstance(error, DuplicateError):
+        return "duplicate_id"
+    return "unknown_id" if isinstance(error, UnknownCategoryError) else "unreadable_layout"
 
 
 def _keys(source: FewShotSource) -> list[str]:
@@ -217,9 +223,8 @@ def _check_image(split: str, source: FewShotSource, name: str) -> tuple[dict[int
         source.image(name)
         digest = _file_hash(source, name)
     except ImageFileError as error:
-        found.append(
-            Finding("wrong_size" if "annotations are made for" in str(error) else "unreadable_image", where, str(error))
-        )
+        kind = "wrong_size" if isinstance(error, ImageSizeError) else "unreadable_image"
+        found.append(Finding(kind, where, str(error)))
     except OSError as error:
         found.append(Finding("unreadable_image", where, str(error)))
     areas: dict[int, int] = {}
@@ -243,7 +248,7 @@ def _check_image(split: str, source: FewShotSource, name: str) -> tuple[dict[int
 def _file_hash(source: FewShotSource, name: str) -> str:
     if isinstance(source, COCOSource):
         file = source.image_folder / name
-    elif isinstance(source, VOCSource | FolderSource | FSS1000Source):
+    elif isinstance(source, PairedFilesSource):
         file = source.paths(name)[0]
     else:
         return ""

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from fssops.data import coco_json
-from fssops.data.errors import AnnotationError, ImageFileError
+from fssops.data.errors import AnnotationError, ImageSizeError
 from fssops.data.images import read_image
 from fssops.data.sources import FewShotSource
 from fssops.structures import IGNORE
@@ -149,7 +149,7 @@ class COCOSource(FewShotSource):
         _, width, height = self._entry(name)
         picture = read_image(self.image_folder / name)
         if picture.size != (width, height):
-            raise ImageFileError(
+            raise ImageSizeError(
                 f"{self.image_folder / name}: image must have the size its annotations are made for, "
                 f"{width} x {height}, got {picture.width} x {picture.height}"
             )

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from fssops.data.annotation_json import read_tables
-from fssops.data.errors import AnnotationError, DataWarning
+from fssops.data.errors import AnnotationError, DataWarning, DuplicateError
 from fssops.data.images import MAX_PIXELS
 from fssops.data.paths import check_inside
 
@@ -87,7 +87,7 @@ def read(path: str | os.PathLike[str], *, warn: bool = True) -> CocoFile:
         if _int(identifier) is None:
             raise AnnotationError(f"{file}: categories[{number}]: id must be an integer, got {identifier!r}")
         if identifier in result.categories:
-            raise AnnotationError(f"{file}: category ids must be unique, got {identifier} twice")
+            raise DuplicateError(f"{file}: category ids must be unique, got {identifier} twice")
         result.categories[identifier] = str(name)
     result.categories = dict(sorted(result.categories.items()))
     names: dict[str, int] = {}
@@ -107,7 +107,7 @@ def read(path: str | os.PathLike[str], *, warn: bool = True) -> CocoFile:
                 f"{file}: image {identifier}: there must be at most {MAX_PIXELS} pixels, got {width} x {height}"
             )
         if identifier in result.images:
-            raise AnnotationError(f"{file}: image ids must be unique, got {identifier} twice")
+            raise DuplicateError(f"{file}: image ids must be unique, got {identifier} twice")
         if name in names:
             result.problems.append(f"images {names[name]} and {identifier} share the file {name}")
         names.setdefault(name, identifier)

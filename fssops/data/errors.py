@@ -11,6 +11,10 @@ class ImageFileError(DataError):
     """A file that should hold a picture cannot be used as one."""
 
 
+class ImageSizeError(ImageFileError):
+    """An image has another size than its annotations are made for."""
+
+
 class MaskError(DataError):
     """A mask does not fit its image or its class list."""
 
@@ -29,6 +33,14 @@ class PanopticMismatchError(MaskError):
 
 class AnnotationError(DataError):
     """An annotation file (COCO JSON, list file, episode list) breaks its own format."""
+
+
+class DuplicateError(AnnotationError):
+    """An id or a name that should be unique occurs twice."""
+
+
+class UnknownCategoryError(AnnotationError):
+    """An annotation is of a category that is not in the file's list."""
 
 
 class TooFewImagesError(DataError):

@@ -21,16 +21,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import Image
 
-from fssops.data.errors import AnnotationError, DataError
-from fssops.data.images import SUFFIXES, image_size, read_image, read_mask
-from fssops.data.sources import FewShotSource, keep_classes
+from fssops.data.errors import AnnotationError, DataError, DuplicateError
+from fssops.data.images import SUFFIXES, image_size, read_mask
+from fssops.data.sources import PairedFilesSource, keep_classes
 from fssops.structures import IGNORE
 
 
@@ -58,16 +58,17 @@ def pair_files(folder: Path) -> list[tuple[Path, Path]]:
         files, masks_in = pictures(folder), folder
         masks = {p.stem.removesuffix("_mask"): p for p in files if p.stem.endswith("_mask")}
         rest = [p for p in files if not p.stem.endswith("_mask")]
-        stems = [p.stem for p in rest]
+        stems = Counter(p.stem for p in rest)
         for file in rest:
             # Two files of one name: the PNG is the mask.
-            if stems.count(file.stem) > 1 and file.suffix.lower() == ".png" and file.stem not in masks:
+            if stems[file.stem] > 1 and file.suffix.lower() == ".png" and file.stem not in masks:
                 masks[file.stem] = file
-        images = [p for p in rest if p not in masks.values()]
+        taken = set(masks.values())
+        images = [p for p in rest if p not in taken]
     seen: dict[str, Path] = {}
     for image in images:
         if image.stem in seen:
-            raise AnnotationError(f"{image}: images of a class must differ in name, got also {seen[image.stem].name}")
+            raise DuplicateError(f"{image}: images of a class must differ in name, got also {seen[image.stem].name}")
         seen[image.stem] = image
         mask = masks.get(image.stem) or masks.get(f"{image.stem}_mask")
         # Where none is found, the file that should be there: reading it says so, and a check goes on to the next image.
@@ -75,13 +76,13 @@ def pair_files(folder: Path) -> list[tuple[Path, Path]]:
     return pairs
 
 
-class FolderSource(FewShotSource):
+class FolderSource(PairedFilesSource):
     """A plain folder of images and masks; layouts in the module.
 
     Args:
         root: the folder.
-        split: for label maps: sub-folder of images and labels; ``all`` where there is none. Class folders have no
-            splits.
+        split: for label maps: sub-folder of images and labels, or ``all`` where there is none; None takes ``train``
+            where that is a sub-folder and no image lies beside it. Class folders have no splits: always ``all``.
         unknown: for label maps: ids outside classes.json are an ``error`` or mapped to 255 (``ignore``).
 
     Raises:
@@ -92,7 +93,7 @@ class FolderSource(FewShotSource):
     format = "folder"
 
     def __init__(
-        self, root: str | os.PathLike[str], split: str = "all", *, unknown: Literal["error", "ignore"] = "error"
+        self, root: str | os.PathLike[str], split: str | None = None, *, unknown: Literal["error", "ignore"] = "error"
     ) -> None:
         self.root = Path(root)
         if not self.root.is_dir():
@@ -101,18 +102,20 @@ class FolderSource(FewShotSource):
             raise ValueError(f"FolderSource: unknown must be error or ignore, got {unknown!r}")
         self.unknown = unknown
         self.single_class = not (self.root / "images").is_dir()
-        self._files: dict[str, tuple[Path, Path, int]] = {}
         self._object_is_255: bool | None = None
         self._shift = 0
+        self._class_of: dict[str, int] = {}
         if self.single_class:
-            classes = self._read_class_folders()
-            split = "all"
+            super().__init__("all", *self._read_class_folders())
         else:
-            classes = self._read_label_maps(split)
-        super().__init__(split, classes, list(self._files))
+            images = self.root / "images"
+            if split is None:
+                split = "train" if (images / "train").is_dir() and not pictures(images) else "all"
+            super().__init__(split, *self._read_label_maps(images, split))
 
-    def _read_class_folders(self) -> dict[int, str]:
+    def _read_class_folders(self) -> tuple[dict[int, str], dict[str, tuple[Path, Path]]]:
         classes: dict[int, str] = {}
+        files: dict[str, tuple[Path, Path]] = {}
         for folder in sorted(p for p in self.root.iterdir() if p.is_dir() and not p.name.startswith(".")):
             pairs = pair_files(folder)
             if not pairs:
@@ -120,7 +123,8 @@ class FolderSource(FewShotSource):
             number = len(classes) + 1
             classes[number] = folder.name
             for image, mask in pairs:
-                self._files[f"{folder.name}/{image.name}"] = (image, mask, number)
+                files[f"{folder.name}/{image.name}"] = (image, mask)
+                self._class_of[f"{folder.name}/{image.name}"] = number
         if not classes:
             raise DataError(
                 f"{self.root}: root must hold one sub-folder a class with images and masks, or images/ and labels/, "
@@ -128,13 +132,12 @@ class FolderSource(FewShotSource):
             )
         if len(classes) >= IGNORE:
             raise DataError(f"{self.root}: there must be at most {IGNORE - 1} class folders, got {len(classes)}")
-        return classes
+        return classes, files
 
-    def _read_label_maps(self, split: str) -> dict[int, str]:
+    def _read_label_maps(self, images: Path, split: str) -> tuple[dict[int, str], dict[str, tuple[Path, Path]]]:
         labels = next((self.root / n for n in ("labels", "masks") if (self.root / n).is_dir()), None)
         if labels is None:
             raise FileNotFoundError(f"{self.root}: root must hold labels (or masks) beside images, got neither")
-        images = self.root / "images"
         if (images / split).is_dir():
             images, labels = images / split, labels / split
         elif split != "all" or not pictures(images):
@@ -146,24 +149,18 @@ class FolderSource(FewShotSource):
             raise FileNotFoundError(f"{labels}: label folder must exist, got no such folder")
         classes = read_class_names(self.root / "classes.json")
         masks = {p.stem: p for p in pictures(labels)}
+        files: dict[str, tuple[Path, Path]] = {}
         for image in pictures(images):
-            self._files[image.stem] = (image, masks.get(image.stem, labels / f"{image.stem}.png"), 0)
-        if not self._files:
+            if image.stem in files:
+                raise DuplicateError(f"{image}: images must differ in name, got also {files[image.stem][0].name}")
+            files[image.stem] = (image, masks.get(image.stem, labels / f"{image.stem}.png"))
+        if not files:
             raise DataError(f"{images}: there must be at least one image, got none")
         self._shift = int(0 in classes)
-        return {number + self._shift: name for number, name in classes.items()}
-
-    def paths(self, name: str) -> tuple[Path, Path]:
-        """Image file and mask file."""
-        self._check_name(name)
-        return self._files[name][:2]
-
-    def image(self, name: str) -> Image.Image:
-        return read_image(self.paths(name)[0])
+        return {number + self._shift: name for number, name in classes.items()}, files
 
     def label_map(self, name: str, class_ids: Sequence[int] | None = None) -> np.ndarray:
         image, mask = self.paths(name)
-        number = self._files[name][2]
         if not self.single_class:
             stored = [number - self._shift for number in self.classes]
             allowed = stored if self._shift else [0, *stored]
@@ -173,7 +170,7 @@ class FolderSource(FewShotSource):
             return keep_classes(values, class_ids)
         values = read_mask(mask, size=image_size(image), allowed=(0, 1, 255))
         inside = values == (IGNORE if self._object_is_white() else 1)
-        label = np.where(inside, np.uint8(number), np.uint8(0))
+        label = np.where(inside, np.uint8(self._class_of[name]), np.uint8(0))
         if not self._object_is_white():
             label[values == IGNORE] = IGNORE
         return keep_classes(label, class_ids)
@@ -181,11 +178,15 @@ class FolderSource(FewShotSource):
     def _object_is_white(self) -> bool:
         """Whether 255 marks the object: when no mask of the data set holds a 1."""
         if self._object_is_255 is None:
-            self._object_is_255 = not any((read_mask(mask) == 1).any() for _, mask, _ in self._files.values())
+            self._object_is_255 = not any(_holds_a_one(mask) for _, mask in self._files.values())
         return self._object_is_255
 
-    def files(self) -> Iterable[str]:
-        return [str(mask) for _, mask, _ in self._files.values()]
+
+def _holds_a_one(mask: Path) -> bool:
+    try:
+        return bool((read_mask(mask) == 1).any())
+    except (DataError, OSError):
+        return False  # said where this mask itself is asked for: others need not fail with it
 
 
 def read_class_names(file: Path) -> dict[int, str]:
@@ -212,7 +213,7 @@ def read_class_names(file: Path) -> dict[int, str]:
     except (AttributeError, KeyError, TypeError, ValueError):
         raise AnnotationError(f"{file}: class list must map ids to names, got {str(content)[:80]}") from None
     if len(classes) != len(pairs):
-        raise AnnotationError(f"{file}: class ids must be unique, got {sorted(number for number, _ in pairs)}")
+        raise DuplicateError(f"{file}: class ids must be unique, got {sorted(number for number, _ in pairs)}")
     if not classes or any(not 0 <= number < IGNORE - 1 for number in classes):
         raise AnnotationError(f"{file}: class ids must be from 0 to {IGNORE - 2}, got {sorted(classes)}")
     if classes.get(0, "").lower() in ("background", "bg", "__background__"):

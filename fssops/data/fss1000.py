@@ -10,16 +10,15 @@ classes under the split's name or given with ``class_list``.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from fssops.data.errors import AnnotationError, DataError, MaskSizeError
+from fssops.data.errors import AnnotationError, DataError, DuplicateError, MaskSizeError, MaskValueError
 from fssops.data.folder import pair_files
-from fssops.data.images import image_size, read_grey, read_image
-from fssops.data.sources import FewShotSource
+from fssops.data.images import image_size, read_grey
+from fssops.data.sources import PairedFilesSource
 
 FIRST_ID = 1001
 """Class ids are 1001.. in alphabetical order of all class folders, so that none of the thousand is 255."""
@@ -27,7 +26,7 @@ FIRST_ID = 1001
 _LIST_NAMES = {"train": ("train", "trn"), "trn": ("trn", "train"), "val": ("val",), "test": ("test", "fss_test_set")}
 
 
-class FSS1000Source(FewShotSource):
+class FSS1000Source(PairedFilesSource):
     """FSS-1000 (Li et al., "FSS-1000: A 1000-Class Dataset for Few-Shot Segmentation", CVPR 2020).
 
     Args:
@@ -55,11 +54,13 @@ class FSS1000Source(FewShotSource):
         names = [folder.name for folder in folders]
         if class_list is not None or split != "all":
             names = self._read_list(Path(class_list) if class_list else self._find_list(split), ids)
-        self._files: dict[str, tuple[Path, Path, int]] = {}
+        files: dict[str, tuple[Path, Path]] = {}
+        self._class_of: dict[str, int] = {}
         for name in names:
             for image, mask in sorted(pair_files(self.root / name), key=lambda pair: _number(pair[0])):
-                self._files[f"{name}/{image.name}"] = (image, mask, ids[name])
-        super().__init__(split, {ids[name]: name for name in names}, list(self._files))
+                files[f"{name}/{image.name}"] = (image, mask)
+                self._class_of[f"{name}/{image.name}"] = ids[name]
+        super().__init__(split, {ids[name]: name for name in names}, files)
 
     def _find_list(self, split: str) -> Path:
         tried = [self.root / f"{name}.txt" for name in _LIST_NAMES.get(split, (split,))]
@@ -82,23 +83,13 @@ class FSS1000Source(FewShotSource):
             got = f"{len(missing)} others, e.g. {missing[0]!r}" if missing else "an empty list"
             raise AnnotationError(f"{file}: class list must name folders of {len(ids)} classes, got {got}")
         if len(set(names)) != len(names):
-            raise AnnotationError(
-                f"{file}: every class must be listed once, got {len(names) - len(set(names))} repeats"
-            )
+            raise DuplicateError(f"{file}: every class must be listed once, got {len(names) - len(set(names))} repeats")
         return names
-
-    def paths(self, name: str) -> tuple[Path, Path]:
-        """Image file and mask file."""
-        self._check_name(name)
-        return self._files[name][:2]
-
-    def image(self, name: str) -> Image.Image:
-        return read_image(self.paths(name)[0])
 
     def label_map(self, name: str, class_ids: Sequence[int] | None = None) -> np.ndarray:
         """Class of every pixel, uint16; mask values from 128 on are object (HSNet), since outlines are smoothed."""
         image, mask = self.paths(name)
-        number = self._files[name][2]
+        number = self._class_of[name]
         grey = read_grey(mask)
         width, height = image_size(image)
         if grey.shape != (height, width):
@@ -106,11 +97,13 @@ class FSS1000Source(FewShotSource):
                 f"{mask}: mask must have the size of its image, {width} x {height}, "
                 f"got {grey.shape[1]} x {grey.shape[0]}"
             )
+        if grey.max(initial=0) == 1:
+            raise MaskValueError(
+                f"{mask}: mask must mark its object by values from 128 to 255 (FSS-1000), got 0 and 1; the format "
+                "folder reads such masks"
+            )
         wanted = class_ids is None or number in class_ids
         return np.asarray(((grey >= 128) & wanted).astype(np.uint16) * np.uint16(number))
-
-    def files(self) -> Iterable[str]:
-        return [str(mask) for _, mask, _ in self._files.values()]
 
 
 def _number(file: Path) -> tuple[int, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image
 from scipy import ndimage
 
 from fssops.data import class_index
+from fssops.data.images import read_image
 from fssops.structures import IGNORE
 
 Progress = Callable[[int, int], None]
@@ -36,6 +38,7 @@ class FewShotSource(ABC):
         self.split = split
         self.classes = dict(classes)
         self.names = list(names)
+        self._known_names = frozenset(self.names)
         self._areas: dict[str, dict[int, int]] | None = None
 
     # What a layout must provide.
@@ -145,13 +148,33 @@ class FewShotSource(ABC):
         return {"format": self.format, "split": self.split, "images": len(self.names), "classes": len(self.classes)}
 
     def _check_name(self, name: str) -> None:
-        if name not in self._known_names():
+        if name not in self._known_names:
             raise ValueError(f"{self.label}: name must be one of its {len(self.names)} images, got {name!r}")
 
-    def _known_names(self) -> Collection[str]:
-        if not hasattr(self, "_name_set"):
-            self._name_set = frozenset(self.names)
-        return self._name_set
+
+class PairedFilesSource(FewShotSource):
+    """A layout that stores a mask file for every image file.
+
+    Args:
+        split: which part of the data set.
+        classes: class id -> name.
+        files: name -> image file and mask file.
+    """
+
+    def __init__(self, split: str, classes: Mapping[int, str], files: Mapping[str, tuple[Path, Path]]) -> None:
+        super().__init__(split, classes, list(files))
+        self._files = dict(files)
+
+    def paths(self, name: str) -> tuple[Path, Path]:
+        """Image file and mask file of an image."""
+        self._check_name(name)
+        return self._files[name]
+
+    def image(self, name: str) -> Image.Image:
+        return read_image(self.paths(name)[0])
+
+    def files(self) -> Iterable[str]:
+        return [str(mask) for _, mask in self._files.values()]
 
 
 def count_classes(label: np.ndarray, classes: Collection[int]) -> dict[int, int]:

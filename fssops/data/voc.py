@@ -12,17 +12,16 @@ ROOT (or ROOT/VOC2012, ROOT/VOCdevkit/VOC2012)
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import Image
 
-from fssops.data.errors import AnnotationError, MaskSizeError
-from fssops.data.images import image_size, read_image, read_mask
+from fssops.data.errors import AnnotationError, DuplicateError, MaskSizeError
+from fssops.data.images import image_size, read_mask
 from fssops.data.paths import check_inside
-from fssops.data.sources import FewShotSource, keep_classes
+from fssops.data.sources import PairedFilesSource, keep_classes
 
 _NAMES = (
     ("aeroplane", "bicycle", "bird", "boat", "bottle"),
@@ -76,7 +75,7 @@ def read_list(file: str | os.PathLike[str]) -> list[tuple[str, str | None, str |
             raise AnnotationError(f"{path}: line {number} must hold a name, or an image and a label path, got {line!r}")
         name = Path(words[0]).stem if len(words) == 2 else words[0]
         if name in seen:
-            raise AnnotationError(
+            raise DuplicateError(
                 f"{path}: every image must be listed once, got {name!r} in lines {seen[name]} and {number}"
             )
         seen[name] = number
@@ -89,7 +88,7 @@ def read_list(file: str | os.PathLike[str]) -> list[tuple[str, str | None, str |
     return entries
 
 
-class VOCSource(FewShotSource):
+class VOCSource(PairedFilesSource):
     """PASCAL VOC 2012 in its own layout.
 
     Args:
@@ -127,13 +126,14 @@ class VOCSource(FewShotSource):
             raise ValueError(f"VOCSource: unknown must be error or ignore, got {unknown!r}")
         self.unknown = unknown
         self.labels = labels or self._label_folder(split)
-        self._files: dict[str, tuple[Path, Path]] = {}
-        for name, image, label in read_list(path):
-            self._files[name] = (
+        files = {
+            name: (
                 self.root / image.lstrip("/") if image else self.root / "JPEGImages" / f"{name}.jpg",
                 self.root / label.lstrip("/") if label else self.root / self.labels / f"{name}.png",
             )
-        super().__init__(split if not list_file else path.stem, classes or CLASSES, list(self._files))
+            for name, image, label in read_list(path)
+        }
+        super().__init__(split if not list_file else path.stem, classes or CLASSES, files)
 
     def _label_folder(self, split: str) -> str:
         plain, augmented = "SegmentationClass", "SegmentationClassAug"
@@ -141,14 +141,6 @@ class VOCSource(FewShotSource):
         if not has_plain and not has_augmented:
             raise FileNotFoundError(f"{self.root}: root must hold {plain} or {augmented}, got neither")
         return augmented if has_augmented and (split.endswith("aug") or not has_plain) else plain
-
-    def paths(self, name: str) -> tuple[Path, Path]:
-        """Image file and label file of an image."""
-        self._check_name(name)
-        return self._files[name]
-
-    def image(self, name: str) -> Image.Image:
-        return read_image(self.paths(name)[0])
 
     def label_map(self, name: str, class_ids: Sequence[int] | None = None) -> np.ndarray:
         image, label = self.paths(name)
@@ -177,9 +169,6 @@ class VOCSource(FewShotSource):
         if not file.is_file():
             return None
         return read_mask(file, size=image_size(self.paths(name)[0]))
-
-    def files(self) -> Iterable[str]:
-        return [str(label) for _, label in self._files.values()]
 
     def describe(self) -> dict[str, object]:
         return {**super().describe(), "labels": self.labels}

@@ -92,6 +92,24 @@ def test_each_fault_of_a_voc_folder_is_found_and_named(
     assert kind in capsys.readouterr().out
 
 
+def test_kind_of_a_finding_does_not_depend_on_what_a_folder_is_called(tmp_path: Path) -> None:
+    root = tmp_path / "seen once, made for unique annotations"
+    save(root / "cup" / "images" / "a.jpg", np.zeros((4, 4, 3)))
+    assert kinds(check.check_data("folder", root)) == {"unreadable_layout": 1}
+    (root / "cup" / "masks").mkdir()
+    save(root / "cup" / "images" / "a.png", np.zeros((4, 4, 3)))
+    assert kinds(check.check_data("folder", root)) == {"duplicate_id": 1}
+
+
+def test_one_broken_mask_of_a_folder_is_one_finding(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        save(tmp_path / "cup" / f"{name}.jpg", np.random.default_rng(ord(name)).integers(0, 256, (4, 4, 3)))
+        save(tmp_path / "cup" / f"{name}.png", np.eye(4) * 255)
+    (tmp_path / "cup" / "b.png").write_bytes(b"")
+    (finding,) = check.check_data("folder", tmp_path).findings
+    assert (finding.kind, finding.where) == ("unreadable_mask", "all: cup/b.jpg")
+
+
 def test_faults_of_coco_annotations_are_found_all_at_once(coco_folder: Callable[..., Path]) -> None:
     good = [[5, 5, 25, 5, 25, 25]]
     root = coco_folder(

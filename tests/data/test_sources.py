@@ -10,7 +10,16 @@ import pytest
 from PIL import Image
 
 from fssops.data import class_index, fewshot
-from fssops.data.errors import AnnotationError, DataError, DataWarning, MaskSizeError, MaskValueError
+from fssops.data.errors import (
+    AnnotationError,
+    DataError,
+    DataWarning,
+    DuplicateError,
+    ImageFileError,
+    MaskSizeError,
+    MaskValueError,
+)
+from fssops.data.folder import pair_files
 
 
 def save(path: Path, array: np.ndarray) -> None:
@@ -145,6 +154,17 @@ def test_fss1000_ids_follow_all_folders_and_never_equal_255(tmp_path: Path) -> N
         fewshot.open_source("fss1000", tmp_path, split="val")
 
 
+def test_fss1000_refuses_masks_of_zeros_and_ones(tmp_path: Path) -> None:
+    """Numbered files look like FSS-1000; read as brightness, such a mask would be empty."""
+    for number in (1, 2):
+        save(tmp_path / "cup" / f"{number}.jpg", np.zeros((2, 2, 3)))
+        save(tmp_path / "cup" / f"{number}.png", np.array([[1, 0], [0, 0]]))
+    assert fewshot.guess_format(tmp_path) == "fss1000"
+    with pytest.raises(MaskValueError, match=r"1\.png: .*values from 128 .*got 0 and 1; the format folder reads"):
+        fewshot.open_source("auto", tmp_path).areas()
+    assert fewshot.open_source("folder", tmp_path).images_of(1) == ["cup/1.jpg", "cup/2.jpg"]
+
+
 @pytest.mark.parametrize("form", ["subfolders", "same name", "suffix"])
 def test_folder_with_one_sub_folder_a_class(tmp_path: Path, form: str) -> None:
     for number, name in enumerate(("cup", "pen")):
@@ -175,6 +195,37 @@ def test_folder_reads_255_as_ignored_where_any_mask_uses_1_for_the_object(tmp_pa
         fewshot.open_source("folder", tmp_path).label_map("cup/b.jpg")
 
 
+def test_folder_with_an_unreadable_mask_still_reads_the_others(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        save(tmp_path / "cup" / f"{name}.jpg", np.zeros((2, 2, 3)))
+        save(tmp_path / "cup" / f"{name}.png", np.array([[255, 0], [0, 0]]))
+    (tmp_path / "cup" / "b.png").write_bytes(b"")
+    source = fewshot.open_source("folder", tmp_path)
+    assert source.label_map("cup/a.jpg").tolist() == [[1, 0], [0, 0]]
+    with pytest.raises(ImageFileError, match=r"b\.png: mask must not be empty"):
+        source.label_map("cup/b.jpg")
+
+
+def test_folder_of_thousands_of_pairs_is_paired_at_once(tmp_path: Path) -> None:
+    """Pairing compares each file with a set, not with every other file."""
+    compared = 0
+
+    class Counted(type(tmp_path)):  # type: ignore[misc]
+        def __eq__(self, other: object) -> bool:
+            nonlocal compared
+            compared += 1
+            return bool(super().__eq__(other))
+
+        __hash__ = type(tmp_path).__hash__
+
+    count = 200
+    for number in range(count):
+        (tmp_path / f"{number}.jpg").touch()
+        (tmp_path / f"{number}.png").touch()
+    assert len(pair_files(Counted(tmp_path))) == count
+    assert compared < 10 * count
+
+
 def test_folder_missing_mask_is_named_when_it_is_read(tmp_path: Path) -> None:
     save(tmp_path / "cup" / "images" / "a.jpg", np.zeros((2, 2, 3)))
     (tmp_path / "cup" / "masks").mkdir()
@@ -200,6 +251,18 @@ def test_folder_of_label_maps_with_a_class_list(tmp_path: Path) -> None:
     assert shifted.label_map("a").tolist() == [[1, 2], [2, 255]]
     with pytest.raises(FileNotFoundError, match=r"got 'test' .there: train, val"):
         fewshot.open_source("folder", tmp_path, split="test")
+    # Without a split: train, as of every layout that has splits.
+    assert fewshot.open_source("folder", tmp_path).split == "train"
+    assert fewshot.open_source("folder", tmp_path).paths("a")[0] == tmp_path / "images" / "train" / "a.jpg"
+
+
+def test_folder_with_two_images_of_one_name_is_an_error(tmp_path: Path) -> None:
+    for suffix in ("jpg", "png"):
+        save(tmp_path / "images" / f"a.{suffix}", np.zeros((2, 2, 3)))
+    save(tmp_path / "labels" / "a.png", np.zeros((2, 2)))
+    (tmp_path / "classes.json").write_text('["background", "cat"]')
+    with pytest.raises(DuplicateError, match=r"a\.png: images must differ in name, got also a\.jpg"):
+        fewshot.open_source("folder", tmp_path)
 
 
 @pytest.mark.parametrize("text", ["{", '{"a": "cat"}', '{"300": "cat"}', '[{"id": 1}]', "[]", "5"])

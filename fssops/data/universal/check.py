@@ -15,6 +15,7 @@ from fssops.data.check import Finding, Report, open_splits
 from fssops.data.errors import (
     DataError,
     ImageFileError,
+    ImageSizeError,
     MaskSizeError,
     MaskValueError,
     PanopticMismatchError,
@@ -88,7 +89,7 @@ def _check_image(source: UniversalSource, name: str) -> tuple[list[int], str, li
         image = source.image(name)
         size, digest = (image.height, image.width), hashlib.sha256(image.tobytes()).hexdigest()
     except ImageFileError as error:
-        kind = "wrong_size" if "annotations are made for" in str(error) else "unreadable_image"
+        kind = "wrong_size" if isinstance(error, ImageSizeError) else "unreadable_image"
         found.append(Finding(kind, where, str(error)))
     except OSError as error:
         found.append(Finding("unreadable_image", where, str(error)))

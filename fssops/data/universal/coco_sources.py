@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from fssops.data import coco, coco_json
-from fssops.data.errors import AnnotationError, ImageFileError, MaskSizeError
+from fssops.data.errors import AnnotationError, ImageSizeError, MaskSizeError
 from fssops.data.images import image_size, read_image
 from fssops.data.universal import panoptic_json
 from fssops.data.universal.metadata import Metadata
@@ -84,7 +84,7 @@ def _places(
 def _read_sized(path: Path, size: tuple[int, int] | None) -> Image.Image:
     picture = read_image(path)
     if size is not None and picture.size != size:
-        raise ImageFileError(
+        raise ImageSizeError(
             f"{path}: image must have the size its annotations are made for, {size[0]} x {size[1]}, "
             f"got {picture.width} x {picture.height}"
         )

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from fssops.data.errors import AnnotationError, DataError
+from fssops.data.errors import AnnotationError, DataError, DuplicateError
 from fssops.data.images import SUFFIXES, image_size, read_image, read_mask
 from fssops.data.universal.metadata import Metadata
 from fssops.data.universal.source import Truth, UniversalSource
@@ -125,7 +125,7 @@ def pairs(images: Path, labels: Path) -> dict[str, tuple[Path, Path]]:
     for path in pictures_below(images):
         name = str(path.relative_to(images).with_suffix(""))
         if name in found:
-            raise AnnotationError(f"{path}: images must differ in name, got also {found[name][0].name}")
+            raise DuplicateError(f"{path}: images must differ in name, got also {found[name][0].name}")
         # Where there is none, the file that should be there: reading it says so.
         found[name] = (path, stored.get(name, labels / f"{name}.png"))
     if not found:

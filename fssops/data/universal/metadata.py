@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from fssops.data.errors import AnnotationError
+from fssops.data.errors import AnnotationError, DuplicateError
 from fssops.structures import IGNORE
 
 Colour = tuple[int, int, int]
@@ -50,7 +50,7 @@ class Metadata:
             raise AnnotationError(f"categories: there must be 1 to {IGNORE - 1} classes, got {len(self.categories)}")
         if len(self.index_of) != len(self.categories):
             ids = [category.id for category in self.categories]
-            raise AnnotationError(
+            raise DuplicateError(
                 f"categories: ids must be unique, got {next(i for i in ids if ids.count(i) > 1)} twice"
             )
 

@@ -14,7 +14,14 @@ from typing import Any
 import numpy as np
 
 from fssops.data.annotation_json import read_tables
-from fssops.data.errors import AnnotationError, MaskError, MaskSizeError, PanopticMismatchError
+from fssops.data.errors import (
+    AnnotationError,
+    DuplicateError,
+    MaskError,
+    MaskSizeError,
+    PanopticMismatchError,
+    UnknownCategoryError,
+)
 from fssops.data.images import read_numbers
 from fssops.data.paths import check_inside
 from fssops.data.universal.metadata import Metadata
@@ -68,7 +75,7 @@ def read(path: str | os.PathLike[str]) -> PanopticFile:
         if not isinstance(entry.get("id"), int | str):
             raise AnnotationError(f"{file}: images[{number}]: id must be a number or a name, got {entry.get('id')!r}")
         if entry["id"] in images:
-            raise AnnotationError(f"{file}: image ids must be unique, got {entry['id']} twice")
+            raise DuplicateError(f"{file}: image ids must be unique, got {entry['id']} twice")
         for side in ("height", "width"):
             value = entry.get(side)
             if value is not None and (type(value) is not int or value < 1):
@@ -86,7 +93,7 @@ def read(path: str | os.PathLike[str]) -> PanopticFile:
         name = check_inside(str(image["file_name"]), f"{file}: image {entry['image_id']}: file_name")
         check_inside(str(entry["file_name"]), f"{where}: file_name")
         if name in found:
-            raise AnnotationError(f"{where}: an image must be annotated once, got {name} again")
+            raise DuplicateError(f"{where}: an image must be annotated once, got {name} again")
         size = image.get("height"), image.get("width")
         found[name] = PanopticImage(entry["image_id"], name, str(entry["file_name"]), *size, entry["segments_info"])
     if not found:
@@ -105,11 +112,11 @@ def _check_segments(where: str, segments: Any, metadata: Metadata) -> None:
                 f"{where}: segment ids must be integers from 1 to {(1 << 24) - 1}, got {identifier!r}"
             )
         if identifier in seen:
-            raise AnnotationError(f"{where}: segment ids must be unique, got {identifier} twice")
+            raise DuplicateError(f"{where}: segment ids must be unique, got {identifier} twice")
         seen.add(identifier)
         category = segment.get("category_id")
         if not isinstance(category, int) or category not in metadata.index_of:
-            raise AnnotationError(
+            raise UnknownCategoryError(
                 f"{where}: segment {identifier}: category_id must be one of the {len(metadata)} categories, "
                 f"got {category!r}"
             )

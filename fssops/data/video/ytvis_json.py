@@ -14,7 +14,7 @@ from typing import Any, TypeGuard
 
 from fssops.data.annotation_json import read_tables
 from fssops.data.coco_json import MAX_WARNINGS, fault
-from fssops.data.errors import AnnotationError, DataWarning
+from fssops.data.errors import AnnotationError, DataWarning, DuplicateError
 from fssops.data.images import MAX_PIXELS
 from fssops.data.paths import check_inside
 
@@ -125,7 +125,7 @@ def _read_videos(rows: list[Any], result: YTVISFile) -> set[int]:
             raise AnnotationError(f"{where} must be an object with an integer id, got {row!r:.80}")
         identifier = row["id"]
         if identifier in ids:
-            raise AnnotationError(f"{result.path}: video ids must be unique, got {identifier} twice")
+            raise DuplicateError(f"{result.path}: video ids must be unique, got {identifier} twice")
         ids.add(identifier)
         width, height, files = row.get("width"), row.get("height"), row.get("file_names")
         if not _integer(width) or not _integer(height) or width < 1 or height < 1:
