@@ -52,7 +52,7 @@ examples:
       a recipe of one's own
 
 a run leaves in its folder: settings.toml, versions.json, metrics.jsonl, tensorboard/, checkpoints/{last,best}.pt,
-curves.png, grid.png, best.png, worst.png and result.json."""
+curves.png and result.json; evaluated also grid.png, best.png and worst.png."""
 
 
 def parser() -> Parser:
@@ -82,6 +82,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the verb and return its exit code."""
     options = parser().parse_args(arguments)
     if options.replay is not None:
+        if options.recipe or options.overrides or options.out or options.resume is not None:
+            raise SettingsError(
+                "--replay: the file holds its settings; give no recipe, --set, --out or --resume with it"
+            )
         return replay(options.replay)
     folder = _folder_to_resume(options)
     settings, earlier = _settings(options, folder)
@@ -97,18 +101,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _train(settings, fabric, run, earlier, evaluate=not options.no_eval)
     finally:
         if fabric.is_global_zero:
-            _locked.pop(run.path).unlock()
+            held = _locked.pop(run.path)
+            held.unlock()
             if folder is None:
-                run.remove_if_nothing_happened()
+                held.remove_if_nothing_happened()
 
 
+_PICTURES = ["curves.png", "grid.png", "best.png", "worst.png"]
+_LEFT = ["result.json", "metrics.jsonl", *_PICTURES, "settings.toml", "checkpoints/last.pt", "checkpoints/best.pt"]
 _locked: dict[Path, RunFolder] = {}
 
 
 def _prepare(folder: Path | None, options: Any, settings: Settings) -> Path:
     """On the first process: make the folder and lock it."""
     run = RunFolder(folder or options.out or new_run_path(Path("runs"), settings.name))
-    if folder is None and (run.checkpoints / "last.pt").exists():
+    # A first stage's checkpoints count too: it may have been trained with other settings.
+    if folder is None and any(has_checkpoint(kept) for kept in (run.checkpoints, *run.path.glob("*/checkpoints"))):
         raise SettingsError(
             f"--out: {run.path} must be a new folder, got one with a run in it; continue it with --resume"
         )
@@ -126,6 +134,8 @@ def _folder_to_resume(options: Any) -> Path | None:
     if options.resume and options.recipe:
         raise SettingsError("--resume: give either a folder or a recipe, got both; change settings with --set")
     if options.resume:
+        if options.out is not None:
+            raise SettingsError(f"--out: a run goes on in its own folder, got {options.out} beside --resume")
         return Path(options.resume)
     if options.out is not None:
         return Path(options.out)
@@ -148,16 +158,16 @@ def _train(
     earlier: Mapping[str, Any] | None,
     *,
     evaluate: bool,
-    resume: Path | None = None,
+    outer: tuple[RunFolder, Settings] | None = None,
 ) -> int:
-    """Train and evaluate in a folder; ``resume`` is the one to continue with, where that is another."""
+    """Train and evaluate in a folder; of a first stage, ``outer`` is the run that it belongs to."""
     started = time.perf_counter()
     say = print if fabric.is_global_zero else _silent
     task = task_of(settings)
     if hasattr(task, "first_stage"):
         if code := _train_first_stage(task, settings, fabric, run, evaluate=evaluate, say=say):
             return code
-        if not (run.checkpoints / "last.pt").exists():
+        if not has_checkpoint(run.checkpoints):
             earlier = None  # it was stopped in the first stage
     seed_everything(settings.engine.seed)
     model = build_model(settings, say)
@@ -169,10 +179,6 @@ def _train(
     dataset, lines = task.training_data()
     for line in lines:
         say(line)
-    if fabric.is_global_zero:
-        run.save_settings(settings.as_tables())
-        for name, content in task.run_files().items():
-            write_text_atomically(run.path / name, json.dumps(content, indent=1) + "\n")
     untrained = copy.deepcopy(model) if evaluate and settings.eval.baseline else None  # type: ignore[attr-defined]
     trainer = Trainer(settings, fabric, model, dataset, task.collate, run, task.validation(fabric))
     if earlier is not None and not has_checkpoint(run.checkpoints):
@@ -183,10 +189,18 @@ def _train(
             say(f"changed        {line}" if line not in problems else f"passed over    {line}")
         trainer.restore(checkpoint)
         say(f"resumed        {path} at step {trainer.step} of {settings.schedule.steps}")
+    whole = run if outer is None else outer[0]
+    if fabric.is_global_zero:
+        # Not before: settings that do not fit the checkpoint must not replace those that do.
+        run.save_settings(settings.as_tables())
+        if outer is not None:
+            whole.save_settings(outer[1].as_tables())
+        for name, content in task.run_files().items():
+            write_text_atomically(run.path / name, json.dumps(content, indent=1) + "\n")
     try:
         fitted = trainer.fit()
     except Interrupted as stopped:
-        say(f"{stopped}; saved. Continue with: python -m fssops.train --resume {resume or run.path}")
+        say(f"{stopped}; saved. Continue with: python -m fssops.train --resume {whole.path}")
         return 130
     say(f"trained        {fitted.steps} steps")
     memory = peak_memory(fabric.device)
@@ -199,7 +213,11 @@ def _train(
     result["peak_memory_mb"] = memory
     if evaluate:
         task.keep = run.path
-        result.update(task.evaluate_run(model, untrained, fabric, run.path, say))
+        try:
+            result.update(task.evaluate_run(model, untrained, fabric, run.path, say))
+        except KeyboardInterrupt:
+            say(f"trained; what was evaluated is kept. Continue with: python -m fssops.train --resume {whole.path}")
+            raise
     result["seconds"] = round(time.perf_counter() - started, 1)
     if fabric.is_global_zero:
         finals = result.pop("finals", {})
@@ -207,8 +225,9 @@ def _train(
         write_text_atomically(run.path / "result.json", json.dumps(without_nan(result), indent=2) + "\n")
     discard_progress(run.path, fabric)
     say(f"finished in {result['seconds']:.0f} s; everything is in {run.path}/:")
-    say("  result.json  metrics.jsonl  curves.png  grid.png  settings.toml  checkpoints/last.pt  checkpoints/best.pt")
-    say(f"  next: python -m fssops.evaluate {run.path}    python -m fssops.predict --checkpoint {run.path} --help")
+    say("  " + "  ".join(name for name in _LEFT if (run.path / name).exists()))
+    if has_checkpoint(run.checkpoints):
+        say(f"  next: python -m fssops.evaluate {run.path}    python -m fssops.predict --checkpoint {run.path} --help")
     return 0
 
 
@@ -219,20 +238,30 @@ def _train_first_stage(
     stage = task.first_stage(run.path)
     if stage is None:
         return 0
-    if fabric.is_global_zero:
-        run.save_settings(settings.as_tables())
     folder, earlier = RunFolder(stage.folder), None
-    if (folder.checkpoints / "last.pt").exists():
+    if has_checkpoint(folder.checkpoints):
         path, state, _ = newest_good_checkpoint(folder.checkpoints)
+        earlier = folder.load_settings()
         if state["step"] >= stage.settings.schedule.steps:
             say(f"first stage    {stage.name}: finished earlier, {path}")
+            for line in changed_settings(earlier, stage.settings.as_tables()):
+                say(f"not changed    {line}: it was trained so")
             return 0
-        earlier = folder.load_settings()
         say(f"first stage    {stage.name}: goes on at step {state['step']} of {stage.settings.schedule.steps}")
     else:
         say(f"first stage    {stage.name}: its checkpoint is missing, so it is trained first, in {folder.path}")
-    run_on_first(fabric, folder.create)
-    code = _train(stage.settings, fabric, folder, earlier, evaluate=evaluate, resume=run.path)
+
+    def prepare() -> None:
+        # The folder may lie outside the run, shared with runs of other shots.
+        folder.create()
+        folder.lock()
+
+    run_on_first(fabric, prepare)
+    try:
+        code = _train(stage.settings, fabric, folder, earlier, evaluate=evaluate, outer=(run, settings))
+    finally:
+        folder.unlock()
+        folder.remove_if_nothing_happened()
     if not code:
         say(f"second stage   {settings.name}")
     return code

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import shutil
 import socket
 import sys
@@ -41,6 +42,7 @@ class RunFolder:
         self.path = Path(path)
         self.took_over = ""
         self._descriptor: int | None = None
+        self._made: list[Path] = []
 
     @property
     def checkpoints(self) -> Path:
@@ -63,6 +65,7 @@ class RunFolder:
         Raises:
             RunFolderError: it is a file, read-only, or the disk is full.
         """
+        self._made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             write_text_atomically(self.path / ".writable", "")
@@ -122,11 +125,18 @@ class RunFolder:
         self._held.discard((self.path / "run.lock").resolve())
 
     def remove_if_nothing_happened(self) -> None:
-        """Remove a folder in which no step was made: a mistake in the settings should leave nothing behind."""
-        ours = {"checkpoints", "classes.json", "run.lock", "settings.json", "settings.toml", "versions.json"}
-        found = {path.name for path in self.path.iterdir()}
-        if found <= ours and not any(self.checkpoints.iterdir()):
-            shutil.rmtree(self.path)
+        """Remove a folder that :meth:`create` made and in which no step was made, with parents made for it alone.
+
+        A mistake in the settings should leave nothing behind.
+        """
+        if self.path not in self._made or not all(_is_preparation(path) for path in self.path.rglob("*")):
+            return
+        shutil.rmtree(self.path)
+        for parent in self._made[1:]:
+            try:
+                parent.rmdir()
+            except OSError:
+                return  # another run is in it by now
 
     def save_settings(self, tables: Mapping[str, Any]) -> None:
         """Write the resolved settings (JSON and TOML) and the versions they were resolved with."""
@@ -141,10 +151,24 @@ class RunFolder:
             RunFolderError: the folder holds none.
         """
         try:
-            tables: dict[str, Any] = json.loads(self.settings.read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError) as error:
-            raise RunFolderError(f"run folder: {self.path} must hold settings.json, got {error}") from None
+            tables = json.loads(self.settings.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise RunFolderError(
+                f"run folder: {self.path} must hold settings.json, got {error.strerror or error}"
+            ) from None
+        except ValueError as error:
+            raise RunFolderError(f"run folder: {self.settings} must be JSON, got {error}") from None
+        if not isinstance(tables, dict):
+            raise RunFolderError(f"run folder: {self.settings} must hold tables, got {type(tables).__name__}")
         return tables
+
+
+def _is_preparation(path: Path) -> bool:
+    """Whether a run has this before its first step: settings, and logs that are still empty."""
+    if path.name == "metrics.jsonl":
+        return path.stat().st_size == 0
+    prepared = {"classes.json", "run.lock", "settings.json", "settings.toml", "versions.json"}
+    return path.is_dir() or path.name in prepared or path.name.startswith("events.out.tfevents")
 
 
 def versions() -> dict[str, str]:
@@ -173,15 +197,22 @@ def new_run_path(root: Path, name: str) -> Path:
 
 
 def latest_run(root: Path, name: str) -> Path:
-    """Return the newest run folder of a recipe that has a checkpoint.
+    """Return the run folder of a recipe, named by :func:`new_run_path`, with the newest checkpoint.
 
     Raises:
         RunFolderError: there is none.
     """
-    runs = [path.parent.parent for path in root.glob(f"{name}-*/checkpoints/last.pt")]
-    if not runs:
+    newest: dict[Path, int] = {}
+    for folder in root.glob(f"{name}-*"):
+        # What follows the name must be a time: the recipe r is not the recipe r-large.
+        if re.fullmatch(r"\d{8}-\d{6}(-\d+)?", folder.name[len(name) + 1 :]):
+            # Those one level deeper are of a first stage.
+            found = [*folder.glob("checkpoints/*.pt"), *folder.glob("*/checkpoints/*.pt")]
+            if found:
+                newest[folder] = max(path.stat().st_mtime_ns for path in found)
+    if not newest:
         raise RunFolderError(f"--resume: {root} must hold a run of {name} with a checkpoint, got none")
-    return max(runs, key=lambda run: (run / "checkpoints" / "last.pt").stat().st_mtime_ns)
+    return max(newest, key=lambda folder: newest[folder])
 
 
 def _read_owner(descriptor: int) -> dict[str, Any]:

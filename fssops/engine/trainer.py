@@ -147,6 +147,7 @@ class Trainer:
         if self.fabric.global_rank < len(states):
             self._random = states[self.fabric.global_rank]
         self._skips = int(checkpoint["skips"])
+        self._last_losses = dict(checkpoint.get("losses", {}))
 
     def whole_model(self) -> dict[str, Tensor]:
         """The trained weights, whole on every process; every process must call."""
@@ -203,13 +204,16 @@ class Trainer:
                     metrics = self._validate(log, bar)
                     if last or asked or self.step % engine.save_every == 0 or metrics:
                         self._save(metrics)
-                    if asked and not last:
-                        raise Interrupted(f"stopped by {stop.received or 'another process'} after step {self.step}")
+                    if asked:
+                        break
+                # A signal that came with the last step, its validation or its checkpoint counts too.
+                if self._agree(False, bool(stop.received))[1]:
+                    raise Interrupted(f"stopped by {stop.received or 'another process'} after step {self.step}")
         finally:
             stream.close()
             if log is not None:
                 log.close()
-        return FitResult(self.step, self._logged.means() or self._last_losses, self._best)
+        return FitResult(self.step, self._last_losses, self._best)
 
     # -- one step ---------------------------------------------------------------------------------------------
 
@@ -410,6 +414,7 @@ class Trainer:
             "logged": vars(self._logged),
             "saved": vars(self._saved),
             "skips": self._skips,
+            "losses": self._last_losses,
             "metrics": dict(metrics),
             "random": self._state.gather_random_states(),
             "settings": json.dumps(self.settings.as_tables()),

@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import nn
 
 from fssops.data import fewshot
+from fssops.engine.checkpoints import has_checkpoint
 from fssops.engine.run_folder import RunFolder
 from fssops.engine.settings import Table
 from fssops.evaluation.proposals import ProposalCounts
@@ -76,7 +77,7 @@ class MMFormerTask(FewShotTask):
         folder = run / "segmenter"
         if stage.folder:
             folder = Path(stage.folder.replace("{fold}", str(self.settings.data.fold)))
-            if (folder / "checkpoints").is_dir():
+            if has_checkpoint(folder / "checkpoints"):
                 earlier = RunFolder(folder).load_settings()
                 check_trained(earlier, f"segmenter.folder: {folder}", SEGMENTER, self.settings.data)
         return FirstStage("segmenter", settings, folder)

@@ -93,12 +93,14 @@ def test_new_paths_differ_even_within_a_second(tmp_path: Path) -> None:
 
 
 def test_latest_run_is_that_of_the_newest_checkpoint(tmp_path: Path) -> None:
-    for number, name in enumerate(["r-b", "r-a", "other-c"]):
+    times = ["20260103-120000", "20260102-120000", "20260102-120000-2"]
+    names = [f"r-{times[0]}", f"r-{times[1]}", f"r-{times[2]}/base", f"other-{times[0]}", f"r-large-{times[0]}"]
+    for number, name in enumerate(names):
         path = tmp_path / name / "checkpoints" / "last.pt"
         path.parent.mkdir(parents=True)
         path.write_bytes(b"")
         os.utime(path, ns=(number, number))
-    assert latest_run(tmp_path, "r") == tmp_path / "r-a"
+    assert latest_run(tmp_path, "r") == tmp_path / f"r-{times[2]}"
     with pytest.raises(RunFolderError, match="must hold a run of none"):
         latest_run(tmp_path, "none")
 
@@ -111,3 +113,7 @@ def test_settings_come_back(tmp_path: Path) -> None:
     assert "torch" in (tmp_path / "versions.json").read_text()
     with pytest.raises(RunFolderError, match="must hold settings"):
         RunFolder(tmp_path / "none").load_settings()
+    for text, rule in (("[]", "must hold tables, got list"), ("{", "must be JSON")):
+        run.settings.write_text(text)
+        with pytest.raises(RunFolderError, match=rule):
+            run.load_settings()

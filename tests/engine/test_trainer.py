@@ -214,6 +214,25 @@ def test_interruption_saves_and_resumes_exactly(trainer_of: Any, number: signal.
     assert_equal_weights(weights(whole), weights(resumed))
 
 
+@pytest.mark.parametrize("when", ["in the last step", "in the last validation"])
+def test_interruption_at_the_end_is_not_forgotten(trainer_of: Any, when: str) -> None:
+    def validate(model: nn.Module, step: int) -> dict[str, float]:
+        if when == "in the last validation":
+            os.kill(os.getpid(), signal.SIGTERM)
+        return {"val/score": 1.0}
+
+    trainer = trainer_of("run", "engine.validate_every=30", validate=validate)
+
+    def interrupt(*_: Any) -> None:
+        if trainer.step == 29 and when == "in the last step":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    trainer.model.head.register_forward_pre_hook(interrupt)
+    with pytest.raises(Interrupted, match="stopped by SIGTERM after step 30"):
+        trainer.fit()
+    assert read_checkpoint(trainer.run.checkpoints / "last.pt")["step"] == 30
+
+
 def test_full_disk_stops_with_the_earlier_checkpoint_intact(trainer_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = trainer_of("run")
     original = checkpoints.write_bytes

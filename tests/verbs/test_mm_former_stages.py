@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from fssops.engine.checkpoints import read_checkpoint
+from fssops.engine.run_folder import RunFolder
 from fssops.engine.settings import SettingsError
 from fssops.recipes import list_recipes
 from fssops.tasks import load_settings, task_of
@@ -101,6 +102,20 @@ def test_the_segmenter_is_trained_first_and_frozen_in_the_system(recipe: Path, r
     for name, value in learnt.items():
         if not name.endswith("num_batches_tracked"):
             assert torch.equal(whole[f"segmenter.{name}"], value), name
+
+
+def test_a_segmenter_that_another_run_trains_is_not_trained_twice(recipe: Path, verb: Verb, tmp_path: Path) -> None:
+    other = RunFolder(tmp_path / "shared")
+    other.create()
+    other.lock()
+    try:
+        shared = f"segmenter.folder={tmp_path}/shared"
+        code, _, err = verb("train", recipe, "--out", tmp_path / "run", "--set", shared)
+    finally:
+        other.unlock()
+    assert code == 2
+    assert f"{tmp_path}/shared must be free, got a run" in err
+    assert not (tmp_path / "run").exists()
 
 
 def test_results_say_what_the_proposals_could_reach(recipe: Path, run: Path) -> None:

@@ -123,9 +123,14 @@ def test_resume_passes_over_a_truncated_checkpoint(tiny_run: Path, tmp_path: Pat
         (["--set", "data.source=voc", "--set", "data.root=nowhere"], "nowhere"),
         (["--set", "data.shots=5000"], "must have at least 5002 images"),
         (["--set", "model.weights=none.pth"], "none.pth"),
-        (["--resume", "nowhere"], "nowhere must hold settings.json"),
+        (["--resume", "nowhere"], "nowhere must hold settings.json, got No such file"),
+        (["--resume", "nowhere", "--out", "elsewhere"], "--out: a run goes on in its own folder"),
+        (["panet_pascal5i", "--set", "data.root=nowhere"], "nowhere: root must hold"),
+        (["msanet_pascal5i", "--set", "data.root=nowhere"], "nowhere: root must hold"),
+        (["--set", "data.size=[5,5]"], "images must be at least 8 pixels a side"),
         (["--bogus"], "unrecognized arguments: --bogus"),
         (["--replay", "none.pt"], "none.pt must be a readable file"),
+        (["--replay", "none.pt", "--set", "optim.lr=1"], "--replay: the file holds its settings"),
     ],
 )
 def test_mistake_is_told_in_two_lines_with_code_2(
@@ -137,7 +142,7 @@ def test_mistake_is_told_in_two_lines_with_code_2(
     assert len([line for line in err.splitlines() if line.startswith("fssops") or "python -m" in line]) <= 2
     assert "Traceback" not in err
     assert code == 2
-    assert not list(tmp_path.glob("runs/*"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_output_that_cannot_be_written_is_told(tmp_path: Path, verb: Any) -> None:
@@ -170,6 +175,47 @@ def test_checkpoint_of_another_model_is_refused(tiny_run: Path, tmp_path: Path, 
     code, _, err = verb("train", "--resume", tmp_path / "run", "--set", "model.backbone_width=16")
     assert code == 2
     assert "must have shape" in err
+    for name in ("settings.json", "settings.toml"):
+        assert (tmp_path / "run" / name).read_text() == (tiny_run / name).read_text()
+
+
+def test_run_that_was_finished_has_the_same_result_when_resumed(tiny_run: Path, tmp_path: Path, verb: Any) -> None:
+    import shutil
+
+    shutil.copytree(tiny_run, tmp_path / "run")
+    (tmp_path / "run" / "result.json").unlink()
+    code, _, err = verb("train", "--resume", tmp_path / "run")
+    assert code == 0, err
+    results = [json.loads((run / "result.json").read_text()) for run in (tiny_run, tmp_path / "run")]
+    for key in ("steps", "losses", "best", "miou", "untrained_miou", "gain"):
+        assert results[0][key] == results[1][key], key
+
+
+def test_what_a_run_says_it_has_left_is_there(tmp_path: Path, verb: Any) -> None:
+    for name, override in (("trained", "schedule.steps=2"), ("untrained", "schedule.steps=0")):
+        run = tmp_path / name
+        code, out, err = verb("train", "--out", run, "--no-eval", *settings_arguments(override))
+        assert code == 0, err
+        told = out.split("everything is in")[1].splitlines()[1].split()
+        assert {"result.json", "metrics.jsonl", "curves.png", "settings.toml"} <= set(told)
+        assert all((run / path).exists() for path in told)
+        assert ("next:" in out) == (name == "trained")
+
+
+def test_interrupted_evaluation_says_how_to_go_on(tmp_path: Path, verb: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fssops.tasks.fewshot.FewShotTask.evaluate", interrupt)
+    code, out, _ = verb("train", "--out", tmp_path / "run", *settings_arguments("schedule.steps=1"))
+    assert code == 130
+    assert f"Continue with: python -m fssops.train --resume {tmp_path / 'run'}" in out
+
+
+def test_folder_that_was_there_before_is_not_removed(tmp_path: Path, verb: Any) -> None:
+    code, _, _ = verb("train", "--out", tmp_path, *settings_arguments("data.root=nowhere", "data.source=voc"))
+    assert code == 2
+    assert tmp_path.exists()
 
 
 def test_nan_is_kept_and_replayed(tmp_path: Path, verb: Any) -> None:

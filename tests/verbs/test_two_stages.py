@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -118,6 +119,27 @@ def test_a_run_that_stopped_goes_on_at_its_stage(recipe: Path, run: Path, verb: 
     code, out, _ = verb("train", "--resume", folder, "--no-eval", *longer)
     assert code == 0
     assert "first stage    base learner: goes on at step 3 of 5" in out
+
+
+def test_a_base_learner_of_another_fold_is_not_taken_from_a_folder_in_use(recipe: Path, run: Path, verb: Verb) -> None:
+    folder = recipe.parent / "stopped_in_the_first_stage"
+    shutil.copytree(run / "base", folder / "base")
+    code, _, err = verb("train", recipe, "--out", folder, "--no-eval", "--set", "data.fold=1")
+    assert code == 2
+    assert "must be a new folder, got one with a run in it" in err
+
+
+def test_resume_alone_finds_a_run_that_stopped_in_its_first_stage(
+    recipe: Path, run: Path, verb: Verb, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = Path("runs/msanet_tiny-20260101-120000")
+    shutil.copytree(run, folder)
+    shutil.rmtree(folder / "checkpoints")
+    code, out, err = verb("train", recipe, "--resume", "--no-eval")
+    assert code == 0, err
+    assert "first stage    base learner: finished earlier" in out
+    assert f"run            {folder}" in out
 
 
 def test_a_given_base_learner_is_taken_and_each_stage_runs_alone(
