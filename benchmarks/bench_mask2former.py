@@ -2,23 +2,21 @@
 
 ``pytest benchmarks/bench_mask2former.py -s`` checks that class and mask logits agree, times the forward pass and a
 training step (losses and backward), and prints the ratios of time and of peak resident memory, each measured in a
-fresh process. Two CPU threads, float32. Needs ``transformers``; without it only fssops is measured.
+fresh process. Two CPU threads, float32; on a GPU bfloat16, both in one process. Without ``transformers`` only fssops is
+measured.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
-import sys
-import time
 from collections.abc import Callable
-from pathlib import Path
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
 import torch
+from measuring import fastest, in_fresh_process, peak_megabytes, print_ratios
 from torch import Tensor
 
 from fssops.models.mask2former import Mask2Former, Mask2FormerConfig
@@ -111,32 +109,15 @@ def runner(variant: str, what: str, device: str = "cpu", dtype: torch.dtype | No
     return measured_once
 
 
-def peak_megabytes() -> float:
-    """Highest resident memory of this process so far."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+def measured(variant: str, what: str) -> dict[str, float]:
+    """Seconds (best of three) and peak memory in MB, in a fresh process."""
+    return in_fresh_process(__file__, variant, what)
 
 
-def measure(variant: str, what: str, repeats: int) -> dict[str, float]:
-    """Best seconds of some runs, and peak memory, of this process."""
+def measure_here(variant: str, what: str) -> dict[str, float]:
+    """What :func:`measured` runs."""
     torch.set_num_threads(2)
-    run = runner(variant, what)
-    run()
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        run()
-        seconds.append(time.perf_counter() - start)
-    return {"seconds": min(seconds), "megabytes": peak_megabytes()}
-
-
-def measured(variant: str, what: str, repeats: int = 3) -> dict[str, float]:
-    """:func:`measure` in a fresh process."""
-    command = [sys.executable, __file__, "--measure", variant, what, str(repeats)]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    return {"seconds": fastest(runner(variant, what), 3), "peak_mb": peak_megabytes()}
 
 
 def test_logits_agree_with_transformers() -> None:
@@ -151,26 +132,32 @@ def test_logits_agree_with_transformers() -> None:
 
 
 @pytest.mark.parametrize("what", list(TARGETS))
-def test_time_and_memory(what: str) -> None:
+def test_time_and_resident_memory_in_fresh_processes(device: torch.device, what: str) -> None:
+    if device.type != "cpu":
+        pytest.skip("resident memory says nothing about a GPU; see the table of the other tests")
     variants = ("fssops", "fssops_recompute") if what == "step" else ("fssops",)
     ours = {variant: measured(variant, what) for variant in variants}
-    for variant, found in ours.items():
-        print(f"\n{variant} {what}: {found['seconds']:.2f} s, {found['megabytes']:.0f} MB")
-        assert found["seconds"] > 0
-    pytest.importorskip("transformers")
+    if find_spec("transformers") is None:
+        print_ratios(what, ours)
+        pytest.skip("transformers is not there to compare with")
     other = measured("transformers", what)
-    print(f"transformers {what}: {other['seconds']:.2f} s, {other['megabytes']:.0f} MB")
-    for variant, found in ours.items():
-        faster, share = other["seconds"] / found["seconds"], found["megabytes"] / other["megabytes"]
-        print(
-            f"{variant}: {faster:.2f} times faster (aim {TARGETS[what][0]}), {share:.2f} of the memory (aim"
-            f" {TARGETS[what][1]})"
-        )
-        assert faster > 1
+    print_ratios(what, {"transformers": other, **ours})
+    print("aims: {} times faster, {} of the memory".format(*TARGETS[what]))
+    assert all(found["seconds"] < other["seconds"] for found in ours.values())
+
+
+@pytest.mark.parametrize("what", list(TARGETS))
+@pytest.mark.parametrize(("implementation", "variant"), [("composition", "transformers"), ("fssops", "fssops")])
+def test_bfloat16_on_a_gpu(measure, device: torch.device, what: str, implementation: str, variant: str) -> None:  # type: ignore[no-untyped-def]
+    if device.type != "cuda":
+        pytest.skip("on the CPU both are measured in fresh processes")
+    if variant == "transformers":
+        pytest.importorskip("transformers")
+    run = runner(variant, what, device.type, torch.bfloat16)
+    measure(run, group=f"Mask2Former-R50 512 px {what} bfloat16", implementation=implementation)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("--measure", nargs=3, metavar=("VARIANT", "WHAT", "REPEATS"), required=True)
-    chosen = parser.parse_args().measure
-    print(json.dumps(measure(chosen[0], chosen[1], int(chosen[2]))))
+    parser.add_argument("--measure", nargs=2, metavar=("VARIANT", "WHAT"), required=True)
+    print(json.dumps(measure_here(*parser.parse_args().measure)))

@@ -10,22 +10,19 @@ must not grow with the video. BENCH_THREADS sets the threads (2), BENCH_RESULTS=
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
-import platform
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
+from measuring import in_fresh_process, machine, peak_megabytes
 from torch import Tensor
 from torch.nn import functional as F
 
-import fssops
 from fssops.models.mask2former_vis import Mask2FormerVIS, Mask2FormerVISConfig
 from fssops.models.mask_classification.postprocessing import best_instances
 
@@ -72,15 +69,13 @@ def run(network: Mask2FormerVIS, variant: str, frames: int) -> Any:
     return network.track(video(frames), window=window, keep=lambda masks: [encode(m) for m in masks.numpy()])
 
 
-def peak_megabytes() -> float:
-    """Highest resident memory of this process so far."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+def _threads() -> int:
+    return int(os.environ.get("BENCH_THREADS", "2"))
 
 
-def measure(variant: str, frames: int) -> dict[str, float]:
+def measure_here(variant: str, frames: int) -> dict[str, float]:
     """Seconds of one run after a short one, and peak memory, of this process."""
-    torch.set_num_threads(int(os.environ.get("BENCH_THREADS", "2")))
+    torch.set_num_threads(_threads())
     network = model()
     run(network, variant, 2)
     before = peak_megabytes()
@@ -90,32 +85,15 @@ def measure(variant: str, frames: int) -> dict[str, float]:
 
 
 def measured(variant: str, frames: int) -> dict[str, float]:
-    """:func:`measure` in a fresh process."""
-    command = [sys.executable, __file__, "--measure", variant, str(frames)]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    """:func:`measure_here` in a fresh process."""
     # Large blocks straight from the system and back: glibc would else keep freed ones on its heap between the small
     # strings of masks, and what one sees would grow with the video though what is held does not.
-    environment["MALLOC_MMAP_THRESHOLD_"] = "131072"
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    return in_fresh_process(__file__, variant, frames, environment={"MALLOC_MMAP_THRESHOLD_": "131072"})
 
 
-def machine() -> dict[str, Any]:
-    """What the numbers were measured on."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return {
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "fssops": fssops.__version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "device": names[0] if names else platform.machine(),
-        "threads": int(os.environ.get("BENCH_THREADS", "2")),
-    }
-
-
-def test_time_and_memory() -> None:
+def test_time_and_memory(device: torch.device) -> None:
+    if device.type != "cpu":
+        pytest.skip("resident memory says nothing about a GPU")
     rows = []
     for variant in VARIANTS:
         for frames in (*LENGTHS, LONG) if variant == "clips" else LENGTHS:
@@ -127,7 +105,8 @@ def test_time_and_memory() -> None:
     assert peaks["clips", LENGTHS[-1]] < peaks["whole", LENGTHS[-1]] < peaks["published", LENGTHS[-1]]
     if path := os.environ.get("BENCH_RESULTS"):
         Path(path).write_text(
-            json.dumps({"machine": machine(), "window": WINDOW, "measurements": rows}, indent=1) + "\n"
+            json.dumps({"machine": machine(threads=_threads()), "window": WINDOW, "measurements": rows}, indent=1)
+            + "\n"
         )
 
 
@@ -135,4 +114,4 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--measure", nargs=2, metavar=("VARIANT", "FRAMES"), required=True)
     chosen = parser.parse_args().measure
-    print(json.dumps(measure(chosen[0], int(chosen[1]))))
+    print(json.dumps(measure_here(chosen[0], int(chosen[1]))))

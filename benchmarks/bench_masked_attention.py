@@ -62,7 +62,9 @@ CUDA_SHAPES = [
     Shape(8, 100, 64, "half", flex=True),
 ]
 SHAPES = [*((s, "cpu") for s in CPU_SHAPES), *((s, "cuda") for s in CUDA_SHAPES)]
-ids = [f"{where}-B{s.batch}-Q{s.queries}-S{s.keys}-{s.share}" for s, where in SHAPES]
+_IDS = [f"{where}-B{s.batch}-Q{s.queries}-S{s.keys}-{s.share}" for s, where in SHAPES]
+AT_SHAPES = pytest.mark.parametrize(("shape", "where"), SHAPES, ids=_IDS)
+DIRECTIONS = pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
 
 
 def _logits(shape: Shape, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -149,9 +151,9 @@ def _skip_elsewhere(device: torch.device, where: str) -> None:
         pytest.skip(f"a shape for {where}")
 
 
-@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
+@DIRECTIONS
 @pytest.mark.parametrize("implementation", ["fssops", "composition", "compiled", "peer sdpa"])
-@pytest.mark.parametrize(("shape", "where"), SHAPES, ids=ids)
+@AT_SHAPES
 def test_mask_from_logits_and_attention(
     measure: Any, device: torch.device, shape: Shape, where: str, implementation: str, backward: bool
 ) -> None:
@@ -200,9 +202,9 @@ def _flex(inputs: Inputs, closed: Tensor) -> Callable[[], Tensor]:
     return lambda: compiled(inputs.query, inputs.key, inputs.value, block_mask=block_mask)
 
 
-@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
+@DIRECTIONS
 @pytest.mark.parametrize("implementation", ["fssops", "composition", "peer sdpa", "peer flex"])
-@pytest.mark.parametrize(("shape", "where"), SHAPES, ids=ids)
+@AT_SHAPES
 def test_attention_alone(
     measure: Any, device: torch.device, shape: Shape, where: str, implementation: str, backward: bool
 ) -> None:
@@ -232,7 +234,7 @@ def test_attention_alone(
 @pytest.mark.parametrize(
     ("shape", "where"),
     [s for s in SHAPES if s[0].share == "half"],
-    ids=[i for i, s in zip(ids, SHAPES, strict=True) if s[0].share == "half"],
+    ids=[i for i, s in zip(_IDS, SHAPES, strict=True) if s[0].share == "half"],
 )
 def test_mask_alone(measure: Any, device: torch.device, shape: Shape, where: str, implementation: str) -> None:
     _skip_elsewhere(device, where)

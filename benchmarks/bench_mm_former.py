@@ -10,21 +10,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
+from measuring import Stopwatch, fastest, in_fresh_process, peak_megabytes, print_ratios, smooth_episode
 from torch import Tensor
 
 import fssops
 from fssops.models.mm_former import MMFormer
-from fssops.structures import FewShotBatch, move_to
+from fssops.structures import move_to
 from fssops.testing.published_mm_former import PublishedMMFormer
 
 SIDE = 480
@@ -45,26 +41,10 @@ def network(device: torch.device | str = "cpu") -> MMFormer:
     return model.eval().to(device)
 
 
-def episode(shots: int) -> FewShotBatch:
-    """A 1-way episode of smooth random images with an elliptic foreground of about 15 %."""
-    generator = torch.Generator().manual_seed(7)
-    images = F.interpolate(torch.randn(shots + 1, 3, 60, 60, generator=generator), size=(SIDE, SIDE), mode="bicubic")
-    y, x = torch.meshgrid(torch.linspace(-1, 1, SIDE), torch.linspace(-1, 1, SIDE), indexing="ij")
-    mask = ((x / 0.5) ** 2 + (y / 0.4) ** 2 < 1).float().expand(1, 1, shots, -1, -1)
-    return FewShotBatch(
-        support_images=images[None, None, :shots],
-        support_foreground=mask,
-        support_background=1 - mask,
-        query_images=images[None, shots:],
-        query_labels=torch.zeros(1, 1, SIDE, SIDE, dtype=torch.long),
-        classes=torch.ones(1, 1, dtype=torch.long),
-    )
-
-
 def runner(variant: str, shots: int = 1, device: torch.device | str = "cpu") -> Callable[[], Tensor]:
     """A function that runs one episode of a variant and returns background and foreground [1, 1, 2, H, W]."""
     device = torch.device(device)
-    model, batch = network(device), move_to(episode(shots), device)
+    model, batch = network(device), move_to(smooth_episode(SIDE, shots, 60), device)
     bf16 = variant.endswith("bf16")
 
     def summary() -> object:
@@ -112,60 +92,34 @@ def runner(variant: str, shots: int = 1, device: torch.device | str = "cpu") -> 
 
 def measured(variant: str, shots: int) -> dict[str, float]:
     """Seconds (best of two) and peak memory in MB, in a fresh process."""
-    command = [sys.executable, __file__, "--measure", variant, "--shots", str(shots)]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
-    return json.loads(done.stdout.splitlines()[-1])
+    return in_fresh_process(__file__, variant, shots)
 
 
-def peak_megabytes() -> float:
-    """Highest resident memory of this process; getrusage would count the parent's before the fork."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
-
-
-def measure_here(variant: str, shots: int, rounds: int = 3) -> dict[str, float]:
+def measure_here(variant: str, shots: int) -> dict[str, float]:
     """What :func:`measured` runs."""
     torch.set_num_threads(2)
     run = runner(variant, shots)
     # Building the model and its factors is not part of an episode.
     Path("/proc/self/clear_refs").write_text("5")
-    seconds = []
-    for _ in range(rounds):
-        started = time.perf_counter()
-        run()
-        seconds.append(time.perf_counter() - started)
-    return {"seconds": min(seconds[1:]), "peak_mb": peak_megabytes()}
+    return {"seconds": fastest(run, 2), "peak_mb": peak_megabytes()}
 
 
 def steps_of_an_episode(shots: int = 1) -> dict[str, float]:
     """Seconds of each step of ours, best of three."""
-    model, batch = network(), episode(shots)
-    segmenter, found = model.segmenter, {}
-
-    def timed(name: str, function: Callable[[], object]) -> object:
-        seconds, result = [], None
-        for _ in range(3):
-            started = time.perf_counter()
-            result = function()
-            seconds.append(time.perf_counter() - started)
-        found[name] = min(seconds)
-        return result
-
+    model, batch = network(), smooth_episode(SIDE, shots, 60)
+    segmenter, timed = model.segmenter, Stopwatch()
     with torch.inference_mode():
         image = batch.query_images[0]
         maps = timed("backbone, an image", lambda: segmenter.features(image))
-        assert isinstance(maps, dict)
         timed("self-alignment and projection", lambda: model._aligned_maps(maps))
         inputs = timed("pixel decoder, input projections", lambda: segmenter.pixel_inputs(maps))
-        assert isinstance(inputs, tuple)
         decoded = timed("pixel decoder, the rest", lambda: segmenter.pixel_decoder.decode(*inputs))
         memory = timed(
             "transformer decoder, memory",
             lambda: segmenter.transformer_decoder.prepare(
-                decoded.memory,  # type: ignore[attr-defined]
-                decoded.sizes,  # type: ignore[attr-defined]
-                decoded.mask_features[:, None],  # type: ignore[attr-defined]
+                decoded.memory,
+                decoded.sizes,
+                decoded.mask_features[:, None],
             ),
         )
         timed("transformer decoder, layers", lambda: segmenter.transformer_decoder(memory, auxiliary=False))
@@ -177,9 +131,9 @@ def steps_of_an_episode(shots: int = 1) -> dict[str, float]:
             "support summary",
             lambda: model.summarise(features, batch.support_foreground[:, :, :1], batch.support_foreground),
         )
-        timed("cross-alignment, pooling, merging", lambda: model.compare(support, query))  # type: ignore[arg-type]
-        timed("whole match, all kept", lambda: model.match(support, query, (SIDE, SIDE)))  # type: ignore[arg-type]
-    return found
+        timed("cross-alignment, pooling, merging", lambda: model.compare(support, query))
+        timed("whole match, all kept", lambda: model.match(support, query, (SIDE, SIDE)))
+    return timed.seconds
 
 
 GROUP = "MM-Former-R50 480 x 480, {}-shot"
@@ -215,14 +169,8 @@ def test_time_and_resident_memory_in_fresh_processes(device: torch.device) -> No
         pytest.skip("resident memory says nothing about a GPU; see the table of the other tests")
     for shots in (1, 5):
         found = {variant: measured(variant, shots) for variant in VARIANTS}
-        base = found["published"]
-        print(f"\n{shots}-shot                 seconds  times faster  peak MB  of published")
-        for variant, row in found.items():
-            print(
-                f"{variant:<22} {row['seconds']:7.3f}  {base['seconds'] / row['seconds']:12.2f}  "
-                f"{row['peak_mb']:7.0f}  {row['peak_mb'] / base['peak_mb']:12.2f}"
-            )
-        assert found["fssops"]["peak_mb"] < base["peak_mb"]
+        print_ratios(f"{shots}-shot", found)
+        assert found["fssops"]["peak_mb"] < found["published"]["peak_mb"]
 
 
 def test_where_the_time_goes(device: torch.device) -> None:
@@ -237,7 +185,6 @@ def test_where_the_time_goes(device: torch.device) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("--measure", choices=VARIANTS, required=True)
-    parser.add_argument("--shots", type=int, default=1)
-    given = parser.parse_args()
-    print(json.dumps(measure_here(given.measure, given.shots)))
+    parser.add_argument("--measure", nargs=2, metavar=("VARIANT", "SHOTS"), required=True)
+    variant, shots = parser.parse_args().measure
+    print(json.dumps(measure_here(variant, int(shots))))

@@ -9,21 +9,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
-import sys
-import time
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
+from measuring import Stopwatch, fastest, in_fresh_process, peak_megabytes, print_ratios, smooth_episode
 from torch import Tensor
 
 import fssops
 from fssops.models.msanet import MSANet
-from fssops.structures import FewShotBatch, move_to
+from fssops.structures import move_to
 from fssops.testing.published_msanet import PublishedMSANet
 
 SIDE = 473
@@ -41,26 +36,10 @@ def network(shots: int, device: torch.device | str = "cpu") -> MSANet:
     return model.eval().to(device)
 
 
-def episode(shots: int) -> FewShotBatch:
-    """A 1-way episode of smooth random images with an elliptic foreground of about 15 %."""
-    generator = torch.Generator().manual_seed(7)
-    images = F.interpolate(torch.randn(shots + 1, 3, 60, 60, generator=generator), size=(SIDE, SIDE), mode="bicubic")
-    y, x = torch.meshgrid(torch.linspace(-1, 1, SIDE), torch.linspace(-1, 1, SIDE), indexing="ij")
-    mask = ((x / 0.5) ** 2 + (y / 0.4) ** 2 < 1).float().expand(1, 1, shots, -1, -1)
-    return FewShotBatch(
-        support_images=images[None, None, :shots],
-        support_foreground=mask,
-        support_background=1 - mask,
-        query_images=images[None, shots:],
-        query_labels=torch.zeros(1, 1, SIDE, SIDE, dtype=torch.long),
-        classes=torch.ones(1, 1, dtype=torch.long),
-    )
-
-
 def runner(variant: str, shots: int = 1, device: torch.device | str = "cpu") -> Callable[[], Tensor]:
     """A function that runs one episode of a variant and returns the ensemble's map [1, 1, 2, H, W]."""
     device = torch.device(device)
-    model, batch = network(shots, device), move_to(episode(shots), device)
+    model, batch = network(shots, device), move_to(smooth_episode(SIDE, shots, 60), device)
     bf16 = variant.endswith("bf16")
     if variant.startswith("published"):
         published = PublishedMSANet(model)
@@ -93,49 +72,22 @@ def runner(variant: str, shots: int = 1, device: torch.device | str = "cpu") -> 
 
 def measured(variant: str, shots: int) -> dict[str, float]:
     """Seconds (best of three) and peak memory in MB, in a fresh process."""
-    command = [sys.executable, __file__, "--measure", variant, "--shots", str(shots)]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
-    return json.loads(done.stdout.splitlines()[-1])
+    return in_fresh_process(__file__, variant, shots)
 
 
-def peak_megabytes() -> float:
-    """Highest resident memory of this process; getrusage would count the parent's before the fork."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
-
-
-def measure_here(variant: str, shots: int, rounds: int = 4) -> dict[str, float]:
+def measure_here(variant: str, shots: int) -> dict[str, float]:
     """What :func:`measured` runs."""
     torch.set_num_threads(2)
     run = runner(variant, shots)
-    seconds = []
-    for _ in range(rounds):
-        started = time.perf_counter()
-        run()
-        seconds.append(time.perf_counter() - started)
-    return {"seconds": min(seconds[1:]), "peak_mb": peak_megabytes()}
+    return {"seconds": fastest(run, 3), "peak_mb": peak_megabytes()}
 
 
 def steps_of_an_episode(shots: int = 1) -> dict[str, float]:
     """Seconds of each step of ours, best of three."""
-    model, batch = network(shots), episode(shots)
-    found: dict[str, float] = {}
-
-    def timed(name: str, function: Callable[[], object]) -> object:
-        seconds, result = [], None
-        for _ in range(3):
-            started = time.perf_counter()
-            result = function()
-            seconds.append(time.perf_counter() - started)
-        found[name] = min(seconds)
-        return result
-
+    model, batch, timed = network(shots), smooth_episode(SIDE, shots, 60), Stopwatch()
     with torch.inference_mode():
         supports = timed("backbone, supports", lambda: model.encode(batch.support_images[0, 0]))
         query = timed("backbone, query", lambda: model.encode(batch.query_images[0]))
-        assert isinstance(supports, dict)
-        assert isinstance(query, dict)
         outputs = model._frozen().outputs(query)
         timed("base learner", lambda: model.base_learner.head(outputs[2]))
         query.update(model.query_features(query))
@@ -143,12 +95,12 @@ def steps_of_an_episode(shots: int = 1) -> dict[str, float]:
             "support summary",
             lambda: model.summarise(supports, batch.support_foreground, batch.support_background),
         )
-        timed("similarity", lambda: model._similarity(query, summary))  # type: ignore[arg-type]
-        timed("prior mask", lambda: model._prior(query, summary))  # type: ignore[arg-type]
-        merged = model.compare(summary, query).merged  # type: ignore[arg-type]
+        timed("similarity", lambda: model._similarity(query, summary))
+        timed("prior mask", lambda: model._prior(query, summary))
+        merged = model.compare(summary, query).merged
         timed("decoder", lambda: model.decoder(merged))
-        timed("whole match, features cached", lambda: model.match(summary, query, (SIDE, SIDE)))  # type: ignore[arg-type]
-    return found
+        timed("whole match, features cached", lambda: model.match(summary, query, (SIDE, SIDE)))
+    return timed.seconds
 
 
 GROUP = "MSANet-R50 473 x 473, {}-shot"
@@ -183,14 +135,8 @@ def test_time_and_resident_memory_in_fresh_processes(device: torch.device) -> No
         pytest.skip("resident memory says nothing about a GPU; see the table of the other tests")
     for shots in (1, 5):
         found = {variant: measured(variant, shots) for variant in VARIANTS}
-        base = found["published"]
-        print(f"\n{shots}-shot           seconds  times faster  peak MB  of published")
-        for variant, row in found.items():
-            print(
-                f"{variant:<16} {row['seconds']:7.3f}  {base['seconds'] / row['seconds']:12.2f}  "
-                f"{row['peak_mb']:7.0f}  {row['peak_mb'] / base['peak_mb']:12.2f}"
-            )
-        assert found["fssops"]["peak_mb"] < base["peak_mb"]
+        print_ratios(f"{shots}-shot", found)
+        assert found["fssops"]["peak_mb"] < found["published"]["peak_mb"]
 
 
 def test_where_the_time_goes(device: torch.device) -> None:
@@ -205,7 +151,6 @@ def test_where_the_time_goes(device: torch.device) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("--measure", choices=VARIANTS, required=True)
-    parser.add_argument("--shots", type=int, default=1)
-    given = parser.parse_args()
-    print(json.dumps(measure_here(given.measure, given.shots)))
+    parser.add_argument("--measure", nargs=2, metavar=("VARIANT", "SHOTS"), required=True)
+    variant, shots = parser.parse_args().measure
+    print(json.dumps(measure_here(variant, int(shots))))

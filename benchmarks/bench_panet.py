@@ -8,21 +8,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
-import sys
-import time
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from measuring import fastest, in_fresh_process, peak_megabytes, print_ratios, smooth_episode
 from torch import Tensor, nn
 
 import fssops
 from fssops.models.panet import PANet
-from fssops.structures import FewShotBatch, move_to
+from fssops.structures import move_to
 
 SIDE = 417
 VARIANTS = ("published", "fssops", "published_bf16", "fssops_bf16")
@@ -61,28 +57,12 @@ class PublishedPANet(nn.Module):
         return torch.sum(features * mask[None], dim=(2, 3)) / (mask[None].sum(dim=(2, 3)) + 1e-5)
 
 
-def episode() -> FewShotBatch:
-    """A 1-way 1-shot episode of smooth random images with an elliptic foreground of about 15 %."""
-    generator = torch.Generator().manual_seed(7)
-    images = F.interpolate(torch.randn(2, 3, 53, 53, generator=generator), size=(SIDE, SIDE), mode="bicubic")
-    y, x = torch.meshgrid(torch.linspace(-1, 1, SIDE), torch.linspace(-1, 1, SIDE), indexing="ij")
-    mask = ((x / 0.5) ** 2 + (y / 0.4) ** 2 < 1).float()
-    return FewShotBatch(
-        support_images=images[None, None, :1],
-        support_foreground=mask[None, None, None],
-        support_background=1 - mask[None, None, None],
-        query_images=images[None, 1:],
-        query_labels=torch.zeros(1, 1, SIDE, SIDE, dtype=torch.long),
-        classes=torch.ones(1, 1, dtype=torch.long),
-    )
-
-
 def runner(variant: str, device: torch.device | str = "cpu") -> Callable[[], Tensor]:
     """A function that runs one forward pass of a variant, with the same weights in all of them."""
     device = torch.device(device)
     torch.manual_seed(0)
     published = PublishedPANet().eval().to(device)
-    batch = move_to(episode(), device)
+    batch = move_to(smooth_episode(SIDE, 1, 53), device)
     if variant.startswith("published"):
         arguments = (
             batch.support_images[0, 0],
@@ -115,7 +95,7 @@ def runner(variant: str, device: torch.device | str = "cpu") -> Callable[[], Ten
 def step_runner(variant: str, device: torch.device | str = "cpu") -> Callable[[], None]:
     """A function that runs the query loss and its backward pass; the alignment loss is off in both."""
     device = torch.device(device)
-    batch = move_to(episode(), device)
+    batch = move_to(smooth_episode(SIDE, 1, 53), device)
     labels = batch.query_labels[0]
     if variant == "published":
         published = PublishedPANet().to(device)
@@ -133,30 +113,15 @@ def step_runner(variant: str, device: torch.device | str = "cpu") -> Callable[[]
 
 def measured(variant: str) -> dict[str, float]:
     """Seconds (best of five) and peak memory in MB, in a fresh process."""
-    command = [sys.executable, __file__, "--measure", variant]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
-    return json.loads(done.stdout.splitlines()[-1])
+    return in_fresh_process(__file__, variant)
 
 
-def peak_megabytes() -> float:
-    """Highest resident memory of this process; getrusage would count the parent's before the fork."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
-
-
-def measure(variant: str) -> dict[str, float]:
+def measure_here(variant: str) -> dict[str, float]:
     """What :func:`measured` runs."""
     torch.set_num_threads(2)
     run = runner(variant)
     before = peak_megabytes()
-    seconds = []
-    for _ in range(6):
-        started = time.perf_counter()
-        run()
-        seconds.append(time.perf_counter() - started)
-    peak = peak_megabytes()
-    return {"seconds": min(seconds[1:]), "peak_mb": peak, "before_mb": before}
+    return {"seconds": fastest(run, 5), "peak_mb": peak_megabytes(), "before_mb": before}
 
 
 FORWARD = "PANet-VGG 417 x 417, 1-shot, forward"
@@ -195,18 +160,14 @@ def test_time_and_resident_memory_in_fresh_processes(device: torch.device) -> No
     if device.type != "cpu":
         pytest.skip("resident memory says nothing about a GPU; see the table of the other tests")
     found = {variant: measured(variant) for variant in VARIANTS}
-    base = found["published"]
-    print("\nvariant          seconds  times faster  peak MB  of published  of that above the start")
-    for variant, row in found.items():
-        above = (row["peak_mb"] - row["before_mb"]) / (base["peak_mb"] - base["before_mb"])
-        print(
-            f"{variant:<16} {row['seconds']:7.3f}  {base['seconds'] / row['seconds']:12.2f}  {row['peak_mb']:7.0f}  "
-            f"{row['peak_mb'] / base['peak_mb']:12.2f}  {above:23.2f}"
-        )
-    assert found["fssops"]["peak_mb"] < base["peak_mb"]
+    print_ratios("1-shot", found)
+    above = {variant: row["peak_mb"] - row["before_mb"] for variant, row in found.items()}
+    shares = ", ".join(f"{variant} {value / above['published']:.2f}" for variant, value in above.items())
+    print(f"of the published peak above the start: {shares}")
+    assert found["fssops"]["peak_mb"] < found["published"]["peak_mb"]
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--measure", choices=VARIANTS, required=True)
-    print(json.dumps(measure(parser.parse_args().measure)))
+    print(json.dumps(measure_here(parser.parse_args().measure)))

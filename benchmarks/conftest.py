@@ -10,9 +10,7 @@ Options: --device cpu|cuda, --threads N, --results FILE (JSON with machine, date
 
 from __future__ import annotations
 
-import datetime
 import json
-import platform
 import statistics
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -21,6 +19,7 @@ from typing import Any
 
 import pytest
 import torch
+from measuring import machine
 
 
 @dataclass
@@ -165,27 +164,6 @@ def measure(benchmark: Any, device: torch.device) -> Callable[..., None]:
     return run
 
 
-def _machine(device: str) -> dict[str, Any]:
-    import fssops
-
-    info: dict[str, Any] = {
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "fssops": fssops.__version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "device": torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(),
-        "limits": {name: float(f"{value:.4g}") for name, value in _LIMITS.items()},
-    }
-    if device == "cpu":
-        cpu = Path("/proc/cpuinfo")
-        if cpu.is_file():
-            lines = [line for line in cpu.read_text().splitlines() if line.startswith("model name")]
-            if lines:
-                info["device"] = lines[0].split(":", 1)[1].strip()
-    return info
-
-
 def _share(m: Measurement, limit: str) -> float | None:
     """Least time for the bytes or the operations, whichever is longer, over the time taken."""
     if not (m.bytes_moved or m.operations):
@@ -199,8 +177,9 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         return
     write = terminalreporter.write_line
     write("")
-    machine = _machine(config.getoption("--device"))
-    write(f"{machine['device']}, {machine['threads']} threads, torch {machine['torch']}, {machine['date']}")
+    gpu = torch.cuda.get_device_name() if config.getoption("--device") == "cuda" else None
+    where = {**machine(gpu), "limits": {name: float(f"{value:.4g}") for name, value in _LIMITS.items()}}
+    write(f"{where['device']}, {where['threads']} threads, torch {where['torch']}, {where['date']}")
     write(f"{'work':58} {'implementation':16} {'ms':>9} {'times':>7} {'MB':>9} {'share':>6}")
     groups: dict[str, list[Measurement]] = {}
     for m in _RESULTS:
@@ -221,5 +200,5 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     path = config.getoption("--results")
     if path:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_text(json.dumps({"machine": machine, "measurements": rows}, indent=1) + "\n")
+        Path(path).write_text(json.dumps({"machine": where, "measurements": rows}, indent=1) + "\n")
         write(f"wrote {path}")

@@ -11,18 +11,15 @@ and ``comparison.png``. The training loss shown is that of the normal queries, w
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
-import platform
 import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
+from measuring import machine
 
-import fssops
 from fssops import train
 from fssops.engine.metrics_log import read_metrics
 from fssops.tasks import load_settings
@@ -145,23 +142,6 @@ def draw(runs: Sequence[dict[str, Any]], target: Path, title: str) -> None:
         axis.grid(alpha=0.25)
         axis.legend(frameon=False, fontsize=7)
     figure.savefig(target, dpi=130)
-
-
-def machine() -> dict[str, Any]:
-    """Where and with what it was measured."""
-    processor = platform.processor() or platform.machine()
-    cpu = Path("/proc/cpuinfo")
-    if cpu.is_file():
-        models = [line.split(":", 1)[1].strip() for line in cpu.read_text().splitlines() if "model name" in line]
-        processor = models[0] if models else processor
-    return {
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "fssops": fssops.__version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "device": processor,
-        "threads": torch.get_num_threads(),
-    }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -10,17 +10,14 @@ after a first one. Some five minutes on an idle machine.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
-import platform
 from pathlib import Path
-from typing import Any
 
 import bench_mask2former
 import bench_mm_former
 import bench_msanet
 import bench_panet
-import torch
+from measuring import machine
 
 Measured = dict[str, float]
 
@@ -30,7 +27,7 @@ def measure_all() -> dict[str, dict[str, Measured]]:
     found: dict[str, dict[str, Measured]] = {}
 
     def add(work: str, variant: str, row: Measured) -> None:
-        kept = {"seconds": row["seconds"], "peak_mb": row.get("peak_mb") or row["megabytes"]}
+        kept = {"seconds": row["seconds"], "peak_mb": row["peak_mb"]}
         found.setdefault(work, {})[variant] = kept
         print(f"{work:<36} {variant:<22} {kept['seconds']:8.3f} s {kept['peak_mb']:7.0f} MB", flush=True)
 
@@ -67,16 +64,8 @@ def main() -> None:
     parser.add_argument("--results", type=Path, help="JSON file to write")
     given = parser.parse_args()
     found = measure_all()
-    lines = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    machine: dict[str, Any] = {
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "device": lines[0].split(":", 1)[1].strip() if lines else platform.machine(),
-        "threads": 2,
-    }
     if given.results:
-        given.results.write_text(json.dumps({"machine": machine, "systems": found}, indent=1) + "\n")
+        given.results.write_text(json.dumps({"machine": machine(threads=2), "systems": found}, indent=1) + "\n")
     print("\n".join(table(found)))
 
 
