@@ -17,11 +17,10 @@ from fssops.engine.checkpoints import write_text_atomically
 from fssops.engine.kept_progress import discard_progress
 from fssops.engine.launch import build_fabric, run_on_first
 from fssops.engine.random_state import seed_everything
-from fssops.engine.settings import Settings, SettingsError, apply_overrides
+from fssops.engine.settings import Settings, SettingsError
 from fssops.evaluation.protocols import PROTOCOLS
 from fssops.evaluation.results import FewShotResult, class_table, fold_mean_line, fold_table, to_json
-from fssops.recipes import read_named_recipe
-from fssops.tasks import settings_from_tables, task_of
+from fssops.tasks import load_settings, task_of
 from fssops.tasks.base_class_settings import BaseClassSettings
 from fssops.tasks.loading import build_model, load_for_use
 from fssops.tasks.universal_settings import UniversalSettings
@@ -91,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         overrides.append(f"eval.protocol={json.dumps(options.protocol)}")
     loaded = [load_for_use(path, options.recipe, overrides, options.which) for path in options.checkpoints]
     if not loaded:
-        settings = settings_from_tables(apply_overrides(read_named_recipe(options.recipe), overrides), options.recipe)
+        settings = load_settings(options.recipe, overrides)
         seed_everything(settings.engine.seed)
         model = build_model(settings)
         loaded = [(settings, model, f"{settings.name}{'' if settings.model.weights else ', random weights'}")]

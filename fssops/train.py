@@ -24,11 +24,11 @@ from fssops.engine.launch import build_fabric, run_on_first
 from fssops.engine.memory import peak_memory
 from fssops.engine.random_state import restore_random_state, seed_everything
 from fssops.engine.run_folder import RunFolder, latest_run, new_run_path
-from fssops.engine.settings import Settings, SettingsError, apply_overrides, changed_settings
+from fssops.engine.settings import Settings, SettingsError, changed_settings
 from fssops.engine.trainer import Trainer
 from fssops.evaluation.scores import without_nan
 from fssops.recipes import DEFAULT, compact, list_recipes
-from fssops.tasks import load_settings, settings_from_tables, task_of
+from fssops.tasks import load_settings, overridden_settings, settings_from_tables, task_of
 from fssops.tasks.loading import build_model
 
 _EXAMPLES = """\
@@ -148,7 +148,7 @@ def _settings(options: Any, folder: Path | None) -> tuple[Settings, Mapping[str,
     if folder is None:
         return load_settings(options.recipe or DEFAULT, options.overrides), None
     earlier = RunFolder(folder).load_settings()
-    return settings_from_tables(apply_overrides(earlier, options.overrides), f"run {folder}"), earlier
+    return overridden_settings(earlier, options.overrides, f"run {folder}"), earlier
 
 
 def _train(

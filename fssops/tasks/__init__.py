@@ -36,16 +36,32 @@ def load_settings(recipe: str, overrides: Sequence[str] = ()) -> Settings:
     Raises:
         SettingsError: one line that names what is wrong.
     """
-    tables = _for_another_data_set(read_named_recipe(recipe), overrides)
-    return settings_from_tables(apply_overrides(tables, overrides), f"recipe {recipe}")
+    return overridden_settings(read_named_recipe(recipe), overrides, f"recipe {recipe}")
+
+
+def overridden_settings(tables: Mapping[str, Any], overrides: Sequence[str], where: str) -> Settings:
+    """Check the tables of a recipe or a run under overrides, which may name another kind of data set.
+
+    Args:
+        tables: of settings.
+        overrides: ``table.key=value`` each.
+        where: the tables come from, for messages.
+
+    Raises:
+        SettingsError: one line that names what is wrong.
+    """
+    return settings_from_tables(apply_overrides(_for_another_data_set(tables, overrides), overrides), where)
 
 
 def _for_another_data_set(tables: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Drop what a recipe says of its own data set when an override names another kind of source."""
+    """Drop what tables say of their own data set when an override names another kind of source."""
     chosen = apply_overrides({}, overrides).get("data", {}).get("source")
     result = {key: dict(value) if isinstance(value, Mapping) else value for key, value in tables.items()}
     if chosen is not None and chosen != result.get("data", {}).get("source"):
-        for table, keys in (("data", ("root", "split", "options", "folds", "definition")), ("eval", ("root", "split"))):
+        for table, keys in (
+            ("data", ("root", "split", "options", "folds", "definition")),
+            ("eval", ("root", "split", "options")),
+        ):
             for key in keys:
                 result.get(table, {}).pop(key, None)
     return result

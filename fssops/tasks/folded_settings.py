@@ -8,6 +8,9 @@ from pydantic import Field, Strict
 
 from fssops.engine.settings import Table
 
+Side = Annotated[int, Field(ge=1)]
+"""Pixels."""
+
 
 class FoldedTable(Table):
     """The part of ``[data]`` that names the data set and the fold."""
@@ -27,5 +30,5 @@ class FoldedTable(Table):
     """Novel are the classes that this fold tests, the others are base classes."""
 
 
-Size = Annotated[tuple[int, int], Strict(False)]
+Size = Annotated[tuple[Side, Side], Strict(False)]
 """Height and width."""

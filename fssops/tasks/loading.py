@@ -11,9 +11,9 @@ from torch import nn
 
 import fssops
 from fssops.engine.checkpoints import CheckpointError, newest_good_checkpoint, read_checkpoint
-from fssops.engine.settings import Settings, apply_overrides
+from fssops.engine.settings import Settings
 from fssops.recipes import read_named_recipe
-from fssops.tasks import settings_from_tables
+from fssops.tasks import load_settings, overridden_settings
 
 
 def build_model(settings: Settings, say: Any = None) -> nn.Module:
@@ -66,7 +66,7 @@ def load_for_use(
         state = {}
     if "settings" in state:
         return _from_state(state, path, path.stem, recipe, overrides)
-    settings = settings_from_tables(apply_overrides(read_named_recipe(str(recipe)), overrides), str(recipe))
+    settings = load_settings(str(recipe), overrides)
     model = fssops.create_model(settings.model.name, **settings.model.options)
     fssops.load_weights(model, path)
     return settings, model, f"{settings.name} {path.name}"
@@ -76,7 +76,7 @@ def _from_state(
     state: dict[str, Any], path: Path, label: str, recipe: str | None, overrides: Sequence[str]
 ) -> tuple[Settings, nn.Module, str]:
     tables = json.loads(state["settings"]) if recipe is None else read_named_recipe(recipe)
-    settings = settings_from_tables(apply_overrides(tables, overrides), str(path))
+    settings = overridden_settings(tables, overrides, str(path))
     model = fssops.create_model(settings.model.name, **settings.model.options)
     fssops.load_weights(model, state["model"])
     return settings, model, f"{label}, step {state['step']}"

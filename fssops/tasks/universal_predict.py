@@ -26,7 +26,7 @@ from fssops.engine.checkpoints import write_text_atomically
 from fssops.engine.settings import SettingsError
 from fssops.evaluation.instance import coco_results
 from fssops.evaluation.universal_pictures import overlay_regions, palette_image
-from fssops.structures import SegmentationResult
+from fssops.structures import SegmentationResult, move_to
 from fssops.tasks.frames import Frame
 from fssops.tasks.universal import UniversalTask
 from fssops.tasks.universal_pictures import SHOWN_SCORE, result_regions
@@ -124,7 +124,7 @@ class Predictor:
         rules = self.task.settings.eval
         side = rules.short_side if self.short_side is None else self.short_side
         item = universal.evaluation_item(frame.image, frame.name, side, rules.longest)
-        batch = universal.UniversalItem.stack([item])
+        batch = move_to(universal.UniversalItem.stack([item]), next(self.model.parameters()).device)
         result: SegmentationResult = self.model.segment(batch, self.tasks)[0]  # type: ignore[operator]
         identifier = int(frame.name) if frame.name.isdecimal() else frame.name
         height, width = frame.image.shape[:2]

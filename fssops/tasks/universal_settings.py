@@ -8,7 +8,8 @@ from pydantic import Field, Strict, model_validator
 
 from fssops.engine.settings import Settings, Table
 
-Size = Annotated[tuple[int, int], Strict(False)]
+Side = Annotated[int, Field(ge=1)]
+Size = Annotated[tuple[Side, Side], Strict(False)]
 
 
 class UniversalData(Table):
@@ -25,7 +26,7 @@ class UniversalData(Table):
     options: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of the layout, e.g. ``{ annotations = "my.json", images = "pictures" }``."""
     augment: Literal["none", "flip", "resize_crop", "large_scale_jitter", "detr"] = "flip"
-    short_sides: list[Annotated[int, Field(ge=1)]] = Field(default_factory=list)
+    short_sides: list[Side] = Field(default_factory=list)
     """Sizes of the shorter side that training draws from."""
     longest: int = Field(default=1333, ge=1)
     """Limit for the longer side in training."""
@@ -38,7 +39,7 @@ class UniversalData(Table):
     side: int = Field(default=1024, ge=1)
     """Side of ``large_scale_jitter``."""
     scales: Annotated[tuple[float, float], Strict(False)] = (0.1, 2.0)
-    """Least and largest factor of ``large_scale_jitter``."""
+    """Least and largest factor of ``large_scale_jitter``, above 0."""
     keep_empty: bool = False
     """Keep objects of which augmentation leaves no pixel."""
 
@@ -48,6 +49,8 @@ class UniversalData(Table):
             raise ValueError(f"short_sides must be given for augment {self.augment}, got none")
         if self.augment == "resize_crop" and self.crop is None:
             raise ValueError("crop must be given for augment resize_crop, got none")
+        if not 0 < self.scales[0] <= self.scales[1]:
+            raise ValueError(f"scales must be two factors above 0, the lesser first, got {list(self.scales)}")
         return self
 
 
@@ -65,7 +68,7 @@ class UniversalEval(Table):
     """Shorter side of test images; 0 keeps their size."""
     longest: int = Field(default=1333, ge=1)
     """Limit for the longer side."""
-    scales: list[Annotated[int, Field(ge=1)]] = Field(default_factory=list)
+    scales: list[Side] = Field(default_factory=list)
     """Shorter sides that semantic scores are averaged over; empty: one pass at ``short_side``."""
     flip: bool = False
     """Average semantic scores over mirrored images as well."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from fssops.engine.settings import SettingsError
 from fssops.recipes import DEFAULT, list_recipes
 from fssops.tasks import load_settings, task_of
 from fssops.tasks.fewshot_settings import FewShotSettings
+from fssops.tasks.loading import load_for_use
 
 FEW_SHOT = [name for name in list_recipes() if name.startswith("panet_")]
 
@@ -83,3 +86,25 @@ def test_another_data_source_drops_what_the_recipe_says_of_its_own() -> None:
     assert (settings.data.folds, settings.data.split, settings.eval.split) == ("custom", "val", None)
     assert settings.data.size == (96, 96)
     assert few_shot("panet_generated", "data.source=generated").data.options["size"] == 96
+    scenes = load_settings("mask2former_generated", ["data.source=camvid", "data.root=mine"])
+    assert (scenes.data.options, scenes.eval.options) == ({}, None)  # type: ignore[attr-defined]
+
+
+def test_another_data_source_drops_what_a_run_says_of_its_own(tiny_run: Path) -> None:
+    settings, _, _ = load_for_use(tiny_run, None, ["data.source=folder", "data.root=mine"])
+    assert (settings.data.options, settings.data.folds) == ({}, "custom")  # type: ignore[attr-defined]
+    settings, _, _ = load_for_use(tiny_run, None, ["data.source=generated"])
+    assert settings.data.options["size"] == 48  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("data.scales=[2.0,0.1]", r"data.scales must be two factors above 0, the lesser first, got \[2.0, 0.1\]"),
+        ("data.scales=[0.0,1.0]", r"data.scales must be two factors above 0"),
+        ("data.crop=[0,-3]", "data.crop.0 must be greater than or equal to 1, got 0"),
+    ],
+)
+def test_sizes_of_augmentation_that_cannot_be_are_told_in_one_line(override: str, told: str) -> None:
+    with pytest.raises(SettingsError, match=told):
+        load_settings("mask2former_generated", [override])

@@ -172,6 +172,22 @@ def test_prediction_of_one_task(universal_run: Path, photos: Path, tmp_path: Pat
     assert (tmp_path / "out" / "overlays" / "street.jpg").is_file()
 
 
+def test_pictures_go_to_the_device_of_the_model(tmp_path: Path) -> None:
+    from fssops.tasks.frames import Frame
+    from fssops.tasks.universal_predict import Predictor
+
+    class Elsewhere(torch.nn.Linear):
+        """A model on another device than the CPU, as far as it goes without one."""
+
+        def segment(self, batch: Any, tasks: Any) -> Any:
+            raise ConnectionError(batch.images[0].device)
+
+    task = UniversalTask(load_settings("mask2former_generated", TINY))  # type: ignore[arg-type]
+    predictor = Predictor(task, Elsewhere(1, 1, device="meta"), task.classes(), tmp_path)
+    with pytest.raises(ConnectionError, match="meta"):
+        predictor.segment(Frame("a", "a.png", np.zeros((8, 8, 3), dtype=np.uint8)))
+
+
 def test_an_unreadable_photo_costs_only_itself(universal_run: Path, photos: Path, tmp_path: Path, verb: Any) -> None:
     (photos / "broken.jpg").write_bytes(b"no picture")
     (photos / "street.png").rename(photos / "①.png")  # a digit, but no number
