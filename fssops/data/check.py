@@ -30,6 +30,9 @@ from fssops.data.voc import VOCSource
 
 Source = TypeVar("Source")
 
+FoldRule = Callable[[Sequence[int]], FoldClasses]
+"""Gives a fold of the class ids that a data set turns out to have."""
+
 KINDS = {
     "unreadable_layout": "the data set cannot be opened: a missing folder or list, broken JSON",
     "unreadable_image": "an image is missing, empty, truncated or no picture",
@@ -109,9 +112,11 @@ def check_data(
     root: str | Path | None,
     *,
     splits: Sequence[str] | None = None,
-    fold: FoldClasses | None = None,
+    fold: FoldClasses | FoldRule | None = None,
     min_area: int = 1,
     need: int = 0,
+    train_episodes: EpisodeList | None = None,
+    test_episodes: EpisodeList | None = None,
     progress: Progress | None = None,
     **options: Any,
 ) -> Report:
@@ -122,9 +127,11 @@ def check_data(
         root: the data set's folder.
         splits: which; None checks all there are.
         fold: also report training images that hold novel classes (a note: PANet allows them, others drop them), and
-            classes with too few images.
+            classes with too few images. A function is given the class ids of the first split that can be opened.
         min_area: pixels that an image needs to count for a class.
         need: images that each class of the fold needs (shots + queries).
+        train_episodes: list for training, to be looked through for leakage.
+        test_episodes: list for evaluation, likewise.
         progress: called with (done, total) images.
         **options: options of the layout, see ``fewshot.open_source``.
 
@@ -136,9 +143,13 @@ def check_data(
         format = fewshot.guess_format(root or ".")
     elif root is not None and not Path(root).exists():
         raise FileNotFoundError(f"{root}: root must be a folder, got no such folder")
+    elif root is None and format != "generated" and not {"annotations", "images"} <= set(options):
+        raise ValueError(f"check_data: root must be a folder for format {format}, got None")
     report = Report(str(root or ""), format)
     chosen = splits or splits_of(format, root or ".") or ["train"]
     sources = open_splits(report, chosen, lambda split: fewshot.open_source(format, root, split=split, **options))
+    if callable(fold):
+        fold = fold(list(next(iter(sources.values())).classes)) if sources else None
     total = len({n for s in sources.values() for n in _keys(s)})
     seen: dict[str, tuple[dict[int, int], str, list[Finding]]] = {}
     for split, source in sources.items():
@@ -154,6 +165,7 @@ def check_data(
             "empty classes": sum(n == 0 for n in counts.values()),
         }
     _check_leakage(sources, seen, fold, report)
+    report.findings.extend(check_episodes(train_episodes, test_episodes, None, fold))
     return report
 
 

@@ -27,7 +27,7 @@ from fssops.data.errors import AnnotationError, DataError, ImageFileError, MaskE
 from fssops.data.folder import FolderSource
 from fssops.data.fss1000 import FSS1000Source
 from fssops.data.generated import GeneratedSource
-from fssops.data.protocols import PROTOCOLS, Protocol
+from fssops.data.protocols import PROTOCOLS, Protocol, protocol_of
 from fssops.data.sources import FewShotSource
 from fssops.data.voc import VOCSource
 
@@ -52,6 +52,7 @@ __all__ = [
     "VOCSource",
     "guess_format",
     "open_source",
+    "protocol_of",
 ]
 
 FORMATS: dict[str, Callable[..., FewShotSource]] = {

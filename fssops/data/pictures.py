@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-import torch
 from PIL import Image, ImageDraw
 
 from fssops.data import transforms
@@ -37,7 +36,9 @@ def overlay(image: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int], s
     return result.astype(np.uint8)
 
 
-def support_picture(image: np.ndarray, foreground: np.ndarray, background: np.ndarray, way: int) -> np.ndarray:
+def support_picture(
+    image: np.ndarray, foreground: np.ndarray, background: np.ndarray, way: int, *, strokes: bool = False
+) -> np.ndarray:
     """A support image: foreground in the way's colour, pixels that are neither darkened.
 
     Args:
@@ -45,12 +46,12 @@ def support_picture(image: np.ndarray, foreground: np.ndarray, background: np.nd
         foreground: bool [H, W].
         background: bool [H, W].
         way: 0-based.
+        strokes: the annotation is scribbles; their background is drawn as well, in white.
     """
     result: np.ndarray = image.copy()
     neither = ~(foreground | background)
     result[neither] = result[neither] // 3
-    if background.mean() < 0.2:
-        # Strokes: one pixel wide, so the background's are drawn as well.
+    if strokes:
         result[background] = (255, 255, 255)
     return overlay(result, foreground, WAY_COLOURS[way % len(WAY_COLOURS)])
 
@@ -69,29 +70,25 @@ def query_picture(image: np.ndarray, label: np.ndarray) -> np.ndarray:
     return result
 
 
-def episode_row(episode: Episode, class_names: Mapping[int, str], *, normalised: bool = True) -> Image.Image:
-    """One episode as a strip: supports of each way, then queries, with captions."""
-
-    def pixels(tensor: torch.Tensor) -> np.ndarray:
-        if normalised:
-            return transforms.denormalise(tensor)
-        plain: np.ndarray = tensor.permute(1, 2, 0).byte().numpy()
-        return plain
-
+def episode_row(episode: Episode, class_names: Mapping[int, str], *, strokes: bool = False) -> Image.Image:
+    """One episode as a strip: supports of each way, then queries, with captions; ``strokes`` where scribbles mark."""
     tiles: list[tuple[np.ndarray, str]] = []
     ways, shots = episode.support_images.shape[:2]
     for way in range(ways):
         name = class_names.get(int(episode.classes[way]), "?")
         for shot in range(shots):
             picture = support_picture(
-                pixels(episode.support_images[way, shot]),
+                transforms.denormalise(episode.support_images[way, shot]),
                 episode.support_foreground[way, shot].numpy() > 0.5,
                 episode.support_background[way, shot].numpy() > 0.5,
                 way,
+                strokes=strokes,
             )
             tiles.append((picture, f"support {name}"))
     for number in range(len(episode.query_images)):
-        picture = query_picture(pixels(episode.query_images[number]), episode.query_labels[number].numpy())
+        picture = query_picture(
+            transforms.denormalise(episode.query_images[number]), episode.query_labels[number].numpy()
+        )
         tiles.append((picture, "query"))
     return strip(tiles)
 

@@ -32,7 +32,6 @@ class Protocol:
         overlap: which object is on top in COCO: the ``smaller``, or the ``later`` annotation of the file.
         geometry: ``square`` (aspect not kept), ``square_by_corners`` (the same, labels resized by another rule) or
             ``letterbox`` (aspect kept, padded).
-        augment: training augmentation for PASCAL; ``augment_coco`` for COCO.
         seeds: seeds of the published runs.
         fold_seeds: where every fold has its own: benchmark -> seed of each fold's one run; ``seeds`` elsewhere.
     """
@@ -47,14 +46,16 @@ class Protocol:
     crowd: Literal["ignore", "object", "background"] = "ignore"
     overlap: Literal["smaller", "later"] = "smaller"
     geometry: Literal["square", "square_by_corners", "letterbox"] = "square"
-    augment: str = "flip"
-    augment_coco: str = "flip"
     seeds: tuple[int, ...] = (1234, 1235, 1236, 1237, 1238)
     fold_seeds: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def seeds_of(self, folds: str, fold: int) -> tuple[int, ...]:
         """Seeds of the runs of a fold of a benchmark."""
         return (self.fold_seeds[folds][fold],) if folds in self.fold_seeds else self.seeds
+
+    def source_options(self, format: str) -> dict[str, Any]:
+        """Arguments of ``open_source`` that follow from it, for a layout."""
+        return {"crowd": self.crowd, "overlap": self.overlap} if format == "coco" else {}
 
     def draw_options(self) -> dict[str, Any]:
         """Arguments of ``EpisodeList.draw`` that follow from it."""
@@ -87,8 +88,6 @@ PROTOCOLS: dict[str, Protocol] = {
             drop_novel=True,
             ignore_in_support="neither",
             geometry="letterbox",
-            augment="msanet_pascal",
-            augment_coco="msanet_coco",
             seeds=(510, 365, 382, 322, 988),
         ),
         # MM-Former: mmformer.md sections 8 and 9.
@@ -100,8 +99,6 @@ PROTOCOLS: dict[str, Protocol] = {
             crowd="background",
             overlap="later",
             geometry="square_by_corners",
-            augment="mm_former",
-            augment_coco="mm_former",
             seeds=(1234,),
             fold_seeds={
                 "pascal5i": (4604572, 7743485, 5448843, 2534673),
@@ -111,3 +108,8 @@ PROTOCOLS: dict[str, Protocol] = {
     )
 }
 """Published and own protocols by name."""
+
+
+def protocol_of(name: str, format: str) -> Protocol:
+    """The protocol of a name for a layout: ``panet`` has one of its own on ``coco``."""
+    return PROTOCOLS.get(f"{name}_{format}", PROTOCOLS[name])

@@ -106,7 +106,7 @@ class FewShotTask(FoldedData):
         rules, data, protocol = self.settings.eval, self.settings.data, self.protocol
         source = self.source(evaluation=True)
         fold_classes = self.fold_classes(fold, source)
-        drawn = _data_protocol(protocol, source.format)
+        drawn = fewshot.protocol_of(protocol.data, source.format)
         if rules.min_area is not None:
             drawn = replace(drawn, min_area=rules.min_area)
         count = rules.runs or protocol.runs
@@ -369,11 +369,6 @@ class FewShotTask(FoldedData):
             picture.save(folder / name)
             written.append(folder / name)
         return written
-
-
-def _data_protocol(protocol: FewShotProtocol, source_format: str) -> fewshot.Protocol:
-    special = f"{protocol.data}_{source_format}"
-    return fewshot.PROTOCOLS[special if special in fewshot.PROTOCOLS else protocol.data]
 
 
 def _unchanged(flat: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 from PIL import Image
 
 from fssops.command_line import exit_code_of
-from fssops.data import check, fewshot, folds
+from fssops.data import check, fewshot, folds, pictures
 from fssops.data.__main__ import main
 from fssops.data.episodes import EpisodeList
 
@@ -203,6 +204,17 @@ def test_wrong_usage_and_missing_folders_exit_with_2_and_one_line(capsys: pytest
         ["check", "/no/such/folder"],
         ["list", "/no/such/folder"],
         ["check", "--fold", "9"],
+        ["check", "--format", "voc"],
+        ["check", "--format", "coco"],
+        ["check", "--train-episodes", "/no/such/list.json"],
+        ["list", "--fold", "1"],
+        ["episodes", "--episodes", "0"],
+        ["episodes", "--min-area", "-5"],
+        ["episodes", "--side", "train"],
+        ["preview", "--size", "0"],
+        ["preview", "--output", "picture.xyz"],
+        ["preview", "--output", "picture"],
+        ["preview", "--augment", "blur"],
         ["lsit"],
         [],
     ):
@@ -212,6 +224,84 @@ def test_wrong_usage_and_missing_folders_exit_with_2_and_one_line(capsys: pytest
         assert 1 <= len(captured.err.strip().splitlines()) <= 2
     assert run("check", "--help") == 0
     assert "kinds of findings" in capsys.readouterr().out
+
+
+def test_names_are_shown_as_they_are_whatever_brackets_they_hold(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("[red]cat", ":cat: [b"):
+        save(tmp_path / name / "images" / "[i].jpg", np.random.default_rng(len(name)).integers(0, 256, (4, 4, 3)))
+        save(tmp_path / name / "masks" / "[i].png", np.eye(4) * 255)
+    assert run("list", tmp_path) == 0
+    shown = capsys.readouterr().out
+    assert "[red]cat" in shown
+    assert ":cat: [b" in shown
+    (tmp_path / ":cat: [b" / "images" / "[i].jpg").write_bytes(b"")
+    assert run("check", tmp_path, "--allow", "empty_class") == 1
+    shown = capsys.readouterr().out
+    assert "all: :cat: [b/[i].jpg" in shown
+    assert "1 problem, 1 note\n" in shown
+
+
+def test_file_without_a_class_is_listed_as_empty(
+    coco_folder: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("list", coco_folder([], categories=())) == 0
+    assert "3 images, 0 classes" in capsys.readouterr().out
+
+
+def test_check_takes_the_fold_of_the_classes_that_are_there(
+    coco_folder: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    categories = tuple((i, f"c{i}") for i in range(1, 9))
+    shape = [[1, 1, 9, 1, 9, 9, 1, 9]]
+    things = [{"image_id": i, "category_id": i, "segmentation": shape} for i in range(1, 9)]
+    root = coco_folder(things, images=8, categories=categories)
+    assert run("check", root, "--fold", 1, "--json", "-") == 0
+    (note,) = json.loads(capsys.readouterr().out)["findings"]
+    assert "2 of 8 images hold novel classes of custom fold 1 (contiguous)" in note["message"]
+
+
+def test_check_of_an_annotation_file_is_titled_by_it(
+    coco_folder: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = coco_folder([])
+    annotations = root / "annotations" / "instances_train2017.json"
+    assert run("check", "--annotations", annotations, "--images", root / "train2017", "--allow", "empty_class") == 0
+    shown = "".join(capsys.readouterr().out.split())
+    assert "instances_train2017.json(coco)" in shown
+    assert "generated" not in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "definition", "min_area", "crowd"),
+    [
+        (("--protocol", "msanet"), "msanet", 2048, "ignore"),
+        (("--protocol", "msanet", "--min-area", 1, "--definition", "panet"), "panet", 1, "ignore"),
+        (("--protocol", "panet"), "panet", 1, "object"),
+        (("--protocol", "panet_coco"), "panet", 1, "object"),
+        (("--protocol", "mm_former"), "msanet", 2048, "background"),
+        ((), "panet", 1, "ignore"),
+    ],
+)
+def test_episodes_are_drawn_from_the_classes_and_images_that_the_protocol_names(
+    coco_folder: Callable[..., Path],
+    tmp_path: Path,
+    arguments: tuple[object, ...],
+    definition: str,
+    min_area: int,
+    crowd: str,
+) -> None:
+    categories = tuple((i, f"c{i}") for i in range(1, 81))
+    whole = [[0, 0, 60, 0, 60, 40, 0, 40]]
+    classes = sorted({*folds.coco20i(1).test, *folds.coco20i(1, "msanet").test})
+    things = [{"image_id": i, "category_id": c, "segmentation": whole} for c in classes for i in (1, 2, 3)]
+    root, file = coco_folder(things, categories=categories), tmp_path / "list.json"
+    assert run("episodes", root, "--fold", 1, "--episodes", 3, "-o", file, *arguments) == 0
+    drawn = EpisodeList.load(file)
+    assert list(drawn.class_names) == folds.coco20i(1, definition).test
+    assert drawn.options["min_area"] == min_area
+    assert drawn.source["crowd"] == crowd
 
 
 def test_list_counts_images_of_each_class_and_its_fold(voc_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -241,6 +331,21 @@ def test_episodes_are_written_once_and_for_all(tmp_path: Path, capsys: pytest.Ca
     assert set(loaded.class_names) == set(range(2, 29, 4))
     assert run("episodes", "--shots", 10_000, "-o", tmp_path / "c.json") == 2
     assert "must have at least 10001 images" in capsys.readouterr().err
+
+
+def test_preview_draws_background_strokes_of_scribbles_only() -> None:
+    image, inside = np.zeros((8, 8, 3), np.uint8), np.ones((8, 8), bool)
+    inside[0] = False  # an object that leaves little background
+    masks = pictures.support_picture(image, inside, ~inside, 0)
+    assert (masks[0] == 0).all()
+    assert (pictures.support_picture(image, inside, ~inside, 0, strokes=True)[0] == 255).all()
+
+
+def test_preview_of_an_empty_list_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = fewshot.open_source("generated")
+    replace(EpisodeList.draw(source, [1], episodes=1), episodes=()).save(tmp_path / "none.json")
+    assert run("preview", "--episode-list", tmp_path / "none.json", "-o", tmp_path / "x.png") == 2
+    assert "none.json: episode list must hold at least one episode, got none" in capsys.readouterr().err
 
 
 def test_preview_draws_a_row_an_episode(tmp_path: Path) -> None:

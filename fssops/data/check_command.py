@@ -1,0 +1,171 @@
+"""The command ``check`` of ``python -m fssops.data``: options, which check a layout gets, the report as a table."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from fssops.data import check, command_options, fewshot, universal, video
+from fssops.data.errors import DataError
+
+_EXAMPLES = """examples:
+  python -m fssops.data check VOCdevkit/VOC2012
+  python -m fssops.data check coco --split train2017 --split val2017 --fold 0 --definition msanet --min-area 2048
+  python -m fssops.data check my_folder --json report.json --allow empty_class
+  python -m fssops.data check coco --annotations my.json --images pictures
+
+kinds of findings:
+""" + "\n".join(f"  {kind:18} {text}" for kind, text in check.KINDS.items())
+
+_FIXED = tuple(name for name in (*universal.FORMATS, *video.FORMATS) if name not in fewshot.FORMATS)
+"""Layouts of fixed-class data, which only this command looks at."""
+
+
+def add(command: argparse.ArgumentParser) -> None:
+    """Give a parser the options of the command."""
+    command.epilog = _EXAMPLES
+    group = command_options.add_source(command, [*fewshot.FORMATS, *_FIXED])
+    group.add_argument("--split", action="append", help="split to look at; may be repeated (default: all there are)")
+    command_options.add_fold(command_options.add_classes(command))
+    command.add_argument("--shots", type=int, default=0, help="with --fold: report classes with fewer images than this")
+    command.add_argument("--queries", type=int, default=1, help="with --shots: plus this (default 1)")
+    command.add_argument("--train-episodes", metavar="FILE", help="episode list to look through for leakage")
+    command.add_argument("--test-episodes", metavar="FILE", help="episode list to look through for leakage")
+    command.add_argument(
+        "--allow", action="append", default=[], choices=list(check.KINDS), help="kind that is no problem"
+    )
+    command.add_argument(
+        "--truth", choices=("semantic", "instance", "panoptic"), help="ade20k, cityscapes: which annotations to read"
+    )
+    command.add_argument("--maps", help="coco_panoptic: folder of the PNGs, instead of the one of --annotations")
+    command.add_argument("--classes", help="label_folder: class file, instead of PATH/classes.json")
+    command.add_argument("--show", type=int, default=5, help="findings shown of each kind (default 5)")
+    command.add_argument("--all", action="store_true", help="show all findings")
+    command.add_argument(
+        "--json", metavar="FILE", help="also write the report as JSON; - prints it instead of the table"
+    )
+    command.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Check what the options name; returns the exit code."""
+    format, extra = command_options.format_of(options), command_options.source_options(options)
+    if format == "auto":
+        format = _guess(options.path)
+    if format in _FIXED:
+        return _check_fixed(options, format, extra)
+    lists = [fewshot.EpisodeList.load(f) if f else None for f in (options.train_episodes, options.test_episodes)]
+    with command_options.progress_bar("reading images and masks") as progress:
+        report = check.check_data(
+            format,
+            options.path,
+            splits=options.split or (["train"] if extra else None),
+            fold=_fold(options, format),
+            min_area=options.min_area,
+            need=options.shots + options.queries if options.shots else 0,
+            train_episodes=lists[0],
+            test_episodes=lists[1],
+            progress=progress,
+            **extra,
+        )
+    return _tell(report, options)
+
+
+def _fold(options: argparse.Namespace, format: str) -> check.FoldRule | None:
+    if options.fold is None:
+        return None
+    return lambda classes: command_options.fold_of(format, options.fold, options.definition, classes)
+
+
+def _guess(path: str) -> str:
+    """Layouts of fixed classes that look like no other come first; everything else is few-shot's."""
+    try:
+        fixed = "ytvis" if video.looks_like_videos(path) else universal.guess_format(path)
+    except DataError:
+        fixed = ""
+    instances = any((Path(path) / "annotations").glob("instances_*.json"))
+    if fixed in ("cityscapes", "ade20k", "ytvis") or (fixed == "coco_panoptic" and not instances):
+        return fixed
+    try:
+        return fewshot.guess_format(path)
+    except DataError:
+        if fixed:
+            return fixed
+        raise
+
+
+def _check_fixed(options: argparse.Namespace, format: str, extra: dict[str, Any]) -> int:
+    from fssops.data.universal.check import check_universal
+
+    splits: Sequence[str] | None = options.split
+    if options.fold is not None:
+        raise DataError(f"--fold: {format} has fixed classes and no folds, got {options.fold}")
+    if format in video.FORMATS:
+        from fssops.data.video.check import check_videos
+
+        with command_options.progress_bar("reading videos and annotations") as progress:
+            extra = {"frames" if name == "images" else name: value for name, value in extra.items()}
+            report = check_videos(format, options.path, splits=splits, progress=progress, **extra)
+        return _tell(report, options)
+    with command_options.progress_bar("reading images and annotations") as progress:
+        report = check_universal(
+            format,
+            options.path,
+            splits=splits or (["train"] if "annotations" in extra else None),
+            kind=options.truth,
+            progress=progress,
+            **extra,
+        )
+    return _tell(report, options)
+
+
+def _tell(report: check.Report, options: argparse.Namespace) -> int:
+    """Print and write a report; returns the exit code."""
+    problems = report.problems(options.allow)
+    if options.json:
+        text = json.dumps({**report.as_dict(), "ok": not problems}, indent=1)
+        if options.json == "-":
+            print(text)
+        else:
+            Path(options.json).write_text(text + "\n", encoding="utf-8")
+    if options.json != "-":
+        _print_report(report, problems, options)
+    return 1 if problems else 0
+
+
+def _print_report(report: check.Report, problems: list[check.Finding], options: argparse.Namespace) -> None:
+    console = command_options.console()
+    name = report.root or options.annotations or "generated data"
+    table = Table(title=f"{name} ({report.format})", title_justify="left")
+    further = [name for name in ("videos", "objects") if any(name in row for row in report.splits.values())]
+    columns = ["images", "classes", "empty classes", *further]
+    for column in ("split", *columns):
+        table.add_column(column, justify="left" if column == "split" else "right")
+    for split, numbers in report.splits.items():
+        table.add_row(split, *(str(numbers[c]) for c in columns))
+    console.print(table)
+    if report.findings:
+        found = Table(title="findings", title_justify="left", show_lines=False)
+        for column in ("kind", "where", "what"):
+            found.add_column(column, overflow="fold")
+        for kind, count in report.counts().items():
+            of_kind = [f for f in report.findings if f.kind == kind]
+            shown = of_kind if options.all else of_kind[: options.show]
+            for finding in shown:
+                allowed = finding.severity == "note" or kind in options.allow
+                found.add_row(f"{kind}{' (note)' if allowed else ''}", finding.where, finding.message)
+            if count > len(shown):
+                found.add_row(kind, "", f"... and {count - len(shown)} more (--all shows them)")
+        console.print(found)
+    notes = len(report.findings) - len(problems)
+    end = [_counted(len(problems), "problem") if problems else "no problems"]
+    console.print(", ".join(end + [_counted(notes, "note")] * bool(notes)))
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
