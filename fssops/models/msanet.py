@@ -29,6 +29,7 @@ depend on the number of loader processes here.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -67,6 +68,9 @@ class MSANetConfig:
         channels: of the embeddings and the decoder.
         similarity_channels: that the similarity maps are reduced to.
         head_channels: of the base learner's classifier.
+        foreground_weight: of foreground pixels in the cross entropies of ensemble and meta learner, where background
+            weighs 1. Published is 1; where objects are small and features weak, background everywhere is the best
+            guess under it.
     """
 
     backbone: Backbone = "resnet50"
@@ -78,12 +82,15 @@ class MSANetConfig:
     channels: int = 256
     similarity_channels: int = 64
     head_channels: int = 512
+    foreground_weight: float = 1.0
 
     def __post_init__(self) -> None:
         check_choices(self)
         for name in ("base_classes", "shots", "backbone_width", "channels", "similarity_channels", "head_channels"):
             if getattr(self, name) < 1:
                 raise ValueError(f"MSANetConfig: {name} must be at least 1, got {getattr(self, name)}")
+        if not (math.isfinite(self.foreground_weight) and self.foreground_weight > 0):
+            raise ValueError(f"MSANetConfig: foreground_weight must be above 0, got {self.foreground_weight}")
         if self.shot_hidden < 0:
             raise ValueError(f"MSANetConfig: shot_hidden must not be negative, got {self.shot_hidden}")
 
@@ -172,9 +179,10 @@ class MSANet(nn.Module):
         target = torch.where(labels[:, :, None] == IGNORE, IGNORE, (labels[:, :, None] == way).long()).flatten(0, 2)
         share = batch.share
         counted = None if share is None else share.divisor("pixels") * ways
+        weight = self.config.foreground_weight
         terms = {
-            "loss_final": cross_entropy(self._as_logits(resize(found.ensemble, size)), target, counted),
-            "loss_meta": cross_entropy(resize(found.meta, size), target, counted),
+            "loss_final": cross_entropy(self._as_logits(resize(found.ensemble, size)), target, counted, weight),
+            "loss_meta": cross_entropy(resize(found.meta, size), target, counted, weight),
         }
         if batch.query_base_labels is not None:
             base_counted = None if share is None else share.divisor("base_pixels")

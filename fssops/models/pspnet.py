@@ -178,10 +178,16 @@ class PSPNet(nn.Module):
         return {"pixels": float((batch.labels != IGNORE).sum())}
 
 
-def cross_entropy(logits: Tensor, labels: Tensor, counted: float | None = None) -> Tensor:
+def cross_entropy(
+    logits: Tensor, labels: Tensor, counted: float | None = None, foreground_weight: float = 1.0
+) -> Tensor:
     """Mean cross entropy of logits [B, C, H, W] in float32 over labels [B, H, W] that are not ``IGNORE``.
 
-    ``counted`` replaces their number.
+    ``counted`` replaces their number; pixels of a label other than 0 weigh ``foreground_weight`` in the sum.
     """
-    total = F.cross_entropy(logits.float(), labels, ignore_index=IGNORE, reduction="sum")
+    weight = None
+    if foreground_weight != 1.0:
+        weight = torch.full((logits.shape[1],), foreground_weight, device=logits.device)
+        weight[0] = 1.0
+    total = F.cross_entropy(logits.float(), labels, weight, ignore_index=IGNORE, reduction="sum")
     return total / ((labels != IGNORE).sum().clamp(min=1) if counted is None else counted)

@@ -256,6 +256,21 @@ def test_losses_are_cross_entropies_and_leave_out_the_episode_class() -> None:
     torch.testing.assert_close(without["loss_meta"], losses["loss_meta"])
 
 
+def test_foreground_pixels_weigh_as_much_as_is_asked_for() -> None:
+    model, batch = small_model(foreground_weight=3.0), small_batch(episodes=2)
+    weighted = model.losses(batch)
+    plain = small_model().losses(batch)
+    labels = batch.query_labels[:, 0]
+    only_foreground = FewShotBatch(
+        **{**vars(batch), "query_labels": batch.query_labels.masked_fill(batch.query_labels == 0, IGNORE)}
+    )
+    share = (labels == 1).sum() / (labels != IGNORE).sum()
+    for name in ("loss_final", "loss_meta"):
+        added = 2 * share * small_model().losses(only_foreground)[name]
+        torch.testing.assert_close(weighted[name], plain[name] + added, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(weighted["loss_base"], plain["loss_base"])
+
+
 def test_only_the_meta_learner_trains() -> None:
     model = small_model().train()
     before = {name: value.clone() for name, value in model.base_learner.state_dict().items()}
@@ -292,6 +307,8 @@ def test_published_behaviour_refuses_what_was_never_published() -> None:
         model.encode(torch.zeros(1, 3, 4, 90))
     with pytest.raises(ValueError, match="behaviour must be one of sound, published, got 'authors'"):
         MSANetConfig(behaviour="authors")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="foreground_weight must be above 0, got 0"):
+        MSANetConfig(foreground_weight=0)
 
 
 @pytest.mark.parametrize(
