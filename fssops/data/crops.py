@@ -12,7 +12,7 @@ from PIL import Image
 
 from fssops.data.transforms import FILL, Sample, resize_map_by_corners
 from fssops.data.universal.colour import ColourJitter
-from fssops.data.universal.geometry import IMAGE_FILL, Scene
+from fssops.data.universal.geometry import IMAGE_FILL, Scene, shortest_edge_size
 
 SIDES = tuple(range(320, 961, 64))
 """Short sides that are drawn from, for crops of :data:`CROP`; for other crops in proportion."""
@@ -29,17 +29,15 @@ class RandomShortSide:
     longest: int
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
-        height, width = sample.size
-        scale = self.sides[int(rng.integers(len(self.sides)))] / min(height, width)
-        scale = min(scale, self.longest / max(height, width))
-        size = (max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5)))
+        height, width = shortest_edge_size(sample.size, self.sides[int(rng.integers(len(self.sides)))], self.longest)
+        size = (max(1, height), max(1, width))
         picture = Image.fromarray(sample.image).resize((size[1], size[0]), Image.Resampling.BILINEAR)
         return Sample(np.asarray(picture), {key: resize_map_by_corners(m, size) for key, m in sample.maps.items()})
 
 
 @dataclass(frozen=True)
-class CropAndPad:
-    """Cut a random window of at most ``size``; what is missing is added right and below, grey and :data:`FILL`."""
+class Crop:
+    """Cut a random window of at most ``size``."""
 
     size: tuple[int, int]
 
@@ -48,12 +46,25 @@ class CropAndPad:
         top = int(rng.integers(sample.size[0] - height + 1))
         left = int(rng.integers(sample.size[1] - width + 1))
         window = (slice(top, top + height), slice(left, left + width))
+        return Sample(sample.image[window], {key: values[window] for key, values in sample.maps.items()})
+
+
+@dataclass(frozen=True)
+class Pad:
+    """Extend to ``size`` to the right and below, grey and :data:`FILL`."""
+
+    size: tuple[int, int]
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        if sample.size == self.size:
+            return sample
+        height, width = sample.size
         image = np.full((*self.size, 3), IMAGE_FILL, dtype=np.uint8)
-        image[:height, :width] = sample.image[window]
+        image[:height, :width] = sample.image
         maps = {}
         for key, values in sample.maps.items():
             maps[key] = np.full(self.size, FILL.get(key, 0), dtype=values.dtype)
-            maps[key][:height, :width] = values[window]
+            maps[key][:height, :width] = values
         return Sample(image, maps)
 
 

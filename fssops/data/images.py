@@ -32,7 +32,7 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", 
 Image.init()
 _REGISTERED = [name for name in FORMATS if name in Image.OPEN]
 _DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, IndexError, KeyError, TypeError)
-_LOSSY = ("JPEG", "MPO")
+_LOSSLESS = ("PNG", "BMP", "TIFF", "GIF", "PPM")
 
 
 def _open(path: str | os.PathLike[str], max_pixels: int, what: str = "image") -> Image.Image:
@@ -157,7 +157,8 @@ def read_mask(
     """Read a mask of class or instance numbers as stored: palette indices, grey values or bits.
 
     Args:
-        path: a PNG, BMP, TIFF or GIF; lossy formats are refused, since their values are not what was written.
+        path: a PNG, BMP, TIFF, GIF or PPM; formats that may be lossy are refused, since their values need not be what
+            was written.
         size: (width, height) that the mask must have, usually its image's.
         allowed: the values it may hold besides ``ignore``; None allows 0..255.
         unknown: what to do with values outside ``allowed``: ``error``, or ``ignore`` to map them to ``ignore``
@@ -176,8 +177,7 @@ def read_mask(
     """
     file = Path(path)
     with _open(file, max_pixels, "mask") as image:
-        if image.format in _LOSSY:
-            raise MaskError(f"{file}: mask must be stored without loss (PNG), got {image.format}")
+        _check_lossless(image, file, "mask")
         values = _mask_values(_decode(image, file, "mask"), file)
     if size is not None and (values.shape[1], values.shape[0]) != tuple(size):
         raise MaskSizeError(
@@ -214,14 +214,21 @@ def read_numbers(path: str | os.PathLike[str], *, what: str = "map", max_pixels:
     """
     file = Path(path)
     with _open(file, max_pixels, what) as image:
-        if image.format in _LOSSY:
-            raise MaskError(f"{file}: {what} must be stored without loss (PNG), got {image.format}")
+        _check_lossless(image, file, what)
         decoded = _decode(image, file, what)
         if decoded.mode in ("RGB", "RGBA"):
             return np.array(decoded)[..., :3]
         if decoded.mode in ("P", "L", "1", "I") or decoded.mode.startswith("I;"):
             return np.array(decoded).astype(np.int32)
     raise MaskError(f"{file}: {what} must hold whole numbers or RGB, got mode {decoded.mode}")
+
+
+def _check_lossless(image: Image.Image, file: Path, what: str) -> None:
+    # A WebP does not say whether it is lossless, and a TIFF may hold JPEG data.
+    inside = image.info.get("compression", "")
+    if image.format not in _LOSSLESS or inside in ("jpeg", "tiff_jpeg", "webp"):
+        got = f"{image.format} ({inside})" if inside and image.format == "TIFF" else image.format
+        raise MaskError(f"{file}: {what} must be stored without loss (PNG), got {got}")
 
 
 def _mask_values(image: Image.Image, file: Path) -> np.ndarray:

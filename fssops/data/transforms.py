@@ -327,8 +327,8 @@ def pipeline(size: Sequence[int], augment: str = "none", geometry: str = "square
         from fssops.data import crops  # it builds on this file
 
         sides, longest = crops.short_sides(height_width)
-        steps = (crops.RandomShortSide(sides, longest), crops.CropAndPad(height_width), crops.Colours())
-        return Compose((*steps, HorizontalFlip()))
+        steps = (crops.RandomShortSide(sides, longest), crops.Crop(height_width), crops.Colours(), HorizontalFlip())
+        return Compose((*steps, crops.Pad(height_width)))  # last, so that padding is grey and to the right
     if geometry == "letterbox":
         resize: Transform = Letterbox(height_width)
     else:

@@ -186,6 +186,20 @@ def test_lossy_mask_is_refused(tmp_path: Path) -> None:
         images.read_mask(save(tmp_path / "m.jpg", PIXELS[..., 0]))
 
 
+def test_mask_in_a_format_that_may_be_lossy_is_refused(tmp_path: Path) -> None:
+    label = np.zeros((64, 64), dtype=np.uint8)
+    label[10:40, 10:40] = 7
+    Image.fromarray(label).convert("RGB").save(tmp_path / "m.webp", quality=20)  # comes back as 0 to 7
+    Image.fromarray(label).save(tmp_path / "jpeg.tif", compression="jpeg")
+    Image.fromarray(label).save(tmp_path / "plain.tif", compression="tiff_lzw")
+    with pytest.raises(MaskError, match=r"m\.webp: mask must be stored without loss \(PNG\), got WEBP"):
+        images.read_mask(tmp_path / "m.webp")
+    for read in (images.read_mask, images.read_numbers):
+        with pytest.raises(MaskError, match=r"jpeg\.tif: .* must be stored without loss \(PNG\), got TIFF \(jpeg\)"):
+            read(tmp_path / "jpeg.tif")
+        assert (read(tmp_path / "plain.tif") == label).all()
+
+
 def test_mask_of_another_size_is_an_error_with_both_sizes(tmp_path: Path) -> None:
     file = save(tmp_path / "m.png", np.zeros((6, 8), dtype=np.uint8))
     with pytest.raises(MaskSizeError, match=r"m\.png.*its image, 12 x 8, got 8 x 6"):

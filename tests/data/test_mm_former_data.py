@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fssops.data import fewshot, folds, transforms
-from fssops.data.crops import CropAndPad, RandomShortSide, short_sides
+from fssops.data.crops import Crop, Pad, RandomShortSide, short_sides
 from fssops.data.proposals import ProposalDataset
 from fssops.data.transforms import Sample
 from fssops.structures import IGNORE
@@ -55,12 +55,29 @@ def test_one_and_five_shots_see_the_same_queries_and_the_first_support(source: f
 
 
 def test_crops_keep_the_size_and_fill_what_is_missing_with_grey_and_ignored() -> None:
-    image = np.zeros((30, 20, 3), np.uint8)
-    found = CropAndPad((25, 40))(Sample(image, {"label": np.ones((30, 20), np.uint8)}), np.random.default_rng(0))
+    rng = np.random.default_rng(0)
+    cut = Crop((25, 40))(Sample(np.zeros((30, 20, 3), np.uint8), {"label": np.ones((30, 20), np.uint8)}), rng)
+    assert cut.size == (25, 20)
+    found = Pad((25, 40))(cut, rng)
     assert found.image.shape == (25, 40, 3)
     assert (found.image[:, 20:] == 128).all()
     assert (found.maps["label"][:, 20:] == IGNORE).all()
     assert (found.maps["label"][:, :20] == 1).all()
+
+
+def test_padding_stays_grey_and_to_the_right_whatever_is_drawn() -> None:
+    """The authors pad after colours and flip (``few_shot_mapper_stage1.py``)."""
+    sample = Sample(np.full((30, 20, 3), 90, np.uint8), {"label": np.ones((30, 20), np.uint8)})
+    transform = transforms.pipeline((48, 48), "mm_former")
+    padded = 0
+    for seed in range(30):
+        found = transform(sample, np.random.default_rng(seed))
+        outside = found.maps["label"] == IGNORE
+        assert (np.diff(outside.astype(int), axis=0) >= 0).all()
+        assert (np.diff(outside.astype(int), axis=1) >= 0).all()
+        assert (found.image[outside] == 128).all()
+        padded += outside.any()
+    assert padded > 3
 
 
 def test_the_long_side_limits_the_scale() -> None:
