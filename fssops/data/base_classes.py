@@ -38,8 +38,8 @@ class BaseClassDataset(Dataset[LabelMapBatch]):
         source: the data set.
         base_classes: at most 254 class ids; channel i + 1 is the i-th of them.
         size: (height, width) of images and labels.
-        augment: ``none``, ``flip``, or ``msanet_base``, BAM's: scale 0.5 to 2, rotation, blur, flip and crop.
-        geometry: ``square`` or ``letterbox``, see :func:`fssops.data.transforms.pipeline`.
+        augment: one of :data:`fssops.data.transforms.AUGMENTATIONS`; BAM's is ``msanet_base``.
+        geometry: one of :data:`fssops.data.transforms.GEOMETRIES`.
         avoid: leave out images that show any of these classes, the novel ones. The published data keep them, and
             novel objects are background there.
 

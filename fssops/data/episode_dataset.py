@@ -38,9 +38,10 @@ class EpisodeDataset(Dataset[Episode]):
         augment: one of :data:`fssops.data.transforms.AUGMENTATIONS`, or a transform of one's own that gives ``size``.
             Every image of an episode is augmented on its own.
         annotation: one of :data:`ANNOTATIONS`, for the supports; query labels are always dense.
-        geometry: ``square`` or ``letterbox``, see :func:`fssops.data.transforms.pipeline`.
-        ignore_in_support: pixels labelled 255 are ``background`` in support masks (PANet's published protocol), or
-            ``neither`` (they do not count at all).
+        geometry: one of :data:`fssops.data.transforms.GEOMETRIES`.
+        ignore_in_support: pixels labelled 255, padding too, are ``background`` of supports (PANet's published
+            protocol), or ``neither`` (they do not count at all, but where a box of ``annotation="box"`` covers them).
+            Scribbles never mark them.
         other_ways: an image shows the episode's other ways by their ``label``, or only the way it was drawn for, the
             others being ``background`` (PANet's published COCO protocol).
         empty_support: a support whose object has vanished by resizing: ``keep`` gives an empty foreground (a zero
@@ -83,6 +84,8 @@ class EpisodeDataset(Dataset[Episode]):
         ):
             if value not in choices:
                 raise ValueError(f"EpisodeDataset: {name} must be one of {', '.join(choices)}, got {value!r}")
+        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+            raise ValueError(f"EpisodeDataset: seed must be an integer of at least 0, got {seed!r}")
         episodes.check(source)
         self.source = source
         self.episodes = episodes
@@ -251,7 +254,10 @@ class EpisodeDataset(Dataset[Episode]):
                 "got no pixel of it"
             )
         if self.annotation == "box":
-            return boxes.largest_instance_box(dense, sample.maps["instance"])
+            foreground, background = boxes.largest_instance_box(dense, sample.maps["instance"])
+            if self.ignore_in_support == "neither":
+                background[label == IGNORE] = 0.0
+            return foreground, background
         if self.annotation == "scribble":
             strokes = self._strokes(sample.maps, name)
             return scribbles.choose_stroke(dense, strokes, rng).astype(np.float32), (strokes == 0).astype(np.float32)

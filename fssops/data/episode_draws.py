@@ -127,7 +127,7 @@ def draw_shuffled(
         pool = pools[class_id]
         taken: list[int] = []
         for _ in range(drawn):
-            rng.randint(1, len(pool))  # drawn and not used, as in _draw_list
+            rng.randint(1, len(pool))  # drawn and not used, as in draw_list
             number = rng.randint(1, len(pool)) - 1
             while pool[number] == query or (len(pool) > drawn and number in taken):
                 number = rng.randint(1, len(pool)) - 1

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from fssops.data.sources import FewShotSource, count_classes, keep_classes
+from fssops.data.sources import FewShotSource, keep_classes
 
 Array = np.ndarray
 
@@ -162,9 +162,6 @@ class GeneratedSource(FewShotSource):
 
     def describe(self) -> dict[str, object]:
         return {**super().describe(), "size": self.size, "images_per_class": self.images_per_class, "seed": self.seed}
-
-    def _areas_of(self, name: str) -> dict[int, int]:
-        return count_classes(self.label_map(name), self.classes)
 
     def _scene(self, name: str) -> tuple[np.random.Generator, list[_Object]]:
         """The objects of an image, the main one last and thus on top, and the generator for its background."""

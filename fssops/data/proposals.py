@@ -27,7 +27,7 @@ class ProposalDataset(Dataset[ProposalBatch]):
         novel_classes: class ids.
         size: (height, width) of images and labels.
         augment: one of :data:`fssops.data.transforms.AUGMENTATIONS`.
-        geometry: where nothing is cropped, see :func:`fssops.data.transforms.pipeline`.
+        geometry: one of :data:`fssops.data.transforms.GEOMETRIES`, where nothing is cropped.
         min_area: pixels of a base class, at original size, that an image must have.
         drop_novel: leave out images that show a novel class.
 

@@ -172,6 +172,22 @@ def test_scribbles_lie_on_the_object_and_on_the_background(generated: fewshot.Ge
         assert 0 < b.support_background.sum() < 0.1 * a.support_background.sum()
 
 
+def test_padding_and_ignored_pixels_are_background_of_a_box_only_where_they_are_of_masks(voc_folder: Path) -> None:
+    source = fewshot.open_source("voc", voc_folder, split="train")  # 255 in the last column
+    episodes = one_episode(source, (1,), (("im00",),), ("im03",))
+    options = {"annotation": "box", "geometry": "letterbox"}
+    published = fewshot.EpisodeDataset(source, episodes, (60, 60), **options)[0]
+    ours = fewshot.EpisodeDataset(source, episodes, (60, 60), ignore_in_support="neither", **options)[0]
+    assert torch.equal(published.support_foreground, ours.support_foreground)
+    assert (published.support_background[0, 0] == 1 - published.support_foreground[0, 0]).all()
+    label = source.label_map("im00")
+    inside = transforms.Letterbox((60, 60))(
+        transforms.Sample(np.asarray(source.image("im00")), {"label": label}), np.random.default_rng(0)
+    ).maps["label"]
+    assert (inside == IGNORE).sum() > 60 * 16
+    assert (ours.support_background[0, 0].numpy() == np.isin(inside, [0, 7])).all()
+
+
 def test_stored_scribbles_are_resized_to_the_nearest_pixel_as_published(voc_folder: Path) -> None:
     strokes = np.full((40, 60), 255, dtype=np.uint8)
     strokes[0:4], strokes[14:20], strokes[24:28] = 0, 3, 9
@@ -228,6 +244,7 @@ def test_a_transform_of_ones_own_is_checked(generated: fewshot.GeneratedSource) 
     ("options", "message"),
     [
         ({"annotation": "point"}, "annotation must be one of mask, box, component_boxes, scribble, got 'point'"),
+        ({"seed": -1}, "seed must be an integer of at least 0, got -1"),
         ({"ignore_in_support": "x"}, "ignore_in_support must be one of background, neither, got 'x'"),
         ({"other_ways": "x"}, "other_ways must be one of label, background, got 'x'"),
         ({"size": (0, 3)}, r"size must be two positive integers .* got \(0, 3\)"),
