@@ -24,27 +24,29 @@ class NativeBuild(build_ext):
         staged = native_build.build(
             work / "lib", work, extension_name=target.name, pybind11_include=pybind11.get_include()
         )
-        target.parent.mkdir(parents=True, exist_ok=True)
-        for path in staged:
-            # Removed first: a running process may have the old library mapped.
-            (target.parent / path.name).unlink(missing_ok=True)
-            self.copy_file(str(path), str(target.parent / path.name))
+        self._replace_libraries(target.parent, staged)
 
     def copy_extensions_to_source(self) -> None:
         # In-place and editable builds: setuptools copies the extension module alone, the libraries belong beside it.
         super().copy_extensions_to_source()
         built = Path(self.build_lib).resolve() / "fssops"
-        for path in built.glob("libfssops_*.so"):
-            target = native_build.ROOT / "fssops" / path.name
-            target.unlink(missing_ok=True)
-            self.copy_file(str(path), str(target))
+        self._replace_libraries(native_build.ROOT / "fssops", list(built.glob("libfssops_*.so")))
+
+    def _replace_libraries(self, folder: Path, made: list[Path]) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        for left in folder.glob("libfssops_*.so"):  # of an older build, which may have made one more
+            left.unlink()
+        for path in made:
+            # Removed first: a running process may have the old library mapped.
+            (folder / path.name).unlink(missing_ok=True)
+            self.copy_file(str(path), str(folder / path.name))
 
     def get_outputs(self) -> list[str]:
         folder = Path(self.get_ext_fullpath("fssops._C")).parent
         return [*super().get_outputs(), *(str(path) for path in folder.glob("libfssops_*.so"))]
 
 
-if sysconfig.get_platform().startswith("win"):
-    raise SystemExit("fssops: the native build supports Linux and macOS, got " + sysconfig.get_platform())
+if not sysconfig.get_platform().startswith("linux"):
+    raise SystemExit("fssops: the native build must run on Linux, got " + sysconfig.get_platform())
 
 setup(ext_modules=[Extension("fssops._C", sources=["python/bindings.cpp"])], cmdclass={"build_ext": NativeBuild})

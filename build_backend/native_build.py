@@ -11,10 +11,11 @@ Settings, all by environment variable:
 
 from __future__ import annotations
 
-import hashlib
 import os
 import platform
 import re
+import runpy
+import shlex
 import shutil
 import subprocess
 import sys
@@ -55,13 +56,15 @@ class TorchFolder:
 
 
 def find_torch() -> TorchFolder | None:
-    """The torch of ``FSSOPS_BUILD_TORCH``, of sys.path (the build environment), or of this interpreter."""
-    candidates = [os.environ.get("FSSOPS_BUILD_TORCH"), *sys.path]
-    candidates += [sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
+    """The torch of ``FSSOPS_BUILD_TORCH``, or else of sys.path (the build environment) or of this interpreter."""
+    wanted = os.environ.get("FSSOPS_BUILD_TORCH")
+    if wanted and not (Path(wanted) / "torch" / "version.py").is_file():
+        raise SystemExit(f"fssops: FSSOPS_BUILD_TORCH must be a folder that holds torch/, got {wanted}")
+    candidates = [wanted] if wanted else [*sys.path, sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
     for candidate in candidates:
         if not candidate:
             continue
-        folder = Path(candidate) / "torch"
+        folder = Path(candidate).resolve() / "torch"  # ninja runs elsewhere
         if (folder / "version.py").is_file() and (folder / "include").is_dir():
             text = (folder / "version.py").read_text()
             match = re.search(r"__version__\s*=\s*'(\d+)\.(\d+)\.(\d+)", text)
@@ -84,7 +87,7 @@ def find_nvcc() -> Path | None:
     homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
     for home in homes:
         if home:
-            nvcc = Path(home) / "bin" / "nvcc"
+            nvcc = Path(home).resolve() / "bin" / "nvcc"
             if not nvcc.is_file():
                 raise SystemExit(f"fssops: CUDA_HOME must be a CUDA toolkit, got {home} without bin/nvcc")
             return nvcc
@@ -131,21 +134,19 @@ def cuda_architectures() -> list[str]:
 
 
 def source_hash(root: Path = ROOT) -> str:
-    """Hash of everything the native libraries are made of; fssops._native computes the same."""
-    digest = hashlib.sha256()
-    paths = [*root.glob("csrc/**/*"), root / "python" / "bindings.cpp"]
-    for path in sorted(paths, key=lambda p: p.relative_to(root).as_posix()):
-        if path.is_file() and path.suffix in (".h", ".cuh", ".cpp", ".cu"):
-            digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
-    return digest.hexdigest()[:16]
+    """Hash of everything the native libraries are made of, as the loader computes it."""
+    found: str = runpy.run_path(str(root / "fssops" / "_source_hash.py"))["source_hash"](root)
+    return found
 
 
 def _quote(path: str | Path) -> str:
+    """A path where ninja expects one; ninja itself quotes $in and $out for the shell."""
     return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
 
 
 def _flags(items: Sequence[str]) -> str:
-    return " ".join(item.replace("$", "$$") for item in items)
+    """Arguments of a command, quoted for the shell, then for ninja."""
+    return shlex.join(items).replace("$", "$$")
 
 
 class NinjaFile:
@@ -170,7 +171,7 @@ class NinjaFile:
             "  description = link $out",
         ]
 
-    def edge(self, rule: str, source: Sequence[Path], target: Path, compiler: str | Path, flags: Sequence[str]) -> Path:
+    def edge(self, rule: str, source: Sequence[Path], target: Path, compiler: str, flags: Sequence[str]) -> Path:
         self.lines += [
             f"build {_quote(target)}: {rule} {' '.join(_quote(s) for s in source)}",
             f"  compiler = {compiler}",
@@ -212,7 +213,7 @@ def build(output: Path, work: Path, *, extension_name: str, pybind11_include: st
     ninja = NinjaFile()
     objects_cpu: list[Path] = []
     operators = sorted(path for path in csrc.iterdir() if path.is_dir() and path.name != "common")
-    identity = [f'-DFSSOPS_SOURCE_HASH=\\"{hash_text}\\"']
+    identity = [f'-DFSSOPS_SOURCE_HASH="{hash_text}"']
     for source in sorted((csrc / "common").glob("*.cpp")):
         target = work / f"common_{source.stem}.o"
         # Only build_info.cpp carries the hash, so that a changed kernel recompiles one small file more.
@@ -254,7 +255,7 @@ def build(output: Path, work: Path, *, extension_name: str, pybind11_include: st
         nvcc_flags += ["--expt-relaxed-constexpr", *architectures]
         for operator in operators:
             objects_cuda += [
-                ninja.edge("nvcc", [source], work / f"{source.stem}.cu.o", nvcc, nvcc_flags)
+                ninja.edge("nvcc", [source], work / f"{source.stem}.cu.o", shlex.quote(str(nvcc)), nvcc_flags)
                 for source in sorted(operator.glob("*_cuda.cu"))
             ]
             for source in sorted(operator.glob("*_torch_cuda.cpp")):
@@ -277,7 +278,7 @@ def build(output: Path, work: Path, *, extension_name: str, pybind11_include: st
             f"-L{toolkit_home / folder}" for folder in ("lib64", "lib", f"targets/{platform.machine()}-linux/lib")
         ]
         cudart += ["-lcudart_static", "-ldl", "-lrt", "-lpthread"]
-        link = ["-Wl,--no-as-needed", _quote(stub), f"-L{libraries}", "-ltorch_cpu", "-Wl,--as-needed", *cudart]
+        link = ["-Wl,--no-as-needed", str(stub), f"-L{libraries}", "-ltorch_cpu", "-Wl,--as-needed", *cudart]
         link += ["-Wl,--exclude-libs,ALL"]
         cuda_library = ninja.edge("link", objects_cuda, output / "libfssops_cuda.so", compiler, link)
         ninja.lines[-3] += f" | {_quote(stub)}"  # order only: the stub is named among the flags
@@ -291,7 +292,7 @@ def build(output: Path, work: Path, *, extension_name: str, pybind11_include: st
         "FSSOPS_CPU_FLAGS": " ".join(f for f in kernel_flags if not f.startswith(("-I", "-ffile"))),
         "FSSOPS_SOURCE_HASH": hash_text,
     }
-    defines = [f"""'-D{name}="{value}"'""" for name, value in info.items()]
+    defines = [f'-D{name}="{value}"' for name, value in info.items()]
     python_include = sysconfig.get_path("include")
     bindings = ninja.edge(
         "cxx",

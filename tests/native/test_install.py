@@ -50,7 +50,7 @@ def _ok(done: subprocess.CompletedProcess[str]) -> str:
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the tree as a user has it, without anything built."""
-    target = tmp_path_factory.mktemp("checkout") / "fssops-source"
+    target = tmp_path_factory.mktemp("checkout") / "fssops source"  # a blank, as in "My Projects"
     ignore = shutil.ignore_patterns(
         "*.so", "build", "dist", "*.egg-info", "__pycache__", ".git", "runs", ".*cache", "shared"
     )
@@ -132,12 +132,15 @@ def test_root_refuses_libraries_of_other_sources(wheel: Path, checkout: Path, tm
 def test_editable_install_puts_the_libraries_beside_the_sources(wheel: Path, checkout: Path, tmp_path: Path) -> None:
     # After the wheel, in the same tree: ninja finds everything compiled.
     python = _environment(tmp_path / "environment")
+    left = checkout / "fssops" / "libfssops_cuda.so"
+    left.write_bytes(b"of an older build, with CUDA")
     _ok(_run(python, "-m", "pip", "install", "-q", "--no-deps", "-e", ".", cwd=checkout))
     try:
         for cwd in (tmp_path, checkout):
             module, libraries = _probe(python, cwd)
             assert module.parent == checkout / "fssops"
             assert libraries == checkout / "fssops"
+        assert not left.exists()
     finally:
         for built in (checkout / "fssops").glob("*.so"):
             built.unlink()
@@ -152,6 +155,16 @@ def test_sdist_holds_what_building_needs(checkout: Path) -> None:
         names = {n.split("/", 1)[1] for n in archive.getnames() if "/" in n}
     assert {"setup.py", "constraints.txt", "build_backend/native_build.py", "csrc/common/simd.h", "LICENSE"} <= names
     assert {"python/bindings.cpp", "csrc/masked_average_pooling/masked_average_pooling_cuda.cuh"} <= names
+
+
+def test_folder_without_torch_is_refused_rather_than_another_torch_taken(checkout: Path, tmp_path: Path) -> None:
+    code = "import sys; sys.path.insert(0, 'build_backend'); import native_build; print(native_build.find_torch())"
+    environment = {**os.environ, "FSSOPS_BUILD_TORCH": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment, cwd=checkout
+    )
+    assert done.returncode != 0
+    assert f"FSSOPS_BUILD_TORCH must be a folder that holds torch/, got {tmp_path}" in done.stderr
 
 
 def test_failing_compiler_fails_the_install_and_shows_its_message(checkout: Path, tmp_path: Path) -> None:
