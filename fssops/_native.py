@@ -8,10 +8,10 @@ built from the very sources that lie here: a hash of csrc/ is compared, so that 
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import importlib.machinery
 import importlib.util
 import os
+import re
 import sys
 import sysconfig
 from functools import lru_cache
@@ -19,6 +19,8 @@ from pathlib import Path
 from types import ModuleType
 
 import torch
+
+from fssops._source_hash import source_hash
 
 INSTALL = "pip install -c constraints.txt ."
 """The command that mends a missing or stale build, typed in the repository's root."""
@@ -38,18 +40,6 @@ def _torch_version() -> tuple[int, int]:
     return version.major, version.minor
 
 
-def source_hash(root: Path) -> str | None:
-    """Hash of the native sources under ``root``; None where there are none (an installed package)."""
-    if not (root / "csrc").is_dir():
-        return None
-    digest = hashlib.sha256()
-    paths = [*root.glob("csrc/**/*"), root / "python" / "bindings.cpp"]
-    for path in sorted(paths, key=lambda p: p.relative_to(root).as_posix()):
-        if path.is_file() and path.suffix in (".h", ".cuh", ".cpp", ".cu"):
-            digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
-    return digest.hexdigest()[:16]
-
-
 def _library_folders() -> list[Path]:
     """The package's own folder, then every installed fssops on the path."""
     folders = [_PACKAGE]
@@ -60,10 +50,22 @@ def _library_folders() -> list[Path]:
     return [folder for folder in folders if (folder / "libfssops_cpu.so").is_file()]
 
 
-def _hash_of(library: ctypes.CDLL) -> str:
-    function = library.fssops_source_hash
-    function.restype = ctypes.c_char_p
-    return str(function().decode())
+def _built_from(path: Path) -> str | None:
+    """The hash of the sources that a library was built from; None in a file that states none.
+
+    Read from the file: opening a library registers its operators with torch, and those of another could not be then.
+    """
+    found = re.search(rb"fssops-source-hash:([0-9a-f]{16})", path.read_bytes())
+    return None if found is None else found[1].decode()
+
+
+def _open(path: Path) -> ctypes.CDLL:
+    try:
+        library = ctypes.CDLL(str(path))
+        torch.ops.load_library(str(path))
+    except (OSError, RuntimeError) as error:
+        raise NativeLibraryError(f"fssops cannot load {path}: {error}; rebuild it with: {INSTALL}") from error
+    return library
 
 
 @lru_cache(maxsize=1)
@@ -84,33 +86,31 @@ def load() -> Path:
             f"fssops has no native library: none beside {_PACKAGE} and none in an installed fssops; build it with: "
             f"{INSTALL} (FSSOPS_BACKEND=reference runs the slow PyTorch definitions instead)"
         )
-    expected = source_hash(_PACKAGE.parent)
-    found = ""
+    # An installed package has no sources to compare with.
+    expected = source_hash(_PACKAGE.parent) if (_PACKAGE.parent / "csrc").is_dir() else None
+    others = []
     for folder in folders:
-        path = folder / "libfssops_cpu.so"
-        try:
-            library = ctypes.CDLL(str(path))
-        except OSError as error:
-            raise NativeLibraryError(f"fssops cannot load {path}: {error}; rebuild it with: {INSTALL}") from error
-        found = _hash_of(library)
+        path, cuda_path = folder / "libfssops_cpu.so", folder / "libfssops_cuda.so"
+        found = _built_from(path)
         if expected is not None and found != expected:
+            others.append(f"{folder} ({found or 'no hash'})")
             continue
+        with_cuda = torch.version.cuda is not None and cuda_path.is_file()
+        if with_cuda and _built_from(cuda_path) != found:
+            raise NativeLibraryError(f"{cuda_path} and {path} are of different builds; rebuild with: {INSTALL}")
+        library = _open(path)
         library.fssops_isa.restype = ctypes.c_char_p
         if library.fssops_isa() is None:
             raise NativeLibraryError(
                 "FSSOPS_CPU_ISA must be plain, avx2 or avx512 and one that this processor has, got "
                 f"{os.environ.get('FSSOPS_CPU_ISA')!r}; unset it to use the best there is"
             )
-        torch.ops.load_library(str(path))
-        cuda_path = folder / "libfssops_cuda.so"
-        if torch.version.cuda is not None and cuda_path.is_file():
-            if _hash_of(ctypes.CDLL(str(cuda_path))) != found:
-                raise NativeLibraryError(f"{cuda_path} and {path} are of different builds; rebuild with: {INSTALL}")
-            torch.ops.load_library(str(cuda_path))
+        if with_cuda:
+            _open(cuda_path)
         return folder
     raise NativeLibraryError(
-        f"the native library in {folders[0]} was built from other sources than those in {_PACKAGE.parent / 'csrc'} "
-        f"(hash {found}, here {expected}); rebuild it with: {INSTALL}"
+        f"the native library in {', '.join(others)} was built from other sources than those in "
+        f"{_PACKAGE.parent / 'csrc'} ({expected}); rebuild it with: {INSTALL}"
     )
 
 
@@ -131,8 +131,11 @@ def extension() -> ModuleType:
             spec = importlib.util.spec_from_file_location("fssops._C", path)
             if spec is None or spec.loader is None:
                 break
-            module = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
+            try:
+                module = importlib.util.module_from_spec(spec)
+                spec.loader.exec_module(module)
+            except ImportError as error:
+                raise NativeLibraryError(f"fssops cannot load {path}: {error}; rebuild it with: {INSTALL}") from error
             return module
     raise NativeLibraryError(f"{folder} has libraries but no _C module for this Python; rebuild it with: {INSTALL}")
 

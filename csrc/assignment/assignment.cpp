@@ -111,8 +111,8 @@ std::string entry(int64_t row, int64_t column) {
   return text.str();
 }
 
-// Work below which a thread costs more than it saves.
-constexpr int64_t kEntriesPerThread = 20000;
+// Entries that take about as long as a few starts of a thread.
+constexpr int64_t kEntriesPerThread = 100'000;
 
 }  // namespace
 
@@ -163,7 +163,7 @@ void solve_all(const std::vector<Problem>& problems, unsigned threads) {
   int64_t work = 0;
   for (const Problem& p : problems) work += p.rows * p.columns;
   if (threads == 0) threads = std::max(1u, std::thread::hardware_concurrency());
-  const auto paying = static_cast<unsigned>(std::min<int64_t>(work / kEntriesPerThread + 1, threads));
+  const auto paying = static_cast<unsigned>(std::clamp<int64_t>(work / kEntriesPerThread, 1, threads));
   const unsigned used = std::min<unsigned>(paying, static_cast<unsigned>(std::max<size_t>(problems.size(), 1)));
   std::vector<std::string> wrong(problems.size());
   std::atomic<size_t> next{0};

@@ -31,8 +31,6 @@ inline int float_dtype_index(const char* op, const char* argument, const Tensor&
   }
 }
 
-inline ScalarType accumulator_dtype(const Tensor& tensor) {
-  return tensor.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
+inline ScalarType accumulator_dtype(const Tensor& tensor) { return accumulator_of(tensor.scalar_type()); }
 
 }  // namespace fssops

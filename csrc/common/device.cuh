@@ -55,10 +55,11 @@ __device__ __forceinline__ T block_sum(T value, T* scratch) {
 }
 
 // ---- warp matrix multiply, half inputs and float accumulators: d[16x8] += a[16x16] * b[16x8] --------------------
-// Fragments as in the PTX manual (mma.m16n8k16): with group = lane / 4 and pair = 2 * (lane % 4),
-//   a[0] = A[group][pair..+1], a[1] = A[group + 8][pair..], a[2] = A[group][pair + 8..], a[3] = A[group + 8][pair
-//   + 8..] b[0] = B[pair..+1][group], b[1] = B[pair + 8..][group] d[0..1] = D[group][pair..+1], d[2..3] = D[group +
-//   8][pair..+1]
+// Fragments as in the PTX manual (mma.m16n8k16), two halves a register; with group = lane / 4, pair = 2 * (lane % 4):
+//   a[0] = A[group][pair..],     a[1] = A[group + 8][pair..],
+//   a[2] = A[group][pair + 8..], a[3] = A[group + 8][pair + 8..],
+//   b[0] = B[pair..][group],     b[1] = B[pair + 8..][group],
+//   d[0..1] = D[group][pair..],  d[2..3] = D[group + 8][pair..].
 __device__ __forceinline__ void mma_16x8x16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], half_t) {
 #if defined(__CUDACC__)
   asm volatile(
@@ -88,6 +89,34 @@ __device__ __forceinline__ uint32_t pack_pair(float first, float second) {
   store_from_accumulator(&low, first);
   store_from_accumulator(&high, second);
   return static_cast<uint32_t>(low.bits) | (static_cast<uint32_t>(high.bits) << 16);
+}
+
+// ---- launch shapes ---------------------------------------------------------------------------------------------
+constexpr int64_t kMaxGridYZ = 65535;
+
+// Blocks of a kernel that walks on by gridDim: at most `most`, at least one.
+inline unsigned clamp_grid(int64_t blocks, int64_t most = kMaxGridYZ) {
+  return static_cast<unsigned>(blocks < 1 ? 1 : (blocks < most ? blocks : most));
+}
+
+// The same for `count` elements, one a thread.
+inline unsigned element_blocks(int64_t count, int threads, int64_t most = int64_t{1} << 20) {
+  return clamp_grid(ceil_div(count, threads), most);
+}
+
+// Calls body(F{}) with the element type that launchers are told as 0 float32, 1 float64, 2 float16, 3 bfloat16.
+template <class Body>
+void dispatch_dtype(int dtype, const Body& body) {
+  switch (dtype) {
+    case 0:
+      return body(float{});
+    case 1:
+      return body(double{});
+    case 2:
+      return body(half_t{});
+    default:
+      return body(bf16_t{});
+  }
 }
 
 // ---- launch ------------------------------------------------------------------------------------------------------

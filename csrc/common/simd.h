@@ -7,6 +7,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 
@@ -15,7 +16,7 @@
 #endif
 
 #ifndef FSSOPS_ISA
-#error "simd.h is for files that are compiled once per instruction set; see setup.py"
+#error "simd.h is for files that are compiled once per instruction set; see build_backend/native_build.py"
 #endif
 
 namespace fssops::simd {
@@ -168,7 +169,9 @@ class Scratch {
     if (count <= 0) return;
     const size_t bytes = (static_cast<size_t>(count) * sizeof(T) + 63) / 64 * 64;
     data_ = static_cast<T*>(std::aligned_alloc(64, bytes));
-    if (data_ == nullptr) std::abort();
+    if (data_ != nullptr) return;
+    std::fprintf(stderr, "fssops: out of memory: a CPU kernel asked for %zu bytes\n", bytes);
+    std::abort();
   }
   ~Scratch() { std::free(data_); }
   Scratch(const Scratch&) = delete;

@@ -7,12 +7,6 @@ namespace fssops::cosine_correlation {
 
 namespace {
 
-constexpr int64_t kMaxGridYZ = 65535, kMaxElementBlocks = 1 << 16;
-
-unsigned clamp_grid(int64_t blocks, int64_t most) {
-  return static_cast<unsigned>(blocks < 1 ? 1 : (blocks < most ? blocks : most));
-}
-
 int64_t round_up(int64_t value, int64_t step) { return ceil_div(value, step) * step; }
 
 // Largest of a quantity over the layers of a call.
@@ -52,11 +46,11 @@ void prepare(const CudaCall& call, const Table& table, void* stream) {
   FSSOPS_LAUNCH((compact_kernel<A>), dim3(clamp_grid(rule.units(), int64_t(1) << 30), layers), kThreads,
                 kWarps * sizeof(int), stream, rule, table);
   FSSOPS_LAUNCH((pack_query_kernel<F, A>),
-                dim3(static_cast<unsigned>(ceil_div(positions, kWarpSize)), clamp_grid(rule.batch, kMaxGridYZ), layers),
-                kThreads, kThreads * sizeof(A), stream, rule, table);
+                dim3(static_cast<unsigned>(ceil_div(positions, kWarpSize)), clamp_grid(rule.batch), layers), kThreads,
+                kThreads * sizeof(A), stream, rule, table);
   FSSOPS_LAUNCH((pack_support_kernel<F, A>),
-                dim3(static_cast<unsigned>(ceil_div(columns, kWarpSize)), clamp_grid(rule.units(), kMaxGridYZ), layers),
-                kThreads, kThreads * sizeof(A), stream, rule, table);
+                dim3(static_cast<unsigned>(ceil_div(columns, kWarpSize)), clamp_grid(rule.units()), layers), kThreads,
+                kThreads * sizeof(A), stream, rule, table);
 }
 
 template <class F, bool kMax>
@@ -64,7 +58,7 @@ void launch_correlate(const CudaCall& call, const Table& table, void* stream) {
   using A = accumulator_t<F>;
   using T = Tile<F>;
   const Rule& rule = call.rule;
-  const unsigned layers = static_cast<unsigned>(call.layers), units = clamp_grid(rule.units(), kMaxGridYZ);
+  const unsigned layers = static_cast<unsigned>(call.layers), units = clamp_grid(rule.units());
   const int64_t positions = over_layers(call, positions_of);
   const int bytes = kPipelineBytes<F> + kThreads * T::kOwn * static_cast<int>(sizeof(A) + (kMax ? sizeof(int32_t) : 0));
   FSSOPS_LAUNCH((correlate_kernel<F, A, kMax>),
@@ -86,14 +80,14 @@ void run_forward(const CudaCall& call, void* stream) {
   const int64_t positions = over_layers(call, positions_of);
   const int64_t bytes = kTopKBytes<F> + static_cast<int64_t>(rule.k * T::kRows * (sizeof(A) + sizeof(int32_t)));
   FSSOPS_LAUNCH((topk_kernel<F, A>),
-                dim3(static_cast<unsigned>(ceil_div(positions, T::kRows)), clamp_grid(rule.units(), kMaxGridYZ),
+                dim3(static_cast<unsigned>(ceil_div(positions, T::kRows)), clamp_grid(rule.units()),
                      static_cast<unsigned>(call.layers)),
                 kThreads, bytes, stream, rule, table, static_cast<A*>(call.values), call.chosen);
 }
 
 template <class A>
 void clear(void* target, int64_t count, void* stream) {
-  FSSOPS_LAUNCH((clear_kernel<A>), clamp_grid(ceil_div(count, kThreads), kMaxElementBlocks), kThreads, 0, stream,
+  FSSOPS_LAUNCH((clear_kernel<A>), element_blocks(count, kThreads, int64_t{1} << 16), kThreads, 0, stream,
                 static_cast<A*>(target), count);
 }
 
@@ -105,7 +99,7 @@ void layer_backward(const CudaCall& call, const CudaLayer& target, void* query_g
   const Layer& layer = target.layer;
   const int64_t row_tiles = ceil_div(layer.query_positions, T::kRows);
   const int64_t channel_tiles = ceil_div(layer.channels, kGradTile), groups = rule.batch * rule.shots;
-  const unsigned images = clamp_grid(rule.batch, kMaxGridYZ);
+  const unsigned images = clamp_grid(rule.batch);
   const int shared = (2 * kGradDepth * (kGradTile + 1)) * static_cast<int>(sizeof(A));
   clear<A>(target.row_term, rule.batch * layer.query_positions, stream);
   clear<A>(target.column_term, groups * layer.support_positions, stream);
@@ -137,12 +131,12 @@ void layer_backward(const CudaCall& call, const CudaLayer& target, void* query_g
                   layer.query_strides, static_cast<const F*>(layer.query), static_cast<const A*>(target.grad_query),
                   static_cast<const A*>(target.row_term), static_cast<F*>(query_grad));
   if (support_grad)
-    FSSOPS_LAUNCH(
-        (finish_grad_kernel<F, A>),
-        dim3(static_cast<unsigned>(ceil_div(layer.support_positions, kWarpSize)), clamp_grid(groups, kMaxGridYZ)),
-        kThreads, kThreads * sizeof(A), stream, groups, rule.shots, layer.channels, layer.support_positions,
-        layer.support_strides, static_cast<const F*>(layer.support), static_cast<const A*>(target.grad_support),
-        static_cast<const A*>(target.column_term), static_cast<F*>(support_grad));
+    FSSOPS_LAUNCH((finish_grad_kernel<F, A>),
+                  dim3(static_cast<unsigned>(ceil_div(layer.support_positions, kWarpSize)), clamp_grid(groups)),
+                  kThreads, kThreads * sizeof(A), stream, groups, rule.shots, layer.channels, layer.support_positions,
+                  layer.support_strides, static_cast<const F*>(layer.support),
+                  static_cast<const A*>(target.grad_support), static_cast<const A*>(target.column_term),
+                  static_cast<F*>(support_grad));
 }
 
 template <class F>
@@ -201,30 +195,12 @@ int64_t plan_scratch(const Rule& rule, int dtype, bool backward, CudaLayer& l, v
 
 void forward_cuda(const CudaCall& call, void* stream) {
   if (is_empty(call)) return;
-  switch (call.dtype) {
-    case 0:
-      return run_forward<float>(call, stream);
-    case 1:
-      return run_forward<double>(call, stream);
-    case 2:
-      return run_forward<half_t>(call, stream);
-    default:
-      return run_forward<bf16_t>(call, stream);
-  }
+  dispatch_dtype(call.dtype, [&](auto zero) { run_forward<decltype(zero)>(call, stream); });
 }
 
 void backward_cuda(const CudaCall& call, void* stream) {
   if (is_empty(call)) return;
-  switch (call.dtype) {
-    case 0:
-      return run_backward<float>(call, stream);
-    case 1:
-      return run_backward<double>(call, stream);
-    case 2:
-      return run_backward<half_t>(call, stream);
-    default:
-      return run_backward<bf16_t>(call, stream);
-  }
+  dispatch_dtype(call.dtype, [&](auto zero) { run_backward<decltype(zero)>(call, stream); });
 }
 
 }  // namespace fssops::cosine_correlation

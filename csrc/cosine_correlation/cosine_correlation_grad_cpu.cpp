@@ -261,8 +261,9 @@ void pack_column_rows_cpu(const Layer& layer, const S* support, const GradColumn
 }
 
 template <class T, class S>
-void grad_rows_cpu(const Rule& rule, const Layer& layer, const S* query, const GradColumns<T>& columns, bool pairs,
-                   const T* grad, const GradSlab<T>& slab, T* grad_query, int64_t begin, int64_t end) {
+void grad_rows_cpu(const Rule& rule, const Layer& layer, const S* query, const GradColumns<T>& columns,
+                   [[maybe_unused]] bool pairs, const T* grad, const GradSlab<T>& slab, T* grad_query, int64_t begin,
+                   int64_t end) {
 #if defined(__AVX512F__)
   if constexpr (sizeof(S) == 2) {
     if (pairs) return grad_rows<Pairs, S>(rule, layer, query, columns, grad, slab, grad_query, begin, end);
@@ -272,8 +273,8 @@ void grad_rows_cpu(const Rule& rule, const Layer& layer, const S* query, const G
 }
 
 template <class T>
-void grad_columns_cpu(const Layer& layer, const GradColumns<T>& columns, bool pairs, const GradSlab<T>& slab, T* sums,
-                      int64_t begin, int64_t end) {
+void grad_columns_cpu(const Layer& layer, const GradColumns<T>& columns, [[maybe_unused]] bool pairs,
+                      const GradSlab<T>& slab, T* sums, int64_t begin, int64_t end) {
 #if defined(__AVX512F__)
   if constexpr (sizeof(T) == 4) {
     if (pairs) return grad_columns<Pairs>(layer, columns, slab, sums, begin, end);
@@ -283,8 +284,8 @@ void grad_columns_cpu(const Layer& layer, const GradColumns<T>& columns, bool pa
 }
 
 template <class T>
-void grad_scatter_cpu(const Rule& rule, const Layer& layer, const GradColumns<T>& columns, bool pairs, const T* sums,
-                      const T* taken, T* grad_support, int64_t begin, int64_t end) {
+void grad_scatter_cpu(const Rule& rule, const Layer& layer, const GradColumns<T>& columns, [[maybe_unused]] bool pairs,
+                      const T* sums, const T* taken, T* grad_support, int64_t begin, int64_t end) {
 #if defined(__AVX512F__)
   if constexpr (sizeof(T) == 4) {
     if (pairs) return grad_scatter<Pairs>(rule, layer, columns, sums, taken, grad_support, begin, end);

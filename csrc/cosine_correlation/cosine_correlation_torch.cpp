@@ -234,7 +234,6 @@ std::tuple<Tensors, Tensors> backward(Tensor grad, Tensors query, Tensors suppor
   Call call = prepare(query, support, masks, reduction, k, all_positions, relu, eps, eps_rule, joint);
   check_cpu_type(call);
   check_grad(call, grad, chosen);
-  grad = torch::stable::contiguous(grad);
   Tensors grad_query = need_query ? zeros_like(call.query) : Tensors{};
   Tensors grad_support = need_support ? zeros_like(call.support) : Tensors{};
   const int32_t* picked = static_cast<const int32_t*>(chosen.const_data_ptr());

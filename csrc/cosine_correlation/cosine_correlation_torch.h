@@ -55,7 +55,7 @@ inline Call prepare(Tensors& query, Tensors& support, Tensors& masks, int64_t re
                eps};
   const Rule& rule = call.rule;
   call.type = query[0].scalar_type();
-  const ScalarType mask_type = call.type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  const ScalarType accumulator = accumulator_of(call.type);
   for (size_t i = 0; i < query.size(); ++i) {
     const Tensor &q = query[i], &s = support[i], &m = masks[i];
     check_dim(kName, "query", q, 4, "[B, C, h, w]");
@@ -78,7 +78,7 @@ inline Call prepare(Tensors& query, Tensors& support, Tensors& masks, int64_t re
                  dtype_name(q.scalar_type()));
     FSSOPS_CHECK(s.scalar_type() == call.type, kName, "support", "have the dtype of query",
                  dtype_name(s.scalar_type()));
-    FSSOPS_CHECK(m.scalar_type() == mask_type, kName, "masks", "be float32, or float64 with float64 features",
+    FSSOPS_CHECK(m.scalar_type() == accumulator, kName, "masks", "be float32, or float64 with float64 features",
                  dtype_name(m.scalar_type()));
     for (const Tensor* t : {&q, &s, &m})
       FSSOPS_CHECK(t->get_device_index() == query[0].get_device_index(), kName, "query, support and masks",
@@ -104,13 +104,19 @@ inline Call prepare(Tensors& query, Tensors& support, Tensors& masks, int64_t re
   return call;
 }
 
-inline void check_grad(const Call& call, const Tensor& grad, const Tensor& chosen) {
+// Also makes both contiguous.
+inline void check_grad(const Call& call, Tensor& grad, Tensor& chosen) {
   check_dim(kName, "grad", grad, 1, "[rows]");
   FSSOPS_CHECK(grad.size(0) == call.rows, kName, "grad", "have as many elements as values", shape_of(grad));
   FSSOPS_CHECK(grad.scalar_type() == call.masks[0].scalar_type(), kName, "grad", "have the dtype of masks",
                dtype_name(grad.scalar_type()));
   FSSOPS_CHECK(chosen.dim() == 1 && chosen.size(0) == call.rows * call.rule.k, kName, "chosen",
                "have k elements a value", shape_of(chosen));
+  FSSOPS_CHECK(chosen.scalar_type() == ScalarType::Int, kName, "chosen", "be int32", dtype_name(chosen.scalar_type()));
+  check_device(kName, "grad", grad, call.query[0]);
+  check_device(kName, "chosen", chosen, call.query[0]);
+  grad = torch::stable::contiguous(grad);
+  chosen = torch::stable::contiguous(chosen);
 }
 
 }  // namespace fssops::cosine_correlation

@@ -72,8 +72,6 @@ std::tuple<Tensors, Tensors> backward(Tensor grad, Tensors query, Tensors suppor
   Call call = prepare(query, support, masks, reduction, k, all_positions, relu, eps, eps_rule, joint);
   check_grad(call, grad, chosen);
   const torch::stable::accelerator::DeviceGuard guard(call.query[0].get_device_index());
-  grad = torch::stable::contiguous(grad);
-  chosen = torch::stable::contiguous(chosen);
   Tensors grad_query, grad_support;
   for (size_t i = 0; i < call.layers.size(); ++i) {
     if (need_query) grad_query.push_back(new_empty(call.query[i], shape_vector(call.query[i])));

@@ -5,18 +5,13 @@ namespace fssops::cosine_similarity_to_prototypes {
 
 namespace {
 
-constexpr int64_t kMaxGridYZ = 65535, kMaxElementBlocks = 1 << 20;
 constexpr int kPrototypes = 4;  // of a block of threads: two for PANet's 1-way episodes fit as well as a 3-way's four
-
-unsigned clamp_grid(int64_t blocks, int64_t most) { return static_cast<unsigned>(blocks < most ? blocks : most); }
-
-unsigned element_blocks(int64_t count) { return clamp_grid(ceil_div(count, kThreads), kMaxElementBlocks); }
 
 template <class F, int kVector>
 void launch_values(const CudaForward& args, void* stream) {
   using A = accumulator_t<F>;
   const Sizes& s = args.sizes;
-  const unsigned images = clamp_grid(s.batch, kMaxGridYZ);
+  const unsigned images = clamp_grid(s.batch);
   const unsigned prototype_blocks = static_cast<unsigned>(ceil_div(s.prototypes, kPrototypes));
   const F* features = static_cast<const F*>(args.features);
   const F* prototypes = static_cast<const F*>(args.prototypes);
@@ -37,8 +32,9 @@ template <class F>
 void run_forward(const CudaForward& args, void* stream) {
   using A = accumulator_t<F>;
   const Sizes& s = args.sizes;
-  FSSOPS_LAUNCH((prototype_lengths_kernel<F, A>), element_blocks(s.batch * s.prototypes * kWarpSize), kThreads, 0,
-                stream, s, static_cast<const F*>(args.prototypes), static_cast<A*>(args.prototype_lengths));
+  FSSOPS_LAUNCH((prototype_lengths_kernel<F, A>), element_blocks(s.batch * s.prototypes * kWarpSize, kThreads),
+                kThreads, 0, stream, s, static_cast<const F*>(args.prototypes),
+                static_cast<A*>(args.prototype_lengths));
   // Loads of 8 bytes along pixels leave enough blocks for a GPU at the usual 53 x 53; along channels 16 bytes.
   constexpr int kWide = static_cast<int>(16 / sizeof(F)), kPair = kWide / 2;
   const int64_t along = s.channels_last ? s.channels : s.pixels;
@@ -60,19 +56,19 @@ void run_backward(const CudaBackward& args, void* stream) {
   const F* features = static_cast<const F*>(forward.features);
   const F* prototypes = static_cast<const F*>(forward.prototypes);
   A* coefficients = static_cast<A*>(args.coefficients);
-  FSSOPS_LAUNCH((coefficients_kernel<A>), element_blocks(s.batch * s.pixels), kThreads, 0, stream, s, grad, values,
-                static_cast<const A*>(forward.feature_lengths), prototype_lengths, coefficients,
+  FSSOPS_LAUNCH((coefficients_kernel<A>), element_blocks(s.batch * s.pixels, kThreads), kThreads, 0, stream, s, grad,
+                values, static_cast<const A*>(forward.feature_lengths), prototype_lengths, coefficients,
                 static_cast<A*>(args.feature_terms));
   if (args.grad_features != nullptr)
-    FSSOPS_LAUNCH((grad_features_kernel<F, A>), element_blocks(s.batch * s.channels * s.pixels), kThreads, 0, stream, s,
-                  features, prototypes, coefficients, static_cast<const A*>(args.feature_terms),
+    FSSOPS_LAUNCH((grad_features_kernel<F, A>), element_blocks(s.batch * s.channels * s.pixels, kThreads), kThreads, 0,
+                  stream, s, features, prototypes, coefficients, static_cast<const A*>(args.feature_terms),
                   static_cast<F*>(args.grad_features));
   if (args.grad_prototypes == nullptr) return;
-  FSSOPS_LAUNCH((prototype_terms_kernel<A>), element_blocks(s.batch * s.prototypes * kThreads), kThreads,
+  FSSOPS_LAUNCH((prototype_terms_kernel<A>), element_blocks(s.batch * s.prototypes * kThreads, kThreads), kThreads,
                 kWarps * sizeof(A), stream, s, grad, values, prototype_lengths, static_cast<A*>(args.prototype_terms));
   const unsigned prototype_blocks = static_cast<unsigned>(ceil_div(s.prototypes, kPrototypes));
   const dim3 grid(static_cast<unsigned>(ceil_div(s.channels, s.channels_last ? kWarpSize : kWarps)), prototype_blocks,
-                  clamp_grid(s.batch, kMaxGridYZ));
+                  clamp_grid(s.batch));
   if (s.channels_last)
     FSSOPS_LAUNCH((grad_prototypes_kernel<F, A, kPrototypes, true>), grid, kThreads, kThreads * kPrototypes * sizeof(A),
                   stream, s, features, prototypes, coefficients, static_cast<const A*>(args.prototype_terms),
@@ -88,31 +84,13 @@ void run_backward(const CudaBackward& args, void* stream) {
 void forward_cuda(const CudaForward& args, void* stream) {
   const Sizes& s = args.sizes;
   if (s.batch * s.prototypes * s.pixels == 0) return;
-  switch (args.dtype) {
-    case 0:
-      return run_forward<float>(args, stream);
-    case 1:
-      return run_forward<double>(args, stream);
-    case 2:
-      return run_forward<half_t>(args, stream);
-    default:
-      return run_forward<bf16_t>(args, stream);
-  }
+  dispatch_dtype(args.dtype, [&](auto zero) { run_forward<decltype(zero)>(args, stream); });
 }
 
 void backward_cuda(const CudaBackward& args, void* stream) {
   const Sizes& s = args.forward.sizes;
   if (s.batch * s.prototypes * s.channels * s.pixels == 0) return;
-  switch (args.forward.dtype) {
-    case 0:
-      return run_backward<float>(args, stream);
-    case 1:
-      return run_backward<double>(args, stream);
-    case 2:
-      return run_backward<half_t>(args, stream);
-    default:
-      return run_backward<bf16_t>(args, stream);
-  }
+  dispatch_dtype(args.forward.dtype, [&](auto zero) { run_backward<decltype(zero)>(args, stream); });
 }
 
 }  // namespace fssops::cosine_similarity_to_prototypes

@@ -7,9 +7,6 @@ using torch::stable::parallel_for;
 
 namespace {
 
-// How many pieces of `cost` operations each are worth a thread.
-int64_t grain(int64_t cost) { return cost >= 32768 ? 1 : 32768 / (cost > 0 ? cost : 1) + 1; }
-
 template <class T>
 const T* read(const Tensor& t) {
   return static_cast<const T*>(t.const_data_ptr());

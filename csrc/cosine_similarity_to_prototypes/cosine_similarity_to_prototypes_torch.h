@@ -8,11 +8,6 @@ namespace fssops::cosine_similarity_to_prototypes {
 
 inline constexpr const char* kName = "cosine_similarity_to_prototypes";
 
-inline bool is_channels_last(const Tensor& t) {
-  return !t.is_contiguous() && t.stride(1) == 1 && t.stride(3) == t.size(1) && t.stride(2) == t.size(1) * t.size(3) &&
-         t.stride(0) == t.size(1) * t.size(3) * t.size(2);
-}
-
 inline Sizes check_inputs(const Tensor& features, const Tensor& prototypes, double scale, double eps) {
   check_dim(kName, "features", features, 4, "[B, C, h, w]");
   check_dim(kName, "prototypes", prototypes, 3, "[B, N, C]");
@@ -20,8 +15,7 @@ inline Sizes check_inputs(const Tensor& features, const Tensor& prototypes, doub
                "have the images and channels of features", shape_of(prototypes));
   FSSOPS_CHECK(prototypes.scalar_type() == features.scalar_type(), kName, "prototypes", "have the dtype of features",
                dtype_name(prototypes.scalar_type()));
-  FSSOPS_CHECK(features.get_device_index() == prototypes.get_device_index(), kName, "prototypes",
-               "be on the device of features", prototypes.get_device_index());
+  check_device(kName, "prototypes", prototypes, features, "features");
   return {features.size(0),
           features.size(1),
           prototypes.size(1),

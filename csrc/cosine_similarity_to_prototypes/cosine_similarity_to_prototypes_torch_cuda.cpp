@@ -7,10 +7,14 @@ using torch::stable::new_empty;
 
 namespace {
 
+constexpr int64_t kMostPrototypes = 4 * 65535;  // blocks of 4 prototypes are a dimension of a grid
+
 // The arguments that both passes share, without the outputs.
 CudaForward prepare(Tensor& features, Tensor& prototypes, double scale, double eps) {
   CudaForward args{};
   args.sizes = check_inputs(features, prototypes, scale, eps);
+  FSSOPS_CHECK(args.sizes.prototypes <= kMostPrototypes, kName, "prototypes", "be at most 262140 an image on CUDA",
+               shape_of(prototypes));
   args.dtype = float_dtype_index(kName, "features", features);
   if (!args.sizes.channels_last) features = torch::stable::contiguous(features);
   prototypes = torch::stable::contiguous(prototypes);

@@ -18,7 +18,8 @@
 
 namespace fssops::masked_attention {
 
-constexpr int64_t kMaxHeadSize = 128, kMaxQueries = int64_t{1} << 19;
+// Blocks of 8 queries are a dimension of a grid on CUDA.
+constexpr int64_t kMaxHeadSize = 128, kMaxQueries = 8 * 65535;
 
 // Steps, in elements, of an array [B, M, rows, D] whose last step is 1. All address arithmetic is in 64 bits.
 struct Strides {

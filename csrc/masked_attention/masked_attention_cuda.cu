@@ -5,8 +5,6 @@ namespace fssops::masked_attention {
 
 namespace {
 
-unsigned clamp_grid(int64_t blocks, int64_t most) { return static_cast<unsigned>(blocks < most ? blocks : most); }
-
 constexpr int64_t kMostRowBlocks = 1 << 20;
 
 int64_t heads_of(const Sizes& s) { return s.batch * s.heads; }
@@ -71,19 +69,17 @@ void forward_half(const CudaForward& args, void* stream) {
   HalfArgs<H> half = half_args<H>(args);
   const Sizes& s = half.s;
   half.aligned = is_aligned(half.key, s.key, s.head_size) && is_aligned(half.value, s.value, s.head_size);
-  FSSOPS_LAUNCH(
-      (forward_half_kernel<H, kD>),
-      dim3(static_cast<unsigned>(args.parts * query_blocks(s, args.dtype)), clamp_grid(heads_of(s), kMaxGridY)),
-      query_warps(s.queries) * kWarpSize, (forward_shared_bytes<H, kD>()), stream, half);
+  FSSOPS_LAUNCH((forward_half_kernel<H, kD>),
+                dim3(static_cast<unsigned>(args.parts * query_blocks(s, args.dtype)), clamp_grid(heads_of(s))),
+                query_warps(s.queries) * kWarpSize, (forward_shared_bytes<H, kD>()), stream, half);
 }
 
 template <class T, int kSlices>
 void forward_fma(const CudaForward& args, void* stream) {
   const FmaArgs<T> fma = fma_args<T>(args);
-  FSSOPS_LAUNCH(
-      (query_fma_kernel<T, kSlices, true>),
-      dim3(static_cast<unsigned>(args.parts * query_blocks(fma.s, args.dtype)), clamp_grid(heads_of(fma.s), kMaxGridY)),
-      kFmaThreads, (FmaShared<T, kSlices>::kBytes), stream, fma);
+  FSSOPS_LAUNCH((query_fma_kernel<T, kSlices, true>),
+                dim3(static_cast<unsigned>(args.parts * query_blocks(fma.s, args.dtype)), clamp_grid(heads_of(fma.s))),
+                kFmaThreads, (FmaShared<T, kSlices>::kBytes), stream, fma);
 }
 
 template <class F>
@@ -144,18 +140,17 @@ void backward_half(const CudaBackward& args, void* stream) {
   half.grad_value = static_cast<H*>(args.grad_value);
   if (args.grad_query != nullptr) {
     half.aligned = is_aligned(half.key, s.key, s.head_size) && is_aligned(half.value, s.value, s.head_size);
-    FSSOPS_LAUNCH((grad_query_half_kernel<H, kD>),
-                  dim3(static_cast<unsigned>(half.parts * query_blocks(s, args.forward.dtype)),
-                       clamp_grid(heads_of(s), kMaxGridY)),
-                  query_warps(s.queries) * kWarpSize, (forward_shared_bytes<H, kD>()), stream, half);
+    FSSOPS_LAUNCH(
+        (grad_query_half_kernel<H, kD>),
+        dim3(static_cast<unsigned>(half.parts * query_blocks(s, args.forward.dtype)), clamp_grid(heads_of(s))),
+        query_warps(s.queries) * kWarpSize, (forward_shared_bytes<H, kD>()), stream, half);
     sum_parts<H>(args, stream);
   }
   if (args.grad_key == nullptr && args.grad_value == nullptr) return;
   half.aligned = is_aligned(half.query, s.query, s.head_size) && is_aligned(half.grad, s.grad_out, s.head_size);
-  FSSOPS_LAUNCH(
-      (grad_key_half_kernel<H, kD>),
-      dim3(static_cast<unsigned>(ceil_div(s.keys, kKeyWarps * kWarpRows)), clamp_grid(heads_of(s), kMaxGridY)),
-      kKeyWarps * kWarpSize, (grad_key_shared_bytes<H, kD>()), stream, half);
+  FSSOPS_LAUNCH((grad_key_half_kernel<H, kD>),
+                dim3(static_cast<unsigned>(ceil_div(s.keys, kKeyWarps * kWarpRows)), clamp_grid(heads_of(s))),
+                kKeyWarps * kWarpSize, (grad_key_shared_bytes<H, kD>()), stream, half);
 }
 
 template <class T, int kSlices>
@@ -169,15 +164,14 @@ void backward_fma(const CudaBackward& args, void* stream) {
   fma.grad_value = static_cast<T*>(args.grad_value);
   if (args.grad_query != nullptr) {
     FSSOPS_LAUNCH((query_fma_kernel<T, kSlices, false>),
-                  dim3(static_cast<unsigned>(fma.parts * query_blocks(s, args.forward.dtype)),
-                       clamp_grid(heads_of(s), kMaxGridY)),
+                  dim3(static_cast<unsigned>(fma.parts * query_blocks(s, args.forward.dtype)), clamp_grid(heads_of(s))),
                   kFmaThreads, (FmaShared<T, kSlices>::kBytes), stream, fma);
     sum_parts<T>(args, stream);
   }
   if (args.grad_key == nullptr && args.grad_value == nullptr) return;
   FSSOPS_LAUNCH((grad_key_fma_kernel<T, kSlices>),
-                dim3(static_cast<unsigned>(ceil_div(s.keys, kBlockRows)), clamp_grid(heads_of(s), kMaxGridY)),
-                kFmaThreads, (FmaShared<T, kSlices>::kBytes), stream, fma);
+                dim3(static_cast<unsigned>(ceil_div(s.keys, kBlockRows)), clamp_grid(heads_of(s))), kFmaThreads,
+                (FmaShared<T, kSlices>::kBytes), stream, fma);
 }
 
 template <class H>
@@ -203,8 +197,7 @@ void run_backward_fma(const CudaBackward& args, void* stream) {
 }
 
 dim3 mask_grid(const CudaMask& args) {
-  return dim3(static_cast<unsigned>(ceil_div(words_of(args.keys), kBlockWords)),
-              clamp_grid(args.batch * args.queries, kMaxGridY));
+  return dim3(static_cast<unsigned>(ceil_div(words_of(args.keys), kBlockWords)), clamp_grid(args.batch * args.queries));
 }
 
 void open_empty(const CudaMask& args, void* stream) {
@@ -212,17 +205,12 @@ void open_empty(const CudaMask& args, void* stream) {
                 args);
 }
 
-template <class L, class A>
-void launch_logits(const CudaMask& args, void* stream) {
-  FSSOPS_LAUNCH((logits_kernel<L, A>), mask_grid(args), kMaskThreads, 0, stream, args);
-}
-
 template <class T>
 void launch_project_fma(const CudaMask& args, void* stream) {
   constexpr int kThreads = 128;
   FSSOPS_LAUNCH((project_fma_kernel<T>),
                 dim3(static_cast<unsigned>(ceil_div(args.keys, kThreads)),
-                     clamp_grid(ceil_div(args.queries, kProjectRows), kMaxGridY), clamp_grid(args.batch, kMaxGridY)),
+                     clamp_grid(ceil_div(args.queries, kProjectRows)), clamp_grid(args.batch)),
                 kThreads, 0, stream, args);
 }
 
@@ -232,7 +220,7 @@ void launch_project_half(const CudaMask& args, void* stream) {
   const bool aligned = reinterpret_cast<uintptr_t>(args.features) % 16 == 0 && args.keys % 8 == 0;
   FSSOPS_LAUNCH((project_half_kernel<H>),
                 dim3(static_cast<unsigned>(ceil_div(args.keys, kProjectKeys)),
-                     clamp_grid(ceil_div(args.queries, 16 * warps), kMaxGridY), clamp_grid(args.batch, kMaxGridY)),
+                     clamp_grid(ceil_div(args.queries, 16 * warps)), clamp_grid(args.batch)),
                 warps * kWarpSize, 2 * kProjectDepth * pitch_of(kProjectKeys) * sizeof(H), stream, args, aligned);
 }
 
@@ -250,30 +238,24 @@ int64_t cuda_backward_parts(const Sizes& s, int dtype, int64_t processors) {
 
 void forward_cuda(const CudaForward& args, void* stream) {
   if (heads_of(args.sizes) * args.sizes.queries == 0) return;
-  switch (args.dtype) {
-    case 0:
-      return run_forward_fma<float>(args, stream);
-    case 1:
-      return run_forward_fma<double>(args, stream);
-    case 2:
-      return run_forward_half<half_t>(args, stream);
-    default:
-      return run_forward_half<bf16_t>(args, stream);
-  }
+  dispatch_dtype(args.dtype, [&](auto zero) {
+    using F = decltype(zero);
+    if constexpr (sizeof(F) == 2)
+      run_forward_half<F>(args, stream);
+    else
+      run_forward_fma<F>(args, stream);
+  });
 }
 
 // For sizes of which none is 0.
 void backward_cuda(const CudaBackward& args, void* stream) {
-  switch (args.forward.dtype) {
-    case 0:
-      return run_backward_fma<float>(args, stream);
-    case 1:
-      return run_backward_fma<double>(args, stream);
-    case 2:
-      return run_backward_half<half_t>(args, stream);
-    default:
-      return run_backward_half<bf16_t>(args, stream);
-  }
+  dispatch_dtype(args.forward.dtype, [&](auto zero) {
+    using F = decltype(zero);
+    if constexpr (sizeof(F) == 2)
+      run_backward_half<F>(args, stream);
+    else
+      run_backward_fma<F>(args, stream);
+  });
 }
 
 void pack_mask_cuda(const CudaMask& args, void* stream) {
@@ -284,37 +266,22 @@ void pack_mask_cuda(const CudaMask& args, void* stream) {
 
 void mask_from_logits_cuda(const CudaMask& args, void* stream) {
   if (args.batch * args.queries * args.keys == 0) return;
-  switch (args.dtype) {
-    case 0:
-      launch_logits<float, float>(args, stream);
-      break;
-    case 1:
-      launch_logits<double, double>(args, stream);
-      break;
-    case 2:
-      launch_logits<half_t, float>(args, stream);
-      break;
-    default:
-      launch_logits<bf16_t, float>(args, stream);
-  }
+  dispatch_dtype(args.dtype, [&](auto zero) {
+    using L = decltype(zero);
+    FSSOPS_LAUNCH((logits_kernel<L, accumulator_t<L>>), mask_grid(args), kMaskThreads, 0, stream, args);
+  });
   open_empty(args, stream);
 }
 
 void mask_from_embeddings_cuda(const CudaMask& args, void* stream) {
   if (args.batch * args.queries * args.keys == 0) return;
-  switch (args.dtype) {
-    case 0:
-      launch_project_fma<float>(args, stream);
-      break;
-    case 1:
-      launch_project_fma<double>(args, stream);
-      break;
-    case 2:
-      launch_project_half<half_t>(args, stream);
-      break;
-    default:
-      launch_project_half<bf16_t>(args, stream);
-  }
+  dispatch_dtype(args.dtype, [&](auto zero) {
+    using F = decltype(zero);
+    if constexpr (sizeof(F) == 2)
+      launch_project_half<F>(args, stream);
+    else
+      launch_project_fma<F>(args, stream);
+  });
   open_empty(args, stream);
 }
 

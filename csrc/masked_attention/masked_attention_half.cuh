@@ -8,7 +8,6 @@ namespace fssops::masked_attention {
 
 constexpr int kTileKeys = 64, kTileQueries = 32, kWarpRows = 16, kKeyWarps = 4;
 constexpr float kLn2 = 0.69314718056f, kLog2E = 1.44269504089f;
-constexpr int64_t kMaxGridY = 65535;
 
 // What the kernels of one pass share. The head of a block is blockIdx.y (and gridDim.y further on).
 template <class H>

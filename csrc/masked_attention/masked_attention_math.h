@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "common/interpolation.h"
 #include "common/macros.h"
 
 namespace fssops::masked_attention {
@@ -31,13 +32,7 @@ struct ResizeAxis {
 
   // Output position o is (1 - fraction) * input[first] + fraction * input[second].
   FSSOPS_HOST_DEVICE void taps(int o, int& first, int& second, T& fraction) const {
-    T source = (T(o) + T(0.5)) * scale - T(0.5);
-    if (source < T(0)) source = T(0);
-    first = static_cast<int>(source);
-    if (first > in - 1) first = in - 1;
-    second = first < in - 1 ? first + 1 : first;
-    fraction = source - T(first);
-    if (fraction > T(1)) fraction = T(1);
+    linear_taps(half_pixel_source(o, scale), in, first, second, fraction);
   }
 };
 

@@ -7,9 +7,6 @@ using torch::stable::parallel_for;
 
 namespace {
 
-// How many rows of `cost` operations each are worth a thread.
-int64_t grain(int64_t cost) { return cost >= 32768 ? 1 : 32768 / (cost > 0 ? cost : 1) + 1; }
-
 template <class T>
 const T* data(const Tensor& t) {
   return static_cast<const T*>(t.const_data_ptr());
@@ -93,26 +90,20 @@ std::tuple<Tensor, Tensor, Tensor> backward(Tensor grad, Tensor query, Tensor ke
   Sizes s = check_inputs(query, key, value, bits, false);
   check_tail(s, bits);
   check_backward(s, grad, query, out, logsumexp);
+  Gradients made = new_gradients(s, query, need_query, need_key, need_value);
+  if (has_nothing(s)) return {made.query, made.key, made.value};
   // Both out and the gradient of query are described by s.out.
   out = as_heads_last(out, s);
   s.out = heads_last_strides(s, s.queries);
   s.grad_key = heads_last_strides(s, s.keys);
-  Tensor grad_query =
-      need_query ? new_heads_last(query, s.batch, s.heads, s.queries, s.head_size) : new_empty(query, {0});
-  Tensor grad_key = need_key ? new_heads_last(query, s.batch, s.heads, s.keys, s.head_size) : new_empty(query, {0});
-  Tensor grad_value = need_value ? new_heads_last(query, s.batch, s.heads, s.keys, s.head_size) : new_empty(query, {0});
-  if (s.batch * s.heads * s.queries * s.keys == 0) {
-    for (Tensor* t : {&grad_query, &grad_key, &grad_value}) torch::stable::zero_(*t);
-    return {grad_query, grad_key, grad_value};
-  }
-  Tensor* to_query = need_query ? &grad_query : nullptr;
-  Tensor* to_key = need_key ? &grad_key : nullptr;
-  Tensor* to_value = need_value ? &grad_value : nullptr;
+  Tensor* to_query = need_query ? &made.query : nullptr;
+  Tensor* to_key = need_key ? &made.key : nullptr;
+  Tensor* to_value = need_value ? &made.value : nullptr;
   if (query.scalar_type() == ScalarType::Float)
     run_backward<float>(s, scale, grad, query, key, value, bits_of(bits), out, logsumexp, to_query, to_key, to_value);
   else
     run_backward<double>(s, scale, grad, query, key, value, bits_of(bits), out, logsumexp, to_query, to_key, to_value);
-  return {grad_query, grad_key, grad_value};
+  return {made.query, made.key, made.value};
 }
 
 Tensor pack(Tensor closed, bool open_empty) {

@@ -45,9 +45,9 @@ inline void check_floats(const char* op, const char* argument, const Tensor& t, 
 }
 
 inline void check_like(const char* argument, const Tensor& t, const Tensor& like, const char* of) {
-  const std::string device = std::string("be on the device of ") + of, type = std::string("have the dtype of ") + of;
-  FSSOPS_CHECK(t.get_device_index() == like.get_device_index(), kName, argument, device.c_str(), t.get_device_index());
-  FSSOPS_CHECK(t.scalar_type() == like.scalar_type(), kName, argument, type.c_str(), dtype_name(t.scalar_type()));
+  check_device(kName, argument, t, like, of);
+  FSSOPS_CHECK(t.scalar_type() == like.scalar_type(), kName, argument, (std::string("have the dtype of ") + of).c_str(),
+               dtype_name(t.scalar_type()));
 }
 
 // Replaces the inputs by ones whose rows are contiguous, and says what they are.
@@ -68,12 +68,11 @@ inline Sizes check_inputs(Tensor& query, Tensor& key, Tensor& value, std::option
   s.queries = query.size(2);
   s.keys = key.size(2);
   s.head_size = query.size(3);
-  FSSOPS_CHECK(s.queries <= kMaxQueries, kName, "query", "have at most 2^19 queries", shape_of(query));
+  FSSOPS_CHECK(s.queries <= kMaxQueries, kName, "query", "have at most 524280 queries", shape_of(query));
   if (bits.has_value()) {
     check_dim(kName, "bits", *bits, 4, "[B, 1 or M, Q, words]");
     FSSOPS_CHECK(bits->scalar_type() == ScalarType::Int, kName, "bits", "be int32", dtype_name(bits->scalar_type()));
-    FSSOPS_CHECK(bits->get_device_index() == query.get_device_index(), kName, "bits", "be on the device of query",
-                 bits->get_device_index());
+    check_device(kName, "bits", *bits, query, "query");
     s.mask_heads = bits->size(1);
     FSSOPS_CHECK(bits->size(0) == s.batch && (s.mask_heads == 1 || s.mask_heads == s.heads) &&
                      bits->size(2) == s.queries && bits->size(3) == s.words(),
@@ -100,12 +99,30 @@ inline void check_backward(Sizes& s, Tensor& grad, const Tensor& query, Tensor& 
   FSSOPS_CHECK(logsumexp.dim() == 3 && logsumexp.size(0) == s.batch && logsumexp.size(1) == s.heads &&
                    logsumexp.size(2) == s.queries,
                kName, "logsumexp", "have shape [B, M, Q]", shape_of(logsumexp));
-  const ScalarType accumulator = query.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-  FSSOPS_CHECK(logsumexp.scalar_type() == accumulator, kName, "logsumexp", "be of the accumulator's dtype",
-               dtype_name(logsumexp.scalar_type()));
+  FSSOPS_CHECK(logsumexp.scalar_type() == accumulator_of(query.scalar_type()), kName, "logsumexp",
+               "be of the accumulator's dtype", dtype_name(logsumexp.scalar_type()));
+  check_device(kName, "logsumexp", logsumexp, query, "query");
   grad = with_contiguous_rows(grad);
   logsumexp = torch::stable::contiguous(logsumexp);
   s.grad_out = strides_of(grad);
+}
+
+// Gradients, each empty unless it is wanted.
+struct Gradients {
+  Tensor query, key, value;
+};
+
+inline bool has_nothing(const Sizes& s) { return s.batch * s.heads * s.queries * s.keys == 0; }
+
+// Memory for the gradients; zeros where there is nothing to compute.
+inline Gradients new_gradients(const Sizes& s, const Tensor& like, bool need_query, bool need_key, bool need_value) {
+  const auto make = [&](bool wanted, int64_t rows) {
+    Tensor out =
+        wanted ? new_heads_last(like, s.batch, s.heads, rows, s.head_size) : torch::stable::new_empty(like, {0});
+    if (has_nothing(s)) torch::stable::zero_(out);
+    return out;
+  };
+  return {make(need_query, s.queries), make(need_key, s.keys), make(need_value, s.keys)};
 }
 
 inline const uint32_t* bits_of(const std::optional<Tensor>& bits) {
@@ -137,11 +154,10 @@ inline void check_embeddings(const Tensor& embeddings, const Tensor& features, b
   check_floats(kOp, "mask_embeddings", embeddings, cuda);
   FSSOPS_CHECK(features.scalar_type() == embeddings.scalar_type(), kOp, "mask_features",
                "have the dtype of mask_embeddings", dtype_name(features.scalar_type()));
-  FSSOPS_CHECK(features.get_device_index() == embeddings.get_device_index(), kOp, "mask_features",
-               "be on the device of mask_embeddings", features.get_device_index());
+  check_device(kOp, "mask_features", features, embeddings, "mask_embeddings");
   FSSOPS_CHECK(features.size(0) == embeddings.size(0) && features.size(1) == embeddings.size(2), kOp, "mask_features",
                "have the batch size and channels of mask_embeddings", shape_of(features));
-  FSSOPS_CHECK(embeddings.size(1) <= kMaxQueries, kOp, "mask_embeddings", "have at most 2^19 queries",
+  FSSOPS_CHECK(embeddings.size(1) <= kMaxQueries, kOp, "mask_embeddings", "have at most 524280 queries",
                shape_of(embeddings));
 }
 

@@ -47,14 +47,8 @@ std::tuple<Tensor, Tensor, Tensor> backward(Tensor grad, Tensor query, Tensor ke
   const torch::stable::accelerator::DeviceGuard guard(query.get_device_index());
   Sizes s = check_inputs(query, key, value, bits, true);
   check_backward(s, grad, query, out, logsumexp);
-  Tensor grad_query =
-      need_query ? new_heads_last(query, s.batch, s.heads, s.queries, s.head_size) : new_empty(query, {0});
-  Tensor grad_key = need_key ? new_heads_last(query, s.batch, s.heads, s.keys, s.head_size) : new_empty(query, {0});
-  Tensor grad_value = need_value ? new_heads_last(query, s.batch, s.heads, s.keys, s.head_size) : new_empty(query, {0});
-  if (s.batch * s.heads * s.queries * s.keys == 0) {
-    for (Tensor* t : {&grad_query, &grad_key, &grad_value}) torch::stable::zero_(*t);
-    return {grad_query, grad_key, grad_value};
-  }
+  Gradients made = new_gradients(s, query, need_query, need_key, need_value);
+  if (has_nothing(s)) return {made.query, made.key, made.value};
   out = as_heads_last(out, s);
   s.out = heads_last_strides(s, s.queries);
   s.grad_key = heads_last_strides(s, s.keys);
@@ -70,11 +64,11 @@ std::tuple<Tensor, Tensor, Tensor> backward(Tensor grad, Tensor query, Tensor ke
   args.forward.logsumexp = const_cast<void*>(logsumexp.const_data_ptr());  // so too
   args.grad = grad.const_data_ptr();
   args.delta = delta.mutable_data_ptr();
-  args.grad_query = need_query ? grad_query.mutable_data_ptr() : nullptr;
-  args.grad_key = need_key ? grad_key.mutable_data_ptr() : nullptr;
-  args.grad_value = need_value ? grad_value.mutable_data_ptr() : nullptr;
+  args.grad_query = need_query ? made.query.mutable_data_ptr() : nullptr;
+  args.grad_key = need_key ? made.key.mutable_data_ptr() : nullptr;
+  args.grad_value = need_value ? made.value.mutable_data_ptr() : nullptr;
   backward_cuda(args, current_stream(query));
-  return {grad_query, grad_key, grad_value};
+  return {made.query, made.key, made.value};
 }
 
 Tensor pack(Tensor closed, bool open_empty) {

@@ -13,6 +13,7 @@
 
 #include "common/isa.h"
 #include "common/macros.h"
+#include "common/mask_type.h"
 
 namespace fssops::masked_average_pooling {
 
@@ -26,9 +27,6 @@ struct Sizes {
   FSSOPS_HOST_DEVICE int64_t pixels() const { return height * width; }
   FSSOPS_HOST_DEVICE int64_t mask_pixels() const { return mask_height * mask_width; }
 };
-
-// Masks of any dtype that the operator takes, by raw pointer.
-enum class MaskType : int { uint8 = 0, float32 = 1, float64 = 2, float16 = 3, bfloat16 = 4 };
 
 #define FSSOPS_DECLARE(isa)                                                                                          \
   namespace isa {                                                                                                    \

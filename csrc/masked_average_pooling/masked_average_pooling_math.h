@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdint>
 
+#include "common/interpolation.h"
 #include "common/macros.h"
 
 namespace fssops::masked_average_pooling {
@@ -27,18 +28,13 @@ struct Axis {
   // Output position o is (1 - fraction) * input[first] + fraction * input[second].
   FSSOPS_HOST_DEVICE void taps(int o, int& first, int& second, T& fraction) const {
     if (nearest) {
-      const int source = static_cast<int>(T(o) * scale);
+      // In float32 whatever T is, as there: a product in float64 may fall on the other side of an integer.
+      const int source = static_cast<int>(static_cast<float>(o) * static_cast<float>(scale));
       first = second = source < in - 1 ? source : in - 1;
       fraction = T(0);
       return;
     }
-    T source = align_corners ? T(o) * scale : (T(o) + T(0.5)) * scale - T(0.5);
-    if (source < T(0)) source = T(0);
-    first = static_cast<int>(source);
-    if (first > in - 1) first = in - 1;
-    second = first < in - 1 ? first + 1 : first;
-    fraction = source - T(first);
-    if (fraction > T(1)) fraction = T(1);
+    linear_taps(align_corners ? T(o) * scale : half_pixel_source(o, scale), in, first, second, fraction);
   }
 
   // Weight of input i in output o.

@@ -9,9 +9,6 @@ using torch::stable::parallel_for;
 
 namespace {
 
-// How many rows of `cost` operations each are worth a thread.
-int64_t grain(int64_t cost) { return cost >= 32768 ? 1 : 32768 / (cost > 0 ? cost : 1) + 1; }
-
 template <class T>
 void weights(const Sizes& s, Resize rule, double eps, const Tensor& masks, const T*& weights, T* scratch, T* divisor) {
   const int64_t planes = s.batch * s.masks, cost = s.mask_pixels() * 4;

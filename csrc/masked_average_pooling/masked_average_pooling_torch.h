@@ -8,28 +8,20 @@ namespace fssops::masked_average_pooling {
 
 inline constexpr const char* kName = "masked_average_pooling";
 
-inline bool is_byte(const Tensor& masks) {
-  return masks.scalar_type() == ScalarType::Bool || masks.scalar_type() == ScalarType::Byte;
-}
-
-inline bool is_channels_last(const Tensor& t) {
-  return t.dim() == 4 && !t.is_contiguous() && t.stride(1) == 1 && t.stride(3) == t.size(1) &&
-         t.stride(2) == t.size(1) * t.size(3) && t.stride(0) == t.size(1) * t.size(3) * t.size(2);
-}
-
 inline Sizes check_inputs(const Tensor& features, const Tensor& masks, int64_t resize) {
   check_dim(kName, "features", features, 4, "[B, C, h, w]");
   check_dim(kName, "masks", masks, 4, "[B, N, H, W]");
   FSSOPS_CHECK(features.size(0) == masks.size(0), kName, "masks", "have the batch size of features", shape_of(masks));
-  FSSOPS_CHECK(features.get_device_index() == masks.get_device_index(), kName, "masks", "be on the device of features",
-               masks.get_device_index());
+  check_device(kName, "masks", masks, features, "features");
   FSSOPS_CHECK(resize >= 0 && resize <= 4, kName, "resize", "be an index of RESIZE_RULES (0 to 4)", resize);
   const Sizes s{features.size(0), features.size(1), masks.size(1), features.size(2),
                 features.size(3), masks.size(2),    masks.size(3), is_channels_last(features)};
   FSSOPS_CHECK(s.pixels() > 0, kName, "features", "have at least one pixel", shape_of(features));
   FSSOPS_CHECK(s.mask_pixels() > 0, kName, "masks", "have at least one pixel", shape_of(masks));
-  FSSOPS_CHECK(s.height < 32768 && s.width < 32768 && s.mask_height < 32768 && s.mask_width < 32768, kName, "masks",
-               "be less than 32768 pixels high and wide", shape_of(masks));
+  FSSOPS_CHECK(s.height < 32768 && s.width < 32768, kName, "features", "be less than 32768 pixels high and wide",
+               shape_of(features));
+  FSSOPS_CHECK(s.mask_height < 32768 && s.mask_width < 32768, kName, "masks", "be less than 32768 pixels high and wide",
+               shape_of(masks));
   if (static_cast<Resize>(resize) == Resize::none)
     FSSOPS_CHECK(s.height == s.mask_height && s.width == s.mask_width, kName, "masks",
                  "have the size of features, or a resize rule must be given", shape_of(masks));

@@ -8,30 +8,17 @@ using torch::stable::new_empty;
 
 namespace {
 
-MaskType mask_type(const Tensor& masks) {
-  switch (masks.scalar_type()) {
-    case ScalarType::Float:
-      return MaskType::float32;
-    case ScalarType::Double:
-      return MaskType::float64;
-    case ScalarType::Half:
-      return MaskType::float16;
-    case ScalarType::BFloat16:
-      return MaskType::bfloat16;
-    default:
-      FSSOPS_CHECK(is_byte(masks), kName, "masks", "be bool, uint8 or a float dtype", dtype_name(masks.scalar_type()));
-      return MaskType::uint8;
-  }
-}
+constexpr int64_t kMostMasks = 4 * 65535;  // blocks of 4 masks are a dimension of a grid
 
 // The arguments that both passes share; `keep` holds the tensors whose memory they point to.
 CudaForward prepare(Tensor& features, Tensor& masks, double eps, int64_t resize, std::vector<Tensor>& keep) {
   CudaForward args{};
   args.sizes = check_inputs(features, masks, resize);
+  FSSOPS_CHECK(args.sizes.masks <= kMostMasks, kName, "masks", "be at most 262140 an image on CUDA", shape_of(masks));
   args.resize = static_cast<Resize>(resize);
   args.eps = eps;
   args.dtype = float_dtype_index(kName, "features", features);
-  args.mask_type = mask_type(masks);
+  args.mask_type = mask_type(kName, "masks", masks);
   masks = torch::stable::contiguous(masks);
   if (!args.sizes.channels_last) features = torch::stable::contiguous(features);
   const Sizes& s = args.sizes;

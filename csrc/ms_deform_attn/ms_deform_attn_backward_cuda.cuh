@@ -422,7 +422,7 @@ __global__ void __launch_bounds__(kThreads) grad_value_kernel(CudaBackward args)
   }
 }
 
-// Zeroes `count` bytes, a multiple of 4 first and the rest after.
+// Zeroes `count` bytes, a multiple of 16 first and the rest after; the target is aligned to 16.
 __global__ void __launch_bounds__(kThreads) zero_kernel(unsigned char* target, int64_t count) {
   const int64_t first = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x,
                 step = static_cast<int64_t>(gridDim.x) * kThreads;

@@ -6,12 +6,7 @@ namespace fssops::ms_deform_attn {
 
 namespace {
 
-constexpr int64_t kMaxElementBlocks = 1 << 16;
-
-unsigned element_blocks(int64_t count) {
-  const int64_t blocks = ceil_div(count, kThreads);
-  return static_cast<unsigned>(blocks < kMaxElementBlocks ? blocks : kMaxElementBlocks);
-}
+unsigned row_blocks(int64_t count) { return element_blocks(count, kThreads, int64_t{1} << 16); }
 
 // Whether every row starts at a multiple of `bytes`.
 template <class T>
@@ -89,12 +84,12 @@ void run_forward(const CudaForward& args, void* stream) {
 template <class A>
 void run_maximum(const CudaArray& array, int64_t batch, int64_t rows, int64_t inner, unsigned long long* maximum,
                  void* stream) {
-  FSSOPS_LAUNCH((maximum_kernel<A>), element_blocks(batch * rows * inner / 16 + 1), kThreads, 0, stream, array, batch,
-                rows, inner, maximum);
+  FSSOPS_LAUNCH((maximum_kernel<A>), row_blocks(batch * rows * inner / 16 + 1), kThreads, 0, stream, array, batch, rows,
+                inner, maximum);
 }
 
 void run_zero(void* target, int64_t bytes, void* stream) {
-  FSSOPS_LAUNCH((zero_kernel), element_blocks(bytes / 16 + 1), kThreads, 0, stream, static_cast<unsigned char*>(target),
+  FSSOPS_LAUNCH((zero_kernel), row_blocks(bytes / 16 + 1), kThreads, 0, stream, static_cast<unsigned char*>(target),
                 bytes);
 }
 
@@ -140,39 +135,20 @@ void run_backward(const CudaBackward& args, void* stream) {
     }
   });
   if (args.grad_reference.data != nullptr)
-    FSSOPS_LAUNCH((grad_reference_kernel<A>), element_blocks(s.batch * s.queries * s.levels), kThreads, 0, stream,
-                  args);
+    FSSOPS_LAUNCH((grad_reference_kernel<A>), row_blocks(s.batch * s.queries * s.levels), kThreads, 0, stream, args);
   if (args.value_sums != nullptr && args.value_sums != args.grad_value.data)
-    FSSOPS_LAUNCH((grad_value_kernel<T>), element_blocks(s.batch * s.tokens * s.row()), kThreads, 0, stream, args);
+    FSSOPS_LAUNCH((grad_value_kernel<T>), row_blocks(s.batch * s.tokens * s.row()), kThreads, 0, stream, args);
 }
 
 }  // namespace
 
 void forward_cuda(const CudaForward& args, void* stream) {
   if (args.sizes.batch * args.sizes.queries * args.sizes.row() == 0) return;
-  switch (args.value.dtype) {
-    case 0:
-      return run_forward<float>(args, stream);
-    case 1:
-      return run_forward<double>(args, stream);
-    case 2:
-      return run_forward<half_t>(args, stream);
-    default:
-      return run_forward<bf16_t>(args, stream);
-  }
+  dispatch_dtype(args.value.dtype, [&](auto zero) { run_forward<decltype(zero)>(args, stream); });
 }
 
 void backward_cuda(const CudaBackward& args, void* stream) {
-  switch (args.forward.value.dtype) {
-    case 0:
-      return run_backward<float>(args, stream);
-    case 1:
-      return run_backward<double>(args, stream);
-    case 2:
-      return run_backward<half_t>(args, stream);
-    default:
-      return run_backward<bf16_t>(args, stream);
-  }
+  dispatch_dtype(args.forward.value.dtype, [&](auto zero) { run_backward<decltype(zero)>(args, stream); });
 }
 
 }  // namespace fssops::ms_deform_attn

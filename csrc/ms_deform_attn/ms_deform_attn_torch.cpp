@@ -10,13 +10,10 @@ using torch::stable::parallel_for;
 
 namespace {
 
-// How many pieces of `cost` operations each are worth a thread.
-int64_t grain(int64_t cost) { return cost >= 32768 ? 1 : 32768 / (cost > 0 ? cost : 1) + 1; }
-
 void check_type(const char* op, const char* name, const Tensor& tensor, const Tensor& value) {
   FSSOPS_CHECK(tensor.scalar_type() == value.scalar_type(), op, name, "have the dtype of value on the CPU",
                dtype_name(tensor.scalar_type()));
-  check_device(op, name, tensor, value);
+  check_device(op, name, tensor, value, "value");
 }
 
 bool is_float(const char* op, const Tensor& value) {
@@ -51,24 +48,16 @@ struct Call {
 
 Call published_call(const Tensor& value, const Integers& shapes, const Integers& starts, const Tensor& locations,
                     const Tensor& weights) {
-  const Sizes s = check_sizes(kName, value, shapes, starts, "sampling_locations", locations);
-  check_weights(kName, "attention_weights", s, weights);
-  check_type(kName, "sampling_locations", locations, value);
-  check_type(kName, "attention_weights", weights, value);
+  const Sizes s = check_published(value, shapes, starts, locations, weights, check_type);
   return {s,         Placement::locations,         with_contiguous_rows(value), with_contiguous_rows(locations),
           locations, with_contiguous_rows(weights)};
 }
 
 Call fused_call(const Tensor& value, const Integers& shapes, const Integers& starts, const Tensor& reference,
                 const Tensor& offsets, const Tensor& logits) {
-  const Sizes s = check_sizes(kFusedName, value, shapes, starts, "sampling_offsets", offsets);
-  check_weights(kFusedName, "attention_logits", s, logits);
-  const Placement placement = check_reference(s, reference);
-  check_type(kFusedName, "reference_points", reference, value);
-  check_type(kFusedName, "sampling_offsets", offsets, value);
-  check_type(kFusedName, "attention_logits", logits, value);
+  const Sizes s = check_fused(value, shapes, starts, reference, offsets, logits, check_type);
   return {s,
-          placement,
+          check_reference(s, reference),
           with_contiguous_rows(value),
           with_contiguous_rows(offsets),
           with_contiguous_rows(reference),
@@ -113,6 +102,7 @@ void run_backward(const Call& call, const Tensor& grad, Gradients& out, bool nee
                  [&](int64_t begin, int64_t end) { FSSOPS_CALL_ISA(softmax_cpu, s, in, target, begin, end); });
     weighted.weights = {target, s.queries * s.heads * s.samples(), s.heads * s.samples()};
   }
+  if (!need_value && !need_points) return;
   const Rows<const T> grad_rows = rows_of<T>(grad);
   T* grad_value = need_value ? static_cast<T*>(out.value.mutable_data_ptr()) : nullptr;
   T* grad_points = need_points ? static_cast<T*>(out.points.mutable_data_ptr()) : nullptr;

@@ -95,17 +95,35 @@ inline Placement check_reference(const Sizes& s, const Tensor& reference) {
   return reference.size(3) == 2 ? Placement::offsets : Placement::boxes;
 }
 
+// How a registration checks the dtype and device of a tensor beside value.
+using CheckTensor = void (*)(const char* op, const char* name, const Tensor& tensor, const Tensor& value);
+
+inline Sizes check_published(const Tensor& value, const Integers& shapes, const Integers& starts,
+                             const Tensor& locations, const Tensor& weights, CheckTensor check) {
+  const Sizes s = check_sizes(kName, value, shapes, starts, "sampling_locations", locations);
+  check_weights(kName, "attention_weights", s, weights);
+  check(kName, "sampling_locations", locations, value);
+  check(kName, "attention_weights", weights, value);
+  return s;
+}
+
+inline Sizes check_fused(const Tensor& value, const Integers& shapes, const Integers& starts, const Tensor& reference,
+                         const Tensor& offsets, const Tensor& logits, CheckTensor check) {
+  const Sizes s = check_sizes(kFusedName, value, shapes, starts, "sampling_offsets", offsets);
+  check_weights(kFusedName, "attention_logits", s, logits);
+  check(kFusedName, "reference_points", reference, value);
+  check(kFusedName, "sampling_offsets", offsets, value);
+  check(kFusedName, "attention_logits", logits, value);
+  return s;
+}
+
 inline void check_grad(const char* op, const Sizes& s, const Tensor& grad, const Tensor& value) {
   check_dim(op, "grad", grad, 3, "[B, Q, M * D]");
   FSSOPS_CHECK(grad.size(0) == s.batch && grad.size(1) == s.queries && grad.size(2) == s.row(), op, "grad",
                "have shape [B, Q, M * D]", shape_of(grad));
   FSSOPS_CHECK(grad.scalar_type() == value.scalar_type(), op, "grad", "have the dtype of value",
                dtype_name(grad.scalar_type()));
-}
-
-inline void check_device(const char* op, const char* name, const Tensor& tensor, const Tensor& value) {
-  FSSOPS_CHECK(tensor.is_cuda() == value.is_cuda() && tensor.get_device_index() == value.get_device_index(), op, name,
-               "be on the device of value", tensor.get_device_index());
+  check_device(op, "grad", grad, value, "value");
 }
 
 // `tensor` itself when everything from its third dimension on is contiguous, else a copy.

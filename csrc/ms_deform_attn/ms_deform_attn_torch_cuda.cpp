@@ -27,7 +27,7 @@ void check_dtypes(const char* op, const char* name, const Tensor& tensor, const 
   const bool wide = value.scalar_type() == ScalarType::Double;
   FSSOPS_CHECK((tensor.scalar_type() == ScalarType::Double) == wide, op, name, "be float64 exactly when value is",
                dtype_name(tensor.scalar_type()));
-  check_device(op, name, tensor, value);
+  check_device(op, name, tensor, value, "value");
 }
 
 // Rows of value are addressed by a 32-bit count of bytes between them.
@@ -42,7 +42,7 @@ Call fill(const char* op, const Sizes& sizes, Placement placement, const Tensor&
   Call call{{},
             with_near_rows(value),
             with_contiguous_rows(points),
-            with_contiguous_rows(reference),
+            placement == Placement::locations ? reference : with_contiguous_rows(reference),
             with_contiguous_rows(weights)};
   FSSOPS_CHECK(sizes.row() < std::numeric_limits<int32_t>::max() / 8, op, "value",
                "have less than 2^28 numbers a token", shape_of(value));
@@ -59,23 +59,16 @@ Call fill(const char* op, const Sizes& sizes, Placement placement, const Tensor&
 
 Call published_call(const Tensor& value, const Integers& shapes, const Integers& starts, const Tensor& locations,
                     const Tensor& weights) {
-  const Sizes s = check_sizes(kName, value, shapes, starts, "sampling_locations", locations);
-  check_weights(kName, "attention_weights", s, weights);
-  check_dtypes(kName, "sampling_locations", locations, value);
-  check_dtypes(kName, "attention_weights", weights, value);
+  const Sizes s = check_published(value, shapes, starts, locations, weights, check_dtypes);
   return fill(kName, s, Placement::locations, value, "sampling_locations", locations, locations, "attention_weights",
               weights);
 }
 
 Call fused_call(const Tensor& value, const Integers& shapes, const Integers& starts, const Tensor& reference,
                 const Tensor& offsets, const Tensor& logits) {
-  const Sizes s = check_sizes(kFusedName, value, shapes, starts, "sampling_offsets", offsets);
-  check_weights(kFusedName, "attention_logits", s, logits);
-  const Placement placement = check_reference(s, reference);
-  check_dtypes(kFusedName, "reference_points", reference, value);
-  check_dtypes(kFusedName, "sampling_offsets", offsets, value);
-  check_dtypes(kFusedName, "attention_logits", logits, value);
-  return fill(kFusedName, s, placement, value, "sampling_offsets", offsets, reference, "attention_logits", logits);
+  const Sizes s = check_fused(value, shapes, starts, reference, offsets, logits, check_dtypes);
+  return fill(kFusedName, s, check_reference(s, reference), value, "sampling_offsets", offsets, reference,
+              "attention_logits", logits);
 }
 
 Tensor forward(const char* op, Call call) {

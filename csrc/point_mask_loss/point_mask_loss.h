@@ -15,6 +15,7 @@
 
 #include "common/isa.h"
 #include "common/macros.h"
+#include "common/mask_type.h"
 
 namespace fssops::point_mask_loss {
 
@@ -25,8 +26,6 @@ enum class Format : int {
   runs = 2,    // ends of runs down the columns; even positions are outside, odd inside; with `columns`
   values = 3,  // [N, P]: sampled before
 };
-
-enum class MaskType : int { uint8 = 0, float32 = 1, float64 = 2, float16 = 3, bfloat16 = 4 };
 
 // M maps of h x w pixels, each the upper left corner of an extent (padded size) over which points are spread.
 struct Maps {

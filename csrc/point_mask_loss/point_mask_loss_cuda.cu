@@ -8,26 +8,8 @@ namespace fssops::point_mask_loss {
 namespace {
 
 constexpr int64_t kMaxStagedBytes = 96 * 1024, kMinStagedPlanes = 64;
-constexpr int64_t kMaxGridYZ = 65535, kMaxElementBlocks = 1 << 20;
-
-unsigned grid_of(int64_t blocks, int64_t most) { return static_cast<unsigned>(blocks < most ? blocks : most); }
 
 unsigned blocks_of(int64_t count) { return static_cast<unsigned>(ceil_div(count, kThreads)); }
-
-// Calls body(F{}) with the element type of `dtype`.
-template <class Body>
-void dispatch(int dtype, Body body) {
-  switch (dtype) {
-    case 0:
-      return body(float{});
-    case 1:
-      return body(double{});
-    case 2:
-      return body(half_t{});
-    default:
-      return body(bf16_t{});
-  }
-}
 
 // grad_maps of maps from the gradient at points.
 template <class F, class Grad>
@@ -36,7 +18,7 @@ void launch_spread(const Maps& maps, const Points& points, int64_t channels, Gra
   using A = accumulator_t<F>;
   const int64_t planes = points.rows * channels;
   if (planes == 0) return;
-  const unsigned rows = grid_of(planes, kMaxGridYZ);
+  const unsigned rows = clamp_grid(planes);
   if (deterministic) {
     FSSOPS_LAUNCH((gather_kernel<A, F, Grad>), dim3(blocks_of(maps.pixels()), rows), kThreads,
                   kThreads * (5 * sizeof(A) + 2 * sizeof(int)), stream, maps, points, channels, grad,
@@ -48,7 +30,7 @@ void launch_spread(const Maps& maps, const Points& points, int64_t channels, Gra
                   channels, grad, static_cast<A*>(accumulator));
   if (accumulator != grad_maps) {
     const int64_t count = planes * maps.pixels();
-    FSSOPS_LAUNCH((convert_kernel<A, F>), grid_of(blocks_of(count), kMaxElementBlocks), kThreads, 0, stream, count,
+    FSSOPS_LAUNCH((convert_kernel<A, F>), element_blocks(count, kThreads), kThreads, 0, stream, count,
                   static_cast<const A*>(accumulator), static_cast<F*>(grad_maps));
   }
 }
@@ -57,7 +39,7 @@ void launch_spread(const Maps& maps, const Points& points, int64_t channels, Gra
 
 void sample_cuda(const CudaSample& args, void* stream) {
   if (args.points.rows * args.channels * args.points.count == 0) return;
-  const unsigned columns = blocks_of(args.points.count), rows = grid_of(args.points.rows, kMaxGridYZ);
+  const unsigned columns = blocks_of(args.points.count), rows = clamp_grid(args.points.rows);
   const bool floats = args.maps.format == Format::dense && args.maps.type != MaskType::uint8;
   if (!floats) {
     if (args.dtype == 1)
@@ -68,7 +50,7 @@ void sample_cuda(const CudaSample& args, void* stream) {
                     args.channels, static_cast<float*>(args.sampled));
     return;
   }
-  dispatch(args.dtype, [&](auto zero) {
+  dispatch_dtype(args.dtype, [&](auto zero) {
     using F = decltype(zero);
     using A = accumulator_t<F>;
     const int64_t plane_bytes = args.maps.pixels() * static_cast<int64_t>(sizeof(F));
@@ -81,14 +63,14 @@ void sample_cuda(const CudaSample& args, void* stream) {
       return;
     }
     // A thread takes up to 8 channels of its point, so that finding its pixels is a small part of the work.
-    const unsigned channel_groups = grid_of(ceil_div(args.channels, 8), kMaxGridYZ);
+    const unsigned channel_groups = clamp_grid(ceil_div(args.channels, 8));
     FSSOPS_LAUNCH((sample_kernel<A, F>), dim3(columns, rows, channel_groups), kThreads, 0, stream, args.maps,
                   args.points, args.channels, static_cast<F*>(args.sampled));
   });
 }
 
 void sample_backward_cuda(const CudaSampleBackward& args, void* stream) {
-  dispatch(args.dtype, [&](auto zero) {
+  dispatch_dtype(args.dtype, [&](auto zero) {
     using F = decltype(zero);
     const GivenGrad<accumulator_t<F>, F> grad{static_cast<const F*>(args.grad), args.points.count};
     launch_spread<F>(args.maps, args.points, args.channels, grad, args.deterministic, args.accumulator, args.grad_maps,
@@ -98,11 +80,11 @@ void sample_backward_cuda(const CudaSampleBackward& args, void* stream) {
 
 void uncertain_cuda(const CudaUncertain& args, void* stream) {
   if (args.points.rows == 0 || args.keep == 0) return;
-  dispatch(args.dtype, [&](auto zero) {
+  dispatch_dtype(args.dtype, [&](auto zero) {
     using F = decltype(zero);
     using A = accumulator_t<F>;
     using Key = typename KeyOf<A>::type;
-    FSSOPS_LAUNCH((uncertainty_kernel<A, F>), dim3(blocks_of(args.points.count), grid_of(args.points.rows, kMaxGridYZ)),
+    FSSOPS_LAUNCH((uncertainty_kernel<A, F>), dim3(blocks_of(args.points.count), clamp_grid(args.points.rows)),
                   kThreads, 0, stream, args.maps, args.points, static_cast<Key*>(args.keys));
     FSSOPS_LAUNCH((select_kernel<A>), static_cast<unsigned>(args.points.rows), kSelectThreads,
                   kSelectInts * sizeof(int), stream, args.points, args.keep, args.stride,
@@ -112,13 +94,13 @@ void uncertain_cuda(const CudaUncertain& args, void* stream) {
 
 void loss_cuda(const CudaLoss& args, void* stream) {
   const int64_t parts = cuda_chunks(args.points.count);
-  dispatch(args.dtype, [&](auto zero) {
+  dispatch_dtype(args.dtype, [&](auto zero) {
     using F = decltype(zero);
     using A = accumulator_t<F>;
     A* partial = static_cast<A*>(args.partial);
     if (args.points.rows > 0)
-      FSSOPS_LAUNCH((loss_kernel<A, F>), dim3(static_cast<unsigned>(parts), grid_of(args.points.rows, kMaxGridYZ)),
-                    kThreads, kWarps * kSums * sizeof(A), stream, args.logits, args.targets, args.points,
+      FSSOPS_LAUNCH((loss_kernel<A, F>), dim3(static_cast<unsigned>(parts), clamp_grid(args.points.rows)), kThreads,
+                    kWarps * kSums * sizeof(A), stream, args.logits, args.targets, args.points,
                     static_cast<A*>(args.probabilities), static_cast<A*>(args.targets_at), partial);
     FSSOPS_LAUNCH((finish_loss_kernel<A>), 1, kFinishThreads, (kFinishThreads / kWarpSize) * sizeof(A), stream,
                   args.points.rows, args.points.count, parts, args.reduce, static_cast<A>(args.divisor),
@@ -129,7 +111,7 @@ void loss_cuda(const CudaLoss& args, void* stream) {
 
 void loss_backward_cuda(const CudaLossBackward& args, void* stream) {
   if (args.points.rows == 0) return;
-  dispatch(args.dtype, [&](auto zero) {
+  dispatch_dtype(args.dtype, [&](auto zero) {
     using F = decltype(zero);
     using A = accumulator_t<F>;
     LossGrad<A> grad{};
@@ -143,9 +125,8 @@ void loss_backward_cuda(const CudaLossBackward& args, void* stream) {
     grad.points = args.points.count;
     grad.reduce = args.reduce;
     if (args.logits.format == Format::values)
-      FSSOPS_LAUNCH((values_grad_kernel<A, F>),
-                    dim3(blocks_of(args.points.count), grid_of(args.points.rows, kMaxGridYZ)), kThreads, 0, stream,
-                    args.points.rows, args.points.count, grad, static_cast<F*>(args.grad_logits));
+      FSSOPS_LAUNCH((values_grad_kernel<A, F>), dim3(blocks_of(args.points.count), clamp_grid(args.points.rows)),
+                    kThreads, 0, stream, args.points.rows, args.points.count, grad, static_cast<F*>(args.grad_logits));
     else
       launch_spread<F>(args.logits, args.points, 1, grad, args.deterministic, args.accumulator, args.grad_logits,
                        stream);

@@ -59,6 +59,18 @@ FSSOPS_HOST_DEVICE void run_values(const int32_t* ends, const int32_t* columns, 
   }
 }
 
+// The unsigned number by which values are put in order. Not uint64_t, which CUDA's atomics do not take.
+template <class T>
+struct KeyOf;
+template <>
+struct KeyOf<float> {
+  using type = uint32_t;
+};
+template <>
+struct KeyOf<double> {
+  using type = unsigned long long;
+};
+
 // What the backward pass multiplies with, per mask.
 template <class T>
 struct LossScales {

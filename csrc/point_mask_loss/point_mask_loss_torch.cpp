@@ -9,8 +9,6 @@ using torch::stable::parallel_for;
 
 namespace {
 
-int64_t grain(int64_t cost) { return cost >= 32768 ? 1 : 32768 / (cost > 0 ? cost : 1) + 1; }
-
 void check_cpu_float(const char* op, const char* argument, const Tensor& t) {
   FSSOPS_CHECK(t.scalar_type() == ScalarType::Float || t.scalar_type() == ScalarType::Double, op, argument,
                "be float32 or float64 on the CPU", dtype_name(t.scalar_type()));
@@ -46,7 +44,7 @@ Tensor sample(Tensor data, OptionalTensor columns, OptionalTensor index, int64_t
   check_cpu_float(op, "points", points);
   const ScalarType type = floats ? data.scalar_type() : points.scalar_type();
   const Points where = make_points(op, points, rows, type);
-  check_index(op, maps, rows);
+  check_places(op, maps, rows, data);
   const int64_t channels = channels_of(maps, data), tasks = rows * channel_blocks(channels);
   Tensor sampled = new_empty(points, {rows, channels, where.count});
   dispatch(type, [&](auto zero) {
@@ -61,22 +59,14 @@ Tensor sample(Tensor data, OptionalTensor columns, OptionalTensor index, int64_t
 
 Tensor sample_backward(Tensor grad, std::vector<int64_t> extent, Tensor points, bool) {
   constexpr const char* op = "sample_points_backward";
-  check_dim(op, "grad", grad, 3, "[N, C, P]");
   check_cpu_float(op, "grad", grad);
-  FSSOPS_CHECK(extent.size() == 4, op, "extent", "be (h, w, padded h, padded w)", extent.size());
-  const Maps maps{Format::dense, MaskType::float32, extent[0], extent[1], extent[2],
-                  extent[3],     nullptr,           nullptr,   nullptr};
-  check_map_size(op, "extent", maps);
-  grad = torch::stable::contiguous(grad);
-  const int64_t rows = grad.size(0), channels = grad.size(1);
-  const Points where = make_points(op, points, rows, grad.scalar_type());
-  FSSOPS_CHECK(where.count == grad.size(2), op, "grad", "have the number of points", shape_of(grad));
-  Tensor grad_maps = new_empty(grad, {rows, channels, maps.height, maps.width});
+  const auto [maps, where, channels] = check_sample_backward(op, grad, extent, points);
+  Tensor grad_maps = new_empty(grad, {where.rows, channels, maps.height, maps.width});
   dispatch(grad.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     const T* source = read_of<T>(grad);
     T* out = data_of<T>(grad_maps);
-    parallel_for(0, rows * channel_blocks(channels), grain(where.count * 8), [&](int64_t begin, int64_t end) {
+    parallel_for(0, where.rows * channel_blocks(channels), grain(where.count * 8), [&](int64_t begin, int64_t end) {
       FSSOPS_CALL_ISA(sample_backward_cpu, maps, where, channels, source, out, begin, end);
     });
   });
@@ -148,7 +138,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> loss(Tensor logits, Tensor ta
   if (of_targets.type != MaskType::uint8)
     FSSOPS_CHECK(targets.scalar_type() == type, op, "targets", "be bool, uint8 or of the dtype of logits on the CPU",
                  dtype_name(targets.scalar_type()));
-  check_index(op, of_targets, target_rows);
+  check_places(op, of_targets, target_rows, targets);
   const Points where =
       points.has_value() ? make_points(op, *points, rows, type) : Points{rows, logits.size(1), false, nullptr};
   check_loss_arguments(op, logits, points, where, targets, of_targets, target_rows);
@@ -230,16 +220,10 @@ Tensor loss_backward(Tensor grad_mask, Tensor grad_dice, Tensor probabilities, T
 Tensor cost(Tensor logits, Tensor targets, OptionalTensor class_logits, OptionalTensor labels, double mask_weight,
             double class_weight, double dice_weight) {
   constexpr const char* op = "pairwise_mask_cost";
-  check_cost_arguments(op, logits, targets, class_logits, labels);
-  logits = torch::stable::contiguous(logits);
-  targets = torch::stable::contiguous(targets);
-  const CostSizes s{
-      logits.size(0), targets.size(0), logits.size(1), class_logits.has_value() ? class_logits->size(1) : 0,
-      mask_weight,    class_weight,    dice_weight};
+  const CostSizes s =
+      check_cost_arguments(op, logits, targets, class_logits, labels, mask_weight, class_weight, dice_weight);
   const int64_t* of_class = nullptr;
   if (labels.has_value()) {
-    class_logits = torch::stable::contiguous(*class_logits);
-    labels = torch::stable::contiguous(*labels);
     of_class = read_of<int64_t>(*labels);
     for (int64_t g = 0; g < s.targets; ++g)
       FSSOPS_CHECK(of_class[g] >= 0 && of_class[g] < s.classes, op, "labels", "be classes of class_logits",

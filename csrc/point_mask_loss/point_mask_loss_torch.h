@@ -1,6 +1,7 @@
 // Argument checks that the CPU and the CUDA registration share.
 #pragma once
 
+#include <algorithm>
 #include <optional>
 
 #include "common/check.h"
@@ -30,42 +31,10 @@ using torch::stable::new_empty;
   "pairwise_mask_cost(Tensor logits, Tensor targets, Tensor? class_logits, Tensor? labels, float mask_weight, " \
   "float class_weight, float dice_weight) -> Tensor"
 
-inline bool is_byte(const Tensor& t) {
-  return t.scalar_type() == ScalarType::Bool || t.scalar_type() == ScalarType::Byte;
-}
-
-inline MaskType mask_type(const char* op, const char* argument, const Tensor& t) {
-  switch (t.scalar_type()) {
-    case ScalarType::Float:
-      return MaskType::float32;
-    case ScalarType::Double:
-      return MaskType::float64;
-    case ScalarType::Half:
-      return MaskType::float16;
-    case ScalarType::BFloat16:
-      return MaskType::bfloat16;
-    default:
-      FSSOPS_CHECK(is_byte(t), op, argument, "be bool, uint8 or a float dtype", dtype_name(t.scalar_type()));
-      return MaskType::uint8;
-  }
-}
-
-inline void check_device(const char* op, const char* argument, const Tensor& t, const Tensor& other) {
-  FSSOPS_CHECK(t.get_device_index() == other.get_device_index(), op, argument, "be on the device of the other tensors",
-               t.get_device_index());
-}
-
-inline ScalarType accumulator_type(ScalarType type) {
-  return type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
-
 inline void check_map_size(const char* op, const char* argument, const Maps& maps) {
   FSSOPS_CHECK(maps.height > 0 && maps.width > 0, op, argument, "have at least one pixel", maps.height * maps.width);
-  FSSOPS_CHECK(
-      maps.height < 32768 &&
-              maps.width<32768, op, argument, "be less than 32768 pixels high and wide", maps.height> maps.width
-          ? maps.height
-          : maps.width);
+  const int64_t longer = std::max(maps.height, maps.width);
+  FSSOPS_CHECK(longer < 32768, op, argument, "be less than 32768 pixels high and wide", longer);
   FSSOPS_CHECK(maps.extent_height >= maps.height && maps.extent_width >= maps.width, op, argument,
                "be no larger than the padded size", maps.height);
 }
@@ -93,8 +62,9 @@ inline Maps make_maps(const char* op, const char* argument, Tensor& data, Option
       break;
     case Format::runs: {
       FSSOPS_CHECK(columns.has_value(), op, "columns", "be given for runs", "none");
-      FSSOPS_CHECK(data.scalar_type() == ScalarType::Int && columns->scalar_type() == ScalarType::Int, op, argument,
-                   "be int32 with int32 columns", dtype_name(data.scalar_type()));
+      FSSOPS_CHECK(
+          data.dim() == 1 && data.scalar_type() == ScalarType::Int && columns->scalar_type() == ScalarType::Int, op,
+          argument, "be int32 [R] with int32 columns", dtype_name(data.scalar_type()));
       FSSOPS_CHECK(columns->dim() == 2 && columns->size(1) == maps.width + 1, op, "columns", "have shape [M, w + 1]",
                    shape_of(*columns));
       check_device(op, "columns", *columns, data);
@@ -136,10 +106,42 @@ inline int64_t channels_of(const Maps& maps, const Tensor& data) {
   return maps.format == Format::dense && data.dim() == 4 ? data.size(1) : 1;
 }
 
-// Whether every entry of a CPU index is a map that exists. (On a GPU one that is not gives NaN.)
-inline void check_index(const char* op, const Maps& maps, int64_t rows) {
+// Whether what the maps are found by on the CPU names maps, and runs, that exist. (On a GPU an index that does not
+// gives NaN, and columns must be right.) `data` holds the ends of the runs.
+inline void check_places(const char* op, const Maps& maps, int64_t rows, const Tensor& data) {
   for (int64_t i = 0; maps.index != nullptr && i < rows; ++i)
     FSSOPS_CHECK(maps.index[i] >= 0 && maps.index[i] < maps.count, op, "index", "name maps that exist", maps.index[i]);
+  if (maps.columns == nullptr) return;
+  const int64_t runs = data.size(0), columns = maps.count * (maps.width + 1);
+  for (int64_t i = 0; i < columns; ++i)
+    FSSOPS_CHECK(maps.columns[i] >= 0 && maps.columns[i] < runs, op, "columns", "name runs that exist",
+                 maps.columns[i]);
+}
+
+// The gradient of sampled maps; only their sizes count.
+struct SampleBackward {
+  Maps maps;
+  Points points;
+  int64_t channels;
+};
+
+// Makes grad and points contiguous, which must outlive the result.
+inline SampleBackward check_sample_backward(const char* op, Tensor& grad, const std::vector<int64_t>& extent,
+                                            Tensor& points) {
+  check_dim(op, "grad", grad, 3, "[N, C, P]");
+  FSSOPS_CHECK(extent.size() == 4, op, "extent", "be (h, w, padded h, padded w)", extent.size());
+  SampleBackward out{};
+  out.maps.format = Format::dense;
+  out.maps.type = MaskType::float32;
+  out.maps.height = extent[0], out.maps.width = extent[1];
+  out.maps.extent_height = extent[2], out.maps.extent_width = extent[3];
+  check_map_size(op, "extent", out.maps);
+  check_device(op, "points", points, grad);
+  grad = torch::stable::contiguous(grad);
+  out.channels = grad.size(1);
+  out.points = make_points(op, points, grad.size(0), accumulator_of(grad.scalar_type()));
+  FSSOPS_CHECK(out.points.count == grad.size(2), op, "grad", "have the number of points", shape_of(grad));
+  return out;
 }
 
 inline Maps uncertain_maps(const char* op, Tensor& logits, int64_t& rows) {
@@ -217,8 +219,10 @@ inline Tensor& required_points(const char* op, OptionalTensor& points) {
   return *points;
 }
 
-inline void check_cost_arguments(const char* op, const Tensor& logits, const Tensor& targets,
-                                 const OptionalTensor& class_logits, const OptionalTensor& labels) {
+// Makes the tensors contiguous.
+inline CostSizes check_cost_arguments(const char* op, Tensor& logits, Tensor& targets, OptionalTensor& class_logits,
+                                      OptionalTensor& labels, double mask_weight, double class_weight,
+                                      double dice_weight) {
   check_dim(op, "logits", logits, 2, "[Q, P]");
   check_dim(op, "targets", targets, 2, "[G, P]");
   FSSOPS_CHECK(logits.scalar_type() == ScalarType::Float || logits.scalar_type() == ScalarType::Double, op, "logits",
@@ -230,7 +234,10 @@ inline void check_cost_arguments(const char* op, const Tensor& logits, const Ten
   check_device(op, "targets", targets, logits);
   FSSOPS_CHECK(class_logits.has_value() == labels.has_value(), op, "labels", "be given together with class_logits",
                labels.has_value() ? "labels alone" : "class_logits alone");
-  if (!class_logits.has_value()) return;
+  logits = torch::stable::contiguous(logits);
+  targets = torch::stable::contiguous(targets);
+  CostSizes sizes{logits.size(0), targets.size(0), logits.size(1), 0, mask_weight, class_weight, dice_weight};
+  if (!class_logits.has_value()) return sizes;
   FSSOPS_CHECK(class_logits->dim() == 2 && class_logits->size(0) == logits.size(0) && class_logits->size(1) > 0, op,
                "class_logits", "have shape [Q, classes]", shape_of(*class_logits));
   FSSOPS_CHECK(class_logits->scalar_type() == logits.scalar_type(), op, "class_logits", "have the dtype of logits",
@@ -239,6 +246,10 @@ inline void check_cost_arguments(const char* op, const Tensor& logits, const Ten
                op, "labels", "be int64 [G]", shape_of(*labels));
   check_device(op, "class_logits", *class_logits, logits);
   check_device(op, "labels", *labels, logits);
+  class_logits = torch::stable::contiguous(*class_logits);
+  labels = torch::stable::contiguous(*labels);
+  sizes.classes = class_logits->size(1);
+  return sizes;
 }
 
 }  // namespace fssops::point_mask_loss

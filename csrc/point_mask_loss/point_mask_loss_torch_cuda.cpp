@@ -16,8 +16,8 @@ Tensor sample(Tensor data, OptionalTensor columns, OptionalTensor index, int64_t
   const Maps maps = make_maps(op, "maps", data, columns, index, format, extent, rows);
   check_device(op, "points", points, data);
   const bool floats = maps.format == Format::dense && maps.type != MaskType::uint8;
-  const ScalarType type = floats ? data.scalar_type() : accumulator_type(points.scalar_type());
-  const Points where = make_points(op, points, rows, accumulator_type(type));
+  const ScalarType type = floats ? data.scalar_type() : accumulator_of(points.scalar_type());
+  const Points where = make_points(op, points, rows, accumulator_of(type));
   const int64_t channels = channels_of(maps, data);
   Tensor sampled = new_empty(points, {rows, channels, where.count}, type);
   sample_cuda({maps, where, channels, float_dtype_index(op, "maps", sampled), sampled.mutable_data_ptr()},
@@ -30,7 +30,7 @@ Tensor make_accumulator(const Tensor& like, Tensor& grad_maps, bool deterministi
   if (deterministic) return grad_maps;
   const ScalarType type = grad_maps.scalar_type();
   Tensor accumulator =
-      type == accumulator_type(type) ? grad_maps : new_empty(like, grad_maps.sizes(), accumulator_type(type));
+      type == accumulator_of(type) ? grad_maps : new_empty(like, grad_maps.sizes(), accumulator_of(type));
   torch::stable::zero_(accumulator);
   return accumulator;
 }
@@ -38,16 +38,8 @@ Tensor make_accumulator(const Tensor& like, Tensor& grad_maps, bool deterministi
 Tensor sample_backward(Tensor grad, std::vector<int64_t> extent, Tensor points, bool deterministic) {
   constexpr const char* op = "sample_points_backward";
   const DeviceGuard guard(grad.get_device_index());
-  check_dim(op, "grad", grad, 3, "[N, C, P]");
-  FSSOPS_CHECK(extent.size() == 4, op, "extent", "be (h, w, padded h, padded w)", extent.size());
-  const Maps maps{Format::dense, MaskType::float32, extent[0], extent[1], extent[2],
-                  extent[3],     nullptr,           nullptr,   nullptr};
-  check_map_size(op, "extent", maps);
-  grad = torch::stable::contiguous(grad);
-  const int64_t rows = grad.size(0), channels = grad.size(1);
-  const Points where = make_points(op, points, rows, accumulator_type(grad.scalar_type()));
-  FSSOPS_CHECK(where.count == grad.size(2), op, "grad", "have the number of points", shape_of(grad));
-  Tensor grad_maps = new_empty(grad, {rows, channels, maps.height, maps.width});
+  const auto [maps, where, channels] = check_sample_backward(op, grad, extent, points);
+  Tensor grad_maps = new_empty(grad, {where.rows, channels, maps.height, maps.width});
   Tensor accumulator = make_accumulator(grad, grad_maps, deterministic);
   sample_backward_cuda({maps, where, channels, float_dtype_index(op, "grad", grad), deterministic,
                         grad.const_data_ptr(), accumulator.mutable_data_ptr(), grad_maps.mutable_data_ptr()},
@@ -60,7 +52,7 @@ Tensor uncertain(Tensor logits, Tensor candidates, Tensor uniform, int64_t keep)
   const DeviceGuard guard(logits.get_device_index());
   int64_t rows;
   const Maps maps = uncertain_maps(op, logits, rows);
-  const ScalarType type = accumulator_type(logits.scalar_type());
+  const ScalarType type = accumulator_of(logits.scalar_type());
   const Points where = make_points(op, candidates, rows, type);
   check_uncertain(op, logits, where, uniform, candidates, keep);
   const int64_t stride = keep + uniform.size(1);
@@ -94,7 +86,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> loss(Tensor logits, Tensor ta
   const DeviceGuard guard(logits.get_device_index());
   CudaLoss args{};
   args.dtype = float_dtype_index(op, "logits", logits);
-  const ScalarType type = accumulator_type(logits.scalar_type());
+  const ScalarType type = accumulator_of(logits.scalar_type());
   int64_t rows, target_rows;
   args.logits = uncertain_maps(op, logits, rows);
   args.targets = make_maps(op, "targets", targets, columns, index, format, extent, target_rows);
@@ -163,15 +155,9 @@ Tensor cost(Tensor logits, Tensor targets, OptionalTensor class_logits, Optional
             double class_weight, double dice_weight) {
   constexpr const char* op = "pairwise_mask_cost";
   const DeviceGuard guard(logits.get_device_index());
-  check_cost_arguments(op, logits, targets, class_logits, labels);
-  logits = torch::stable::contiguous(logits);
-  targets = torch::stable::contiguous(targets);
   CudaCost args{};
-  args.sizes = {logits.size(0), targets.size(0), logits.size(1), class_logits.has_value() ? class_logits->size(1) : 0,
-                mask_weight,    class_weight,    dice_weight};
+  args.sizes = check_cost_arguments(op, logits, targets, class_logits, labels, mask_weight, class_weight, dice_weight);
   if (labels.has_value()) {
-    class_logits = torch::stable::contiguous(*class_logits);
-    labels = torch::stable::contiguous(*labels);
     args.class_logits = class_logits->const_data_ptr();
     args.labels = static_cast<const int64_t*>(labels->const_data_ptr());
   }

@@ -8,17 +8,6 @@ namespace simd = ::fssops::simd::FSSOPS_ISA;
 
 namespace {
 
-template <class T>
-struct KeyOf;
-template <>
-struct KeyOf<float> {
-  using type = uint32_t;
-};
-template <>
-struct KeyOf<double> {
-  using type = uint64_t;
-};
-
 // |x| as a number whose order is that of |x|; NaN counts as 0, the most uncertain, as torch.topk of -|x| has it.
 template <class T, class Key>
 FSSOPS_BLOCK_LOOP void make_keys(const T* __restrict__ x, int64_t count, Key* __restrict__ keys) {

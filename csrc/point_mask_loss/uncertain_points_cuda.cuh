@@ -13,17 +13,6 @@ constexpr int kDigit = 11, kBins = 1 << kDigit;
 constexpr int kBinsPerThread = kBins / kSelectThreads;
 constexpr int kSelectInts = kBins + 2 * kSelectWarps + 2;  // shared memory of select_kernel
 
-template <class A>
-struct KeyOf;
-template <>
-struct KeyOf<float> {
-  using type = uint32_t;
-};
-template <>
-struct KeyOf<double> {
-  using type = unsigned long long;
-};
-
 __device__ __forceinline__ uint32_t key_of(float x) { return x != x ? 0u : __float_as_uint(x) & 0x7fffffffu; }
 __device__ __forceinline__ unsigned long long key_of(double x) {
   unsigned long long bits;

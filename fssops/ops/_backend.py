@@ -92,6 +92,13 @@ def register(
         torch.library.register_autocast(name, "cpu", torch.float32)
 
 
+def empty_gradient(features: Tensor) -> Tensor:
+    """What kernels that take features [B, C, h, w] in either memory format make their gradient in, for fakes."""
+    return torch.empty_like(
+        features if features.is_contiguous(memory_format=torch.channels_last) else features.contiguous()
+    )
+
+
 def check_float(op: str, argument: str, tensor: Tensor) -> None:
     """Raise TypeError unless ``tensor`` is of a float dtype that the kernels know."""
     if tensor.dtype not in (torch.float32, torch.float64, torch.float16, torch.bfloat16):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any, Union
 
@@ -17,9 +16,6 @@ Entries = np.ndarray[Any, np.dtype[Any]]
 Costs = Union[Tensor, Entries]  # noqa: UP007 - read at run time on Python 3.10
 
 _OP = "assign"
-_ENTRIES_PER_THREAD = 100_000
-"""Costs that take about as long as a few starts of a thread."""
-
 _NUMPY_FLOATS = (torch.float32, torch.float64)
 
 
@@ -72,8 +68,7 @@ def _solve(matrices: list[Tensor], reference: bool) -> Tensor:
     device, flat = matrices[0].device, _entries(matrices)
     if reference:
         return _by_scipy(flat, shapes).to(device)
-    threads = max(1, min(os.cpu_count() or 1, flat.size // _ENTRIES_PER_THREAD))
-    rows, columns = _native.extension().assign(flat, shapes, threads)
+    rows, columns = _native.extension().assign(flat, shapes)
     return torch.stack((torch.from_numpy(rows), torch.from_numpy(columns))).to(device)
 
 

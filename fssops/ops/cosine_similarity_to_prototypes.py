@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fssops import reference
-from fssops.ops._backend import check_float, register, use_reference
+from fssops.ops._backend import check_float, empty_gradient, register, use_reference
 
 _OP = "cosine_similarity_to_prototypes"
 
@@ -137,7 +137,7 @@ def _fake_backward(
     need_prototypes: bool,
 ) -> tuple[Tensor, Tensor]:
     return (
-        torch.empty_like(features) if need_features else features.new_empty(0),
+        empty_gradient(features) if need_features else features.new_empty(0),
         prototypes.new_empty(prototypes.shape) if need_prototypes else features.new_empty(0),
     )
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fssops import reference
-from fssops.ops._backend import check_float, register, use_reference
+from fssops.ops._backend import check_float, empty_gradient, register, use_reference
 from fssops.reference.masked_average_pooling import RESIZE_RULES
 
 _OP = "masked_average_pooling"
@@ -129,7 +129,7 @@ def _fake_backward(
 ) -> tuple[Tensor, Tensor]:
     nothing = features.new_empty(0)
     grad_masks = torch.empty_like(masks, memory_format=torch.contiguous_format) if need_masks else nothing.clone()
-    return torch.empty_like(features) if need_features else nothing, grad_masks
+    return empty_gradient(features) if need_features else nothing, grad_masks
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

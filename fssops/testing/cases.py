@@ -34,6 +34,8 @@ MASKED_AVERAGE_POOLING = [
     PoolingCase("channels_last_same_size", 2, 70, 5, (7, 9), (7, 9), "none", channels_last=True),
     PoolingCase("channels_last_upsample", 2, 36, 2, (7, 9), (26, 35), "upsample_features", channels_last=True),
     PoolingCase("many_masks", 1, 34, 21, (8, 8), (8, 8), "none"),
+    # 23 * 14 / 46 is 7; in float32, in which torch computes it, it is a little less.
+    PoolingCase("nearest_at_an_integer", 1, 3, 2, (3, 46), (2, 14), "nearest"),
 ]
 
 

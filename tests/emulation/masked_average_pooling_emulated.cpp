@@ -14,7 +14,7 @@ CudaForward forward_args(const int64_t* sizes, int resize, double eps, int dtype
   args.resize = static_cast<Resize>(resize);
   args.eps = eps;
   args.dtype = dtype;
-  args.mask_type = static_cast<MaskType>(mask_type);
+  args.mask_type = static_cast<fssops::MaskType>(mask_type);
   args.features = features;
   args.masks = masks;
   args.weights = weights;

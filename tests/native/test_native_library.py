@@ -75,6 +75,23 @@ def test_library_of_other_sources_is_refused(bare_copy: Path) -> None:
     assert "rebuild it with: pip install -c constraints.txt ." in done.stderr
 
 
+def test_library_of_other_sources_leaves_the_way_to_the_right_one_free(bare_copy: Path) -> None:
+    # A stale build beside the sources, and an installed package that fits them.
+    root = PACKAGE.parent
+    if not (root / "csrc").is_dir():
+        pytest.skip("no sources beside the package")
+    for folder in ("csrc", "python"):
+        shutil.copytree(root / folder, bare_copy / folder)
+    installed = bare_copy / "elsewhere" / "fssops"
+    shutil.copytree(_native.load(), installed, ignore=shutil.ignore_patterns("__pycache__"))
+    stale = (installed / "libfssops_cpu.so").read_bytes().replace(_native.source_hash(root).encode(), b"0" * 16)
+    (bare_copy / "fssops" / "libfssops_cpu.so").write_bytes(stale)
+    code = "import sys; sys.path.append('elsewhere'); from fssops import _native, ops; print(_native.load())"
+    done = _python(code, bare_copy)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(installed)
+
+
 def test_broken_library_is_named(bare_copy: Path) -> None:
     (bare_copy / "fssops" / "libfssops_cpu.so").write_bytes(b"not a library")
     done = _python(HIDE_INSTALLED + "import fssops.ops", bare_copy)
@@ -83,12 +100,24 @@ def test_broken_library_is_named(bare_copy: Path) -> None:
     assert "libfssops_cpu.so" in done.stderr
 
 
+def test_kernel_that_runs_out_of_memory_says_so(tmp_path: Path) -> None:
+    code = (
+        "import resource, torch; from fssops import ops\n"
+        "logits = torch.zeros(1, 1, 2, 2); ops.attention_mask_from_logits(logits, (4, 4))\n"
+        "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (used + 2**30, used + 2**30))\n"
+        "ops.attention_mask_from_logits(logits, (32767, 32767))"  # the resized logits of a mask are 4 GB
+    )
+    done = _python(code, PACKAGE.parent)
+    assert done.returncode != 0
+    assert "fssops: out of memory: a CPU kernel asked for 4" in done.stderr
+
+
 def test_source_hash_is_the_builds_own() -> None:
     root = PACKAGE.parent
-    expected = _native.source_hash(root)
-    if expected is None:
+    if not (root / "csrc").is_dir():
         pytest.skip("no sources beside the package")
-    assert _native.extension().build_info()["source_hash"] == expected
+    assert _native.extension().build_info()["source_hash"] == _native.source_hash(root)
 
 
 def test_build_information_is_complete() -> None:

@@ -117,8 +117,8 @@ def test_bad_shapes_are_refused() -> None:
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_number_of_threads_does_not_change_the_pairs(threads: int) -> None:
-    costs = np.random.default_rng(1).normal(size=(40, 60, 50))
-    rows, columns = _native.extension().assign(costs.reshape(-1), [(60, 50)] * 40, threads)
+    costs = np.random.default_rng(1).normal(size=(200, 60, 50))  # enough work for five threads
+    rows, columns = _native.extension().assign(costs.reshape(-1), [(60, 50)] * 200, threads)
     want = [linear_sum_assignment(cost) for cost in costs]
     assert np.array_equal(rows, np.concatenate([w[0] for w in want]))
     assert np.array_equal(columns, np.concatenate([w[1] for w in want]))

@@ -406,6 +406,22 @@ def test_the_operator_itself_checks_its_arguments(index: int, value: Any, messag
         torch.ops.fssops.cosine_correlation(*arguments)
 
 
+def test_raw_backward_takes_chosen_columns_of_any_layout_and_of_their_dtype_only() -> None:
+    query, support, masks = torch.randn(1, 3, 2, 2), torch.randn(1, 1, 3, 2, 2), torch.ones(1, 1, 1, 2, 2)
+    settings = (1, 1, False, False, 1e-5, 0, False)
+    values, chosen = torch.ops.fssops.cosine_correlation([query], [support], [masks], *settings)
+    strided = torch.stack((chosen, torch.zeros_like(chosen)), dim=1)[:, 0]
+
+    def gradient(picked: Tensor) -> Tensor:
+        return torch.ops.fssops.cosine_correlation_backward(
+            torch.ones_like(values), [query], [support], [masks], picked, *settings, True, False
+        )[0][0]
+
+    assert torch.equal(gradient(strided), gradient(chosen))
+    with pytest.raises(RuntimeError, match="chosen must be int32"):
+        gradient(chosen.long())
+
+
 def test_prior_mask_equals_the_published_composition() -> None:
     # MSANet section 3.7: lengths multiplied, then eps added; background positions are zero vectors.
     query, support = torch.randn(2, 16, 5, 5), torch.randn(2, 2, 16, 5, 5)

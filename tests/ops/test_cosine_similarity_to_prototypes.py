@@ -93,6 +93,18 @@ def test_registration_passes_opcheck(channels_last: bool, device: str) -> None:
 
 
 @pytest.mark.parametrize("device", DEVICES)
+def test_vectors_that_lie_one_after_the_other_are_read_as_channels_last(device: str) -> None:
+    # [B, C, M, 1], as prototype_similarity has them.
+    vectors = torch.randn(2, 7, 5, device=device).transpose(1, 2).unsqueeze(3)
+    prototypes = torch.randn(2, 3, 5, device=device)
+    saved = torch.ops.fssops.cosine_similarity_to_prototypes(vectors, prototypes, 1.0, 1e-8)
+    arguments = (torch.randn_like(saved[0]), vectors, prototypes, *saved, 1.0, 1e-8, True, False)
+    backward = torch.ops.fssops.cosine_similarity_to_prototypes_backward
+    assert backward(*arguments)[0].stride() == vectors.stride(), "a copy would be laid out anew"
+    assert set(torch.library.opcheck(backward, arguments).values()) == {"SUCCESS"}
+
+
+@pytest.mark.parametrize("device", DEVICES)
 def test_compiles_without_graph_break(device: str) -> None:
     features = torch.randn(1, 4, 5, 5, device=device, requires_grad=True)
     prototypes = torch.randn(1, 2, 4, device=device)

@@ -172,15 +172,16 @@ def test_autocast_on_the_gpu_computes_in_the_autocast_dtype() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_results_are_the_same_bits_every_time(dtype: torch.dtype, device: str) -> None:
     query, key, value, grad, closed = _inputs(LARGER[0], dtype, device)
-    runs = []
-    for threads in (1, torch.get_num_threads()):
-        before = torch.get_num_threads()
-        torch.set_num_threads(threads)
-        inputs = [t.detach().requires_grad_() for t in (query, key, value)]
-        out = ops.masked_attention(*inputs, closed)
-        out.backward(grad)
+    runs, before = [], torch.get_num_threads()
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            inputs = [t.detach().requires_grad_() for t in (query, key, value)]
+            out = ops.masked_attention(*inputs, closed)
+            out.backward(grad)
+            runs.append([out, *(t.grad for t in inputs)])
+    finally:
         torch.set_num_threads(before)
-        runs.append([out, *(t.grad for t in inputs)])
     for first, second in zip(*runs, strict=True):
         assert torch.equal(first, second)
 
@@ -333,6 +334,14 @@ def test_wrong_arguments_are_named(arguments: tuple[Tensor, ...], message: str) 
 def test_wrong_bits_are_named_by_the_operator_itself() -> None:
     with pytest.raises(RuntimeError, match="masked_attention: bits must have shape"):
         torch.ops.fssops.masked_attention(Q, K, K, torch.zeros(2, 1, 4, 1, dtype=torch.int32), 1.0)
+
+
+def test_no_more_queries_than_a_grid_has_room_for() -> None:
+    # Blocks of 8 queries are a dimension of a CUDA grid, 65,535 at most; what is behind would be left unwritten.
+    features, most = torch.ones(1, 1, 1), 8 * 65_535
+    assert ops.attention_mask_from_embeddings(torch.ones(1, most, 1), features).bits.all()
+    with pytest.raises(RuntimeError, match="mask_embeddings must have at most 524280 queries"):
+        ops.attention_mask_from_embeddings(torch.ones(1, most + 1, 1), features)
 
 
 def test_bits_past_the_last_key_are_refused_on_the_cpu() -> None:

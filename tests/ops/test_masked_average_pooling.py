@@ -86,6 +86,24 @@ def test_backward_registration_passes_opcheck(device: str) -> None:
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("layout", ["transposed", "channels_last_of_one_column", "every_other_image"])
+def test_backward_registration_knows_the_layout_of_the_gradient(layout: str, device: str) -> None:
+    shape = {"transposed": (2, 5, 7, 6), "channels_last_of_one_column": (2, 7, 5, 1), "every_other_image": (4, 5, 6, 7)}
+    features = torch.randn(shape[layout], device=device)
+    if layout == "transposed":
+        features = features.transpose(2, 3)
+    elif layout == "channels_last_of_one_column":
+        features = features.permute(0, 2, 1, 3)  # as tokens [B, S, C] become features [B, C, S, 1]
+    else:
+        features = features.to(memory_format=torch.channels_last)[::2]
+    masks = torch.rand(len(features), 3, *features.shape[2:], device=device)
+    prototypes, divisor = torch.ops.fssops.masked_average_pooling(features, masks, 1e-5, 0)
+    arguments = (torch.randn_like(prototypes), features, masks, prototypes, divisor, 0, True, False)
+    result = torch.library.opcheck(torch.ops.fssops.masked_average_pooling_backward, arguments)
+    assert set(result.values()) == {"SUCCESS"}
+
+
+@pytest.mark.parametrize("device", DEVICES)
 def test_compiles_without_graph_break(device: str) -> None:
     features, masks = (
         torch.randn(1, 4, 5, 5, device=device, requires_grad=True),
@@ -227,3 +245,5 @@ def test_integer_features_are_refused() -> None:
 def test_raw_operator_names_the_bad_argument_too() -> None:
     with pytest.raises(RuntimeError, match=r"masked_average_pooling: masks must have the size of features"):
         torch.ops.fssops.masked_average_pooling(torch.zeros(1, 3, 4, 4), torch.zeros(1, 1, 8, 8), 1e-5, 0)
+    with pytest.raises(RuntimeError, match=r"features must be less than 32768 pixels.*got \[1, 1, 1, 40000\]"):
+        torch.ops.fssops.masked_average_pooling(torch.zeros(1, 1, 1, 40000), torch.zeros(1, 1, 1, 4), 1e-5, 1)

@@ -398,6 +398,11 @@ def test_registered_operator_checks_its_arguments_too() -> None:
         operator(value, [2, 3, 1, 1], [0, 6], locations.double(), weights)
     with pytest.raises(RuntimeError, match="attention_weights must have shape"):
         operator(value, [2, 3, 1, 1], [0, 6], locations, weights[:, :2])
+    nothing = torch.ops.fssops.ms_deform_attn_backward(
+        torch.ones(*locations.shape[:2], value.shape[2] * value.shape[3]),
+        value, [2, 3, 1, 1], [0, 6], locations, weights, False, False, False, False,
+    )  # fmt: skip
+    assert [grad.numel() for grad in nothing] == [0, 0, 0], "no gradient is wanted"
 
 
 def test_spatial_shapes_may_be_a_tensor() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -306,6 +307,14 @@ def test_points_of_factored_masks_are_checked_before_features_are_sampled() -> N
     masks = ops.FactoredMasks(torch.zeros(4, 3), torch.zeros(1, 3, 64, 64))
     with pytest.raises(ValueError, match=r"point_mask_loss: points must have shape \[4 or 1, P, 2\], got \[3, 5, 2\]"):
         ops.point_mask_loss(masks, torch.zeros(4, 8, 8), torch.zeros(3, 5, 2))
+
+
+def test_runs_that_are_not_there_are_refused() -> None:
+    masks = ops.RunLengthMasks.from_coco([{"size": [4, 4], "counts": [3, 5, 8]}])
+    columns = masks.columns.clone()
+    columns[0, 2] = 9
+    with pytest.raises(RuntimeError, match="point_mask_loss: columns must name runs that exist, got 9"):
+        ops.point_mask_loss(torch.zeros(1, 4, 4), replace(masks, columns=columns), torch.zeros(1, 5, 2))
 
 
 def test_index_of_a_missing_map_is_refused() -> None:
