@@ -26,6 +26,11 @@ _COMMENT = b"fssops sha256 "
 _COMMENT_SIZE = len(_COMMENT) + 64
 _END_RECORD_SIZE = 22  # zip end-of-central-directory record without comment; its last two bytes count the comment
 _CHUNK = 1 << 20
+_UNREADABLE = (
+    *(RuntimeError, OSError, ValueError, EOFError, pickle.UnpicklingError),
+    *(TypeError, LookupError, AttributeError, AssertionError),
+)
+"""What torch's reader raises of a file that was made up; a right checksum is easily given to one."""
 
 
 class CheckpointError(RuntimeError):
@@ -127,19 +132,13 @@ def read_checkpoint(path: Path, map_location: str | torch.device = "cpu") -> dic
     try:
         check_stored(path)
         state = torch.load(path, map_location=map_location, weights_only=True)
-    except (
-        RuntimeError,
-        pickle.UnpicklingError,
-        EOFError,
-        OSError,
-        ValueError,
-    ) as error:
+    except _UNREADABLE as error:
         raise CheckpointError(
             f"checkpoint: {path} must hold tensors and plain values only, got: {_brief(error)}"
         ) from None
     if not isinstance(state, dict) or "format" not in state:
         raise CheckpointError(f"checkpoint: {path} must be a checkpoint of fssops, got no field 'format'")
-    if state["format"] > FORMAT:
+    if not isinstance(state["format"], int) or state["format"] > FORMAT:
         raise CheckpointError(
             f"checkpoint: {path} must have format {FORMAT} or older, got {state['format']}; update fssops to read it"
         )
@@ -174,7 +173,7 @@ def previous_path(path: Path) -> Path:
     return path.with_name(f"{path.stem}.previous{path.suffix}")
 
 
-_NAMES = ("last.pt", "last.previous.pt", "best.pt", "best.previous.pt")
+_NAMES = ("last.pt", "last.previous.pt", "best.pt")
 
 
 def has_checkpoint(folder: Path) -> bool:
@@ -183,10 +182,10 @@ def has_checkpoint(folder: Path) -> bool:
 
 
 def newest_good_checkpoint(folder: Path) -> tuple[Path, dict[str, Any], list[str]]:
-    """Find the checkpoint with the most steps that passes its checksum.
+    """Find the newest checkpoint that passes its checksum.
 
     Args:
-        folder: holds ``last.pt``, ``last.previous.pt``, ``best.pt``.
+        folder: holds ``last.pt``, ``last.previous.pt``, ``best.pt``, which are tried in this order.
 
     Returns:
         its path, its contents, and a line for each newer file that had to be passed over.
@@ -204,7 +203,7 @@ def newest_good_checkpoint(folder: Path) -> tuple[Path, dict[str, Any], list[str
         except CheckpointError as error:
             problems.append(str(error))
     found = "; ".join(problems) if problems else "no checkpoint file"
-    raise CheckpointError(f"checkpoint: {folder} must hold a checkpoint to resume from, got {found}")
+    raise CheckpointError(f"checkpoint: {folder} must hold a checkpoint, got {found}")
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -296,4 +295,4 @@ def _remove_quietly(path: Path) -> None:
 
 
 def _brief(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:200]
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

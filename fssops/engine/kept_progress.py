@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -68,7 +67,7 @@ class KeptProgress:
         self.done, self._generation = frozenset(self._earlier), generation + 1
         if self.done:
             if fabric.is_global_zero:
-                self._write()
+                self._try_to_write()
                 print(f"{name}: {len(self.done)} counted before an interruption; going on", file=sys.stderr)
             fabric.barrier()
         if not fabric.is_global_zero:
@@ -108,9 +107,7 @@ class KeptProgress:
     def __enter__(self) -> KeptProgress:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self.folder is not None and self._own:
             self._try_to_write()
 

@@ -31,6 +31,8 @@ def build_fabric(settings: EngineSettings) -> Fabric:
     accelerator = settings.accelerator
     if accelerator in ("cuda", "gpu") and not torch.cuda.is_available():
         raise SettingsError("engine.accelerator: cuda must be available, got a torch or machine without it; use cpu")
+    if accelerator == "mps" and not torch.backends.mps.is_available():
+        raise SettingsError("engine.accelerator: mps must be available, got a torch or machine without it; use cpu")
     on_cuda = torch.cuda.is_available() and accelerator in ("auto", "cuda", "gpu")
     if settings.precision == "fp16" and settings.strategy == "fsdp":
         raise SettingsError("engine.precision: must be 32 or bf16 with strategy fsdp, got fp16")

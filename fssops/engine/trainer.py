@@ -16,7 +16,7 @@ from lightning.fabric import Fabric
 from torch import Tensor, nn
 from torch.profiler import record_function
 
-from fssops.engine import nonfinite
+from fssops.engine import nonfinite, step_parts
 from fssops.engine.checkpoints import copy_checkpoint, write_checkpoint
 from fssops.engine.interrupts import Interrupted, StopRequest
 from fssops.engine.loading import TrainingStream, lost_loaders_explained
@@ -34,8 +34,8 @@ from fssops.engine.sampling import mix_seed
 from fssops.engine.schedules import learning_rate_factor
 from fssops.engine.settings import Settings, SettingsError
 from fssops.engine.training_state import TrainingState
-from fssops.models.interface import Counted, Trainable
-from fssops.structures import StepShare, move_to
+from fssops.models.interface import Trainable
+from fssops.structures import move_to
 
 Validate = Callable[[nn.Module, int], Mapping[str, float]]
 """Called with the model in eval mode and the step; all processes call it and it returns the same on all."""
@@ -207,7 +207,7 @@ class Trainer:
                     if asked:
                         break
                 # A signal that came with the last step, its validation or its checkpoint counts too.
-                if self._agree(False, bool(stop.received))[1]:
+                if step_parts.agree(fabric, False, bool(stop.received))[1]:
                     raise Interrupted(f"stopped by {stop.received or 'another process'} after step {self.step}")
         finally:
             stream.close()
@@ -230,7 +230,7 @@ class Trainer:
         with record_function("fssops: wait for data"):
             batches = [next(stream) for _ in range(engine.accumulate)]
         waited = time.perf_counter() - before
-        self._share(batches)
+        step_parts.share_counts(fabric, self.model, batches)
         for micro, batch in enumerate(batches):
             batch = move_to(batch, fabric.device, non_blocking=True)
             random_state = capture_random_state()
@@ -239,7 +239,7 @@ class Trainer:
                 # Fabric applies the precision to ``forward`` alone where it need not wrap the model.
                 with fabric.autocast(), record_function("fssops: losses"):
                     losses, bad = nonfinite.checked_losses(self._module, self.model, batch)
-                problem, asked = self._agree(bad is not None, bool(stop.received))
+                problem, asked = step_parts.agree(fabric, bad is not None, bool(stop.received))
                 if problem:
                     self._handle_nonfinite(bad, batch, random_state, buffers, bar)
                     break
@@ -251,10 +251,10 @@ class Trainer:
         norm = math.nan
         if not problem:
             with record_function("fssops: clip"):
-                norm = self._clip()
+                norm = step_parts.clip_gradients(fabric, self.model, self._optimizer, self.settings.optim)
             # With fp16 the scaler meets infinite gradients on purpose: it skips the update and lowers its scale.
-            bad_norm = not math.isfinite(norm) and not self._scale_can_fall()
-            problem, _ = self._agree(bad_norm, False)
+            bad_norm = not math.isfinite(norm) and not step_parts.scale_can_fall(fabric)
+            problem, _ = step_parts.agree(fabric, bad_norm, False)
             if problem:
                 parameter = nonfinite.first_nonfinite_gradient(self.model) if bad_norm else None
                 where = f"gradient of {parameter}" if parameter else None
@@ -270,50 +270,6 @@ class Trainer:
         self.step += 1
         bar.update(self.step)
         return asked
-
-    def _share(self, batches: Sequence[Any]) -> None:
-        """Tell the parts of a step what all of them together count, where there is more than one."""
-        parts = len(batches) * self.fabric.world_size
-        if parts == 1 or not isinstance(self.model, Counted):
-            return
-        counts = [self.model.loss_counts(batch) for batch in batches]
-        names = sorted({name for own in counts for name in own})
-        totals = torch.tensor([sum(own.get(name, 0.0) for own in counts) for name in names], dtype=torch.float64)
-        if self.fabric.world_size > 1:
-            reduced = self.fabric.all_reduce(totals.to(self.fabric.device), reduce_op="sum")
-            totals = reduced.cpu()  # type: ignore[union-attr]
-        share = StepShare(dict(zip(names, totals.tolist(), strict=True)), parts)
-        for batch in batches:
-            batch.share = share
-
-    def _scale_can_fall(self) -> bool:
-        scaler = getattr(self.fabric.strategy.precision, "scaler", None)
-        return scaler is not None and float(scaler.get_scale()) > 1.0
-
-    def _clip(self) -> float:
-        """Clip the gradient of the whole model and return its norm before that, without the scale of fp16."""
-        optim, precision = self.settings.optim, self.fabric.strategy.precision
-        if getattr(precision, "scaler", None) is not None:
-            precision.unscale_gradients(getattr(self._optimizer, "optimizer", self._optimizer))
-        parameters = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
-        if optim.clip_value:
-            torch.nn.utils.clip_grad_value_(parameters, optim.clip_value)
-        if not parameters:
-            return 0.0
-        # Gradients are whole on every process under DDP; those of FSDP are DTensors, whose norm is that of the whole.
-        norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters])  # type: ignore[misc]
-        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-        if optim.clip_norm:
-            torch.nn.utils.clip_grads_with_norm_(parameters, optim.clip_norm, norm)
-        return float(norm)
-
-    def _agree(self, bad: bool, stop: bool) -> tuple[bool, bool]:
-        """Whether any process met a bad number, and whether any was asked to stop: all must do the same."""
-        if self.fabric.world_size == 1:
-            return bad, stop
-        flags = torch.tensor([float(bad), float(stop)], device=self.fabric.device)
-        flags = self.fabric.all_reduce(flags, reduce_op="sum")  # type: ignore[assignment]
-        return bool(flags[0] > 0), bool(flags[1] > 0)
 
     def _handle_nonfinite(
         self,

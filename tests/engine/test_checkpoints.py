@@ -78,7 +78,7 @@ def test_newest_good_checkpoint_passes_over_damaged_ones(tmp_path: Path) -> None
     path, found, problems = newest_good_checkpoint(tmp_path)
     assert (path.name, found["step"], len(problems)) == ("last.previous.pt", 1, 1)
     previous_path(tmp_path / "last.pt").unlink()
-    with pytest.raises(CheckpointError, match="must hold a checkpoint to resume from"):
+    with pytest.raises(CheckpointError, match="must hold a checkpoint"):
         newest_good_checkpoint(tmp_path)
 
 
@@ -136,7 +136,22 @@ def test_malicious_pickle_is_refused_and_not_executed(
     assert not (tmp_path / "executed").exists()
 
 
-def test_newer_format_is_refused(tmp_path: Path) -> None:
-    write_checkpoint(tmp_path / "a.pt", {"format": 99})
-    with pytest.raises(CheckpointError, match="must have format 1 or older, got 99"):
+@pytest.mark.parametrize("error", [EOFError(), KeyError(7), IndexError("pop from empty list"), AssertionError()])
+def test_whatever_torch_says_of_a_made_up_file_becomes_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    write_checkpoint(tmp_path / "a.pt", state(1))
+
+    def load(*_: Any, **__: Any) -> None:
+        raise error  # all of these were met with changed bytes under a right checksum
+
+    monkeypatch.setattr(torch, "load", load)
+    with pytest.raises(CheckpointError, match=r"a\.pt must hold tensors and plain values only, got: \S"):
+        read_checkpoint(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize("number", [99, "x"])
+def test_newer_format_is_refused(tmp_path: Path, number: Any) -> None:
+    write_checkpoint(tmp_path / "a.pt", {"format": number})
+    with pytest.raises(CheckpointError, match=f"must have format 1 or older, got {number}"):
         read_checkpoint(tmp_path / "a.pt")

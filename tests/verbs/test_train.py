@@ -119,6 +119,7 @@ def test_resume_passes_over_a_truncated_checkpoint(tiny_run: Path, tmp_path: Pat
     [
         (["no_such_recipe"], "recipe must be a name that"),
         (["--set", "optim.lrr=1"], "unknown key 'optim.lrr'; did you mean 'optim.lr'?"),
+        (["--set", "engine.accelerator=mps"], "engine.accelerator: mps must be available"),
         (["--set", "optim.lr=fast"], "optim.lr must be a valid number, got 'fast'"),
         (["--set", "data.source=voc", "--set", "data.root=nowhere"], "nowhere"),
         (["--set", "data.shots=5000"], "must have at least 5002 images"),
