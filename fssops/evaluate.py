@@ -5,18 +5,21 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lightning.fabric import Fabric
+from torch import nn
 
 from fssops.command_line import Parser, run_verb
 from fssops.engine.checkpoints import write_text_atomically
 from fssops.engine.kept_progress import discard_progress
 from fssops.engine.launch import build_fabric, run_on_first
 from fssops.engine.random_state import seed_everything
+from fssops.engine.run_folder import missing_folders, remove_empty
 from fssops.engine.settings import Settings, SettingsError
 from fssops.evaluation.protocols import PROTOCOLS
 from fssops.evaluation.results import FewShotResult, class_table, fold_mean_line, fold_table, to_json
@@ -25,6 +28,9 @@ from fssops.tasks.base_class_settings import BaseClassSettings
 from fssops.tasks.loading import build_model, load_for_use
 from fssops.tasks.universal_settings import UniversalSettings
 from fssops.tasks.video_settings import VideoSettings
+
+Loaded = Sequence[tuple[Settings, nn.Module, str]]
+"""Settings, model and what to call it, of each checkpoint."""
 
 _EXAMPLES = """\
 examples:
@@ -94,58 +100,104 @@ def main(arguments: Sequence[str] | None = None) -> int:
         seed_everything(settings.engine.seed)
         model = build_model(settings)
         loaded = [(settings, model, f"{settings.name}{'' if settings.model.weights else ', random weights'}")]
-    if any(isinstance(settings, UniversalSettings) for settings, _, _ in loaded):
-        return _evaluate_fixed_classes(loaded, options)
-    if any(isinstance(settings, VideoSettings) for settings, _, _ in loaded):
-        return _evaluate_videos(loaded, options)
-    if any(isinstance(settings, BaseClassSettings) for settings, _, _ in loaded):
-        return _evaluate_base_classes(loaded, options)
-    pairs = _folds(options.fold, [settings for settings, _, _ in loaded])
+    kind = _kind_of([settings for settings, _, _ in loaded])
+    if options.fold is not None and kind.no_folds:
+        raise SettingsError(f"--fold: {kind.no_folds.format(model=loaded[0][0].model.name)}, got {options.fold!r}")
+    rules = kind.rules(loaded[0][0])
     fabric = build_fabric(loaded[0][0].engine)
     fabric.launch()
-    first = fabric.is_global_zero
+    with _results_folder(options, loaded[0][0], rules, fabric) as folder:
+        kind.evaluate(loaded, options, fabric, folder)
+    return 0
+
+
+def _evaluate_few_shot(loaded: Loaded, options: Any, fabric: Fabric, folder: Path) -> None:
+    pairs = _folds(options.fold, [settings for settings, _, _ in loaded])
+    distinct = len({fold for _, fold in pairs}) == len(pairs)
     results: list[FewShotResult] = []
     trained_on: list[int] = []
-    with _results_folder(options, loaded[0][0], loaded[0][0].eval.protocol, fabric) as folder:  # type: ignore[attr-defined]
-        for index, fold in pairs:
-            settings, model, label = loaded[index]
-            task = task_of(settings)
-            task.keep = folder
-            model.to(fabric.device).eval()
-            result = task.evaluate(model, fabric, fold, label, f"fold {fold}")
-            results.append(result)
-            if fold != settings.data.fold and options.checkpoints:  # type: ignore[attr-defined]
-                trained_on.append(fold)
-            if first:
-                pictures = folder if len(pairs) == 1 else folder / f"fold{fold}"
-                pictures.mkdir(exist_ok=True)
-                task.gallery(model, fabric, result, pictures)
-                _save_lists(task, fold, pictures)
-        if first:
-            _report(results, folder, options.classes, trained_on)
-    return 0
-
-
-def _evaluate_base_classes(loaded: Sequence[tuple[Any, Any, str]], options: Any) -> int:
-    if not all(isinstance(settings, BaseClassSettings) for settings, _, _ in loaded):
-        raise SettingsError("CHECKPOINT: all must be base learners or none, got both")
-    if options.fold is not None:
-        raise SettingsError(f"--fold: a base learner knows the classes of its own fold alone, got {options.fold!r}")
-    fabric = build_fabric(loaded[0][0].engine)
-    fabric.launch()
-    with _results_folder(options, loaded[0][0], "base", fabric) as folder:
-        results = []
-        for settings, model, label in loaded:
-            task = task_of(settings)
-            task.keep = folder
-            results.append(task.evaluate(model.to(fabric.device).eval(), fabric, label))
-            if fabric.is_global_zero:
-                pictures = folder if len(loaded) == 1 else folder / f"fold{settings.data.fold}"
-                pictures.mkdir(exist_ok=True)
-                task.gallery(model, fabric, results[-1], pictures)
+    written: list[Path] = []
+    for index, fold in pairs:
+        settings, model, label = loaded[index]
+        task = task_of(settings)
+        task.keep = folder
+        model.to(fabric.device).eval()
+        result = task.evaluate(model, fabric, fold, label, f"fold {fold}")
+        results.append(result)
+        if fold != settings.data.fold and options.checkpoints:  # type: ignore[attr-defined]
+            trained_on.append(fold)
         if fabric.is_global_zero:
-            _report_base_classes(results, folder, options.classes)
-    return 0
+            name = f"fold{fold}" if distinct else f"model{index}"
+            pictures = folder if len(pairs) == 1 else folder / name
+            pictures.mkdir(exist_ok=True)
+            written += [*task.gallery(model, fabric, result, pictures), *_save_lists(task, fold, pictures)]
+    if fabric.is_global_zero:
+        _report(results, folder, options.classes, trained_on)
+        _say_written(folder, written)
+
+
+def _evaluate_base_classes(loaded: Loaded, options: Any, fabric: Fabric, folder: Path) -> None:
+    results = []
+    written: list[Path] = []
+    for index, (settings, model, label) in enumerate(loaded):
+        task = task_of(settings)
+        task.keep = folder
+        results.append(task.evaluate(model.to(fabric.device).eval(), fabric, label))
+        if fabric.is_global_zero:
+            pictures = folder if len(loaded) == 1 else folder / f"model{index}"
+            pictures.mkdir(exist_ok=True)
+            written += task.gallery(model, fabric, results[-1], pictures)
+    if fabric.is_global_zero:
+        _report_base_classes(results, folder, options.classes)
+        _say_written(folder, written)
+
+
+def _evaluate_fixed_classes(loaded: Loaded, options: Any, fabric: Fabric, folder: Path) -> None:
+    from fssops.tasks.fixed_class_reports import evaluate_models
+
+    evaluate_models(loaded, fabric, folder, classes=options.classes)
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """Systems that are evaluated alike.
+
+    Attributes:
+        settings: class of their settings.
+        name: what to call several of them.
+        rules: what the folder of the results is called after, from the settings.
+        evaluate: writes the results into a folder.
+        no_folds: why they take no ``--fold``; empty where they do.
+    """
+
+    settings: type[Settings]
+    name: str
+    rules: Callable[[Any], str]
+    evaluate: Callable[[Loaded, Any, Fabric, Path], None]
+    no_folds: str = "{model} has fixed classes and no folds"
+
+
+_KINDS = (
+    _Kind(UniversalSettings, "systems of fixed classes", lambda given: given.data.truth, _evaluate_fixed_classes),
+    _Kind(VideoSettings, "video systems", lambda _: "video", _evaluate_fixed_classes),
+    _Kind(
+        BaseClassSettings,
+        "base learners",
+        lambda _: "base",
+        _evaluate_base_classes,
+        "a base learner knows the classes of its own fold alone",
+    ),
+    # The task knows the protocol; a name from elsewhere must not decide where a folder is made.
+    _Kind(Settings, "few-shot systems", lambda given: task_of(given).protocol.name, _evaluate_few_shot, ""),
+)
+
+
+def _kind_of(settings: Sequence[Settings]) -> _Kind:
+    kinds = {next(kind for kind in _KINDS if isinstance(one, kind.settings)): None for one in settings}
+    if len(kinds) > 1:
+        names = " and ".join(kind.name for kind in kinds)
+        raise SettingsError(f"CHECKPOINT: all must be of one kind, got {names}; evaluate them apart")
+    return next(iter(kinds))
 
 
 def _report_base_classes(results: Sequence[Any], folder: Path, classes: bool) -> None:
@@ -156,35 +208,11 @@ def _report_base_classes(results: Sequence[Any], folder: Path, classes: bool) ->
         print(result.line())
     content = json.dumps([result.as_json() for result in results], indent=2)
     write_text_atomically(folder / "results.json", content + "\n")
-    print(f"written: {folder}/ (results.json, grid.png)")
 
 
-def _evaluate_fixed_classes(loaded: Sequence[tuple[Any, Any, str]], options: Any) -> int:
-    if not all(isinstance(settings, UniversalSettings) for settings, _, _ in loaded):
-        raise SettingsError("CHECKPOINT: all must be few-shot runs or all of fixed classes, got both")
-    if options.fold is not None:
-        raise SettingsError(f"--fold: {loaded[0][0].model.name} has fixed classes and no folds, got {options.fold!r}")
-    from fssops.tasks.fixed_class_reports import evaluate_models
-
-    fabric = build_fabric(loaded[0][0].engine)
-    fabric.launch()
-    with _results_folder(options, loaded[0][0], loaded[0][0].data.truth, fabric) as folder:
-        evaluate_models(loaded, fabric, folder, classes=options.classes)
-    return 0
-
-
-def _evaluate_videos(loaded: Sequence[tuple[Any, Any, str]], options: Any) -> int:
-    if not all(isinstance(settings, VideoSettings) for settings, _, _ in loaded):
-        raise SettingsError("CHECKPOINT: all must be video systems or none, got both")
-    if options.fold is not None:
-        raise SettingsError(f"--fold: {loaded[0][0].model.name} has fixed classes and no folds, got {options.fold!r}")
-    from fssops.tasks.fixed_class_reports import evaluate_models
-
-    fabric = build_fabric(loaded[0][0].engine)
-    fabric.launch()
-    with _results_folder(options, loaded[0][0], "video", fabric) as folder:
-        evaluate_models(loaded, fabric, folder, classes=options.classes)
-    return 0
+def _say_written(folder: Path, files: Sequence[Path]) -> None:
+    names = ["results.json", *(str(path.relative_to(folder)) for path in files)]
+    print(f"written: {folder}/ ({', '.join(names)})")
 
 
 def _folds(text: str | None, settings: Sequence[Settings]) -> list[tuple[int, int]]:
@@ -207,8 +235,13 @@ def _folds(text: str | None, settings: Sequence[Settings]) -> list[tuple[int, in
 def _results_folder(options: Any, settings: Settings, rules: str, fabric: Fabric) -> Iterator[Path]:
     """The folder of the results, the same on every process; it keeps how far evaluation has come until it is done."""
 
+    made: list[Path] = []
+
     def make() -> Path:
         folder: Path = options.out or _default_folder(options.checkpoints, settings, rules)
+        if folder.exists() and not folder.is_dir():
+            raise SettingsError(f"--out: {folder} must be a folder, got a file")
+        made.extend(missing_folders(folder))
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
@@ -218,6 +251,9 @@ def _results_folder(options: Any, settings: Settings, rules: str, fabric: Fabric
     except KeyboardInterrupt:
         if fabric.is_global_zero:
             print(f"what was counted is kept; the same command with --out {folder} goes on", file=sys.stderr)
+        raise
+    except Exception:
+        remove_empty(made)
         raise
     discard_progress(folder, fabric)
 
@@ -229,10 +265,12 @@ def _default_folder(checkpoints: Sequence[Path], settings: Settings, rules: str)
     return Path("runs") / f"{settings.name}-{name}"
 
 
-def _save_lists(task: Any, fold: int, folder: Path) -> None:
+def _save_lists(task: Any, fold: int, folder: Path) -> list[Path]:
     _, runs, seeds = task.novel_runs(fold)
-    for run, seed in zip(runs, seeds, strict=True):
-        run.episodes.save(folder / f"episodes-seed{seed}.json")
+    paths = [folder / f"episodes-seed{seed}.json" for seed in seeds]
+    for run, path in zip(runs, paths, strict=True):
+        run.episodes.save(path)
+    return paths
 
 
 def _report(results: Sequence[FewShotResult], folder: Path, classes: bool, trained_on: Sequence[int]) -> None:
@@ -253,7 +291,7 @@ def _report(results: Sequence[FewShotResult], folder: Path, classes: bool, train
     show(fold_table(results), "percent, mean ± standard deviation over runs")
     for result in results:
         print(result.line())
-    if len(results) > 1:
+    if len({result.fold for result in results}) == len(results) > 1:
         print(fold_mean_line(results))
     for fold in trained_on:
         print(f"warning: fold {fold} is not the fold that was trained: its classes may have been seen in training")
@@ -266,7 +304,6 @@ def _report(results: Sequence[FewShotResult], folder: Path, classes: bool, train
         fewer = queries / max(alone, 1)
         print(f"steps that depend on the query alone: {alone} passes for {queries} queries ({fewer:.1f} x fewer)")
     write_text_atomically(folder / "results.json", to_json(results))
-    print(f"written: {folder}/ (results.json, grid.png, best.png, worst.png, episode lists)")
 
 
 if __name__ == "__main__":

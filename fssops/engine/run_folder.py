@@ -10,7 +10,7 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, ClassVar
@@ -65,7 +65,7 @@ class RunFolder:
         Raises:
             RunFolderError: it is a file, read-only, or the disk is full.
         """
-        self._made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
+        self._made = missing_folders(self.path)
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             write_text_atomically(self.path / ".writable", "")
@@ -132,11 +132,7 @@ class RunFolder:
         if self.path not in self._made or not all(_is_preparation(path) for path in self.path.rglob("*")):
             return
         shutil.rmtree(self.path)
-        for parent in self._made[1:]:
-            try:
-                parent.rmdir()
-            except OSError:
-                return  # another run is in it by now
+        remove_empty(self._made[1:])
 
     def save_settings(self, tables: Mapping[str, Any]) -> None:
         """Write the resolved settings (JSON and TOML) and the versions they were resolved with."""
@@ -161,6 +157,20 @@ class RunFolder:
         if not isinstance(tables, dict):
             raise RunFolderError(f"run folder: {self.settings} must hold tables, got {type(tables).__name__}")
         return tables
+
+
+def missing_folders(path: Path) -> list[Path]:
+    """The folder and those above it that are not there yet, innermost first."""
+    return [folder for folder in (path, *path.parents) if not folder.exists()]
+
+
+def remove_empty(folders: Sequence[Path]) -> None:
+    """Remove folders, innermost first, until one holds something."""
+    for folder in folders:
+        try:
+            folder.rmdir()
+        except OSError:
+            return
 
 
 def _is_preparation(path: Path) -> bool:

@@ -58,6 +58,17 @@ def test_all_folds_are_averaged_and_the_leak_is_told(evaluated: Any) -> None:
     assert out.count("may have been seen in training") == 3
 
 
+def test_two_models_of_one_fold_have_pictures_of_their_own_and_no_mean(
+    tiny_run: Path, tmp_path: Path, verb: Any
+) -> None:
+    folder, earlier = tmp_path / "out", tiny_run / "checkpoints" / "last.previous.pt"
+    code, out, err = verb("evaluate", tiny_run, earlier, "--out", folder)
+    assert code == 0, err
+    assert "fold mean of" not in out
+    for name in ("model0", "model1"):
+        assert (folder / name / "grid.png").exists()
+
+
 @pytest.mark.parametrize("annotation", ["box", "scribble"])
 def test_weak_supports_are_stated(evaluated: Any, annotation: str) -> None:
     out, results, _ = evaluated("--set", f"eval.annotation={annotation}", "--set", "eval.episodes=3")
@@ -101,6 +112,10 @@ def test_untrained_model_says_so(tiny_run: Path, tmp_path: Path, verb: Any) -> N
         (["{damaged}"], "damaged"),
         (["{run}", "--set", "model.backbone_width=16"], "fit"),
         (["{run}", "--set", "eval.episode=3"], "did you mean 'eval.episodes'"),
+        (["{run}", "--protocol", "../../elsewhere"], "eval.protocol must be one of"),
+        (["{run}", "--set", "eval.shots=5000"], "must have at least"),
+        (["{run}", "--out", "{damaged}"], "must be a folder, got a file"),
+        (["{folder}"], "must hold a checkpoint, got no checkpoint file"),
     ],
 )
 def test_mistake_is_told_with_code_2(
@@ -110,8 +125,12 @@ def test_mistake_is_told_with_code_2(
     damaged = tmp_path / "damaged.pt"
     shutil.copy(tiny_run / "checkpoints" / "last.pt", damaged)
     damaged.write_bytes(damaged.read_bytes()[:-3])
-    code, _, err = verb("evaluate", *(text.format(run=tiny_run, damaged=damaged) for text in arguments))
+    places = {"run": tiny_run, "damaged": damaged, "folder": tmp_path}
+    before = sorted(path.name for path in tiny_run.iterdir())
+    code, _, err = verb("evaluate", *(text.format(**places) for text in arguments))
     assert code == 2
+    assert sorted(path.name for path in tiny_run.iterdir()) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["damaged.pt"]
     assert told in err
     assert len(err.strip().splitlines()) <= 2
 
