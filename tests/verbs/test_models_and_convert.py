@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import fssops
 from fssops import convert
@@ -109,6 +111,33 @@ def test_convert_refuses_in_one_line_and_writes_nothing(tmp_path: Path, capsys: 
         assert message in error
         assert error.count("\n") == 1
         assert not output.exists()
+
+
+def test_a_run_is_converted_by_what_it_says_of_itself(tiny_run: Path, tmp_path: Path, verb: Any) -> None:
+    for number, source in enumerate((tiny_run, tiny_run / "checkpoints" / "last.pt")):
+        output = tmp_path / f"{number}.safetensors"
+        code, out, err = verb("convert", source, output)
+        assert code == 0, err
+        assert str(tiny_run / "checkpoints" / "last.pt") in out
+        written = load_file(output)
+        trained = torch.load(tiny_run / "checkpoints" / "last.pt", weights_only=True)["model"]
+        assert all(torch.equal(written[name], value) for name, value in trained.items())
+
+
+def test_convert_teaches_with_examples_and_tells_mistakes_in_two_lines(tmp_path: Path, verb: Any) -> None:
+    code, out, _ = verb("convert", "--help")
+    assert (code, "examples:" in out) == (0, True)
+    source = authors_file(tmp_path)
+    for arguments, told in (
+        ([source, tmp_path / "none" / "out.safetensors", "--model", "panet"], "must lie in a folder that exists"),
+        ([source, tmp_path / "out.safetensors", "--model", "panett"], "invalid choice: 'panett'"),
+        ([source, tmp_path / "out.safetensors"], "--model must be given unless the checkpoint is a run"),
+        ([source], "the following arguments are required: output"),
+    ):
+        code, _, err = verb("convert", *arguments)
+        assert code == 2
+        assert told in err
+        assert len(err.splitlines()) <= 2
 
 
 def test_convert_overwrites_only_when_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
