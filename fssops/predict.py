@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -20,6 +20,7 @@ from fssops.engine.checkpoints import write_text_atomically
 from fssops.engine.progress import ProgressBar
 from fssops.engine.settings import SettingsError, apply_overrides
 from fssops.evaluation.pictures import label_image, overlay
+from fssops.tasks.fewshot_settings import FewShotSettings
 from fssops.tasks.frames import distinct_names, frames, require_decoder
 from fssops.tasks.loading import load_for_use
 from fssops.tasks.universal_settings import UniversalSettings
@@ -100,6 +101,10 @@ def parser() -> Parser:
     model = arguments.add_argument_group("the model: a run, or a model's name with weights")
     model.add_argument("--checkpoint", type=Path, metavar="RUN|FILE", help="run folder or checkpoint of fssops.train")
     model.add_argument("--model", help="name of a few-shot model, see python -m fssops.models")
+    model.add_argument("--recipe", help="for weights without settings: name of a recipe or a .toml file")
+    model.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="override a setting"
+    )
     model.add_argument("--weights", type=Path, metavar="FILE", help="weights of any known layout, for --model")
     model.add_argument(
         "--option", action="append", default=[], metavar="KEY=VALUE", help="option of --model, e.g. backbone=resnet50"
@@ -114,14 +119,10 @@ def parser() -> Parser:
     )
     support.add_argument("--scribble", action=_SupportAction, metavar="FILE", help="marks the support before it")
     fixed = arguments.add_argument_group("systems of fixed classes")
-    fixed.add_argument("--recipe", help="for weights without settings: name of a recipe or a .toml file")
-    fixed.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="override a setting"
-    )
     fixed.add_argument(
         "--task", action="append", choices=("semantic", "instance", "panoptic"), help="what to write; may be repeated"
     )
-    fixed.add_argument("--score", type=float, default=0.3, help="least score of an instance on overlays (default 0.3)")
+    fixed.add_argument("--score", type=_score, default=0.3, help="least score of an instance on overlays (default 0.3)")
     videos = arguments.add_argument_group("video systems")
     videos.add_argument(
         "--video",
@@ -134,7 +135,7 @@ def parser() -> Parser:
     arguments.add_argument("--query", nargs="+", metavar="FILE|FOLDER", help="images (or a video) to segment")
     arguments.add_argument("--out", type=Path, metavar="FOLDER", help="where results are written")
     arguments.add_argument(
-        "--size", type=int, metavar="PIXELS", help="side at which images enter (default: as trained)"
+        "--size", type=_pixels, metavar="PIXELS", help="side at which images enter (default: as trained; --model: 417)"
     )
     arguments.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
     arguments.add_argument("--no-probability", action="store_true", help="do not write probabilities")
@@ -153,11 +154,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         verb.error("give either --checkpoint or --model")
     if not options.supports:
         return _predict_fixed_classes(verb, options)
+    _refuse(verb, options, "a few-shot system", "task", "score", "video", "rate", "zip")
     queries = find_queries(options.query)
     if options.out.resolve() in {path.parent.resolve() for path in queries}:
         raise SettingsError(f"--out: {options.out} must be another folder than that of the queries")
-    model, size = _model(options)
-    predictor = fssops.FewShotPredictor(model.to(_device(options.device)), size=size)
+    model, size, fit = _model(options)
+    predictor = fssops.FewShotPredictor(model.to(_device(options.device)), size=size, fit=fit)
     classes = _set_support(predictor, options.supports)
     options.out.mkdir(parents=True, exist_ok=True)
     names = distinct_names([path.stem for path in queries])
@@ -173,7 +175,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             bar.advance()
     summary = {
         "model": str(options.checkpoint or options.model),
-        "size": list(size) if isinstance(size, tuple) else size,
+        "size": list(size),
+        "fit": fit,
         "classes": classes,
         "supports": [vars(support) for support in options.supports],
         "images": records,
@@ -186,12 +189,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if failures else 0
 
 
+def _refuse(verb: Parser, options: Any, system: str, *names: str) -> None:
+    """Refuse options that would have no effect."""
+    for name in names:
+        if getattr(options, name, None) != verb.get_default(name):
+            flag = "--class" if name == "way" else f"--{name.replace('_', '-')}"
+            raise SettingsError(f"{flag}: {system} has no use for it, got {getattr(options, name)!r}")
+
+
 def _predict_fixed_classes(verb: Parser, options: Any) -> int:
     """Predict without supports."""
     if options.checkpoint is None or options.weights is not None:
         verb.error("--support: give at least one labelled image (or, for fixed classes, --checkpoint and no --model)")
     settings, model, label = load_for_use(options.checkpoint, options.recipe, options.overrides)
     if isinstance(settings, VideoSettings):
+        _refuse(verb, options, "a video system", "way", "no_probability")
         return _predict_videos(settings, model, label, options)
     queries = find_queries(options.query)
     if options.out.resolve() in {path.parent.resolve() for path in queries}:
@@ -199,6 +211,7 @@ def _predict_fixed_classes(verb: Parser, options: Any) -> int:
     require_decoder(queries)
     if not isinstance(settings, UniversalSettings):
         verb.error(f"--support: {settings.model.name} needs at least one labelled image, got none")
+    _refuse(verb, options, "a system of fixed classes", "way", "no_probability", "video", "rate", "zip")
     from fssops.tasks.universal import UniversalTask
     from fssops.tasks.universal_predict import Predictor, classes_for, predict
 
@@ -263,26 +276,33 @@ def find_queries(given: Sequence[str]) -> list[Path]:
     return list(found)
 
 
-def _model(options: Any) -> tuple[nn.Module, tuple[int, int]]:
+def _model(options: Any) -> tuple[nn.Module, tuple[int, int], Literal["stretch", "pad"]]:
+    """The model, and how images enter it: at which size, stretched or padded as in its evaluation."""
+    size, fit = (417, 417), "stretch"
     if options.checkpoint is not None:
         if options.weights is not None or options.option:
             raise SettingsError("--checkpoint: a run knows its model, got --weights or --option as well")
-        settings, model, _ = load_for_use(options.checkpoint, None, [])
-        if isinstance(settings, UniversalSettings):
+        settings, model, _ = load_for_use(options.checkpoint, options.recipe, options.overrides)
+        if not isinstance(settings, FewShotSettings):
             raise SettingsError(f"--support: {settings.model.name} has fixed classes and takes no labelled images")
-        size = settings.data.size  # type: ignore[attr-defined]
+        size = settings.data.size
+        fit = "pad" if settings.data.geometry == "letterbox" else "stretch"
     else:
-        chosen = apply_overrides({"option": {}}, [f"option.{text}" for text in options.option])["option"]
-        model = fssops.create_model(options.model, **chosen)
-        size = (417, 417)
+        if options.recipe or options.overrides:
+            raise SettingsError("--model: has no settings, got --recipe or --set; use --checkpoint FILE with these")
         if options.weights is None:
             raise SettingsError(
                 f"--weights: {options.model} must have weights, got none; a random model segments nothing"
             )
+        broken = next((text for text in options.option if "=" not in text), None)
+        if broken is not None:
+            raise SettingsError(f"--option: must read key=value, got {broken!r}")
+        chosen = apply_overrides({"option": {}}, [f"option.{text}" for text in options.option])["option"]
+        model = fssops.create_model(options.model, **chosen)
         fssops.load_weights(model, options.weights)
     if options.size is not None:
         size = (options.size, options.size)
-    return model, (int(size[0]), int(size[1]))
+    return model, size, fit  # type: ignore[return-value]
 
 
 def _device(name: str) -> str:
@@ -290,8 +310,14 @@ def _device(name: str) -> str:
 
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise SettingsError(f"--device: {name} must be available, got a torch or machine without CUDA")
+    kind, _, number = name.partition(":")
+    there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    if kind not in there or not (number.isdecimal() or name == kind):
+        raise SettingsError(f"--device: must be auto, cpu, cuda, cuda:1, ... or mps, got {name!r}")
+    if int(number or 0) >= there[kind]:
+        raise SettingsError(
+            f"--device: {name} must be available, got a torch or machine with {there[kind]} of its kind"
+        )
     return name
 
 
@@ -338,6 +364,22 @@ def _predict_one(predictor: Any, path: Path, stem: Path, probability: bool) -> d
     total = result.labels.size
     share = {name: float((result.labels == way).sum() / total) for way, name in enumerate(result.classes)}
     return {"image": str(path), "height": picture.shape[0], "width": picture.shape[1], "share": share, "files": files}
+
+
+def _pixels(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of pixels above 0, got {text!r}")
+    return int(text)
+
+
+def _score(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"must be a number from 0 to 1, got {text!r}")
+    return value
 
 
 def _box(parser: Any, text: str) -> tuple[float, float, float, float]:

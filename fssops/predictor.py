@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any, Literal, TypeAlias, overload
 
 import numpy as np
@@ -58,7 +59,7 @@ class FewShotPredictor:
         size: side in pixels, or (height, width), at which images enter the model; the published size of PANet by
             default.
         fit: "stretch" to that size, as PANet does, or "pad": the longer side fills it, the aspect is kept, and the
-            rest is zero and neither foreground nor background, as MSANet does.
+            rest is black and neither foreground nor background, as MSANet does.
         precision: "float32" or "bfloat16" (autocast).
         keep_mb: memory for what the model computes of an image alone, so that a further class in the same image, with
             another support set, costs the matching only: MM-Former's proposals, any system's backbone. 0 keeps nothing.
@@ -137,6 +138,8 @@ class FewShotPredictor:
         shots = {name: len(found) for name, found in image_sets.items()}
         if not shots or min(shots.values()) == 0 or len(set(shots.values())) != 1:
             raise ValueError(f"set_support: every class must have the same number of images, at least 1, got {shots}")
+        if "background" in shots or len(shots) > 254:
+            raise ValueError(f"set_support: classes must be at most 254, none called background, got {list(shots)}")
         pictures: list[Tensor] = []
         maps: list[Tensor] = []
         for name, found in image_sets.items():
@@ -269,7 +272,7 @@ def _by_class(given: Any, what: str, *, box: bool = False) -> dict[str, list[Any
             found[str(name)] = list(value)
         return found
     if isinstance(given, (list, tuple)):
-        if box and given and isinstance(given[0], (int, float)):
+        if box and given and isinstance(given[0], Real):
             return {"object": [given]}
         return {"object": list(given)}
     return {"object": [given]}
@@ -285,11 +288,13 @@ def _to_rgb_array(image: ImageLike, where: str) -> np.ndarray[Any, Any]:
             raise ValueError(f"{where} must be a tensor [3, H, W], got {list(image.shape)}")
         values = image.detach().cpu()
         if values.is_floating_point():
-            if values.numel() and (values.min() < 0 or values.max() > 1):
+            if values.numel() and not (values.min() >= 0 and values.max() <= 1):  # NaN is neither
                 raise ValueError(
                     f"{where} must have floats in [0, 1] (not normalised), got {values.min():.3g} to {values.max():.3g}"
                 )
             values = (values * 255).round()
+        elif values.dtype != torch.uint8:
+            raise ValueError(f"{where} must be a tensor of uint8 or of floats in [0, 1], got {values.dtype}")
         return values.to(torch.uint8).permute(1, 2, 0).numpy()
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] != 3):
@@ -305,7 +310,6 @@ def _area(label: Any, kind: str, width: int, height: int, where: str) -> np.ndar
     if kind == "boxes":
         return _area_of_boxes(label, width, height, where)
     if isinstance(label, (str, os.PathLike)):
-        where = f"{where}: mask {label}"
         values = read_mask(label)
     elif isinstance(label, Image.Image):
         values = np.asarray(label)
@@ -318,8 +322,9 @@ def _area(label: Any, kind: str, width: int, height: int, where: str) -> np.ndar
     if values.ndim != 2:
         raise ValueError(f"{where} must have a mask [H, W], got {list(values.shape)}")
     if values.shape != (height, width):
+        called = f" {label}" if isinstance(label, (str, os.PathLike)) else ""
         raise ValueError(
-            f"{where} is {width} x {height}, and its mask must have that size, "
+            f"{where} is {width} x {height}, and its mask{called} must have that size, "
             f"got {values.shape[1]} x {values.shape[0]}"
         )
     if kind == "scribbles":

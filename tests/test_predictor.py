@@ -210,6 +210,13 @@ def call(name: str, **changes: Any) -> Any:
         ({"support": {"images": {"a": [scene(RED)[0]]}}}, ValueError, "must name the same classes"),
         ({"query": np.zeros((3, 40, 3), np.uint8)}, ValueError, "at least 4 pixels a side .* got 40 x 3"),
         ({"query": torch.randn(3, 20, 20)}, ValueError, r"floats in \[0, 1\] \(not normalised\)"),
+        ({"query": torch.full((3, 20, 20), float("nan"))}, ValueError, r"floats in \[0, 1\]"),
+        ({"query": torch.zeros(3, 20, 20, dtype=torch.int64)}, ValueError, "tensor of uint8 or of floats"),
+        (
+            {"support": {"images": {"background": [scene(RED)[0]]}, "masks": {"background": [scene(RED)[1]]}}},
+            ValueError,
+            "none called background",
+        ),
         ({"query": torch.zeros(1, 20, 20)}, ValueError, r"tensor \[3, H, W\]"),
         ({"query": np.zeros((20, 20, 3))}, ValueError, "must be a uint8 array"),
         ({"query": 7}, TypeError, "must be a path, Pillow image, array or tensor, got int"),
@@ -220,6 +227,12 @@ def call(name: str, **changes: Any) -> Any:
 def test_wrong_input_is_named(changes: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         call("wrong", **changes)
+
+
+def test_a_single_box_of_numpys_numbers_is_one_box() -> None:
+    predictor = FewShotPredictor(ColourModel(), size=48)
+    predictor.set_support(scene(RED)[0], boxes=list(np.array([8, 6, 20, 16])))
+    assert predictor.classes == ("background", "object")
 
 
 def test_an_object_that_vanishes_at_the_models_size_is_an_error() -> None:

@@ -13,6 +13,8 @@ from PIL import Image
 
 from fssops.data.generated import GeneratedSource
 
+SUPPORT = ["--support", "{f}/s0.png", "{f}/m0.png", "--query", "{f}/photos"]
+
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -127,6 +129,31 @@ def test_bare_weights_with_a_model_name(tiny_run: Path, files: Path, tmp_path: P
     assert np.array_equal(first, second)
 
 
+def test_weights_without_settings_take_a_recipe_and_overrides(
+    tiny_run: Path, files: Path, tmp_path: Path, verb: Any, predict: Any
+) -> None:
+    state = torch.load(tiny_run / "checkpoints" / "last.pt", weights_only=True)
+    torch.save(state["model"], tmp_path / "bare.pth")
+    support = ["--support", files / "s0.png", files / "m0.png", "--query", files / "photos" / "q0.jpg"]
+    given = ["--checkpoint", tmp_path / "bare.pth", "--recipe", tiny_run / "settings.toml", *support]
+    code, _, err = verb("predict", *given, "--out", tmp_path / "bare")
+    assert code == 0, err
+    _, _, _, folder = predict(*support)
+    first, second = (np.asarray(Image.open(f / "q0_labels.png")) for f in (tmp_path / "bare", folder))
+    assert np.array_equal(first, second)
+    code, _, err = verb("predict", *given, "--set", "data.size=[40,56]", "--out", tmp_path / "other")
+    assert code == 0, err
+    assert json.loads((tmp_path / "other" / "summary.json").read_text())["size"] == [40, 56]
+
+
+def test_images_are_padded_where_evaluation_pads_them(files: Path, predict: Any) -> None:
+    support = ["--support", files / "s0.png", files / "m0.png", "--query", files / "photos" / "q0.jpg"]
+    for geometry, fit in (("square", "stretch"), ("letterbox", "pad")):
+        code, _, err, folder = predict(*support, "--set", f"data.geometry={geometry}")
+        assert code == 0, err
+        assert json.loads((folder / "summary.json").read_text())["fit"] == fit
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
@@ -148,6 +175,13 @@ def test_bare_weights_with_a_model_name(tiny_run: Path, files: Path, tmp_path: P
         (["--support", "{f}/s0.png", "{f}/m0.png", "--query", "{f}/photos", "--out", "{f}/photos"], "another folder"),
         (["--support", "{f}/s0.png", "{empty}", "--query", "{f}/photos"], "must have foreground, got none"),
         (["--support", "{f}/s0.png", "{f}/m0.png", "--query", "{f}/photos", "--model", "panet"], "either --checkpoint"),
+        ([*SUPPORT, "--task", "semantic"], "--task: a few-shot system has no use for it, got ['semantic']"),
+        ([*SUPPORT, "--zip"], "--zip: a few-shot system has no use for it"),
+        ([*SUPPORT, "--size", "0"], "--size: must be a whole number of pixels above 0, got '0'"),
+        ([*SUPPORT, "--score", "nan"], "--score: must be a number from 0 to 1, got 'nan'"),
+        ([*SUPPORT, "--device", "gpu"], "--device: must be auto, cpu, cuda, cuda:1, ... or mps, got 'gpu'"),
+        ([*SUPPORT, "--device", "cuda:99"], "--device: cuda:99 must be available, got"),
+        (["--class", "background", *SUPPORT], "none called background"),
     ],
 )
 def test_mistake_is_told_with_code_2(
@@ -161,6 +195,17 @@ def test_mistake_is_told_with_code_2(
     assert code == 2
     assert told in err
     assert len(err.strip().splitlines()) <= 2
+
+
+def test_option_without_a_value_and_settings_of_a_bare_model_are_refused(
+    files: Path, tmp_path: Path, verb: Any
+) -> None:
+    support = [*(text.format(f=files) for text in SUPPORT), "--out", tmp_path / "out"]
+    bare = ["--model", "panet", "--weights", tmp_path / "none.pth"]
+    code, _, err = verb("predict", *bare, "--option", "backbone", *support)
+    assert (code, "--option: must read key=value, got 'backbone'" in err) == (2, True)
+    code, _, err = verb("predict", *bare, "--set", "data.size=[48,48]", *support)
+    assert (code, "--model: has no settings" in err) == (2, True)
 
 
 def test_help_teaches_with_examples(verb: Any) -> None:

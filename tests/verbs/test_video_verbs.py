@@ -195,6 +195,16 @@ def predict(verb: Any, run: Path, out: Path, *arguments: object) -> tuple[int, s
     return verb("predict", "--checkpoint", run, "--device", "cpu", "--out", out, *arguments)  # type: ignore[no-any-return]
 
 
+def test_options_of_other_systems_are_refused(video_run: Path, tmp_path: Path, verb: Any) -> None:
+    frame = write_frames(tmp_path / "clip") / "00000.png"
+    out, query = tmp_path / "o", ["--query", tmp_path / "clip"]
+    code, _, err = predict(verb, video_run, out, "--support", frame, frame, *query)
+    assert (code, "--support: mask2former_vis has fixed classes and takes no labelled images" in err) == (2, True)
+    for option, told in ((["--class", "cup"], "--class: a video"), (["--no-probability"], "--no-probability: a")):
+        code, _, err = predict(verb, video_run, out, *option, *query)
+        assert (code, told in err) == (2, True)
+
+
 def test_prediction_of_a_folder_of_frames(video_run: Path, tmp_path: Path, verb: Any) -> None:
     write_frames(tmp_path / "clip")
     code, out, err = predict(verb, video_run, tmp_path / "o", "--query", tmp_path / "clip", "--score", "0", "--zip")
