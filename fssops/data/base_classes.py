@@ -6,10 +6,10 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
 
 from fssops.data import transforms
 from fssops.data.errors import TooFewImagesError
+from fssops.data.image_items import ImageItems
 from fssops.data.sources import FewShotSource
 from fssops.data.transforms import Sample
 from fssops.structures import IGNORE, LabelMapBatch
@@ -31,7 +31,7 @@ def base_labels(label: np.ndarray, base_classes: Sequence[int]) -> np.ndarray:
     return np.asarray(table[label])
 
 
-class BaseClassDataset(Dataset[LabelMapBatch]):
+class BaseClassDataset(ImageItems[LabelMapBatch]):
     """Images with the base class of every pixel, each a batch of one.
 
     Args:
@@ -71,19 +71,6 @@ class BaseClassDataset(Dataset[LabelMapBatch]):
                 f"{source.label}: the base learner must have an image, got none of {len(source.names)} without a novel "
                 "class"
             )
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def draw(self, index: int, generator: torch.Generator) -> LabelMapBatch:
-        """An item whose augmentation comes from ``generator``."""
-        seed = int(torch.randint(2**63 - 1, (), generator=generator))
-        return self._item(index, np.random.default_rng(seed))
-
-    def __getitem__(self, index: int) -> LabelMapBatch:
-        if not 0 <= index < len(self):
-            raise IndexError(f"BaseClassDataset: index must be below {len(self)}, got {index}")
-        return self._item(index, np.random.default_rng(index))
 
     def _item(self, index: int, rng: np.random.Generator) -> LabelMapBatch:
         name = self.names[index]

@@ -6,16 +6,16 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
 
 from fssops.data import transforms
 from fssops.data.errors import TooFewImagesError
+from fssops.data.image_items import ImageItems
 from fssops.data.sources import FewShotSource
 from fssops.data.transforms import Sample
 from fssops.structures import IGNORE, ProposalBatch
 
 
-class ProposalDataset(Dataset[ProposalBatch]):
+class ProposalDataset(ImageItems[ProposalBatch]):
     """Images with a base class, each a batch of one: the class of every pixel, and the object of one base class.
 
     Novel classes are ``IGNORE``: they are no region of their own, nor part of one. The object's class is drawn from
@@ -59,19 +59,6 @@ class ProposalDataset(Dataset[ProposalBatch]):
                 f"{source.label}: the segmenter must have an image, got none of {len(source.names)} with at least "
                 f"{min_area} px of a base class"
             )
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def draw(self, index: int, generator: torch.Generator) -> ProposalBatch:
-        """An item whose augmentation and object come from ``generator``."""
-        seed = int(torch.randint(2**63 - 1, (), generator=generator))
-        return self._item(index, np.random.default_rng(seed))
-
-    def __getitem__(self, index: int) -> ProposalBatch:
-        if not 0 <= index < len(self):
-            raise IndexError(f"ProposalDataset: index must be below {len(self)}, got {index}")
-        return self._item(index, np.random.default_rng(index))
 
     def _item(self, index: int, rng: np.random.Generator) -> ProposalBatch:
         name = self.names[index]
