@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fssops.models.layers.kept_tensors import KeptTensors
+
 LAYER_NORM_EPS = 1e-5
 
 
@@ -44,8 +46,8 @@ def relative_position_index(window: int) -> Tensor:
     return down * (2 * window - 1) + right
 
 
-def shift_regions(height: int, width: int, window: int) -> Tensor:
-    """Which pairs of tokens may attend in shifted windows.
+def shift_regions(height: int, width: int, window: int, device: torch.device | None = None) -> Tensor:
+    """Which pairs of tokens may attend in shifted windows, on ``device``.
 
     After the cyclic shift a window can hold tokens from opposite borders; the map is cut at ``-window`` and
     ``-(window // 2)`` in both directions, and only tokens of one region see each other.
@@ -55,7 +57,7 @@ def shift_regions(height: int, width: int, window: int) -> Tensor:
     """
 
     def cuts(length: int) -> Tensor:
-        position = torch.arange(length)
+        position = torch.arange(length, device=device)
         return (position >= length - window).int() + (position >= length - window // 2).int()
 
     regions = cuts(height)[:, None] * 3 + cuts(width)[None]
@@ -164,21 +166,14 @@ class SwinStage(nn.Module):
             SwinBlock(channels, heads, window, index % 2 == 1, rate) for index, rate in enumerate(drop_paths)
         )
         self.downsample = PatchMerging(channels) if merge else None
-        self._regions: dict[tuple[int, int, torch.device], Tensor] = {}
-
-    def _shift_regions(self, height: int, width: int, device: torch.device) -> Tensor:
-        key = (height, width, device)
-        if key not in self._regions:
-            if len(self._regions) >= 16:
-                self._regions.pop(next(iter(self._regions)))
-            with torch.inference_mode(False):
-                self._regions[key] = shift_regions(height, width, self.window).to(device)
-        return self._regions[key]
+        self._regions = KeptTensors()
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, h, w, C] to the same; the merging is left to the caller."""
         height, width = x.shape[1] + -x.shape[1] % self.window, x.shape[2] + -x.shape[2] % self.window
-        regions = self._shift_regions(height, width, x.device)
+        regions = self._regions.of(
+            (height, width, x.device), lambda: shift_regions(height, width, self.window, x.device)
+        )
         for block in self.blocks:
             x = block(x, regions)
         return x

@@ -7,11 +7,12 @@ import math
 import torch
 from torch import Tensor
 
+from fssops.models.layers.kept_tensors import KeptTensors
+
 TEMPERATURE = 10000.0
 """Base of the geometric progression of wavelengths."""
 
 _EPS = 1e-6
-_MAX_CACHED_SIZES = 64
 
 
 def _waves(positions: Tensor, channels: int) -> Tensor:
@@ -28,7 +29,9 @@ def _axis(length: int) -> Tensor:
     return steps / (steps[-1] + _EPS) * (2 * math.pi)
 
 
-def sine_position_encoding(height: int, width: int, channels: int, frames: int | None = None) -> Tensor:
+def sine_position_encoding(
+    height: int, width: int, channels: int, frames: int | None = None, device: torch.device | None = None
+) -> Tensor:
     """Sine encoding of a grid in row-major order, as DETR's with ``normalize=True``.
 
     Every axis counts from 1 (no half-pixel offset) and is scaled to (0, 2 pi]. The first half of the channels
@@ -40,6 +43,7 @@ def sine_position_encoding(height: int, width: int, channels: int, frames: int |
         width: columns.
         channels: C, divisible by 4.
         frames: T, for clips; None for images.
+        device: of the result; sines and cosines are those of the CPU all the same.
 
     Returns:
         [height * width, C], or [T * height * width, C] frame by frame.
@@ -50,16 +54,21 @@ def sine_position_encoding(height: int, width: int, channels: int, frames: int |
     if channels % 4:
         raise ValueError(f"sine_position_encoding: channels must be divisible by 4, got {channels}")
     half = channels // 2
-    rows = _waves(_axis(height), half)[:, None].expand(height, width, half)
-    columns = _waves(_axis(width), half)[None].expand(height, width, half)
+    rows = _waves(_axis(height), half).to(device)[:, None].expand(height, width, half)
+    columns = _waves(_axis(width), half).to(device)[None].expand(height, width, half)
     grid = torch.cat((rows, columns), dim=2).reshape(height * width, channels)
-    if frames is None:
-        return grid
-    return (grid[None] + _waves(_axis(frames), channels)[:, None]).reshape(-1, channels)
+    return grid if frames is None else _with_frames(grid, frames)
+
+
+def _with_frames(grid: Tensor, frames: int) -> Tensor:
+    """The encoding [T * S, C] of a clip from that [S, C] of an image."""
+    channels = grid.shape[1]
+    waves = _waves(_axis(frames), channels).to(grid.device)
+    return (grid[None] + waves[:, None]).reshape(-1, channels)
 
 
 class PositionEncodingCache:
-    """Encodings of the sizes seen last; not a module: nothing here is trained or saved.
+    """Encodings of the image sizes seen last; those of clips are added up anew, as they are as large as the clip.
 
     Args:
         channels: C of :func:`sine_position_encoding`.
@@ -67,17 +76,9 @@ class PositionEncodingCache:
 
     def __init__(self, channels: int) -> None:
         self.channels = channels
-        self._cached: dict[tuple[int, int, int | None, torch.device], Tensor] = {}
+        self._grids = KeptTensors()
 
     def __call__(self, size: tuple[int, int], device: torch.device, frames: int | None = None) -> Tensor:
         """The encoding [T * h * w, C] of a grid ``size`` = (h, w) on ``device``, float32."""
-        key = (*size, frames, device)
-        found = self._cached.get(key)
-        if found is None:
-            if len(self._cached) >= _MAX_CACHED_SIZES:
-                self._cached.pop(next(iter(self._cached)))
-            # No inference-mode tensors: the same encoding may serve a training step next.
-            with torch.inference_mode(False):
-                found = sine_position_encoding(*size, self.channels, frames).to(device)
-            self._cached[key] = found
-        return found
+        grid = self._grids.of((size, device), lambda: sine_position_encoding(*size, self.channels, device=device))
+        return grid if frames is None else _with_frames(grid, frames)

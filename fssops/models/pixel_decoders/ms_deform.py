@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from fssops.models.layers.convolution import ConvNorm
 from fssops.models.layers.feed_forward import FeedForward
 from fssops.models.layers.initialisation import xavier_fill
+from fssops.models.layers.kept_tensors import KeptTensors
 from fssops.models.layers.ms_deform_attn import MSDeformAttn
 from fssops.models.layers.position_encoding import PositionEncodingCache
 from fssops.models.pixel_decoders.features import PixelFeatures
@@ -96,24 +97,7 @@ class MSDeformPixelDecoder(nn.Module):
         for module in (self.adapter_1, self.layer_1, self.mask_features):
             xavier_fill(module)
         self._positions = PositionEncodingCache(channels)
-        self._references: dict[tuple[tuple[tuple[int, int], ...], torch.device], Tensor] = {}
-
-    def _reference_points(self, sizes: list[tuple[int, int]], device: torch.device) -> Tensor:
-        """Pixel centres [1, S, L, 2] of all tokens, (x, y) in 0..1, the same for every target level."""
-        key = (tuple(sizes), device)
-        if key not in self._references:
-            if len(self._references) >= 64:
-                self._references.pop(next(iter(self._references)))
-            with torch.inference_mode(False):
-                centres = []
-                for height, width in sizes:
-                    y = (torch.arange(height, dtype=torch.float32) + 0.5) / height
-                    x = (torch.arange(width, dtype=torch.float32) + 0.5) / width
-                    grid = torch.stack((x.expand(height, width), y[:, None].expand(height, width)), dim=2)
-                    centres.append(grid.reshape(-1, 2))
-                points = torch.cat(centres)[None, :, None].expand(1, -1, len(sizes), 2).contiguous()
-                self._references[key] = points.to(device)
-        return self._references[key]
+        self._references = KeptTensors()
 
     def forward(self, features: Mapping[str, Tensor], padding: Tensor | None = None) -> PixelFeatures:
         """Decode; in float32 whatever autocast says, as published.
@@ -150,7 +134,8 @@ class MSDeformPixelDecoder(nn.Module):
             [self._positions(size, device) + level for size, level in zip(sizes, self.level_embed, strict=True)]
         )
         tokens = torch.cat([m.flatten(2).transpose(1, 2) for m in maps], dim=1)  # [B, S, C]
-        references = self._reference_points(sizes, device).expand(len(tokens), -1, -1, -1)
+        references = self._references.of((tuple(sizes), device), lambda: _pixel_centres(sizes).to(device))
+        references = references.expand(len(tokens), -1, -1, -1)
         blocked = None if padding is None else torch.cat([resized_padding(padding, size) for size in sizes], dim=1)
         for layer in self.encoder:
             if self.recompute and self.training and torch.is_grad_enabled():
@@ -172,6 +157,17 @@ class MSDeformPixelDecoder(nn.Module):
         y = self.layer_1(y)
         # Mask features are read row by row of a channel, many times.
         return PixelFeatures(self.mask_features(y).contiguous(), memory, sizes)
+
+
+def _pixel_centres(sizes: Sequence[tuple[int, int]]) -> Tensor:
+    """Pixel centres [1, S, L, 2] of the tokens of all levels, (x, y) in 0..1, the same for every target level."""
+    centres = []
+    for height, width in sizes:
+        y = (torch.arange(height, dtype=torch.float32) + 0.5) / height
+        x = (torch.arange(width, dtype=torch.float32) + 0.5) / width
+        grid = torch.stack((x.expand(height, width), y[:, None].expand(height, width)), dim=2)
+        centres.append(grid.reshape(-1, 2))
+    return torch.cat(centres)[None, :, None].expand(1, -1, len(sizes), 2).contiguous()
 
 
 def resized_padding(padding: Tensor, size: tuple[int, int]) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fssops.models.layers.attention import MultiheadAttention
 from fssops.models.layers.feed_forward import MLP, FeedForward
+from fssops.models.layers.kept_tensors import KeptTensors
 from fssops.models.layers.ms_deform_attn import MSDeformAttn
 from fssops.models.layers.position_encoding import PositionEncodingCache, sine_position_encoding
 
@@ -43,9 +44,32 @@ def test_position_encodings_are_kept_by_size_and_serve_training_after_inference(
     weight = torch.ones(8, requires_grad=True)
     (first * weight).sum().backward()
     assert weight.grad is not None
-    for size in range(200):
-        cache((1, size + 1), torch.device("cpu"))
-    assert len(cache._cached) <= 64
+
+
+def test_position_encodings_of_clips_are_not_kept() -> None:
+    """They are as large as the clip, and videos are of many lengths."""
+    cache = PositionEncodingCache(8)
+    for frames in range(1, 30):
+        clip = cache((2, 3), torch.device("cpu"), frames)
+        assert torch.equal(clip, sine_position_encoding(2, 3, 8, frames))
+    assert cache._grids.bytes_kept == 2 * 3 * 8 * 4
+
+
+def test_tensors_asked_for_last_are_kept_up_to_a_number_of_bytes() -> None:
+    kept, made = KeptTensors(limit=100), []
+
+    def of(key: str, numbers: int) -> None:
+        kept.of(key, lambda: (made.append(key), torch.zeros(numbers))[1])
+
+    for key in ("a", "b", "a", "c", "a", "b"):  # two of them fit, and "a" is used again and again
+        of(key, 12)
+    assert "".join(made) == "abcb"
+    assert kept.bytes_kept == 96
+    of("large", 1000)
+    of("large", 1000)
+    assert made[-1:] == ["large"]
+    assert made.count("large") == 1
+    assert kept.bytes_kept == 4000
 
 
 def test_channels_that_do_not_divide_are_named() -> None:
