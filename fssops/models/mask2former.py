@@ -88,11 +88,22 @@ class Mask2Former(MaskClassificationModel):
         ),
     )
     """Names (``re.search``) by which weights are told that would nearly fit, and why they do not."""
+    criterion_class: type[PointSetCriterion] = PointSetCriterion
+    decoder_class: type[MaskedTransformerDecoder] = MaskedTransformerDecoder
+    """Matching with losses, and decoder; systems that extend this one have their own."""
     config: Mask2FormerConfig
     criterion: PointSetCriterion
 
     def __init__(self, config: Mask2FormerConfig) -> None:
-        super().__init__(config, self.build_criterion(config))
+        criterion = self.criterion_class(
+            config.num_classes,
+            LossWeights(config.class_weight, config.mask_weight, config.dice_weight),
+            no_object_weight=config.no_object_weight,
+            num_points=config.train_points,
+            oversample_ratio=config.oversample_ratio,
+            importance_ratio=config.importance_ratio,
+        )
+        super().__init__(config, criterion)
         self.backbone = build_backbone(config.backbone, config.backbone_norm, config.drop_path)
         self.pixel_decoder = MSDeformPixelDecoder(
             self.backbone.channels,
@@ -105,22 +116,7 @@ class Mask2Former(MaskClassificationModel):
             dropout=config.dropout,
             recompute=config.recompute,
         )
-        self.transformer_decoder = self.build_decoder(config)
-
-    def build_criterion(self, config: Mask2FormerConfig) -> PointSetCriterion:
-        """The matching and the losses; systems that extend this one change it here."""
-        return PointSetCriterion(
-            config.num_classes,
-            LossWeights(config.class_weight, config.mask_weight, config.dice_weight),
-            no_object_weight=config.no_object_weight,
-            num_points=config.train_points,
-            oversample_ratio=config.oversample_ratio,
-            importance_ratio=config.importance_ratio,
-        )
-
-    def build_decoder(self, config: Mask2FormerConfig) -> MaskedTransformerDecoder:
-        """The masked-attention decoder; systems that extend this one change it here."""
-        return MaskedTransformerDecoder(
+        self.transformer_decoder = self.decoder_class(
             config.channels,
             num_classes=config.num_classes,
             num_queries=config.num_queries,

@@ -35,7 +35,6 @@ from fssops.models.mask2former import Mask2Former, Mask2FormerConfig
 from fssops.models.mask_classification import postprocessing
 from fssops.models.mask_classification.config import Task
 from fssops.models.pixel_decoders.features import PixelFeatures
-from fssops.models.transformer_decoders.masked import MaskedTransformerDecoder
 from fssops.structures import ClipBatch, MaskPredictions, MaskTargets, VideoResult
 
 Keep = Callable[[Tensor], Sequence[Any]]
@@ -96,12 +95,7 @@ class Mask2FormerVIS(Mask2Former):
     def __init__(self, config: Mask2FormerVISConfig) -> None:
         super().__init__(config)
         self.criterion.allow_no_object_targets = config.behaviour == "published"
-
-    def build_decoder(self, config: Mask2FormerConfig) -> MaskedTransformerDecoder:
-        """The image system's decoder, which encodes the frame in the positions of the memory."""
-        decoder = super().build_decoder(config)
-        decoder.clips = True
-        return decoder
+        self.transformer_decoder.clips = True  # the frame is encoded in the positions of the memory
 
     def forward(self, batch: ClipBatch) -> MaskPredictions:  # type: ignore[override]  # clips instead of images
         """Predictions of a batch: of all heads in training mode, of the final head in evaluation mode."""

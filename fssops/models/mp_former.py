@@ -29,7 +29,6 @@ from typing import Literal
 from torch import Tensor
 
 from fssops.losses.draws import ItemPoints, PointSource
-from fssops.losses.mask_criterion import LossWeights
 from fssops.losses.piloted_criterion import PilotedPart, PilotedSetCriterion
 from fssops.models.checks import check_least, check_share
 from fssops.models.mask2former import Mask2Former, Mask2FormerConfig
@@ -119,35 +118,15 @@ class MPFormer(Mask2Former):
             " build mask2former for them, or train mp_former from weights of a backbone or of MP-Former",
         ),
     )
+    criterion_class = PilotedSetCriterion
+    decoder_class = PilotedTransformerDecoder
     config: MPFormerConfig
     criterion: PilotedSetCriterion
     transformer_decoder: PilotedTransformerDecoder
 
-    def build_criterion(self, config: Mask2FormerConfig) -> PilotedSetCriterion:
-        """See :class:`PilotedSetCriterion`."""
-        assert isinstance(config, MPFormerConfig)
-        return PilotedSetCriterion(
-            config.num_classes,
-            LossWeights(config.class_weight, config.mask_weight, config.dice_weight),
-            classify_piloted=config.classify_piloted,
-            no_object_weight=config.no_object_weight,
-            num_points=config.train_points,
-            oversample_ratio=config.oversample_ratio,
-            importance_ratio=config.importance_ratio,
-        )
-
-    def build_decoder(self, config: Mask2FormerConfig) -> PilotedTransformerDecoder:
-        """See :class:`PilotedTransformerDecoder`."""
-        return PilotedTransformerDecoder(
-            config.channels,
-            num_classes=config.num_classes,
-            num_queries=config.num_queries,
-            channels=config.channels,
-            mask_channels=config.mask_channels,
-            heads=config.heads,
-            layers=config.decoder_layers,
-            hidden=config.decoder_hidden,
-        )
+    def __init__(self, config: MPFormerConfig) -> None:
+        super().__init__(config)
+        self.criterion.classify_piloted = config.classify_piloted
 
     def predict_piloted(
         self,

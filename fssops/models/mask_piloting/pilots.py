@@ -99,16 +99,15 @@ def build_pilots(
     slots = PilotSlots.of([len(target.labels) for target in targets], options.groups, device)
     if slots is None:
         return None
+    piloted = layers if options.all_layers else min(layers, len(sizes) + 1)
     with torch.no_grad():
         closed = (_point_maps if options.mode == "points" else _noised_maps)(
-            targets, slots, options, draws, layers, sizes, padded_size
+            targets, slots, options, draws, piloted, sizes, padded_size
         )
         # Layers of one level share their rows where the noise is drawn once, and then their bits.
         known: dict[int, ops.AttentionMask] = {}
         masks: list[ops.AttentionMask | None] = [None] * layers
         for layer, rows in enumerate(closed):
-            if rows is None:
-                continue
             if id(rows) not in known:
                 blocked = padding[layer % len(sizes)]
                 mask = _packed(rows, slots)
@@ -116,10 +115,6 @@ def build_pilots(
             masks[layer] = known[id(rows)]
     content = _content(targets, slots, embedding, options, draws, classes)
     return Pilots(slots, content, masks, slots.blocked(queries))
-
-
-def _piloted_layers(options: PilotOptions, layers: int, levels: int) -> int:
-    return layers if options.all_layers else min(layers, levels + 1)
 
 
 def _point_maps(
@@ -130,17 +125,17 @@ def _point_maps(
     layers: int,
     sizes: Sequence[Size],
     padded_size: Size,
-) -> list[Tensor | None]:
-    """Closed cells [copies, S] or [copies, M, S] of each layer: every cell that the object touches is open."""
+) -> list[Tensor]:
+    """Closed cells [copies, S] or [copies, M, S] of the first ``layers``: open are those the object touches."""
     present = [padded(target.masks, padded_size) for target in targets if len(target.labels)]
     opened = [torch.cat([touched_cells(masks, size) for masks in present]).flatten(1)[slots.sources] for size in sizes]
-    closed: list[Tensor | None] = [None] * layers
-    for layer in range(_piloted_layers(options, layers, len(sizes))):
+    closed: list[Tensor] = []
+    for layer in range(layers):
         level = layer % len(sizes)
         if options.noise_scale == 0 and layer >= len(sizes):
-            closed[layer] = closed[level]
+            closed.append(closed[level])
         else:
-            closed[layer] = ~flipped_points(opened[level], options.noise_scale, options.head_noise, draws, layer)
+            closed.append(~flipped_points(opened[level], options.noise_scale, options.head_noise, draws, layer))
     return closed
 
 
@@ -152,8 +147,8 @@ def _noised_maps(
     layers: int,
     sizes: Sequence[Size],
     padded_size: Size,
-) -> list[Tensor | None]:
-    """Closed cells [copies, S] of each layer in the modes that change the whole map once."""
+) -> list[Tensor]:
+    """Closed cells [copies, S] of the first ``layers`` in the modes that change the whole map once."""
     present = [target for target in targets if len(target.labels)]
     opened = torch.cat([nearest_cells(padded(target.masks, padded_size), sizes[-1]) for target in present])
     maps = Maps(
@@ -168,10 +163,7 @@ def _noised_maps(
     outside = [~level for level in noised]
     # The authors' code takes the closed map for a probability after the first layer and inverts it by that.
     later = noised if options.published else outside
-    closed: list[Tensor | None] = [None] * layers
-    for layer in range(_piloted_layers(options, layers, len(sizes))):
-        closed[layer] = (later if layer else outside)[layer % len(sizes)]
-    return closed
+    return [(later if layer else outside)[layer % len(sizes)] for layer in range(layers)]
 
 
 def _packed(closed: Tensor, slots: PilotSlots) -> ops.AttentionMask:
