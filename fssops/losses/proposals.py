@@ -45,9 +45,9 @@ def soft_iou(masks: Tensor, target: Tensor, valid: Tensor | None = None) -> Tens
     size = (int(masks.shape[2]), int(masks.shape[3]))
     counted = torch.ones_like(target) if valid is None else valid
     inside = target * counted
-    rows = masks.flatten(2).float()
     both = torch.stack([_gathered(inside, size), _gathered(counted, size)], dim=1).flatten(2)  # [B, 2, h w]
-    overlap, area = (rows @ both.transpose(1, 2)).unbind(2)
+    with torch.autocast(masks.device.type, enabled=False):  # the area of an image is infinite in float16
+        overlap, area = (masks.flatten(2).float() @ both.transpose(1, 2)).unbind(2)
     return overlap / (inside.sum((1, 2))[:, None] + area - overlap + _EPS)
 
 
@@ -82,8 +82,9 @@ def ranked_similarities(similarity: Tensor, overlap: Tensor) -> tuple[Tensor, Te
         overlap: [B, Q].
 
     Returns:
-        [B, 2] with gradients through the stretching; and the two queries [B, 2].
+        [B, 2] float32 with gradients through the stretching; and the two queries [B, 2].
     """
+    similarity = similarity.float()
     low, high = similarity.amin(1, keepdim=True), similarity.amax(1, keepdim=True)
     stretched = (similarity - low) / (high - low + 1e-8)
     chosen = torch.stack([overlap.argmin(1), overlap.argmax(1)], dim=1)
@@ -98,6 +99,8 @@ def ranking_loss(ranked: Tensor, floor: float = 0.0) -> Tensor:
         floor: values are first moved into ``floor``..1 - ``floor``. With 0, as published, the wrong extreme costs 100
             and its gradient is huge.
     """
-    wanted = torch.zeros_like(ranked)
-    wanted[:, 1] = 1.0
-    return F.binary_cross_entropy(floor + (1 - 2 * floor) * ranked, wanted)
+    with torch.autocast(ranked.device.type, enabled=False):  # on a GPU autocast refuses the function
+        ranked = ranked.float()
+        wanted = torch.zeros_like(ranked)
+        wanted[:, 1] = 1.0
+        return F.binary_cross_entropy(floor + (1 - 2 * floor) * ranked, wanted)
