@@ -12,7 +12,7 @@ LIMIT = 64 << 20
 
 
 class KeptTensors:
-    """The tensors asked for last; not a module: nothing here is trained or saved.
+    """The tensors made last; not a module: nothing here is trained or saved.
 
     The newest is kept however large it is.
 
@@ -26,14 +26,14 @@ class KeptTensors:
 
     def of(self, key: Hashable, make: Callable[[], Tensor]) -> Tensor:
         """The tensor of a key, which is made if it is not kept."""
-        found = self._kept.pop(key, None)
+        found = self._kept.get(key)
         if found is None:
             # No inference-mode tensor: the same one may serve a training step next.
             with torch.inference_mode(False):
                 found = make()
             while self._kept and self.bytes_kept + found.nbytes > self.limit:
                 self._kept.pop(next(iter(self._kept)))
-        self._kept[key] = found
+            self._kept[key] = found
         return found
 
     @property

@@ -68,7 +68,7 @@ def _with_frames(grid: Tensor, frames: int) -> Tensor:
 
 
 class PositionEncodingCache:
-    """Encodings of the image sizes seen last; those of clips are added up anew, as they are as large as the clip.
+    """Encodings of the newest image sizes; those of clips are added up anew, as they are as large as the clip.
 
     Args:
         channels: C of :func:`sine_position_encoding`.
