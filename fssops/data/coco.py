@@ -187,7 +187,7 @@ class COCOSource(FewShotSource):
         _, width, height = self._entry(name)
         # In the order of pycocotools' masks, column by column: painting across memory takes several times as long.
         label = np.zeros((height, width), dtype=np.uint8, order="F")
-        wanted = set(self.classes if class_ids is None else class_ids)
+        wanted, shown = set(self.classes if class_ids is None else class_ids), False
         for annotation in self.annotations_of(name):
             if annotation.crowd and self.crowd == "background":
                 continue
@@ -195,7 +195,10 @@ class COCOSource(FewShotSource):
             value = number if number in wanted else 0
             if annotation.crowd and self.crowd == "ignore":
                 value = IGNORE
+            if not value and not shown:
+                continue  # background over nothing: decoding its mask is most of the work
             np.copyto(label, value, where=draw(annotation.segmentation, width, height))
+            shown = True
         return np.ascontiguousarray(label)
 
     def instance_map(self, name: str, class_id: int) -> np.ndarray:
