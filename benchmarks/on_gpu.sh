@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What needs a GPU, in one call of under ten minutes: build, tests on the device, benchmarks, compute-sanitizer.
-# Usage: [BUDGET=570] [BENCH=bench_panet] benchmarks/on_gpu.sh OUT [build|test|bench|sanitize ...]   (default: all four)
+# Usage: [BUDGET=560] [BENCH=bench_panet] benchmarks/on_gpu.sh OUT [build|test|bench|sanitize ...]   (default: all four)
 #
 # OUT gets log.txt and results.tar.gz (a JSON file a benchmark), brought up to date after every step: a call that is
 # ended early loses nothing. Unpack the results under benchmarks/results/ and commit them. After BUDGET seconds the
@@ -12,7 +12,7 @@ cd "$(dirname "$0")/.."
 out=${1:?usage: benchmarks/on_gpu.sh OUT [build|test|bench|sanitize ...]}
 shift
 stages=${*:-build test bench sanitize}
-budget=${BUDGET:-570}
+budget=${BUDGET:-560}
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
 work=$(mktemp -d)
@@ -54,7 +54,7 @@ step() {
     return
   fi
   # An interrupt, not a kill: pytest then still writes what it has measured.
-  timeout -s INT -k 10 $((limit < left ? limit : left)) "$@" >"$work/step.log" 2>&1
+  timeout -s INT -k 25 $((limit < left ? limit : left)) "$@" >"$work/step.log" 2>&1
   code=$?
   { echo "== $name ($*): exit code $code"; cat "$work/step.log"; } >>"$out/log.txt"
   tar czf "$out/results.tar.gz" -C "$work/results" .
