@@ -18,6 +18,7 @@ from torch import Tensor
 
 import fssops
 from fssops.models.msanet import MSANet
+from fssops.models.msanet_streams import QueryLayers
 from fssops.structures import move_to
 from fssops.testing.published_msanet import PublishedMSANet
 
@@ -95,8 +96,10 @@ def steps_of_an_episode(shots: int = 1) -> dict[str, float]:
             "support summary",
             lambda: model.summarise(supports, batch.support_foreground, batch.support_background),
         )
-        timed("similarity", lambda: model._similarity(query, summary))
-        timed("prior mask", lambda: model._prior(query, summary))
+        layers = QueryLayers(summary, 1)
+        take_all = model._frozen().replayed
+        timed("similarity", lambda: take_all(query, QueryLayers(summary, 1).taker([0])))
+        timed("prior mask", lambda: layers.prior(outputs[2]))
         merged = model.compare(summary, query).merged
         timed("decoder", lambda: model.decoder(merged))
         timed("whole match, features cached", lambda: model.match(summary, query, (SIDE, SIDE)))

@@ -42,15 +42,13 @@ from fssops import ops
 from fssops.models.checks import check_choices
 from fssops.models.layers.convolution import ConvNorm
 from fssops.models.layers.guided_decoder import ChannelGate, Embedding, GuidedDecoder, ShotScorer
-from fssops.models.layers.multi_similarity import kept_positions, mask_cascade, multi_similarity, prior_mask, resize
-from fssops.models.msanet_backbone import TappedBackbone
+from fssops.models.layers.multi_similarity import resize
+from fssops.models.msanet_backbone import Outputs, TappedBackbone
+from fssops.models.msanet_ensemble import as_logits, base_share, ensemble, of_all_ways
 from fssops.models.msanet_records import MSANetResult, MSANetSupport, paired
 from fssops.models.msanet_streams import QueryLayers, SupportLayers
 from fssops.models.pspnet import Backbone, PSPNet, PSPNetConfig, cross_entropy
 from fssops.structures import IGNORE, FewShotBatch
-
-_SMALLEST_SHARE = 1e-4
-"""The ensemble's numbers are affine mixtures and may leave 0..1; their logarithm needs a floor."""
 
 
 @dataclass(frozen=True)
@@ -232,39 +230,62 @@ class MSANet(nn.Module):
         Raises:
             ValueError: with ``behaviour="published"``, another number of ways than 1 or of shots than configured.
         """
-        self._check_support(foreground)
-        return self._summary(features, foreground)
+        frozen = self._frozen()
+        return self._summary(
+            foreground, foreground.shape[2], lambda rows, layers: frozen.replayed(features, layers.taker(rows))
+        )
 
-    def _check_support(self, foreground: Tensor) -> None:
+    def _support_of(self, batch: FewShotBatch) -> MSANetSupport:
+        """Summary of a batch's support sets that never holds the layers of all their images."""
+        frozen, images = self._frozen(), batch.support_images.flatten(0, 2)
+        # One shot at a time where nothing is kept for gradients: the memory for maps does not grow with the shots.
+        step = batch.support_images.shape[2] if torch.is_grad_enabled() else 1
+        return self._summary(
+            batch.support_foreground, step, lambda rows, layers: frozen.passed(images[rows], rows, layers.taker)
+        )
+
+    def _summary(
+        self, foreground: Tensor, step: int, run: Callable[[Sequence[int], SupportLayers], Outputs]
+    ) -> MSANetSupport:
+        """Summary of support sets, ``step`` shots of all of them at a time.
+
+        Args:
+            foreground: [B, N, K, H, W].
+            step: divides K.
+            run: hands the compared layers of some images over, and returns the rest.
+
+        Raises:
+            ValueError: see :meth:`summarise`.
+        """
         ways, shots = foreground.shape[1:3]
         if self.config.behaviour == "published" and (ways != 1 or shots != self.config.shots):
             raise ValueError(
                 f"MSANet.summarise: foreground must have 1 way and {self.config.shots} shots with behaviour "
                 f"'published', got {ways} and {shots}"
             )
-
-    def _summary(self, features: dict[str, Tensor], foreground: Tensor) -> MSANetSupport:
-        masks = foreground.flatten(0, 1)  # [E, K, H, W]
-        low, middle, top = self._frozen().outputs(features)
-        layers = [features[name] for name in self.tap_names]
-        sizes = [(layer.shape[-2], layer.shape[-1]) for layer in layers]
-        cascade = mask_cascade(masks, self._frozen().first_size(masks) or sizes[0], sizes)
-        kept: dict[int, Tensor] = {}
-        for mask in cascade:
-            if id(mask) not in kept:
-                kept[id(mask)] = kept_positions(mask, exact_mean=self.config.behaviour == "published")
-        prototypes, gates, attention = self._guides(low, middle, foreground)
-        shots = foreground.shape[2]
+        masks = foreground.flatten(0, 2)
+        sets = len(masks) // shots
+        taken = SupportLayers(masks, self._frozen().first_size(masks), exact_mean=self.config.behaviour == "published")
+        parts = []
+        for first in range(0, shots, step):
+            rows = [index * shots + shot for index in range(sets) for shot in range(first, first + step)]
+            low, middle, top, gram = run(rows, taken)
+            taken.take_top(rows, top)
+            del top
+            found = self._guides(low, middle, foreground[:, :, first : first + step])
+            parts.append((*found, gram.unflatten(0, (-1, step))))
+        prototypes, gates, attention, grams = zip(*parts, strict=True)
+        layers, kept, top, top_masks = taken.of_sets(sets)
         return MSANetSupport(
-            ways=foreground.shape[1],
-            layers=[layer.unflatten(0, (-1, shots)) for layer in layers],
-            masks=[kept[id(mask)] for mask in cascade],
-            top=top.unflatten(0, (-1, shots)),
-            top_masks=resize(masks, (top.shape[-2], top.shape[-1])),
-            prototypes=prototypes,
-            gates=gates,
-            attention=attention / shots,
-            gram=features["gram"].unflatten(0, (-1, shots)),
+            ways=ways,
+            layers=layers,
+            masks=kept,
+            top=top,
+            top_masks=top_masks,
+            prototypes=torch.cat(prototypes, dim=1),
+            gates=torch.cat(gates, dim=1),
+            attention=torch.stack(attention).sum(0) / shots,
+            gram=torch.cat(grams, dim=1),
         )
 
     def _guides(self, low: Tensor, middle: Tensor, foreground: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -280,58 +301,17 @@ class MSANet(nn.Module):
         attention = (gates * embedded).unflatten(0, (-1, shots)).sum(1)
         return prototypes.unflatten(0, (-1, shots)), gates[:, :, 0, 0].unflatten(0, (-1, shots)), attention
 
-    def _support_of(self, batch: FewShotBatch) -> MSANetSupport:
-        """Summary of a batch's support sets; of the compared layers, only the positions that count."""
-        foreground = batch.support_foreground
-        self._check_support(foreground)
-        images, masks = batch.support_images.flatten(0, 2), foreground.flatten(0, 2)
-        shots = foreground.shape[2]
-        sets = len(images) // shots
-        taken = SupportLayers(masks, self._frozen().first_size(masks), exact_mean=self.config.behaviour == "published")
-        # One shot at a time where nothing is kept for gradients: the memory for maps does not grow with the shots.
-        step = shots if torch.is_grad_enabled() else 1
-        parts = []
-        for first in range(0, shots, step):
-            rows = [index * shots + shot for index in range(sets) for shot in range(first, first + step)]
-            low, middle, top, gram = self._frozen().passed(images[rows], rows, taken.taker)
-            taken.take_top(rows, top)
-            del top
-            found = self._guides(low, middle, foreground[:, :, first : first + step])
-            parts.append((*found, gram.unflatten(0, (-1, step))))
-        prototypes, gates, attention, grams = zip(*parts, strict=True)
-        layers, kept, top, top_masks = taken.of_sets(sets)
-        return MSANetSupport(
-            ways=foreground.shape[1],
-            layers=layers,
-            masks=kept,
-            top=top,
-            top_masks=top_masks,
-            prototypes=torch.cat(prototypes, dim=1),
-            gates=torch.cat(gates, dim=1),
-            attention=torch.stack(attention).sum(0) / shots,
-            gram=torch.cat(grams, dim=1),
-        )
-
     def _compare_episodes(self, batch: FewShotBatch, base_channels: Tensor | None = None) -> MSANetResult:
         """:meth:`compare` of whole episodes, holding no layer of the backbone longer than it is needed."""
         support, images = self._support_of(batch), batch.query_images.flatten(0, 1)
-        queries = batch.query_images.shape[1]
-        streams: list[QueryLayers] = []
-
-        def taker(rows: Sequence[int]) -> Callable[[Tensor], None]:
-            streams.append(QueryLayers(support, queries, rows))
-            return streams[-1].take
-
-        low, middle, top, gram = self._frozen().passed(images, range(len(images)), taker)
+        layers = QueryLayers(support, batch.query_images.shape[1])
+        low, middle, top, gram = self._frozen().passed(images, range(len(images)), layers.taker)
         query = self.query_embedding(middle, low)
         del low, middle
-        pairs = QueryLayers(support, queries, range(len(images)))
-        prior = prior_mask(pairs.of_pairs(top), pairs.of_sets(support.top), pairs.of_sets(support.top_masks))
-        maps = [torch.cat(parts) for parts in zip(*(stream.maps for stream in streams), strict=True)]
-        evidence = self._similarity_of(maps, (query.shape[-2], query.shape[-1])), prior
-        base = self.base_learner.head(top)
+        features = {"query": query, "base": self.base_learner.head(top), "gram": gram}
+        prior = layers.prior(top)
         support = replace(support, layers=[], masks=[])
-        return self.compare(support, {"query": query, "base": base, "gram": gram}, base_channels, evidence)
+        return self._decided(support, features, layers.maps(), prior, base_channels)
 
     def match(self, support: MSANetSupport, features: dict[str, Tensor], size: tuple[int, int]) -> Tensor:
         """Logits [B, Q, 1 + N, H, W] of query images.
@@ -355,25 +335,18 @@ class MSANet(nn.Module):
         return self._parts(self.compare(support, features), batch, support.ways, size)
 
     def _parts(self, found: MSANetResult, batch: int, ways: int, size: tuple[int, int]) -> dict[str, Tensor]:
-        def of_all_ways(pair: Tensor) -> Tensor:
-            pairs: Tensor = pair.unflatten(0, (batch, -1, ways))  # [B, Q, N, 2, H, W]
-            if self.config.behaviour == "published":
-                return pairs[:, :, 0]
-            # Every way against the background, which stands at 0.
-            return torch.cat([torch.zeros_like(pairs[:, :, 0, :1]), pairs[:, :, :, 1] - pairs[:, :, :, 0]], dim=2)
+        def joined(pairs: Tensor) -> Tensor:
+            pairs = pairs.unflatten(0, (batch, -1, ways))
+            return pairs[:, :, 0] if self.config.behaviour == "published" else of_all_ways(pairs)
 
         return {
-            "ensemble": of_all_ways(self._as_logits(resize(found.ensemble, size))),
-            "meta": of_all_ways(resize(found.meta, size)),
+            "ensemble": joined(self._as_logits(resize(found.ensemble, size))),
+            "meta": joined(resize(found.meta, size)),
             "base": resize(found.base, size).unflatten(0, (batch, -1)),
         }
 
     def compare(
-        self,
-        support: MSANetSupport,
-        features: dict[str, Tensor],
-        base_channels: Tensor | None = None,
-        evidence: tuple[Tensor, Tensor] | None = None,
+        self, support: MSANetSupport, features: dict[str, Tensor], base_channels: Tensor | None = None
     ) -> MSANetResult:
         """Everything between features and upsampling.
 
@@ -382,41 +355,41 @@ class MSANet(nn.Module):
             features: of the queries, as in :meth:`match`.
             base_channels: [B, N] base class, from 1, that each way really is and that the base learner must not claim;
                 0 for none.
-            evidence: similarity [R, layers, h, w] and prior [R, K, h, w] of every pair, where they were found before;
-                ``features`` and ``support`` then need no layers.
         """
         if "query" not in features or "base" not in features:
             features = {**features, **self.query_features(features)}
-        episodes = support.prototypes.shape[0] // support.ways
-        queries = features["query"].shape[0] // episodes
-        support, features = paired(support, features, episodes, queries)
+        count = len(features["gram"])
+        layers = QueryLayers(support, count * support.ways // len(support.prototypes))
+        _, _, top, _ = self._frozen().replayed(features, layers.taker(range(count)))
+        return self._decided(support, features, layers.maps(), layers.prior(top), base_channels)
 
-        weights, distances = self._shot_weights(features["gram"], support.gram)
-        if evidence is None:
-            evidence = self._similarity(features, support), self._prior(features, support)
-        similarity, priors = evidence
+    def _decided(
+        self,
+        support: MSANetSupport,
+        features: dict[str, Tensor],
+        maps: list[Tensor],
+        priors: Tensor,
+        base_channels: Tensor | None,
+    ) -> MSANetResult:
+        """What follows from the similarity ``maps`` [R, K, h, w] of every layer and the ``priors`` [R, K, h, w].
+
+        Of the queries it reads "query", "base" and "gram".
+        """
+        queries = len(features["gram"]) * support.ways // len(support.prototypes)
+        support, query, base, gram = paired(support, features, queries)
+        size = (query.shape[-2], query.shape[-1])
+        weights, distances = self._shot_weights(gram, support.gram)
+        similarity = self._similarity_of(maps, size)
         reduced = self.similarity(similarity)
-        prior = (weights[:, :, None, None] * priors).sum(1, keepdim=True)
-        prior = resize(prior, (reduced.shape[-2], reduced.shape[-1]))
+        prior = resize((weights[:, :, None, None] * priors).sum(1, keepdim=True), size)
         prototype = (weights[..., None] * support.prototypes).sum(1)
-        query = features["query"]
         merged = self.decoder.merged(
             query, prototype.to(query.dtype), reduced, prior.to(query.dtype), support.attention
         )
         meta = self.decoder(merged)
-
         distance = (weights * distances).sum(1)
-        shares = meta.float().softmax(1)
-        base = features["base"].float().softmax(1)[:, 1:]
-        if base_channels is not None:
-            own = base_channels[:, None].expand(-1, queries, -1).flatten()  # [R]
-            channel = torch.arange(1, base.shape[1] + 1, device=own.device)
-            base = torch.where((channel == own[:, None])[:, :, None, None], 0, base)
-        base_share = resize(base.sum(1, keepdim=True), (meta.shape[-2], meta.shape[-1]))
-        with torch.autocast(meta.device.type, enabled=False):
-            scene = distance.float()[:, None, None, None].expand_as(shares[:, :1])
-            adjusted = [self.scene_merge(torch.cat([share, scene], dim=1)) for share in shares.split(1, dim=1)]
-            behind = self.base_merge(torch.cat([adjusted[0], base_share], dim=1))
+        own = None if base_channels is None else base_channels[:, None].expand(-1, queries, -1).flatten()
+        share = resize(base_share(base, own), (meta.shape[-2], meta.shape[-1]))
         return MSANetResult(
             query=query,
             prototype=prototype,
@@ -429,15 +402,10 @@ class MSANet(nn.Module):
             shot_weights=weights,
             scene_distance=distance,
             meta=meta,
-            base=features["base"][:: support.ways],
-            base_share=base_share,
-            ensemble=torch.cat([behind, adjusted[1]], dim=1),
+            base=features["base"],
+            base_share=share,
+            ensemble=ensemble(meta, share, distance, self.scene_merge, self.base_merge),
         )
-
-    def _similarity(self, features: dict[str, Tensor], support: MSANetSupport) -> Tensor:
-        layers = [features[name] for name in self.tap_names]
-        maps = multi_similarity(layers, support.layers, support.masks)
-        return self._similarity_of(maps, (features["query"].shape[-2], features["query"].shape[-1]))
 
     def _similarity_of(self, maps: list[Tensor], size: tuple[int, int]) -> Tensor:
         means = []
@@ -447,10 +415,6 @@ class MSANet(nn.Module):
             means.append(resize(mean, size))
         return torch.cat(means, dim=1)
 
-    def _prior(self, features: dict[str, Tensor], support: MSANetSupport) -> Tensor:
-        top = features[self.tap_names[-1]]
-        return prior_mask(top if self.config.backbone == "vgg16" else F.relu(top), support.top, support.top_masks)
-
     def _shot_weights(self, query: Tensor, supports: Tensor) -> tuple[Tensor, Tensor]:
         """Weights and scene distances, [R, K] each, of grams [R, C, C] and [R, K, C, C]."""
         distances = torch.linalg.matrix_norm(query[:, None] - supports) / query.shape[-1]
@@ -459,5 +423,5 @@ class MSANet(nn.Module):
             return torch.full_like(distances, 1 / shots), distances
         return self.shot_scorer(distances), distances
 
-    def _as_logits(self, ensemble: Tensor) -> Tensor:
-        return ensemble if self.config.behaviour == "published" else ensemble.clamp(min=_SMALLEST_SHARE).log()
+    def _as_logits(self, pair: Tensor) -> Tensor:
+        return pair if self.config.behaviour == "published" else as_logits(pair)

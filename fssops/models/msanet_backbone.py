@@ -15,6 +15,9 @@ from fssops.models.pspnet import PSPNet
 Taker = Callable[[Sequence[int]], Callable[[Tensor], None]]
 """From which images to what takes their compared layers, one after another."""
 
+Outputs = tuple[Tensor, Tensor, Tensor, Tensor]
+"""What :meth:`TappedBackbone.outputs` returns, and "gram" of :meth:`TappedBackbone.encode`."""
+
 
 class TappedBackbone:
     """The backbone of a base learner, with its layers.
@@ -64,12 +67,8 @@ class TappedBackbone:
         return {**found, "gram": gram}
 
     @torch.no_grad()
-    def passed(self, images: Tensor, rows: Sequence[int], taker: Taker) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Pass images through the backbone; each compared layer goes to the taker of its rows as soon as it is there.
-
-        Returns:
-            what :meth:`outputs` returns, and "gram" of :meth:`encode`.
-        """
+    def passed(self, images: Tensor, rows: Sequence[int], taker: Taker) -> Outputs:
+        """Pass images through the backbone; the taker of their rows gets each compared layer as soon as it is there."""
         check_images("MSANet", images, self.network.stride)
         group, parts = _group_of(images), []
         for start in range(0, len(images), group):
@@ -95,19 +94,27 @@ class TappedBackbone:
         low, middle, top = (outputs[name] for name in self.network.backbone.out_features)
         return resize(low, (middle.shape[-2], middle.shape[-1])), middle, top
 
+    def replayed(self, features: dict[str, Tensor], take: Callable[[Tensor], None]) -> Outputs:
+        """As :meth:`passed`, of features that :meth:`encode` gave."""
+        for name in self.names:
+            take(features[name])
+        return (*self.outputs(features), features["gram"])
+
     def outputs(self, features: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Outputs of the second, third and fourth layer after ReLU, the second at the third's size."""
-        names = self.network.backbone.out_features
-        if self.is_vgg:
-            return self._of_one_size(features)
-        # The output of a stage is its last block's after ReLU: it need not be kept beside it.
-        last = [[tap for tap in self.names if tap.startswith(f"{name}.")][-1] for name in names]
-        return F.relu(features[last[0]]), F.relu(features[last[1]]), F.relu(features[last[2]])
+        stages = self.network.backbone.out_features
+        return self._of_one_size({stage: self._output(features, stage) for stage in stages})
 
-    def first_size(self, masks: Tensor) -> tuple[int, int] | None:
+    def _output(self, features: dict[str, Tensor], stage: str) -> Tensor:
+        if self.is_vgg:
+            return features[stage]
+        # The output of a stage is its last block's after ReLU: it need not be kept beside it.
+        return F.relu(features[[name for name in self.names if name.startswith(f"{stage}.")][-1]])
+
+    def first_size(self, masks: Tensor) -> tuple[int, int]:
         """Size of the first layer that the authors tap: with a ResNet res2, which they do not compare."""
-        height, width = masks.shape[-2:]
-        return None if self.is_vgg else ((height + 3) // 4, (width + 3) // 4)
+        stride = 8 if self.is_vgg else 4
+        return -(-int(masks.shape[-2]) // stride), -(-int(masks.shape[-1]) // stride)
 
 
 def _group_of(images: Tensor) -> int:

@@ -13,11 +13,11 @@ class MSANetSupport:
 
     Attributes:
         ways: N.
-        layers: [E, K, C, h, w] a tapped layer, or [E, K, C, 1, m], the positions that count alone. Empty once the
-            queries' similarity has been found.
-        masks: [E, K, h, w] a tapped layer; 0 where a position is not kept.
-        top: [E, K, C, h, w], the last layer's output, for the prior mask.
-        top_masks: [E, K, h, w].
+        layers: [E, K, C, 1, m] a compared layer, at the positions that are kept alone; m is the most of any image.
+            Empty once the queries' similarity has been found.
+        masks: [E, K, 1, m] a compared layer; 0 where an image keeps fewer.
+        top: [E, K, C, 1, m], the last layer's output where the mask is not 0, for the prior mask.
+        top_masks: [E, K, 1, m].
         prototypes: [E, K, C].
         gates: [E, K, C], the attention of each channel.
         attention: [E, C, h, w], mean over shots of the gated embeddings.
@@ -73,29 +73,33 @@ class MSANetResult:
 
 
 def paired(
-    support: MSANetSupport, features: dict[str, Tensor], episodes: int, queries: int
-) -> tuple[MSANetSupport, dict[str, Tensor]]:
-    """Supports and queries repeated so that row (b, q, n) of both is a pair."""
+    support: MSANetSupport, features: dict[str, Tensor], queries: int
+) -> tuple[MSANetSupport, Tensor, Tensor, Tensor]:
+    """What the decoder reads of supports and queries, repeated so that row (b, q, n) of both is a pair.
+
+    Args:
+        support: of B * N sets.
+        features: "query", "base" and "gram" [B * Q, ...].
+        queries: Q.
+
+    Returns:
+        the support, whose layers and last output stay as they are, and the three features.
+    """
     ways = support.ways
 
     def of_support(x: Tensor) -> Tensor:
         if queries == 1:
             return x
-        repeated: Tensor = x.unflatten(0, (episodes, 1, ways)).expand(-1, queries, *(-1,) * x.dim()).flatten(0, 2)
+        repeated: Tensor = x.unflatten(0, (-1, 1, ways)).expand(-1, queries, *(-1,) * x.dim()).flatten(0, 2)
         return repeated
 
-    masks = {id(mask): of_support(mask) for mask in support.masks}
-    paired = replace(
+    repeated = replace(
         support,
-        layers=[of_support(layer) for layer in support.layers],
-        masks=[masks[id(mask)] for mask in support.masks],
-        top=of_support(support.top),
-        top_masks=of_support(support.top_masks),
         prototypes=of_support(support.prototypes),
         gates=of_support(support.gates),
         attention=of_support(support.attention),
         gram=of_support(support.gram),
     )
-    if ways == 1:
-        return paired, features
-    return paired, {name: x.repeat_interleave(ways, dim=0) for name, x in features.items()}
+    chosen = [features[name] for name in ("query", "base", "gram")]
+    query, base, gram = chosen if ways == 1 else (x.repeat_interleave(ways, dim=0) for x in chosen)
+    return repeated, query, base, gram

@@ -7,12 +7,13 @@ backbone, so an episode never holds more than one.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from fssops.models.layers.multi_similarity import kept_positions, multi_similarity, resize
+from fssops.models.layers.multi_similarity import kept_positions, multi_similarity, prior_mask, resize
 from fssops.models.msanet_records import MSANetSupport
 
 
@@ -49,25 +50,28 @@ class Columns:
 class SupportLayers:
     """The compared layers and the last output of n support images, compacted as they come.
 
+    A mask is resized to twice the size of the first layer, then from layer to layer wherever the size changes; going
+    straight to a layer's size would keep other positions.
+
     Args:
         masks: [n, H, W].
-        first: size of the first layer that the authors tap, compared or not; None for that of the first one taken.
+        first: size of the first layer that the authors tap, compared or not.
         exact_mean: see :func:`kept_positions`.
     """
 
-    def __init__(self, masks: Tensor, first: tuple[int, int] | None, *, exact_mean: bool) -> None:
-        self._images, self._first, self._exact_mean = masks[:, None], first, exact_mean
-        self._resized = self._kept = masks[:0]
+    def __init__(self, masks: Tensor, first: tuple[int, int], *, exact_mean: bool) -> None:
+        self._images, self._exact_mean = masks[:, None], exact_mean
+        self._resized = resize(resize(self._images, (2 * first[0], 2 * first[1])), first)
+        self._kept: Tensor | None = None
         self._layers: list[Columns] = []
         self._top: Columns | None = None
 
     def taker(self, images: Sequence[int]) -> Callable[[Tensor], None]:
         """A function that takes the layers [len(images), C, h, w] of these images, in order."""
-        number = -1
+        numbers = itertools.count()
 
         def take(layer: Tensor) -> None:
-            nonlocal number
-            number += 1
+            number = next(numbers)
             if number == len(self._layers):
                 self._layers.append(Columns(self._kept_at((layer.shape[-2], layer.shape[-1])), layer))
             self._layers[number].take(images, layer)
@@ -88,41 +92,52 @@ class SupportLayers:
         return [pair[0] for pair in pairs], [pair[1] for pair in pairs], *self._top.of_sets(sets)
 
     def _kept_at(self, size: tuple[int, int]) -> Tensor:
-        """Mask [n, h, w] of the next layer; as mask_cascade: from layer to layer wherever the size changes."""
-        if not self._layers:
-            first = self._first or size
-            self._resized = resize(resize(self._images, (2 * first[0], 2 * first[1])), first)
-        if not self._layers or (self._resized.shape[-2], self._resized.shape[-1]) != size:
-            self._resized = resize(self._resized, size)
-            self._kept = kept_positions(self._resized, exact_mean=self._exact_mean)[:, 0]
+        """Mask [n, h, w] of the next layer."""
+        resized = resize(self._resized, size)
+        if self._kept is None or resized is not self._resized:
+            self._resized = resized
+            self._kept = kept_positions(resized, exact_mean=self._exact_mean)[:, 0]
         return self._kept
 
 
 class QueryLayers:
-    """How similar the layers of queries are to the supports.
+    """How similar the layers of queries are to the supports, found as the layers come.
 
     Args:
         support: of E sets, N ways after each other.
         queries: of each episode.
-        rows: which of all queries, counted over episodes.
     """
 
-    def __init__(self, support: MSANetSupport, queries: int, rows: Sequence[int]) -> None:
-        self.maps: list[Tensor] = []
-        """[rows * N, K, h, w] of each layer."""
-        self._support = support
-        self._sets = [row // queries * support.ways + way for row in rows for way in range(support.ways)]
+    def __init__(self, support: MSANetSupport, queries: int) -> None:
+        self._support, self._queries = support, queries
+        self._maps: list[list[Tensor]] = [[] for _ in support.layers]
 
-    def take(self, layer: Tensor) -> None:
-        """Take the next layer, [rows, C, h, w]."""
-        number = len(self.maps)
-        support, masks = self._support.layers[number], self._support.masks[number]
-        self.maps += multi_similarity([self.of_pairs(layer)], [self.of_sets(support)], [self.of_sets(masks)])
+    def taker(self, rows: Sequence[int]) -> Callable[[Tensor], None]:
+        """A function that takes the layers [len(rows), C, h, w] of these queries, counted over episodes, in order."""
+        numbers = itertools.count()
 
-    def of_pairs(self, x: Tensor) -> Tensor:
+        def take(layer: Tensor) -> None:
+            number = next(numbers)
+            support, masks = self._of_pairs(rows, self._support.layers[number], self._support.masks[number])
+            self._maps[number] += multi_similarity([self._repeated(layer)], [support], [masks])
+
+        return take
+
+    def maps(self) -> list[Tensor]:
+        """[R, K, h, w] of each layer, once all queries have been taken in order."""
+        return [torch.cat(parts) for parts in self._maps]
+
+    def prior(self, top: Tensor) -> Tensor:
+        """Prior mask [R, K, h, w] of the last output [B * Q, C, h, w]."""
+        support, masks = self._of_pairs(range(len(top)), self._support.top, self._support.top_masks)
+        return prior_mask(self._repeated(top), support, masks)
+
+    def _repeated(self, x: Tensor) -> Tensor:
         """[rows * N, ...] of something of the queries, [rows, ...]."""
         return x if self._support.ways == 1 else x.repeat_interleave(self._support.ways, dim=0)
 
-    def of_sets(self, x: Tensor) -> Tensor:
-        """[rows * N, ...] of something of the support sets, [E, ...]."""
-        return x if self._sets == list(range(len(x))) else x[self._sets]
+    def _of_pairs(self, rows: Sequence[int], *parts: Tensor) -> list[Tensor]:
+        """[rows * N, ...] of parts of the support sets, [E, ...]."""
+        ways = self._support.ways
+        sets = [row // self._queries * ways + way for row in rows for way in range(ways)]
+        return [x if sets == list(range(len(x))) else x[sets] for x in parts]

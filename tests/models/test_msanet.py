@@ -14,9 +14,10 @@ from torch import nn
 
 import fssops
 from fssops.models.layers.guided_decoder import ChannelGate, ShotScorer
-from fssops.models.layers.multi_similarity import kept_positions, mask_cascade, prior_mask
+from fssops.models.layers.multi_similarity import kept_positions, prior_mask
 from fssops.models.msanet import MSANet, MSANetConfig
 from fssops.models.msanet_records import MSANetResult
+from fssops.models.msanet_streams import SupportLayers
 from fssops.structures import IGNORE, FewShotBatch
 from fssops.testing.published_msanet import PublishedMSANet
 
@@ -130,21 +131,27 @@ def test_forward_is_encode_summarise_match_and_keeps_rows_apart() -> None:
 
 
 @pytest.mark.parametrize("backbone", ["resnet18", "vgg16"])
-def test_forward_without_gradients_keeps_only_what_counts_and_gives_the_same(backbone: str) -> None:
+def test_forward_without_gradients_gives_the_same(backbone: str) -> None:
     model = small_model(shots=3, backbone=backbone)
     batch = small_batch(episodes=2, shots=3, queries=2, size=(48, 64))
     batch.support_foreground[1, 0, 2] = 0
     whole = model(batch).detach()
     with torch.no_grad():
         streamed = model(batch)
-        support = model.summarise(
-            model.encode(batch.support_images.flatten(0, 2)), batch.support_foreground, batch.support_background
-        )
-        small = model._support_of(batch)
     torch.testing.assert_close(streamed, whole, rtol=1e-3, atol=1e-4)
-    for mask, few in zip(support.masks, small.masks, strict=True):
-        assert few.shape[-2:] == (1, int((mask > 0).sum((-2, -1)).max()))
-        torch.testing.assert_close(few.sum((-2, -1)), mask.sum((-2, -1)))
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "vgg16"])
+def test_a_summary_holds_no_position_that_no_support_keeps(backbone: str) -> None:
+    model = small_model(shots=3, backbone=backbone)
+    batch = small_batch(episodes=2, shots=3, size=(48, 64))
+    with torch.no_grad():
+        features = model.encode(batch.support_images.flatten(0, 2))
+        support = model.summarise(features, batch.support_foreground, batch.support_background)
+    for name, layer, mask in zip(model.tap_names, support.layers, support.masks, strict=True):
+        most = int((mask > 0).sum((-2, -1)).max())
+        assert layer.shape == (2, 3, features[name].shape[1], 1, most)
+        assert most < features[name][0, 0].numel()
 
 
 def test_sound_and_published_agree_on_the_label_map_of_one_shot() -> None:
@@ -202,15 +209,26 @@ def test_equal_mask_values_are_kept_together_unless_the_mean_is_exact() -> None:
         assert kept_positions(torch.zeros(1, 2, 4, 4), exact_mean=rule).sum() == 0
 
 
-def test_masks_go_through_twice_the_first_size() -> None:
-    masks = torch.rand(1, 1, 97, 97, generator=torch.Generator().manual_seed(0)).round()
-    found = mask_cascade(masks, (25, 25), [(13, 13), (13, 13)])
-    step = F.interpolate(masks, size=(50, 50), mode="bilinear", align_corners=True)
-    step = F.interpolate(step, size=(25, 25), mode="bilinear", align_corners=True)
-    assert torch.equal(found[0], F.interpolate(step, size=(13, 13), mode="bilinear", align_corners=True))
-    assert found[1] is found[0]
-    straight = F.interpolate(masks, size=(13, 13), mode="bilinear", align_corners=True)
-    assert not torch.allclose(found[0], straight)
+def test_masks_go_through_twice_the_first_size_and_every_size_on_the_way() -> None:
+    masks = torch.rand(2, 97, 97, generator=torch.Generator().manual_seed(0)).round()
+    layers = SupportLayers(masks, (25, 25), exact_mean=False)
+    take = layers.taker([0, 1])
+    for side in (13, 13, 7):
+        take(torch.ones(2, 4, side, side))
+    layers.take_top([0, 1], torch.ones(2, 4, 7, 7))
+    _, kept, _, _ = layers.of_sets(2)
+    step, found = masks[:, None], {}
+    for side in (50, 25, 13, 7):
+        step = F.interpolate(step, size=(side, side), mode="bilinear", align_corners=True)
+        found[side] = kept_positions(step, exact_mean=False)
+    straight = kept_positions(
+        F.interpolate(masks[:, None], size=(13, 13), mode="bilinear", align_corners=True), exact_mean=False
+    )
+    for mask, side in zip(kept, (13, 13, 7), strict=True):
+        for image in range(2):
+            expected, columns = found[side][image, 0], mask[image, 0, 0]
+            assert torch.equal(columns[columns > 0], expected[expected > 0])
+    assert (straight > 0).sum() != (found[13] > 0).sum()
 
 
 def test_a_support_without_an_object_gives_a_finite_answer() -> None:

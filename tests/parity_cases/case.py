@@ -210,6 +210,25 @@ def summary_of(values: Tensor, form: str) -> Tensor:
     raise CaseError(f"summary must be stats, sample or channels0_8, got {form!r}")
 
 
+def compared_gradient(name: str, want: Array, model: nn.Module, ours: Mapping[str, str], tolerance: float) -> Line:
+    """Compare ``grad.<their parameter>``, whole or as ``.stats`` or ``.sample``, with the gradient in our model.
+
+    Args:
+        name: of the array.
+        want: the array.
+        model: after the backward pass.
+        ours: see :func:`our_names`.
+        tolerance: of the largest value.
+    """
+    key, _, form = name.removeprefix("grad.").rpartition(".")
+    if form not in ("stats", "sample"):
+        key, form = name.removeprefix("grad."), ""
+    gradient = model.get_parameter(ours[key]).grad if key in ours else None
+    if gradient is None:
+        return not_compared(name, f"the model has no gradient for {key}")
+    return compared(name, summary_of(gradient, form) if form else gradient, want, tolerance)
+
+
 def our_names(model: nn.Module, state: dict[str, Tensor]) -> dict[str, str]:
     """The reference's names to ours, for tensors that the layout of ``state`` passes on whole."""
     name = str(getattr(model, "name", ""))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import fssops
-from fssops.models.layers.multi_similarity import kept_positions, mask_cascade, resize
+from fssops.models.layers.multi_similarity import kept_positions, resize
 from fssops.models.msanet import MSANet
 from fssops.structures import FewShotBatch
 from parity_cases.case import (
@@ -18,6 +18,7 @@ from parity_cases.case import (
     Line,
     compared,
     compared_exactly,
+    compared_gradient,
     compared_share,
     not_compared,
     our_names,
@@ -26,7 +27,8 @@ from parity_cases.case import (
 
 _SHORTENED = re.compile(r"^(?P<name>.+?)\.(?P<form>stats|sample|ch(?P<low>\d+)_(?P<high>\d+))$")
 
-_SHOT_WEIGHTS = ("shot_weights", "shot_weight", "kshot_weights", "kshot_weight", "weight_soft")
+_SHOT_WEIGHTS = re.compile(r"weight")
+"""The weights of shots, which the open case with its one shot does not name; no other array is called so."""
 
 
 def recognise(description: dict[str, Any]) -> bool:
@@ -143,7 +145,7 @@ def computed(case: Case, model: MSANet) -> dict[str, Tensor]:
         found["aspp"] = model.decoder.aspp(evaluated.merged)
     found["meta_out_lowres"], found["base_out_lowres"] = evaluated.meta, evaluated.base
     found["psi"], found["psi_per_shot"] = evaluated.scene_distance[:, None], evaluated.scene_distances
-    found.update(dict.fromkeys(_SHOT_WEIGHTS, evaluated.shot_weights))
+    found["shot_weights"] = evaluated.shot_weights
     found["gram_query"] = query["gram"]
     found["base_map_eval"], found["base_map_train"] = evaluated.base_share, trained.base_share
     found["merge_bg_lowres_eval"], found["meta_fg_adj_lowres"] = evaluated.ensemble[:, :1], evaluated.ensemble[:, 1:]
@@ -167,10 +169,10 @@ def _kept(model: MSANet, support: Any, batch: FewShotBatch) -> Tensor:
     if model.config.backbone != "vgg16":
         height, width = batch.query_images.shape[-2:]
         first = ((height + 3) // 4, (width + 3) // 4)
-        masks = batch.support_foreground[:, 0]
-        counts.insert(0, (kept_positions(mask_cascade(masks, first, [first])[0], exact_mean=True) > 0).sum((-2, -1)))
-    counts = [torch.where(batch.support_foreground[:, 0].sum((-2, -1)) == 0, 1, count) for count in counts]
-    return torch.stack(counts).permute(2, 0, 1)
+        masks = resize(resize(batch.support_foreground[:, 0], (2 * first[0], 2 * first[1])), first)
+        counts.insert(0, (kept_positions(masks, exact_mean=True) > 0).sum((-2, -1)))
+    # An empty mask leaves one column, of zeros.
+    return torch.stack(counts).clamp(min=1).permute(2, 0, 1)
 
 
 def _gate_inputs(model: MSANet, batch: FewShotBatch) -> Tensor:
@@ -188,6 +190,8 @@ def _shortened(found: dict[str, Tensor], name: str) -> Tensor | None:
     """An array of the case from what was computed: whole, summarised, or some of its channels."""
     if name in found:
         return found[name]
+    if _SHOT_WEIGHTS.search(name):
+        return found["shot_weights"]
     if subsampled := re.match(r"^(.+)_s(\d+)$", name):
         values = found.get(subsampled[1])
         step = int(subsampled[2])
@@ -206,7 +210,6 @@ def run(case: Case) -> Iterator[Line]:
     """Compare every array of the case."""
     model = model_of(case)
     found = computed(case, model)
-    parameters = dict(model.named_parameters())
     ours = our_names(model, case.weights())
     close, grad, share = case.tolerance("default", 1e-4), case.tolerance("grad", 2e-3), case.share("argmax", 0.999)
     inputs = case.inputs()
@@ -214,18 +217,13 @@ def run(case: Case) -> Iterator[Line]:
         if name in inputs:
             yield not_compared(name, "input of the model")
         elif name.startswith("grad."):
-            key, _, form = name.removeprefix("grad.").rpartition(".")
-            if form not in ("stats", "sample"):
-                key, form = name.removeprefix("grad."), ""
-            gradient = parameters[ours[key]].grad if key in ours else None
-            if gradient is None:
-                yield not_compared(name, f"the model has no gradient for {key}")
-                continue
-            yield compared(name, summary_of(gradient, form) if form else gradient, want, grad)
+            yield compared_gradient(name, want, model, ours, grad)
         else:
             values = _shortened(found, name)
             if values is None:
                 yield not_compared(name, "nothing of that name is computed here")
+            elif _SHOT_WEIGHTS.search(name):
+                yield compared(name, values, want.reshape(values.shape) if want.size == values.numel() else want, close)
             elif name == "sim_selected_count":
                 yield compared_exactly(name, values, want)
             elif name.endswith("argmax"):

@@ -16,6 +16,7 @@ from parity_cases.case import (
     Case,
     Line,
     compared,
+    compared_gradient,
     compared_share,
     not_compared,
     our_names,
@@ -107,7 +108,6 @@ def run(case: Case) -> Iterator[Line]:
     state = case.weights()
     fssops.load_weights(model, {f"module.{key}": value for key, value in state.items()})
     found = computed(case, model)
-    parameters = dict(model.named_parameters())
     ours = our_names(model, state)
     close, grad, share = case.tolerance("default", 1e-4), case.tolerance("grad", 5e-3), case.share("argmax", 0.999)
     inputs = case.inputs()
@@ -115,14 +115,7 @@ def run(case: Case) -> Iterator[Line]:
         if name in inputs:
             yield not_compared(name, what_input(case, name))
         elif name.startswith("grad."):
-            key, _, form = name.removeprefix("grad.").rpartition(".")
-            if form not in ("stats", "sample"):
-                key, form = name.removeprefix("grad."), ""
-            gradient = parameters[ours[key]].grad if key in ours else None
-            if gradient is None:
-                yield not_compared(name, f"the model has no gradient for {key}")
-                continue
-            yield compared(name, summary_of(gradient, form) if form else gradient, want, grad)
+            yield compared_gradient(name, want, model, ours, grad)
         elif name.startswith("feat."):
             yield compared(name, summary_of(found["feat"], name.removeprefix("feat.")), want, close)
         elif name == "query_argmax":

@@ -22,28 +22,6 @@ def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(x, size=size, mode="bilinear", align_corners=True)
 
 
-def mask_cascade(masks: Tensor, first: tuple[int, int], sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
-    """Support masks at the size of every layer.
-
-    A mask is resized to twice the size of the first layer, then from layer to layer wherever the size changes; going
-    straight to a layer's size would keep other positions.
-
-    Args:
-        masks: [E, K, H, W].
-        first: size of the first layer that is tapped, compared or not.
-        sizes: of the layers that are compared, in order.
-
-    Returns:
-        for each layer [E, K, h, w]; one tensor for layers of one size in a row.
-    """
-    current = resize(resize(masks, (2 * first[0], 2 * first[1])), first)
-    found = []
-    for size in sizes:
-        current = resize(current, size)
-        found.append(current)
-    return found
-
-
 def kept_positions(masks: Tensor, *, exact_mean: bool) -> Tensor:
     """The mask where it is at least the mean of its positive values, 0 elsewhere.
 
