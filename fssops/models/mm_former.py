@@ -33,7 +33,7 @@ Otherwise K shots are treated as published: prototypes of query and support are 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 import torch.nn.functional as F
@@ -43,6 +43,7 @@ from fssops import ops
 from fssops.losses import proposals as proposal_losses
 from fssops.models.layers.alignment import CrossAlignment, channel_gates, projected, shortened, tokens_of
 from fssops.models.layers.feed_forward import MLP
+from fssops.models.layers.image_input import images_a_pass
 from fssops.models.layers.position_encoding import PositionEncodingCache
 from fssops.models.mm_former_records import MMFormerResult, MMFormerSupport, inside_mask, joined
 from fssops.models.mm_former_segmenter import (
@@ -111,8 +112,7 @@ class MMFormer(nn.Module):
         self.config = config = config or MMFormerConfig()
         self.published = config.behaviour == "published"
         # Here nothing of the backbone is trained, so its kernels are plain whatever the first stage tuned.
-        plain = {f.name: getattr(config, f.name) for f in fields(MMFormerSegmenterConfig)}
-        self.segmenter = MMFormerSegmenter(MMFormerSegmenterConfig(**{**plain, "tuning": "none"}))
+        self.segmenter = MMFormerSegmenter(replace(config.segmenter(), tuning="none"))
         self.segmenter.requires_grad_(False)
         self.stride: int = self.segmenter.stride
         channels = self.segmenter.backbone.channels
@@ -237,7 +237,7 @@ class MMFormer(nn.Module):
         for k in range(foreground.shape[2]):
             features = self._features(batch.support_images[:, :, k].flatten(0, 1), proposals=False)
             shots.append(self._summary(features, foreground[:, :, k : k + 1]))
-        query.update({name: value for name, value in self.query_features(query).items() if value is not None})
+        query = self._with_proposals(query)
         found = self.compare(joined(shots), query)
         labels = batch.query_labels.flatten(0, 1)
         padded = padded_size(labels.shape[1], labels.shape[2])
@@ -264,15 +264,19 @@ class MMFormer(nn.Module):
             support: of E = B * N support sets.
             features: of the queries, [B * Q, ...], as in :meth:`match`.
         """
-        if "proposals" not in features:
-            found = self.query_features(features)
-            features = {**features, **{name: value for name, value in found.items() if value is not None}}
+        features = self._with_proposals(features)
         ways, queries = support.ways, len(features["proposals"])
         episodes = support.weights.shape[0] // ways
         prepared = [self._tokens_and_keys(features[name]) for name in LEVELS]
         results = [self._compared(support.of_way(way, queries // episodes), prepared, features) for way in range(ways)]
         parts = [torch.stack(rows, dim=1) for rows in zip(*results, strict=True)]
         return MMFormerResult(episodes, *parts)
+
+    def _with_proposals(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The features with those of :meth:`query_features`."""
+        if "proposals" in features:
+            return features
+        return {**features, **{name: x for name, x in self.query_features(features).items() if x is not None}}
 
     def _compared(
         self, support: MMFormerSupport, prepared: list[tuple[Tensor, Tensor, Tensor]], features: dict[str, Tensor]
@@ -365,7 +369,7 @@ class MMFormer(nn.Module):
 
     def _in_groups(self, images: Tensor, *, proposals: bool) -> dict[str, Tensor]:
         """As :meth:`_features`, without gradients a few images at a time: on a CPU more only cost memory."""
-        group = 1 if images.device.type == "cpu" else max(1, 2**22 // (images.shape[-2] * images.shape[-1]))
+        group = images_a_pass(images)
         if torch.is_grad_enabled() or self.training or len(images) <= group:
             return self._features(images, proposals=proposals)
         parts = [self._features(part, proposals=proposals) for part in images.split(group)]

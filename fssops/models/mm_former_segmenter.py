@@ -22,6 +22,7 @@ from fssops.losses.mask_criterion import LossWeights
 from fssops.losses.point_criterion import PointSetCriterion
 from fssops.models.backbones.resnet import ResNet
 from fssops.models.checks import check_choices, check_images
+from fssops.models.layers.image_input import images_a_pass
 from fssops.models.layers.singular_values import tune_singular_values
 from fssops.models.pixel_decoders.ms_deform import MSDeformPixelDecoder
 from fssops.models.transformer_decoders.masked import MaskedTransformerDecoder
@@ -176,8 +177,7 @@ class MMFormerSegmenter(nn.Module):
         Returns:
             "proposals" [n, N, h, w] probabilities at stride 4 of the padded images; "size" [n, 2], height and width.
         """
-        group = 1 if images.device.type == "cpu" else len(images)
-        found = torch.cat([self(part).float().sigmoid_() for part in images.split(max(1, group))])
+        found = torch.cat([self(part).float().sigmoid_() for part in images.split(images_a_pass(images))])
         return {"proposals": found, "size": sizes_of(images)}
 
     @staticmethod

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fssops.models.checks import check_images
+from fssops.models.layers.image_input import images_a_pass
 from fssops.models.layers.multi_similarity import resize
 from fssops.models.pspnet import PSPNet
 
@@ -42,7 +43,7 @@ class TappedBackbone:
     def encode(self, images: Tensor) -> dict[str, Tensor]:
         """See :meth:`fssops.models.msanet.MSANet.encode`."""
         check_images("MSANet.encode", images, self.network.stride)
-        group = _group_of(images)
+        group = images_a_pass(images)
         if len(images) <= group:
             return self._features(images)
         found: dict[str, Tensor] = {}
@@ -70,7 +71,7 @@ class TappedBackbone:
     def passed(self, images: Tensor, rows: Sequence[int], taker: Taker) -> Outputs:
         """Pass images through the backbone; the taker of their rows gets each compared layer as soon as it is there."""
         check_images("MSANet", images, self.network.stride)
-        group, parts = _group_of(images), []
+        group, parts = images_a_pass(images), []
         for start in range(0, len(images), group):
             outputs, gram = self._run(images[start : start + group], taker(rows[start : start + group]))
             parts.append((*self._of_one_size(outputs), gram))
@@ -115,8 +116,3 @@ class TappedBackbone:
         """Size of the first layer that the authors tap: with a ResNet res2, which they do not compare."""
         stride = 8 if self.is_vgg else 4
         return -(-int(masks.shape[-2]) // stride), -(-int(masks.shape[-1]) // stride)
-
-
-def _group_of(images: Tensor) -> int:
-    """How many images pass the backbone at once."""
-    return 1 if images.device.type == "cpu" else max(1, 2**22 // (images.shape[-2] * images.shape[-1]))

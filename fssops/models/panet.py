@@ -7,8 +7,8 @@ defaults of :class:`PANetConfig` keep it, since it is what the published numbers
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Literal, get_args, get_type_hints
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from fssops import ops
 from fssops.models.backbones.resnet import ResNet
 from fssops.models.backbones.vgg import VGG16
+from fssops.models.checks import check_choices, check_images
 from fssops.structures import IGNORE, FewShotBatch
 
 POOLING_EPS = 1e-5
@@ -60,11 +61,7 @@ class PANetConfig:
     pooling: Literal["upsample_features", "bilinear", "nearest"] = "upsample_features"
 
     def __post_init__(self) -> None:
-        hints = get_type_hints(type(self))
-        for option in fields(self):
-            allowed, value = get_args(hints[option.name]), getattr(self, option.name)
-            if allowed and value not in allowed:
-                raise ValueError(f"PANetConfig: {option.name} must be one of {', '.join(allowed)}, got {value!r}")
+        check_choices(self)
         if self.backbone_width < 1:
             raise ValueError(f"PANetConfig: backbone_width must be at least 1, got {self.backbone_width}")
         if not self.scale > 0:
@@ -142,15 +139,8 @@ class PANet(nn.Module):
         Raises:
             ValueError: images of another shape, not floating point, or smaller than the stride.
         """
-        if images.dim() != 4 or images.shape[1] != 3 or not images.is_floating_point():
-            raise ValueError(
-                f"PANet.encode: images must be float [n, 3, H, W], got {list(images.shape)} {images.dtype}"
-            )
+        check_images("PANet.encode", images, self.stride)
         height, width = images.shape[-2:]
-        if min(height, width) < self.stride:
-            raise ValueError(
-                f"PANet.encode: images must be at least {self.stride} pixels a side, got {height} x {width}"
-            )
         if self.training or torch.is_grad_enabled():
             return {"features": self._features(images)}
         group = max(1, _PIXELS_A_PASS.get(images.device.type, 2**20) // (height * width))

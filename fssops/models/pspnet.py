@@ -160,9 +160,12 @@ class PSPNet(nn.Module):
         """Logits [B, 1 + base classes, H, W] of normalised images [B, 3, H, W].
 
         Raises:
-            ValueError: images of another shape, not floating point, or smaller than the stride.
+            ValueError: images of another shape, not floating point, or smaller than the stride; a single image in
+                training with norm "batch", which has no statistics over the pyramid's one-pixel grid.
         """
         check_images("PSPNet", images, self.stride)
+        if self.training and self.config.norm == "batch" and len(images) < 2:
+            raise ValueError(f"PSPNet: images must be at least 2 in training with norm 'batch', got {len(images)}")
         features = self.backbone(images.contiguous(memory_format=torch.channels_last))[self.feature]
         size = (images.shape[-2], images.shape[-1])
         logits: Tensor = F.interpolate(self.head(features), size=size, mode="bilinear", align_corners=True)

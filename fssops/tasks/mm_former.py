@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 
 from lightning.fabric import Fabric
@@ -19,7 +18,6 @@ from fssops.evaluation.protocols import FewShotProtocol
 from fssops.evaluation.results import FewShotResult
 from fssops.models import create_config
 from fssops.models.mm_former import MMFormer
-from fssops.models.mm_former_segmenter import MMFormerSegmenterConfig
 from fssops.tasks.fewshot import FewShotTask
 from fssops.tasks.fewshot_settings import FewShotEval, FewShotSettings
 from fssops.tasks.proposals import draw_proposals
@@ -72,7 +70,7 @@ class MMFormerTask(FewShotTask):
         if stage.weights or self.settings.model.weights:
             return None
         config = create_config(self.settings.model.name, self.settings.model.options)
-        network = {f.name: getattr(config, f.name) for f in fields(MMFormerSegmenterConfig)}
+        network = vars(config.segmenter())
         settings = first_stage_settings(self.settings, "segmenter", stage.recipe, stage.overrides, network)
         folder = run / "segmenter"
         if stage.folder:

@@ -126,3 +126,11 @@ def test_options_are_checked() -> None:
         fssops.create_model("pspnet", base_classes=0)
     with pytest.raises(ValueError, match="must be at least 8 pixels a side, got 5 x 64"):
         fssops.create_model("pspnet", **SMALL)(torch.zeros(1, 3, 5, 64))
+
+
+def test_training_on_one_image_is_refused_where_statistics_come_from_the_batch() -> None:
+    image = torch.zeros(1, 3, 65, 65)
+    with pytest.raises(ValueError, match="PSPNet: images must be at least 2 in training with norm 'batch', got 1"):
+        fssops.create_model("pspnet", **SMALL).train()(image)
+    assert fssops.create_model("pspnet", **SMALL, norm="frozen").train()(image).isfinite().all()
+    assert fssops.create_model("pspnet", **SMALL).eval()(image).isfinite().all()

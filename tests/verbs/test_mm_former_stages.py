@@ -213,6 +213,7 @@ def test_recipes_are_as_published(name: str) -> None:
     steps = {(True, True): 20000, (True, False): 60000, (False, True): 10000, (False, False): 20000}
     assert settings.schedule.steps == steps[first, pascal]
     assert settings.engine.batch_size == (8 if first else 4)
+    assert settings.engine.validate_every == ((500 if pascal else 1000) if first else 200)
     assert (data.size, data.definition, data.min_area, data.augment) == ((480, 480), "msanet", 2048, "mm_former")
     assert settings.eval.protocol == "mm_former"  # type: ignore[attr-defined]
     if not first:

@@ -1,4 +1,4 @@
-"""Normalisation and padding of images as MaskFormer's family does it inside the model."""
+"""Images on their way into a model: MaskFormer's normalisation and padding, and how many of them pass at once."""
 
 from __future__ import annotations
 
@@ -10,6 +10,14 @@ from torch import Tensor, nn
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
 """ImageNet statistics of RGB values 0..255."""
+
+
+def images_a_pass(images: Tensor) -> int:
+    """How many of images [n, 3, H, W] pass a backbone at once where no gradient is kept.
+
+    One on a CPU, where more only cost memory; enough to fill a GPU.
+    """
+    return 1 if images.device.type == "cpu" else max(1, 2**22 // (images.shape[-2] * images.shape[-1]))
 
 
 class ImageInput(nn.Module):
