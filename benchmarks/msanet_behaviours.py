@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from measuring import machine
 from torch import Tensor, nn
 
 import fssops
@@ -132,7 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for line in rows:
         print("| " + " | ".join(str(value) for value in line.values()) + " |")
     if options.results:
-        body = {"torch": torch.__version__, "threads": torch.get_num_threads(), "setting": setting, "rows": rows}
+        body = {"machine": machine(), "setting": setting, "rows": rows}
         options.results.write_text(json.dumps(body, indent=1) + "\n")
     return 0
 

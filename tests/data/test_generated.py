@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import numpy as np
 import pytest
 
@@ -67,20 +65,6 @@ def test_instances_partition_the_class() -> None:
             assert ((numbers > 0) == (source.label_map(name) == class_id)).all()
             several += len(np.unique(numbers)) > 2
     assert several > 0
-
-
-def test_one_image_takes_a_few_milliseconds() -> None:
-    for size in (64, 128):
-        source = GeneratedSource(size=size, images_per_class=8)
-        best = min(_seconds(source, name) for name in source.names[:30])
-        assert best < 0.005
-
-
-def _seconds(source: GeneratedSource, name: str) -> float:
-    start = time.perf_counter()
-    source.image(name)
-    source.label_map(name)
-    return time.perf_counter() - start
 
 
 @pytest.mark.parametrize(
