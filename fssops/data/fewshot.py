@@ -72,7 +72,7 @@ def open_source(
 
     Args:
         format: a key of :data:`FORMATS`, or ``auto`` to tell it from the folder.
-        root: the data set's folder; not used by ``generated``.
+        root: the data set's folder; refused by ``generated``.
         split: part of the data set; None takes ``train``, or ``all`` where the layout knows no splits.
         **options: passed to the layout's class, e.g. ``crowd="object"`` (coco), ``list_file=...`` (voc).
 
@@ -90,6 +90,8 @@ def open_source(
     if split is not None:
         options["split"] = split
     if format == "generated":
+        if root is not None:
+            raise ValueError(f"open_source: root must be left out for format generated, which has no files, got {root}")
         return _build(format, **options)
     if root is None and not {"annotations", "images"} <= set(options):
         raise ValueError(f"open_source: root must be a folder for format {format}, got None")

@@ -17,7 +17,7 @@ class FoldedTable(Table):
 
     source: Literal["auto", "generated", "voc", "coco", "fss1000", "folder"] = "generated"
     root: str = ""
-    """Folder of the data set; not used by ``generated``."""
+    """Folder of the data set; refused by ``generated``."""
     split: str = ""
     """Part that training draws from; empty takes the layout's usual one."""
     options: dict[str, Any] = Field(default_factory=dict)

@@ -19,7 +19,7 @@ class UniversalData(Table):
         "auto", "generated", "label_folder", "camvid", "coco_instances", "coco_panoptic", "ade20k", "cityscapes"
     ] = "generated"
     root: str = ""
-    """Folder of the data set; not used by ``generated``."""
+    """Folder of the data set; refused by ``generated``."""
     split: str = "train"
     truth: Literal["semantic", "instance", "panoptic"] = "panoptic"
     """Which masks are trained: one a class present, one an object, or one a panoptic segment."""

@@ -91,7 +91,7 @@ def open_source(
 
     Args:
         format: a key of :data:`FORMATS`, or ``auto`` to tell it from the folder.
-        root: the data set's folder; not used by ``generated``.
+        root: the data set's folder; refused by ``generated``.
         split: part of the data set; None takes the layout's usual one.
         kind: the form of truth that is wanted. ADE20K and Cityscapes store each in files of its own.
         **options: further arguments of the layout, e.g. ``annotations=...`` (COCO formats).
@@ -116,6 +116,8 @@ def open_source(
         if option not in known:
             raise ValueError(f"open_source: options of format {format} must be {', '.join(known)}, got {option!r}")
     if format == "generated":
+        if root is not None:
+            raise ValueError(f"open_source: root must be left out for format generated, which has no files, got {root}")
         source = FORMATS[format](**options)
     elif root is None and not {"annotations", "images"} <= set(options):
         raise ValueError(f"open_source: root must be a folder for format {format}, got None")

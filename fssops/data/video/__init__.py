@@ -54,7 +54,7 @@ def open_source(
 
     Args:
         format: a key of :data:`FORMATS`. ``ytvis`` takes any classes, the others of its form their own.
-        root: the data set's folder; not used by ``generated_videos``.
+        root: the data set's folder; refused by ``generated_videos``.
         split: part of the data set; None takes ``train``.
         **options: further arguments of the layout, e.g. ``annotations=...``.
 
@@ -74,6 +74,8 @@ def open_source(
         if option not in known:
             raise ValueError(f"open_source: options of format {format} must be {', '.join(known)}, got {option!r}")
     if format == "generated_videos":
+        if root is not None:
+            raise ValueError(f"open_source: root must be left out for format {format}, which has no files, got {root}")
         return FORMATS[format](**options)
     if root is None and not {"annotations", "frames"} <= set(options):
         raise ValueError(f"open_source: root must be a folder for format {format}, got None")
