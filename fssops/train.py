@@ -249,6 +249,10 @@ def _train_first_stage(
             return 0
         say(f"first stage    {stage.name}: goes on at step {state['step']} of {stage.settings.schedule.steps}")
     else:
+        # What the second stage lacks shows now, not after hours of the first.
+        task.training_data()
+        if evaluate:
+            task.novel_runs(task.settings.data.fold)
         say(f"first stage    {stage.name}: its checkpoint is missing, so it is trained first, in {folder.path}")
 
     def prepare() -> None:

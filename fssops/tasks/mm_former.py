@@ -71,7 +71,7 @@ class MMFormerTask(FewShotTask):
             return None
         config = create_config(self.settings.model.name, self.settings.model.options)
         network = vars(config.segmenter())
-        settings = first_stage_settings(self.settings, "segmenter", stage.recipe, stage.overrides, network)
+        settings = first_stage_settings(self.settings, "segmenter", stage.recipe, stage.overrides, SEGMENTER, network)
         folder = run / "segmenter"
         if stage.folder:
             folder = Path(stage.folder.replace("{fold}", str(self.settings.data.fold)))

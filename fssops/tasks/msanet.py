@@ -65,6 +65,7 @@ class MSANetTask(FewShotTask):
             "base",
             base.recipe,
             base.overrides,
+            BASE_LEARNER,
             {name: getattr(config, name) for name in shared},
         )
         return FirstStage("base learner", settings, run / "base")

@@ -43,7 +43,7 @@ class FirstStage:
 
 
 def first_stage_settings(
-    settings: Settings, table: str, recipe: str, overrides: Sequence[str], model: Mapping[str, Any]
+    settings: Settings, table: str, recipe: str, overrides: Sequence[str], kind: str, model: Mapping[str, Any]
 ) -> Settings:
     """The settings of a first stage.
 
@@ -52,18 +52,23 @@ def first_stage_settings(
         table: of the second stage's recipe that describes the first, for names and messages.
         recipe: of the first stage.
         overrides: of that recipe, ``table.key=value`` each.
-        model: options of the first stage's model that the second has decided.
+        kind: name of the first stage's model.
+        model: options of it that the second has decided.
 
     Raises:
-        SettingsError: they are wrong.
+        SettingsError: they are wrong, or of another model or fold.
     """
     mine, tables = settings.as_tables(), read_named_recipe(recipe)
+    where = f"{table}.recipe {recipe}"
+    check_model(tables, where, kind)
     tables["model"] = {**tables["model"], **model}
     for name, keys in _TAKEN_OVER:
         given = {key: mine[name][key] for key in keys if mine[name].get(key) is not None}
         tables[name] = {**tables.get(name, {}), **given}
     tables["name"] = f"{settings.name}_{table}"
-    return settings_from_tables(apply_overrides(tables, overrides), f"{table}.recipe {recipe}")
+    tables = apply_overrides(tables, overrides)
+    check_trained(tables, f"{where} with {table}.overrides", kind, settings.data)  # type: ignore[attr-defined]
+    return settings_from_tables(tables, where)
 
 
 def take_weights(part: nn.Module, stage: FirstStage | None, given: str, table: str, model: str, data: Any) -> str:
@@ -110,6 +115,17 @@ def _weights(path: Path, where: str, model: str, data: Any) -> tuple[Path, Any]:
     return path, state["model"]
 
 
+def check_model(tables: Mapping[str, Any], where: str, model: str) -> None:
+    """Refuse a recipe or a training of another model.
+
+    Raises:
+        SettingsError: says which.
+    """
+    name = tables.get("model", {}).get("name")
+    if name != model:
+        raise SettingsError(f"{where} must be a training of {model}, got one of {name}")
+
+
 def check_trained(tables: Mapping[str, Any], where: str, model: str, data: Any) -> None:
     """Refuse a training of another model, or one that has seen the classes that this fold tests.
 
@@ -122,9 +138,7 @@ def check_trained(tables: Mapping[str, Any], where: str, model: str, data: Any) 
     Raises:
         SettingsError: says which.
     """
-    name = tables["model"]["name"]
-    if name != model:
-        raise SettingsError(f"{where} must be a training of {model}, got one of {name}")
+    check_model(tables, where, model)
     ours = _fold(vars(data))
     theirs = _fold(tables["data"])
     if ours != theirs:

@@ -192,6 +192,25 @@ def test_a_fold_with_other_classes_is_refused(recipe: Path, verb: Verb, tmp_path
     assert "model.base_classes must be the number of base classes of generated fold 0 (interleaved), 21, got 15" in err
 
 
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        ("data.shots=30", "class"),
+        ("eval.shots=30", "class"),
+        ('base.overrides=["data.fold=2"]', "base.overrides must be trained on the base classes of generated fold 0"),
+        ("base.recipe=panet_generated", "base.recipe panet_generated must be a training of pspnet, got one of panet"),
+    ],
+)
+def test_what_the_second_stage_lacks_is_told_before_the_first_is_trained(
+    recipe: Path, verb: Verb, tmp_path: Path, overrides: str, told: str
+) -> None:
+    code, out, err = verb("train", recipe, "--out", tmp_path / "run", "--set", overrides)
+    assert code == 2
+    assert told in err
+    assert "trained first" not in out
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("name", [n for n in list_recipes() if n.startswith("msanet_") and n != "msanet_generated"])
 def test_msanet_recipes_are_as_published_and_name_their_base_stage(name: str) -> None:
     settings = load_settings(name)
