@@ -86,7 +86,7 @@ def test_library_of_other_sources_leaves_the_way_to_the_right_one_free(bare_copy
     shutil.copytree(_native.load(), installed, ignore=shutil.ignore_patterns("__pycache__"))
     stale = (installed / "libfssops_cpu.so").read_bytes().replace(_native.source_hash(root).encode(), b"0" * 16)
     (bare_copy / "fssops" / "libfssops_cpu.so").write_bytes(stale)
-    code = "import sys; sys.path.append('elsewhere'); from fssops import _native, ops; print(_native.load())"
+    code = "import sys; sys.path.insert(1, 'elsewhere'); from fssops import _native, ops; print(_native.load())"
     done = _python(code, bare_copy)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == str(installed)
