@@ -60,14 +60,13 @@ def first_stage_settings(
     """
     mine, tables = settings.as_tables(), read_named_recipe(recipe)
     where = f"{table}.recipe {recipe}"
-    check_model(tables, where, kind)
     tables["model"] = {**tables["model"], **model}
     for name, keys in _TAKEN_OVER:
         given = {key: mine[name][key] for key in keys if mine[name].get(key) is not None}
         tables[name] = {**tables.get(name, {}), **given}
     tables["name"] = f"{settings.name}_{table}"
     tables = apply_overrides(tables, overrides)
-    check_trained(tables, f"{where} with {table}.overrides", kind, settings.data)  # type: ignore[attr-defined]
+    check_trained(tables, f"{where} with {table}.overrides" if overrides else where, kind, settings.data)  # type: ignore[attr-defined]
     return settings_from_tables(tables, where)
 
 
@@ -115,17 +114,6 @@ def _weights(path: Path, where: str, model: str, data: Any) -> tuple[Path, Any]:
     return path, state["model"]
 
 
-def check_model(tables: Mapping[str, Any], where: str, model: str) -> None:
-    """Refuse a recipe or a training of another model.
-
-    Raises:
-        SettingsError: says which.
-    """
-    name = tables.get("model", {}).get("name")
-    if name != model:
-        raise SettingsError(f"{where} must be a training of {model}, got one of {name}")
-
-
 def check_trained(tables: Mapping[str, Any], where: str, model: str, data: Any) -> None:
     """Refuse a training of another model, or one that has seen the classes that this fold tests.
 
@@ -138,7 +126,9 @@ def check_trained(tables: Mapping[str, Any], where: str, model: str, data: Any) 
     Raises:
         SettingsError: says which.
     """
-    check_model(tables, where, model)
+    name = tables["model"].get("name")
+    if name != model:
+        raise SettingsError(f"{where} must be a training of {model}, got one of {name}")
     ours = _fold(vars(data))
     theirs = _fold(tables["data"])
     if ours != theirs:

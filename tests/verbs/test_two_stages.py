@@ -195,10 +195,13 @@ def test_a_fold_with_other_classes_is_refused(recipe: Path, verb: Verb, tmp_path
 @pytest.mark.parametrize(
     ("overrides", "told"),
     [
-        ("data.shots=30", "class"),
-        ("eval.shots=30", "class"),
+        ("data.shots=30", "must have at least 31 images"),
+        ("eval.shots=30", "must have at least 31 images"),
         ('base.overrides=["data.fold=2"]', "base.overrides must be trained on the base classes of generated fold 0"),
-        ("base.recipe=panet_generated", "base.recipe panet_generated must be a training of pspnet, got one of panet"),
+        (
+            "base.recipe=panet_generated",
+            "base.recipe panet_generated with base.overrides must be a training of pspnet, got one of panet",
+        ),
     ],
 )
 def test_what_the_second_stage_lacks_is_told_before_the_first_is_trained(
