@@ -63,7 +63,7 @@ def run(network: Mask2FormerVIS, variant: str, frames: int) -> Any:
     """Segment a video; masks are kept as they would be for a results file."""
     if variant == "published":
         return published(network, frames)
-    from fssops.evaluation.instance import encode
+    from fssops.run_lengths import encode
 
     window = WINDOW if variant == "clips" else 0
     return network.track(video(frames), window=window, keep=lambda masks: [encode(m) for m in masks.numpy()])

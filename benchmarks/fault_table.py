@@ -30,7 +30,7 @@ from fssops.command_line import exit_code_of
 from fssops.data.generated import GeneratedSource
 from fssops.engine import checkpoints
 from fssops.engine.checkpoints import newest_good_checkpoint, read_checkpoint
-from fssops.engine.kept_progress import KeptProgress
+from fssops.engine.evaluation_progress import EvaluationProgress
 from fssops.engine.progress import ProgressBar
 from fssops.evaluate import main as evaluate
 from fssops.train import main as train
@@ -126,18 +126,18 @@ class Bench:
         moment = rng.randrange(5, 35)
 
         def die() -> None:
-            advance, begin = ProgressBar.advance, KeptProgress.__init__
+            advance, begin = ProgressBar.advance, EvaluationProgress.__init__
 
             def counting(bar: ProgressBar, count: int = 1) -> None:
                 advance(bar, count)
                 if bar.done == moment:
                     os.kill(os.getpid(), signal.SIGKILL)
 
-            def eager(progress: KeptProgress, *arguments: Any, **options: Any) -> None:
+            def eager(progress: EvaluationProgress, *arguments: Any, **options: Any) -> None:
                 begin(progress, *arguments, every=0.0, **options)
 
             ProgressBar.advance = counting  # type: ignore[method-assign]
-            KeptProgress.__init__ = eager  # type: ignore[method-assign]
+            EvaluationProgress.__init__ = eager  # type: ignore[method-assign]
 
         arguments = [str(self.whole), "--out", str(folder)]
         died, _ = Process(evaluate, arguments, die).wait()

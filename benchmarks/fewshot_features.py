@@ -21,7 +21,7 @@ from fssops.engine.launch import build_fabric
 from fssops.engine.random_state import seed_everything
 from fssops.evaluation.results import FewShotResult
 from fssops.tasks import settings_from_tables, task_of
-from fssops.tasks.loading import build_model
+from fssops.tasks.trained_models import build_model
 
 SYSTEMS: dict[str, dict[str, Any]] = {
     "panet": {"backbone": "vgg16"},

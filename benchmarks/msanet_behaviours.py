@@ -26,7 +26,7 @@ from fssops.evaluation.results import FewShotResult
 from fssops.models.msanet import MSANet
 from fssops.models.msanet_records import MSANetSupport
 from fssops.tasks import task_of
-from fssops.tasks.loading import load_for_use
+from fssops.tasks.trained_models import load_for_use
 
 KEPT, WEIGHTS, RESULT = "kept positions", "shot weights", "result"
 ROWS: dict[str, tuple[str, ...]] = {

@@ -68,7 +68,7 @@ def run(row: str, data: Path, steps: int, workers: int, profiled: bool) -> dict[
     from fssops.engine.run_folder import RunFolder
     from fssops.engine.trainer import Trainer
     from fssops.tasks import task_of
-    from fssops.tasks.loading import build_model
+    from fssops.tasks.trained_models import build_model
 
     settings = settings_of(row, data, [f"schedule.steps={steps}", f"engine.workers={workers}"])
     fabric, task = build_fabric(settings.engine), task_of(settings)

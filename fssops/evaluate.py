@@ -16,7 +16,7 @@ from torch import nn
 
 from fssops.command_line import Parser, run_verb
 from fssops.engine.checkpoints import write_text_atomically
-from fssops.engine.kept_progress import discard_progress
+from fssops.engine.evaluation_progress import discard_progress
 from fssops.engine.launch import build_fabric, run_on_first
 from fssops.engine.random_state import seed_everything
 from fssops.engine.run_folder import missing_folders, remove_empty
@@ -25,7 +25,7 @@ from fssops.evaluation.protocols import PROTOCOLS
 from fssops.evaluation.results import FewShotResult, class_table, fold_mean_line, fold_table, to_json
 from fssops.tasks import load_settings, task_of
 from fssops.tasks.base_class_settings import BaseClassSettings
-from fssops.tasks.loading import build_model, load_for_use
+from fssops.tasks.trained_models import build_model, load_for_use
 from fssops.tasks.universal_settings import UniversalSettings
 from fssops.tasks.video_settings import VideoSettings
 

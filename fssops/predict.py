@@ -22,7 +22,7 @@ from fssops.engine.settings import SettingsError, apply_overrides
 from fssops.evaluation.pictures import label_image, overlay
 from fssops.tasks.fewshot_settings import FewShotSettings
 from fssops.tasks.frames import distinct_names, frames, require_decoder
-from fssops.tasks.loading import load_for_use
+from fssops.tasks.trained_models import load_for_use
 from fssops.tasks.universal_settings import UniversalSettings
 from fssops.tasks.video_settings import VideoSettings
 

@@ -18,8 +18,8 @@ from fssops.command_line import Parser, run_verb
 from fssops.engine import nonfinite
 from fssops.engine.checkpoints import has_checkpoint, newest_good_checkpoint, read_checkpoint, write_text_atomically
 from fssops.engine.curves import draw_curves
+from fssops.engine.evaluation_progress import discard_progress
 from fssops.engine.interrupts import Interrupted
-from fssops.engine.kept_progress import discard_progress
 from fssops.engine.launch import build_fabric, run_on_first
 from fssops.engine.memory import peak_memory
 from fssops.engine.random_state import restore_random_state, seed_everything
@@ -29,7 +29,7 @@ from fssops.engine.trainer import Trainer
 from fssops.evaluation.scores import without_nan
 from fssops.recipes import DEFAULT, compact, list_recipes
 from fssops.tasks import load_settings, overridden_settings, settings_from_tables, task_of
-from fssops.tasks.loading import build_model
+from fssops.tasks.trained_models import build_model
 
 _EXAMPLES = """\
 examples:

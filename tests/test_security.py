@@ -27,7 +27,7 @@ from fssops.engine.checkpoints import write_checkpoint
 from fssops.evaluate import main as evaluate
 from fssops.tasks import load_settings
 from fssops.train import main as train
-from fssops.weights import CheckpointError, read_checkpoint
+from fssops.weights import CheckpointError, read_weights
 
 LEADING_OUT = ["../secret.png", "/etc/passwd", "a/../../secret.png", "..\\secret.png", "C:\\secret.png", ""]
 
@@ -67,7 +67,7 @@ def test_a_compressed_archive_is_refused_before_it_is_unpacked(tmp_path: Path) -
             target.writestr(entry.filename, source.read(entry))
     assert bomb.stat().st_size < plain.stat().st_size / 100
     with pytest.raises(CheckpointError, match=r"bomb\.pth must hold its tensors uncompressed"):
-        read_checkpoint(bomb)
+        read_weights(bomb)
 
 
 def test_a_compressed_checkpoint_of_ours_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,10 +84,10 @@ def test_a_header_that_promises_more_than_the_file_is_refused(tmp_path: Path) ->
     header = json.dumps({"w": tensor}).encode()
     (tmp_path / "m.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
     with pytest.raises(CheckpointError, match="is truncated or not a safetensors file"):
-        read_checkpoint(tmp_path / "m.safetensors")
+        read_weights(tmp_path / "m.safetensors")
     (tmp_path / "n.safetensors").write_bytes(struct.pack("<Q", 1 << 60) + b"{}")
     with pytest.raises(CheckpointError, match="is truncated or not a safetensors file"):
-        read_checkpoint(tmp_path / "n.safetensors")
+        read_weights(tmp_path / "n.safetensors")
 
 
 def test_lists_that_hold_the_next_one_twice_do_not_unfold(tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_lists_that_hold_the_next_one_twice_do_not_unfold(tmp_path: Path) -> Non
         value = [value, value]
     (tmp_path / "m.pkl").write_bytes(pickle.dumps({"model": {"a": value}}))
     with pytest.raises(CheckpointError, match="must hold tensors by name"):
-        read_checkpoint(tmp_path / "m.pkl")
+        read_weights(tmp_path / "m.pkl")
 
 
 def test_an_array_larger_than_its_bytes_is_refused(tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_an_array_larger_than_its_bytes_is_refused(tmp_path: Path) -> None:
     code += b"(I1\n(L1099511627776L\ntcnumpy\ndtype\n(S'f4'\nI0\nI1\ntRI00\nS'abcd'\ntb."
     (tmp_path / "m.pkl").write_bytes(code)
     with pytest.raises(CheckpointError, match=r"m\.pkl is truncated or not a pickle"):
-        read_checkpoint(tmp_path / "m.pkl")
+        read_weights(tmp_path / "m.pkl")
 
 
 def coco(folder: Path, **image: Any) -> Path:

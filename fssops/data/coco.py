@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
+from fssops import run_lengths
 from fssops.data import coco_json
 from fssops.data.errors import AnnotationError, ImageSizeError
 from fssops.data.images import read_image
@@ -47,24 +48,6 @@ def find_annotations(root: str | os.PathLike[str], split: str) -> tuple[Path, st
 def splits(root: str | os.PathLike[str]) -> list[str]:
     """Splits that have an instances file."""
     return sorted(p.stem.removeprefix("instances_") for p in (Path(root) / "annotations").glob("instances_*.json"))
-
-
-def draw(segmentation: Any, width: int, height: int) -> np.ndarray:
-    """Draw polygons or RLE that :func:`coco_json.fault` has accepted: bool [H, W], clipped to the image."""
-    from pycocotools import mask as coco_mask
-
-    return np.asarray(coco_mask.decode(_encode(segmentation, width, height)), dtype=bool)
-
-
-def _encode(segmentation: Any, width: int, height: int) -> Any:
-    from pycocotools import mask as coco_mask
-
-    if isinstance(segmentation, list):
-        polygons = [list(polygon) for polygon in segmentation]
-        return coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
-    if isinstance(segmentation["counts"], list):
-        return coco_mask.frPyObjects(segmentation, height, width)
-    return {"size": [height, width], "counts": segmentation["counts"].encode()}
 
 
 class COCOSource(FewShotSource):
@@ -173,7 +156,7 @@ class COCOSource(FewShotSource):
             number = self._class_of[annotation.category]
             if number not in keep:
                 continue
-            mask = draw(annotation.segmentation, width, height)
+            mask = run_lengths.draw(annotation.segmentation, width, height)
             if annotation.crowd and self.crowd != "object":
                 label[mask] = IGNORE if self.crowd == "ignore" else label[mask]
             elif mask.any():
@@ -197,7 +180,7 @@ class COCOSource(FewShotSource):
                 value = IGNORE
             if not value and not shown:
                 continue  # background over nothing: decoding its mask is most of the work
-            np.copyto(label, value, where=draw(annotation.segmentation, width, height))
+            np.copyto(label, value, where=run_lengths.draw(annotation.segmentation, width, height))
             shown = True
         return np.ascontiguousarray(label)
 
@@ -206,7 +189,7 @@ class COCOSource(FewShotSource):
         _, width, height = self._entry(name)
         numbered = np.zeros((height, width), dtype=np.int32)
         masks = [
-            draw(a.segmentation, width, height)
+            run_lengths.draw(a.segmentation, width, height)
             for a in self.annotations_of(name, class_id)
             if not a.crowd or self.crowd == "object"
         ]
@@ -222,7 +205,7 @@ class COCOSource(FewShotSource):
         objects: dict[int, list[dict[str, Any]]] = {}
         for annotation in self.annotations_of(name):
             if not annotation.crowd or self.crowd == "object":
-                encoded = _encode(annotation.segmentation, width, height)
+                encoded = run_lengths.encode_outline(annotation.segmentation, width, height)
                 objects.setdefault(self._class_of[annotation.category], []).append(encoded)
         areas = {number: int(coco_mask.area(coco_mask.merge(masks))) for number, masks in objects.items()}
         return {number: area for number, area in sorted(areas.items()) if area}
@@ -231,7 +214,7 @@ class COCOSource(FewShotSource):
         """Ids of annotations that outline something, but so small that no pixel is drawn."""
         _, width, height = self._entry(name)
         found = self.annotations_of(name)
-        return [a.id for a in found if not draw(a.segmentation, width, height).any()]
+        return [a.id for a in found if not run_lengths.draw(a.segmentation, width, height).any()]
 
     def images_of_annotations(self, class_id: int) -> list[str]:
         """Images with any annotation of a class, crowds included: PANet's list, which knows no minimum area.

@@ -16,10 +16,9 @@ from lightning.fabric import Fabric
 from torch import Tensor, nn
 from torch.profiler import record_function
 
-from fssops.engine import nonfinite, step_parts
+from fssops.engine import nonfinite, step_synchronisation
 from fssops.engine.checkpoints import copy_checkpoint, write_checkpoint
 from fssops.engine.interrupts import Interrupted, StopRequest
-from fssops.engine.loading import TrainingStream, lost_loaders_explained
 from fssops.engine.metrics_log import MetricsLog
 from fssops.engine.optimizers import build_optimizer, freeze
 from fssops.engine.progress import ProgressBar
@@ -34,6 +33,7 @@ from fssops.engine.sampling import mix_seed
 from fssops.engine.schedules import learning_rate_factor
 from fssops.engine.settings import Settings, SettingsError
 from fssops.engine.training_state import TrainingState
+from fssops.engine.training_stream import TrainingStream, lost_loaders_explained
 from fssops.models.interface import Trainable
 from fssops.structures import move_to
 
@@ -207,7 +207,7 @@ class Trainer:
                     if asked:
                         break
                 # A signal that came with the last step, its validation or its checkpoint counts too.
-                if step_parts.agree(fabric, False, bool(stop.received))[1]:
+                if step_synchronisation.agree(fabric, False, bool(stop.received))[1]:
                     raise Interrupted(f"stopped by {stop.received or 'another process'} after step {self.step}")
         finally:
             stream.close()
@@ -230,7 +230,7 @@ class Trainer:
         with record_function("fssops: wait for data"):
             batches = [next(stream) for _ in range(engine.accumulate)]
         waited = time.perf_counter() - before
-        step_parts.share_counts(fabric, self.model, batches)
+        step_synchronisation.share_counts(fabric, self.model, batches)
         for micro, batch in enumerate(batches):
             batch = move_to(batch, fabric.device, non_blocking=True)
             random_state = capture_random_state()
@@ -239,7 +239,7 @@ class Trainer:
                 # Fabric applies the precision to ``forward`` alone where it need not wrap the model.
                 with fabric.autocast(), record_function("fssops: losses"):
                     losses, bad = nonfinite.checked_losses(self._module, self.model, batch)
-                problem, asked = step_parts.agree(fabric, bad is not None, bool(stop.received))
+                problem, asked = step_synchronisation.agree(fabric, bad is not None, bool(stop.received))
                 if problem:
                     self._handle_nonfinite(bad, batch, random_state, buffers, bar)
                     break
@@ -251,10 +251,10 @@ class Trainer:
         norm = math.nan
         if not problem:
             with record_function("fssops: clip"):
-                norm = step_parts.clip_gradients(fabric, self.model, self._optimizer, self.settings.optim)
+                norm = step_synchronisation.clip_gradients(fabric, self.model, self._optimizer, self.settings.optim)
             # With fp16 the scaler meets infinite gradients on purpose: it skips the update and lowers its scale.
-            bad_norm = not math.isfinite(norm) and not step_parts.scale_can_fall(fabric)
-            problem, _ = step_parts.agree(fabric, bad_norm, False)
+            bad_norm = not math.isfinite(norm) and not step_synchronisation.scale_can_fall(fabric)
+            problem, _ = step_synchronisation.agree(fabric, bad_norm, False)
             if problem:
                 parameter = nonfinite.first_nonfinite_gradient(self.model) if bad_norm else None
                 where = f"gradient of {parameter}" if parameter else None

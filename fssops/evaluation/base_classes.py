@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fssops.evaluation.counts import iou
+from fssops.evaluation.pixel_counts import iou
 from fssops.evaluation.scores import mean, without_nan
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from fssops.evaluation.counts import count_foreground, iou
 from fssops.evaluation.pictures import Tile, denormalised, grid, overlay
+from fssops.evaluation.pixel_counts import count_foreground, iou
 from fssops.structures import Episode
 
 

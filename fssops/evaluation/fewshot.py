@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
 
-from fssops.evaluation.counts import count_foreground, count_pixels, summed
 from fssops.evaluation.feature_cache import FeatureCache
+from fssops.evaluation.pixel_counts import count_foreground, count_pixels, summed
 from fssops.evaluation.protocols import FewShotProtocol
 from fssops.structures import IGNORE, Episode, move_to
 
@@ -42,7 +42,7 @@ OriginalLabels = Callable[[int, int], Sequence[Tensor]]
 
 
 class Progress(Protocol):
-    """What was counted before, and what keeps what is counted now; see ``fssops.engine.kept_progress``."""
+    """What was counted before, and what keeps what is counted now; see ``fssops.engine.evaluation_progress``."""
 
     states: list[Any]
 

@@ -12,24 +12,10 @@ import numpy as np
 
 from fssops.evaluation.scores import mean
 from fssops.evaluation.semantic import boundary_of, boundary_width
+from fssops.run_lengths import decode, encode
 
 STATISTICS = ("AP", "AP50", "AP75", "AP small", "AP medium", "AP large")
 """What COCO reports, in its order; means over IoU thresholds 0.5, 0.55, .. 0.95 unless named."""
-
-
-def encode(mask: np.ndarray) -> dict[str, Any]:
-    """COCO's compressed run lengths of a bool mask [H, W]; ``counts`` is a str, as JSON needs it."""
-    from pycocotools import mask as coco_mask
-
-    rle = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
-    return {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")}
-
-
-def decode(rle: Mapping[str, Any]) -> np.ndarray:
-    """Undo :func:`encode`: bool [H, W]."""
-    from pycocotools import mask as coco_mask
-
-    return np.asarray(coco_mask.decode(dict(rle)), dtype=bool)
 
 
 class InstanceRecords:

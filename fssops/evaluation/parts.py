@@ -8,8 +8,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from fssops.evaluation.counts import count_foreground, count_pixels, iou, mean_iou, summed
 from fssops.evaluation.fewshot import EpisodeSet, Segmenter, compared_labels, stretched
+from fssops.evaluation.pixel_counts import count_foreground, count_pixels, iou, mean_iou, summed
 from fssops.evaluation.protocols import FewShotProtocol
 from fssops.structures import Episode
 

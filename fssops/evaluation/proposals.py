@@ -13,7 +13,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from fssops.evaluation.counts import Absent, FalsePositives, count_foreground, count_pixels, iou, mean_iou, summed
 from fssops.evaluation.feature_cache import FeatureCache
 from fssops.evaluation.fewshot import (
     EpisodeSet,
@@ -26,6 +25,7 @@ from fssops.evaluation.fewshot import (
     labelled_episodes,
     stretched,
 )
+from fssops.evaluation.pixel_counts import Absent, FalsePositives, count_foreground, count_pixels, iou, mean_iou, summed
 from fssops.evaluation.protocols import FewShotProtocol
 from fssops.structures import IGNORE, Episode
 

@@ -6,7 +6,7 @@ import difflib
 from dataclasses import dataclass
 from typing import Literal
 
-from fssops.evaluation.counts import Absent, FalsePositives
+from fssops.evaluation.pixel_counts import Absent, FalsePositives
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class FewShotProtocol:
         size: compare at the "network" size, on resized labels, at the query's "original" size, or on a "square" of its
             longer side, to which the whole network output is stretched and the label pasted top left, as BAM and
             MSANet do.
-        false_positives: see :func:`fssops.evaluation.counts.count_pixels`.
+        false_positives: see :func:`fssops.evaluation.pixel_counts.count_pixels`.
         binary: binary (foreground-background) IoU from "class_sums", the counts of all classes added up, or from
             "pixels", with any way taken as foreground.
         absent: a class that no query shows makes the mean "nan" or is left out ("skip"). MSANet's and MM-Former's code

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from fssops.evaluation.counts import iou, mean_iou
 from fssops.evaluation.fewshot import EvaluationCounts
+from fssops.evaluation.pixel_counts import iou, mean_iou
 from fssops.evaluation.protocols import FewShotProtocol
 from fssops.evaluation.scores import without_nan
 

@@ -27,7 +27,7 @@ LIMITS = (1, 10, 100)
 """Detections of a class in a video that count, best first."""
 
 Masks = Sequence[Mapping[str, Any] | None]
-"""One run-length encoding a frame (:func:`fssops.evaluation.instance.encode`), or None."""
+"""One run-length encoding a frame (:func:`fssops.run_lengths.encode`), or None."""
 
 
 class VideoRecords:

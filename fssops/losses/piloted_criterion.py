@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fssops.losses.draws import PointSource, RandomPoints
 from fssops.losses.mask_criterion import LossWeights
 from fssops.losses.matcher import Match
 from fssops.losses.point_criterion import PointSetCriterion
+from fssops.losses.point_sources import PointSource, RandomPoints
 from fssops.structures import MaskPredictions, MaskTargets, StepShare
 
 

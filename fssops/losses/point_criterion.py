@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from fssops import ops
-from fssops.losses.draws import PointSource, RandomPoints
 from fssops.losses.mask_criterion import (
     LossWeights,
     Matches,
@@ -24,6 +23,7 @@ from fssops.losses.mask_criterion import (
 )
 from fssops.losses.matcher import assign
 from fssops.losses.num_masks import ReduceNumMasks, mean_over_ranks
+from fssops.losses.point_sources import PointSource, RandomPoints
 from fssops.structures import MaskPredictions, MaskTargets, StepShare
 
 

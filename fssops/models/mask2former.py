@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fssops.losses.draws import ItemPoints, PointSource
 from fssops.losses.mask_criterion import LossWeights
 from fssops.losses.point_criterion import PointSetCriterion
+from fssops.losses.point_sources import ItemPoints, PointSource
 from fssops.models.backbones.build import build_backbone
 from fssops.models.checks import check_least, check_share
 from fssops.models.mask_classification import MaskClassificationConfig, MaskClassificationModel

@@ -28,7 +28,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from fssops.losses.draws import PointSource
+from fssops.losses.point_sources import PointSource
 from fssops.models.checks import check_least
 from fssops.models.clip_joining import ClipJoiner
 from fssops.models.mask2former import Mask2Former, Mask2FormerConfig

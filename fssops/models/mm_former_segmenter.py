@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fssops.losses import proposals as proposal_losses
-from fssops.losses.draws import ItemPoints, PointSource
 from fssops.losses.mask_criterion import LossWeights
 from fssops.losses.point_criterion import PointSetCriterion
+from fssops.losses.point_sources import ItemPoints, PointSource
 from fssops.models.backbones.resnet import ResNet
 from fssops.models.checks import check_choices, check_images
 from fssops.models.layers.image_input import images_a_pass

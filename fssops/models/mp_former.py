@@ -28,8 +28,8 @@ from typing import Literal
 
 from torch import Tensor
 
-from fssops.losses.draws import ItemPoints, PointSource
 from fssops.losses.piloted_criterion import PilotedPart, PilotedSetCriterion
+from fssops.losses.point_sources import ItemPoints, PointSource
 from fssops.models.checks import check_least, check_share
 from fssops.models.mask2former import Mask2Former, Mask2FormerConfig
 from fssops.models.mask_piloting import PilotOptions, Pilots, PilotSource, RandomPilots, build_pilots

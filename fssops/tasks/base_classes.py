@@ -18,14 +18,14 @@ from fssops.engine.settings import SettingsError
 from fssops.engine.trainer import Validate
 from fssops.evaluation import pictures
 from fssops.evaluation.base_classes import BaseClassResult, score_base_classes
-from fssops.evaluation.counts import count_pixels
+from fssops.evaluation.pixel_counts import count_pixels
 from fssops.models import create_config
 from fssops.structures import LabelMapBatch
 from fssops.tasks.base_class_settings import BaseClassSettings
-from fssops.tasks.folded_data import FoldedData
+from fssops.tasks.folded_task import FoldedTask
 
 
-class BaseClassTask(FoldedData):
+class BaseClassTask(FoldedTask):
     """Builds what settings describe.
 
     Args:

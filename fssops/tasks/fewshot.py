@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fssops.data import fewshot, folds
 from fssops.engine.checkpoints import read_checkpoint
-from fssops.engine.kept_progress import without
+from fssops.engine.evaluation_progress import without
 from fssops.engine.progress import ProgressBar
 from fssops.engine.random_state import preserved_random_state
 from fssops.engine.settings import SettingsError
@@ -28,12 +28,12 @@ from fssops.evaluation.protocols import PROTOCOLS, FewShotProtocol, find_protoco
 from fssops.evaluation.results import FewShotResult, score
 from fssops.structures import FewShotBatch, move_to
 from fssops.tasks.fewshot_settings import FewShotSettings
-from fssops.tasks.folded_data import FoldedData
+from fssops.tasks.folded_task import FoldedTask
 
 Say = Callable[[str], None]
 
 
-class FewShotTask(FoldedData):
+class FewShotTask(FoldedTask):
     """Builds what settings describe.
 
     Args:

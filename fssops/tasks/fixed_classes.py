@@ -13,7 +13,7 @@ from fssops.engine.settings import SettingsError
 from fssops.evaluation.scores import percent
 from fssops.models import create_config
 from fssops.structures import MaskTargets
-from fssops.tasks.keeping import Keeping
+from fssops.tasks.resumable_evaluation import ResumableEvaluation
 
 Say = Callable[[str], None]
 Batch = TypeVar("Batch")
@@ -28,7 +28,7 @@ def unpacked_batch(kind: Callable[..., Batch], /, **values: Any) -> Batch:
     return kind(**values)
 
 
-class FixedClassTask(Keeping):
+class FixedClassTask(ResumableEvaluation):
     """Opens what ``[data]`` and ``[eval]`` say, each split once.
 
     Args:
@@ -68,9 +68,9 @@ class FixedClassTask(Keeping):
         Raises:
             SettingsError: they are not the same.
         """
-        if self.config.num_classes != len(source.metadata):
+        if self.config.num_classes != len(source.classes):
             raise SettingsError(
-                f"model.num_classes must be the number of classes of {source.label}, {len(source.metadata)}, "
+                f"model.num_classes must be the number of classes of {source.label}, {len(source.classes)}, "
                 f"got {self.config.num_classes}"
             )
 
@@ -87,7 +87,7 @@ class FixedClassTask(Keeping):
 
     def run_files(self) -> dict[str, Any]:
         """What a run folder keeps of the data, by file name: the classes, for prediction elsewhere."""
-        return {"classes.json": self.source().metadata.as_json()}
+        return {"classes.json": self.source().classes.as_json()}
 
 
 def run_result(trained: Any, before: Any, say: Say) -> dict[str, Any]:

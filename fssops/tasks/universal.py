@@ -21,7 +21,7 @@ from fssops.evaluation.universal import UniversalCounts, UniversalResult, score
 from fssops.models.mask2former import Mask2Former
 from fssops.structures import ImageBatch, move_to
 from fssops.tasks.fixed_classes import FixedClassTask, Say, run_result, unpacked_batch
-from fssops.tasks.keeping import all_states, to_plain
+from fssops.tasks.resumable_evaluation import all_states, to_plain
 from fssops.tasks.universal_counting import TestItem, TestItems, count_image
 from fssops.tasks.universal_layers import layer_watcher, measured
 from fssops.tasks.universal_pictures import gallery
@@ -53,7 +53,7 @@ class UniversalTask(FixedClassTask):
             SettingsError: they are not the same.
         """
         super().check_classes(source)
-        things, countable = getattr(self.config, "things", None), source.metadata.things
+        things, countable = getattr(self.config, "things", None), source.classes.things
         known = tuple(range(self.config.num_classes)) if things is None else tuple(things)
         if "panoptic" in self.model_tasks and known != countable:
             raise SettingsError(
@@ -61,7 +61,7 @@ class UniversalTask(FixedClassTask):
                 f"got {'every class' if things is None else list(things)}"
             )
 
-    def classes(self) -> universal.Metadata:
+    def classes(self) -> universal.Classes:
         """The classes: of the data set where its files are at hand, else as published.
 
         Raises:
@@ -72,8 +72,8 @@ class UniversalTask(FixedClassTask):
         if known is not None and data.source in ("generated", "camvid", "cityscapes", "ade20k"):
             return known
         try:
-            metadata: universal.Metadata = self.source().metadata
-            return metadata
+            classes: universal.Classes = self.source().classes
+            return classes
         except (OSError, ValueError) as error:
             if known is not None and len(known) == self.config.num_classes:
                 return known
@@ -128,7 +128,7 @@ class UniversalTask(FixedClassTask):
         lines = [
             f"training data  {source.label}, {len(dataset)} images"
             + (f" ({left_out} without an object left out)" if left_out else "")
-            + f", {len(source.metadata)} classes, {data.truth} masks, augment {data.augment}"
+            + f", {len(source.classes)} classes, {data.truth} masks, augment {data.augment}"
         ]
         return dataset, lines
 
@@ -163,7 +163,7 @@ class UniversalTask(FixedClassTask):
         detections = int(getattr(self.config, "detections", 100))
         watched = self.measured_model(model)
         layers = 0 if watched is None else len(watched.transformer_decoder.layers)
-        counts = UniversalCounts.start(tasks, len(source.metadata), detections, layers)
+        counts = UniversalCounts.start(tasks, len(source.classes), detections, layers)
         was_training = model.training
         model.eval()
         loader = torch.utils.data.DataLoader(
@@ -176,11 +176,9 @@ class UniversalTask(FixedClassTask):
             for item in loader:
                 watch = None
                 if watched is not None and counts.layers is not None:
-                    watch = layer_watcher(
-                        watched, counts.layers, item, self.settings.data.truth, source.metadata.things
-                    )
+                    watch = layer_watcher(watched, counts.layers, item, self.settings.data.truth, source.classes.things)
                 result = self.segment(model, fabric, item, tasks, watch)
-                count_image(counts, item, result, source.metadata.things, boundary=rules.boundary)
+                count_image(counts, item, result, source.classes.things, boundary=rules.boundary)
                 progress.counted(item.number, lambda: to_plain(counts.state()))
                 bar.advance()
         model.train(was_training)
@@ -188,14 +186,14 @@ class UniversalTask(FixedClassTask):
             counts.merge(all_states(counts.state(), progress, fabric))
         return score(
             counts,
-            source.metadata.things,
+            source.classes.things,
             boundary=rules.boundary,
             model=label,
             dataset=source.label,
             images=len(numbers),
             of=len(source.names),
             test_size=self.test_size(),
-            classes=source.metadata.names,
+            classes=source.classes.names,
             seconds=round(time.perf_counter() - started, 2),
         )
 

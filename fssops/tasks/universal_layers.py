@@ -10,7 +10,7 @@ from torch import nn
 from fssops.data import universal
 from fssops.engine.settings import SettingsError
 from fssops.evaluation.layer_measures import LayerCounts
-from fssops.losses.draws import RandomPoints
+from fssops.losses.point_sources import RandomPoints
 from fssops.models.mask2former import Mask2Former
 from fssops.structures import MaskPredictions, move_to
 from fssops.tasks.universal_counting import TestItem

@@ -42,7 +42,7 @@ def main_task(tasks: Sequence[str]) -> str:
 def result_regions(
     result: SegmentationResult,
     task: str,
-    classes: universal.Metadata,
+    classes: universal.Classes,
     least_score: float = SHOWN_SCORE,
     at_least: int = 0,
 ) -> list[Region]:
@@ -77,7 +77,7 @@ def result_regions(
     return regions[::-1]
 
 
-def truth_regions(truth: universal.Truth, task: str, classes: universal.Metadata) -> list[Region]:
+def truth_regions(truth: universal.Truth, task: str, classes: universal.Classes) -> list[Region]:
     """Regions of the truth, for overlays; crowds in grey."""
     names, colours = classes.names, classes.colours
     if task == "semantic":
@@ -165,7 +165,7 @@ def _rows(
         item = items[place]
         picture = file_picture(source, item.number)
         row = [Tile(picture, item.seen.name)]
-        row.append(Tile(_drawn(picture, truth_regions(item.truth, shown, source.metadata))))
+        row.append(Tile(_drawn(picture, truth_regions(item.truth, shown, source.classes))))
         caption = f"{score_name} {100 * quality[item.number]:.0f} %"
         row.append(Tile(_predicted(task, model, fabric, item, picture, shown), caption))
         if before is not None:
@@ -184,7 +184,7 @@ def _predicted(
         result = task.segment(model, fabric, item, [shown])
     model.train(was_training)
     # A model that has just begun to learn is sure of nothing; its best guesses still say what it does.
-    return _drawn(picture, result_regions(result, shown, task.source(evaluation=True).metadata, at_least=3))
+    return _drawn(picture, result_regions(result, shown, task.source(evaluation=True).classes, at_least=3))
 
 
 def _drawn(picture: np.ndarray, regions: Sequence[Region]) -> np.ndarray:

@@ -33,23 +33,23 @@ from fssops.tasks.universal_pictures import SHOWN_SCORE, result_regions
 from fssops.tasks.video import VideoTask
 
 
-def classes_for(task: UniversalTask | VideoTask, checkpoint: Path | None) -> universal.Metadata:
+def classes_for(task: UniversalTask | VideoTask, checkpoint: Path | None) -> universal.Classes:
     """Classes of a model: those its run folder keeps, else those of the data set or the published ones.
 
     Raises:
         SettingsError: none are to be had, or their number is not the model's.
     """
-    metadata = None
+    classes = None
     for folder in () if checkpoint is None else (checkpoint, *checkpoint.parents[:2]):
         if (folder / "classes.json").is_file():
-            metadata = universal.read_classes(folder / "classes.json")
+            classes = universal.read_classes(folder / "classes.json")
             break
-    metadata = metadata or task.classes()
-    if len(metadata) != task.config.num_classes:
+    classes = classes or task.classes()
+    if len(classes) != task.config.num_classes:
         raise SettingsError(
-            f"model.num_classes must be the number of classes ({len(metadata)}), got {task.config.num_classes}"
+            f"model.num_classes must be the number of classes ({len(classes)}), got {task.config.num_classes}"
         )
-    return metadata
+    return classes
 
 
 @dataclass
@@ -71,7 +71,7 @@ class Predictor:
 
     task: UniversalTask
     model: nn.Module
-    classes: universal.Metadata
+    classes: universal.Classes
     out: Path
     tasks: Sequence[str] | None = None
     least_score: float = SHOWN_SCORE

@@ -20,12 +20,12 @@ from fssops.engine.progress import ProgressBar
 from fssops.engine.random_state import preserved_random_state
 from fssops.engine.settings import SettingsError
 from fssops.engine.trainer import Validate
-from fssops.evaluation.instance import encode
 from fssops.evaluation.video import Masks, VideoRecords, video_iou
 from fssops.evaluation.video_results import VideoEvaluation, rows_of_records, write_submission
+from fssops.run_lengths import encode
 from fssops.structures import ClipBatch, VideoResult
 from fssops.tasks.fixed_classes import FixedClassTask, Say, run_result, unpacked_batch
-from fssops.tasks.keeping import all_states, to_plain
+from fssops.tasks.resumable_evaluation import all_states, to_plain
 from fssops.tasks.video_settings import VideoSettings
 
 
@@ -61,7 +61,7 @@ class VideoTask(FixedClassTask):
         """Open a split of the data set."""
         return video.open_source(self.settings.data.source, root, split=split, **options)
 
-    def classes(self) -> universal.Metadata:
+    def classes(self) -> universal.Classes:
         """The classes: of the data set where its files are at hand, else as published.
 
         Raises:
@@ -71,8 +71,8 @@ class VideoTask(FixedClassTask):
         if known is not None:
             return known
         try:
-            metadata: universal.Metadata = self.source().metadata
-            return metadata
+            classes: universal.Classes = self.source().classes
+            return classes
         except (OSError, ValueError) as error:
             raise SettingsError(f"data: class names must be readable, got {error}") from None
 
@@ -83,7 +83,7 @@ class VideoTask(FixedClassTask):
         chain = universal.pipeline(data.augment, short_sides=data.short_sides, longest=data.longest)
         dataset = video.TrainingClips(source, chain, frames=data.frames, reach=data.reach)
         lines = [
-            f"training data  {source.label}, {len(dataset)} videos, {len(source.metadata)} classes, clips of "
+            f"training data  {source.label}, {len(dataset)} videos, {len(source.classes)} classes, clips of "
             f"{data.frames} frames at most {data.reach} apart, augment {data.augment}"
         ]
         return dataset, lines
@@ -124,7 +124,7 @@ class VideoTask(FixedClassTask):
         numbers = self.chosen(rules.videos if videos is None else videos)
         progress = self.progress(model, fabric, title, numbers=numbers, names=source.names)
         mine = progress.mine(numbers)
-        records = VideoRecords(len(source.metadata))
+        records = VideoRecords(len(source.classes))
         quality: dict[int, float] = {}
         was_training = model.training
         model.eval()
@@ -147,7 +147,7 @@ class VideoTask(FixedClassTask):
             of=len(source.names),
             frames=sum(source.frames(source.names[number]) for number in numbers),
             test_size=self.test_size(),
-            classes=source.metadata.names,
+            classes=source.classes.names,
             instances=records.scores() if source.has_truth else None,
             quality=sorted(quality.items(), key=lambda entry: (-entry[1], entry[0])),
             seconds=round(time.perf_counter() - started, 2),
@@ -224,7 +224,7 @@ class VideoTask(FixedClassTask):
         if not fabric.is_global_zero:
             return []
         folder.mkdir(parents=True, exist_ok=True)
-        ids = [category.id for category in self.source(evaluation=True).metadata.categories]
+        ids = [category.id for category in self.source(evaluation=True).classes.categories]
         files = write_submission(folder / "submission.json", rows_of_records(records, ids))
         return files + gallery(self, result, records, folder)
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from fssops.evaluation.instance import decode
 from fssops.evaluation.pictures import Tile, grid
 from fssops.evaluation.video import VideoRecords
 from fssops.evaluation.video_pictures import DrawnObject, draw_frame, drawn_objects, object_colour
 from fssops.evaluation.video_results import VideoEvaluation
+from fssops.run_lengths import decode
 from fssops.tasks.video import VideoTask, true_tracks, video_number
 
 _COLUMNS = 5
@@ -54,7 +54,7 @@ def _rows(task: VideoTask, records: VideoRecords, number: int, quality: float) -
     source = task.source(evaluation=True)
     name = source.names[number]
     frames = np.linspace(0, source.frames(name) - 1, _COLUMNS).round().astype(int).tolist()
-    names = source.metadata.names
+    names = source.classes.names
     detections = records.videos[video_number(source, name, number)]["detections"]
     found = drawn_objects([d[0] for d in detections], [d[1] for d in detections], names)
     if not found and detections:  # a model that has just begun to learn is sure of nothing

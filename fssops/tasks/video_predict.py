@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from fssops.data import universal
 from fssops.engine.checkpoints import write_text_atomically
-from fssops.evaluation.instance import decode
 from fssops.evaluation.video_pictures import SHOWN_SCORE, draw_frame, drawn_objects
 from fssops.evaluation.video_results import Row, submission_rows, write_submission
+from fssops.run_lengths import decode
 from fssops.structures import VideoResult
 from fssops.tasks.video import VideoTask, encoded
 from fssops.tasks.video_files import DEFAULT_RATE, VideoInput, write_video
@@ -48,7 +48,7 @@ class VideoPredictor:
 
     task: VideoTask
     model: nn.Module
-    classes: universal.Metadata
+    classes: universal.Classes
     out: Path
     suffix: str = "webp"
     least_score: float = SHOWN_SCORE

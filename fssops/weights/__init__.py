@@ -2,7 +2,7 @@
 
 from fssops.weights.layouts import LAYOUT_MODULES, Layout, layouts_of
 from fssops.weights.loading import LoadReport, load_weights, save_weights
-from fssops.weights.reading import Checkpoint, CheckpointError, read_checkpoint
+from fssops.weights.reading import Checkpoint, CheckpointError, read_weights
 
 __all__ = [
     "LAYOUT_MODULES",
@@ -12,6 +12,6 @@ __all__ = [
     "LoadReport",
     "layouts_of",
     "load_weights",
-    "read_checkpoint",
+    "read_weights",
     "save_weights",
 ]

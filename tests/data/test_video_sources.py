@@ -32,7 +32,7 @@ def test_ytvis_json_gives_tracks_with_null_masks_and_areas(tmp_path: Path) -> No
         (4, SIZE, 1),
         (1, SIZE, 2),
     ]
-    assert source.metadata.names == ["cat", "dog"]
+    assert source.classes.names == ["cat", "dog"]
     cat, second = source.tracks("a")
     assert (cat.id, cat.label, cat.crowd, cat.areas) == (1, 0, False, [64.0, None, 64.0, 64.0])
     assert cat.mask(1, *SIZE) is None

@@ -14,9 +14,9 @@ import torch
 from engine_toy import ToyBatch, ToyData, build_trainer, toy_settings, weights
 
 from fssops.engine.checkpoints import newest_good_checkpoint
-from fssops.engine.loading import LoaderLostError, TrainingStream, lost_loaders_explained
 from fssops.engine.run_folder import RunFolder
 from fssops.engine.settings import EngineSettings
+from fssops.engine.training_stream import LoaderLostError, TrainingStream, lost_loaders_explained
 
 
 class SlowData(ToyData):

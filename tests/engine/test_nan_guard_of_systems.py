@@ -86,7 +86,7 @@ def predictions(**bad: tuple[int, ...]) -> MaskPredictions:
 @pytest.mark.parametrize("system", ["maskformer", "mask2former"])
 def test_the_matcher_names_the_bad_cost_term(system: str, bad: dict[str, tuple[int, ...]], told: str) -> None:
     import fssops
-    from fssops.losses.draws import RandomPoints
+    from fssops.losses.point_sources import RandomPoints
     from fssops.structures import MaskTargets
 
     options = {"num_classes": 3, "backbone": "resnet18", "channels": 32, "heads": 4, "mask_channels": 8}

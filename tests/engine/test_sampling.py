@@ -10,9 +10,9 @@ from engine_toy import ToyBatch, ToyData
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fssops.engine.loading import TrainingStream
 from fssops.engine.sampling import DrawnDataset, StepSampler, UnreadableItemError
 from fssops.engine.settings import EngineSettings
+from fssops.engine.training_stream import TrainingStream
 
 
 @settings(max_examples=60, deadline=None)

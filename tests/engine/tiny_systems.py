@@ -14,7 +14,7 @@ from fssops.engine.run_folder import RunFolder
 from fssops.engine.settings import Settings, apply_overrides
 from fssops.engine.trainer import Trainer
 from fssops.tasks import settings_from_tables, task_of
-from fssops.tasks.loading import build_model
+from fssops.tasks.trained_models import build_model
 
 _FEW_SHOT = {
     "source": "generated",

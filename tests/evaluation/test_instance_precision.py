@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fssops.evaluation.instance import InstanceRecords, coco_results, decode, encode
+from fssops.evaluation.instance import InstanceRecords, coco_results
+from fssops.run_lengths import decode, encode
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
@@ -29,7 +30,7 @@ def test_real_annotations_score_as_pycocotools_says(data_root: Path) -> None:
 
     source = universal.open_source("coco_instances", data_root / "coco_mini", split="val2017")
     rng, records, rows, ids = np.random.default_rng(0), InstanceRecords(80), [], []
-    categories = [category.id for category in source.metadata.categories]
+    categories = [category.id for category in source.classes.categories]
     for number, name in enumerate(source.names[:25]):
         truth = source.truth(name)
         objects = [(o.label, o.mask(truth.height, truth.width), o.crowd, o.area) for o in truth.objects or ()]

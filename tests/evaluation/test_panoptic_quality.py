@@ -126,14 +126,14 @@ def test_real_annotations_score_as_panopticapi_says(data_root: Path) -> None:
     from fssops.data import universal
 
     source = universal.open_source("coco_panoptic", data_root / "panoptic_sample", split="val2017")
-    counts = PanopticCounts(len(source.metadata))
+    counts = PanopticCounts(len(source.classes))
     for name in source.names:
         truth = source.truth(name)
         assert truth.segment_ids is not None
         ids = np.roll(truth.segment_ids, 9, axis=1)
         segments = [TrueSegment(s.id, s.label, s.crowd) for s in truth.segments]
         counts.add(ids, {s.id: s.label for s in truth.segments}, truth.segment_ids, segments)
-    scores = counts.scores(source.metadata.things)
+    scores = counts.scores(source.classes.things)
     expected = json.loads((Path(__file__).parent / "panopticapi_sample.json").read_text())
     for group, quality in (("All", scores.every), ("Things", scores.things), ("Stuff", scores.stuff)):
         assert [quality.pq, quality.sq, quality.rq] == pytest.approx(

@@ -12,8 +12,8 @@ import pytest
 from video_samples import CASES, predictions_for, sample
 
 from fssops.data import video
-from fssops.evaluation.instance import encode
 from fssops.evaluation.video import VideoRecords, video_iou
+from fssops.run_lengths import encode
 
 OFFICIAL = json.loads((Path(__file__).parent / "official_video_scores.json").read_text())
 NAMES = {"AR100": "ar100", "AR10": "ar10", "AR1": "ar1"}
@@ -21,8 +21,8 @@ NAMES = {"AR100": "ar100", "AR10": "ar10", "AR1": "ar1"}
 
 def records_of(source: video.VideoSource, rows: list[dict[str, Any]]) -> VideoRecords:
     """The records of a results file against a data set."""
-    index_of = source.metadata.index_of
-    records = VideoRecords(len(source.metadata))
+    index_of = source.classes.index_of
+    records = VideoRecords(len(source.classes))
     for name in source.names:
         identifier, size = source.video_id(name), source.size(name)
         assert isinstance(identifier, int)

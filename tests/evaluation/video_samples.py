@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from fssops.evaluation.instance import decode, encode
+from fssops.run_lengths import decode, encode
 
 HEIGHT, WIDTH = 360, 480
 CASES = ("plain", "crowded", "ties", "sizes", "gaps", "davis")

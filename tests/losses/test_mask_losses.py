@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fssops.losses.dense_mask_loss import dense_mask_cost, dense_mask_loss
-from fssops.losses.draws import RandomPoints, RecordedPoints
 from fssops.losses.mask_criterion import LossWeights, matched_mask_logits
 from fssops.losses.matcher import Match, assign
 from fssops.losses.point_criterion import PointSetCriterion
+from fssops.losses.point_sources import RandomPoints, RecordedPoints
 from fssops.structures import MaskPredictions, MaskTargets
 
 WEIGHTS = LossWeights(2.0, 5.0, 5.0)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from mask_classification_toys import small_batch, small_model
 
-from fssops.losses.draws import RandomPoints
+from fssops.losses.point_sources import RandomPoints
 from fssops.models.mask2former import Mask2Former, Mask2FormerConfig
 
 

@@ -15,7 +15,7 @@ from mask_classification_toys import SMALL, small_model
 from torch import Tensor
 
 import fssops
-from fssops.losses.draws import RandomPoints
+from fssops.losses.point_sources import RandomPoints
 from fssops.models.clip_joining import ClipJoiner, soft_overlap
 from fssops.models.layers.position_encoding import PositionEncodingCache
 from fssops.models.mask2former_vis import Mask2FormerVIS, Mask2FormerVISConfig

@@ -12,7 +12,7 @@ from mask_classification_toys import SMALL, small_batch
 from torch import Tensor
 
 import fssops
-from fssops.losses.draws import RandomPoints
+from fssops.losses.point_sources import RandomPoints
 from fssops.models.mask_piloting import RandomPilots, build_pilots
 from fssops.models.mp_former import MPFormer, MPFormerConfig
 from fssops.ops import AttentionMask

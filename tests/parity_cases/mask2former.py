@@ -11,8 +11,8 @@ from torch import Tensor
 
 import fssops
 from fssops import ops
-from fssops.losses.draws import RecordedPoints
 from fssops.losses.mask_criterion import Matches, head_of, matched_mask_logits
+from fssops.losses.point_sources import RecordedPoints
 from fssops.models.mask2former import Mask2Former, Mask2FormerConfig
 from fssops.models.pixel_decoders.features import PixelFeatures
 from fssops.structures import MaskPredictions, MaskTargets

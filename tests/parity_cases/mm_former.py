@@ -17,7 +17,7 @@ from torch import Tensor
 
 import fssops
 from fssops.losses import proposals as proposal_losses
-from fssops.losses.draws import RecordedPoints
+from fssops.losses.point_sources import RecordedPoints
 from fssops.models.layers.alignment import channel_gates, tokens_of
 from fssops.models.layers.image_input import PIXEL_MEAN, PIXEL_STD
 from fssops.models.mm_former import LEVELS, MMFormer

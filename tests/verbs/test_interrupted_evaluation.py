@@ -10,7 +10,7 @@ import pytest
 import tiny_universal
 from tiny_recipe import settings_arguments
 
-from fssops.engine.kept_progress import FOLDER
+from fssops.engine.evaluation_progress import FOLDER
 from fssops.engine.progress import ProgressBar
 
 BASE = """

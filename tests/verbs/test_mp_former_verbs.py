@@ -55,7 +55,7 @@ def test_evaluation_of_one_model_does_not_depend_on_how_the_images_are_spread(mp
     from lightning.fabric import Fabric
 
     from fssops.tasks import task_of
-    from fssops.tasks.loading import load_for_use
+    from fssops.tasks.trained_models import load_for_use
 
     settings, model, label = load_for_use(mp_run, None, [])
     task, fabric = task_of(settings), Fabric(accelerator="cpu", devices=1)

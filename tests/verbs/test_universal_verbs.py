@@ -19,7 +19,7 @@ import fssops
 from fssops.data import universal
 from fssops.data.universal import panoptic_json
 from fssops.engine.settings import SettingsError
-from fssops.tasks import keeping, load_settings
+from fssops.tasks import load_settings, resumable_evaluation
 from fssops.tasks.universal import UniversalTask
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -59,7 +59,7 @@ def test_training_leaves_scores_pictures_and_classes(universal_run: Path) -> Non
         with Image.open(universal_run / name) as picture:
             assert min(picture.size) > 200
     classes = universal.read_classes(universal_run / "classes.json")
-    assert classes.names == universal.open_source("generated").metadata.names
+    assert classes.names == universal.open_source("generated").classes.names
     assert classes.things == (3, 4, 5, 6, 7)
     metrics = [json.loads(line) for line in (universal_run / "metrics.jsonl").read_text().splitlines()]
     assert {"val/pq", "val/miou", "val/ap"} <= set(metrics[-1])
@@ -94,9 +94,9 @@ def test_evaluation_can_average_sizes_and_flips(universal_run: Path, tmp_path: P
 def test_a_panoptic_model_without_countable_classes_fits_data_without_them() -> None:
     task = UniversalTask(load_settings("mask2former_generated", [*TINY, "model.things=[]"]))  # type: ignore[arg-type]
     names = [f"stuff {number}" for number in range(8)]
-    task.check_classes(SimpleNamespace(label="stuff", metadata=universal.Metadata.from_names(names, [])))  # type: ignore[arg-type]
+    task.check_classes(SimpleNamespace(label="stuff", classes=universal.Classes.from_names(names, [])))  # type: ignore[arg-type]
     with pytest.raises(SettingsError, match=r"countable classes of mixed, \[7\], got \[\]"):
-        task.check_classes(SimpleNamespace(label="mixed", metadata=universal.Metadata.from_names(names, [7])))  # type: ignore[arg-type]
+        task.check_classes(SimpleNamespace(label="mixed", classes=universal.Classes.from_names(names, [7])))  # type: ignore[arg-type]
 
 
 def test_two_processes_count_what_one_counts(universal_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,7 +122,7 @@ def test_two_processes_count_what_one_counts(universal_run: Path, monkeypatch: p
         states.append(state)
         return states if len(states) == 2 else [state]
 
-    monkeypatch.setattr(keeping, "gathered", gathered)
+    monkeypatch.setattr(resumable_evaluation, "gathered", gathered)
     run(0, 2)
     both, alone = run(1, 2), run(0, 1)
     assert both.scores() == pytest.approx(alone.scores(), nan_ok=True, abs=0)
@@ -146,7 +146,7 @@ def test_prediction_writes_every_form(universal_run: Path, photos: Path, tmp_pat
                 assert picture.size == size
     found = panoptic_json.read(out / "panoptic.json")
     (entry,) = (e for e in found.images.values() if e.id == 17)
-    ids, segments = panoptic_json.read_map(out / "panoptic" / entry.map, entry, found.metadata)
+    ids, segments = panoptic_json.read_map(out / "panoptic" / entry.map, entry, found.classes)
     assert ids.shape == (40, 50)
     assert len(segments) == len(set(np.unique(ids)) - {0})
     rows = json.loads((out / "instances.json").read_text())

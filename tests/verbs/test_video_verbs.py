@@ -18,8 +18,8 @@ from tiny_video import TINY, settings_arguments
 
 import fssops
 from fssops.data import video
-from fssops.evaluation.instance import decode
-from fssops.tasks import keeping, load_settings
+from fssops.run_lengths import decode
+from fssops.tasks import load_settings, resumable_evaluation
 from fssops.tasks.video import VideoTask
 from fssops.tasks.video_files import find_videos, write_video
 
@@ -138,7 +138,7 @@ def test_processes_count_what_one_counts(monkeypatch: pytest.MonkeyPatch) -> Non
         states.append({key: dict(value) for key, value in state.items()})
         return states if len(states) == world_size else [state]
 
-    monkeypatch.setattr(keeping, "gathered", gathered)
+    monkeypatch.setattr(resumable_evaluation, "gathered", gathered)
     together = [run(rank, 4) for rank in range(4)][-1]
     alone = run(0, 1)
     assert len(states[3]["videos"]) == 0
@@ -352,7 +352,7 @@ def test_pictures_given_one_by_one_are_one_video(tmp_path: Path) -> None:
 
 
 def test_an_image_checkpoint_starts_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from fssops.tasks.loading import build_model
+    from fssops.tasks.trained_models import build_model
 
     options = [override for override in TINY if override.startswith("model.")]
     settings = load_settings("mask2former_vis_generated", options)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fssops.command_line import run_verb
-from fssops.engine.kept_progress import FOLDER
+from fssops.engine.evaluation_progress import FOLDER
 
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 

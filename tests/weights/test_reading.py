@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fssops.weights import CheckpointError, read_checkpoint
+from fssops.weights import CheckpointError, read_weights
 
 
 class Touch:
@@ -38,7 +38,7 @@ def test_a_malicious_file_is_refused_and_nothing_runs(tmp_path: Path, suffix: st
     else:
         torch.save(payload, path)
     with pytest.raises(CheckpointError, match=f"model{suffix} is refused: .*system") as error:
-        read_checkpoint(path)
+        read_weights(path)
     assert "executed" in str(error.value) or "executes" in str(error.value)
     assert not trace.exists()
 
@@ -60,7 +60,7 @@ def test_a_malicious_file_is_refused_and_nothing_runs(tmp_path: Path, suffix: st
 def test_a_pickle_may_name_nothing_but_plain_arrays_and_containers(tmp_path: Path, code: bytes) -> None:
     (tmp_path / "x.pkl").write_bytes(code)
     with pytest.raises(CheckpointError, match="is refused"):
-        read_checkpoint(tmp_path / "x.pkl")
+        read_weights(tmp_path / "x.pkl")
 
 
 @pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4, 5])
@@ -75,7 +75,7 @@ def test_pickled_arrays_of_every_protocol_are_read(tmp_path: Path, protocol: int
     }
     value = {"model": OrderedDict(arrays), "__author__": "x", "score": np.float64(0.5), "list": [1, (2.0, None)]}
     (tmp_path / "m.pkl").write_bytes(pickle.dumps(value, protocol=protocol))
-    state = read_checkpoint(tmp_path / "m.pkl").state
+    state = read_weights(tmp_path / "m.pkl").state
     assert list(state) == list(arrays)
     for name, array in arrays.items():
         assert state[name].shape == array.shape
@@ -85,13 +85,13 @@ def test_pickled_arrays_of_every_protocol_are_read(tmp_path: Path, protocol: int
 def test_an_object_array_is_refused(tmp_path: Path) -> None:
     (tmp_path / "m.pkl").write_bytes(pickle.dumps({"model": {"a": np.array([{}], dtype=object)}}, protocol=2))
     with pytest.raises(CheckpointError, match="must hold plain numbers"):
-        read_checkpoint(tmp_path / "m.pkl")
+        read_weights(tmp_path / "m.pkl")
 
 
 def test_a_pickle_that_holds_itself_is_refused(tmp_path: Path) -> None:
     (tmp_path / "m.pkl").write_bytes(b"]q\x00h\x00a.")
     with pytest.raises(CheckpointError, match="RecursionError"):
-        read_checkpoint(tmp_path / "m.pkl")
+        read_weights(tmp_path / "m.pkl")
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".pkl", ".safetensors"])
@@ -107,38 +107,38 @@ def test_a_truncated_file_is_named_with_what_to_do(tmp_path: Path, suffix: str, 
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * share)])
     with pytest.raises(CheckpointError, match=rf"model{suffix} is (truncated|empty).*copy it again"):
-        read_checkpoint(path)
+        read_weights(path)
 
 
 def test_a_text_file_with_a_checkpoints_name_is_refused(tmp_path: Path) -> None:
     for suffix in (".pth", ".pkl", ".safetensors"):
         (tmp_path / f"page{suffix}").write_text("<html>404 not found</html>" * 50)
         with pytest.raises(CheckpointError, match=f"page{suffix}"):
-            read_checkpoint(tmp_path / f"page{suffix}")
+            read_weights(tmp_path / f"page{suffix}")
 
 
 def test_missing_unknown_and_empty_things_are_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"nothing\.pth"):
-        read_checkpoint(tmp_path / "nothing.pth")
+        read_weights(tmp_path / "nothing.pth")
     (tmp_path / "weights.h5").write_text("x")
     with pytest.raises(CheckpointError, match=r"weights\.h5 must end in \.pth"):
-        read_checkpoint(tmp_path / "weights.h5")
+        read_weights(tmp_path / "weights.h5")
     (tmp_path / "folder").mkdir()
     with pytest.raises(CheckpointError, match=r"folder .* must hold model\.safetensors"):
-        read_checkpoint(tmp_path / "folder")
+        read_weights(tmp_path / "folder")
     torch.save({"epoch": 3}, tmp_path / "no_tensors.pth")
     with pytest.raises(CheckpointError, match="must hold tensors by name, got epoch"):
-        read_checkpoint(tmp_path / "no_tensors.pth")
+        read_weights(tmp_path / "no_tensors.pth")
     torch.save([torch.zeros(2)], tmp_path / "list.pth")
     with pytest.raises(CheckpointError, match="must hold a state dict, got list"):
-        read_checkpoint(tmp_path / "list.pth")
+        read_weights(tmp_path / "list.pth")
 
 
 def test_wrappers_and_prefixes_are_taken_off_and_other_entries_kept_aside() -> None:
     inner = {"module._orig_mod.w": torch.ones(2), "module._orig_mod.b": np.zeros(3, np.float32)}
-    checkpoint = read_checkpoint({"model": {"state_dict": inner}, "epoch": 4})
+    checkpoint = read_weights({"model": {"state_dict": inner}, "epoch": 4})
     assert sorted(checkpoint.state) == ["b", "w"]
-    mixed = read_checkpoint({"module.w": torch.ones(2), "w": torch.ones(1), "note": "text"})
+    mixed = read_weights({"module.w": torch.ones(2), "w": torch.ones(1), "note": "text"})
     assert sorted(mixed.state) == ["module.w", "w"]
     assert mixed.skipped == ["note"]
 
@@ -159,7 +159,7 @@ def test_folders_whose_json_says_something_else_are_told(tmp_path: Path, file: s
     if file == "config.json":
         save_file({"w": torch.zeros(1)}, tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match=told):
-        read_checkpoint(tmp_path)
+        read_weights(tmp_path)
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".pkl"])
@@ -172,7 +172,7 @@ def test_containers_that_hold_themselves_are_refused(tmp_path: Path, suffix: str
     else:
         torch.save(ring, path)
     with pytest.raises(CheckpointError, match=f"ring{suffix} is .*ecursion"):
-        read_checkpoint(path)
+        read_weights(path)
 
 
 @pytest.mark.parametrize(
@@ -182,4 +182,4 @@ def test_containers_that_hold_themselves_are_refused(tmp_path: Path, suffix: str
 )
 def test_tensors_that_no_weight_can_be_set_from_are_named(value: torch.Tensor) -> None:
     with pytest.raises(CheckpointError, match="w must be a dense tensor of real numbers, got torch"):
-        read_checkpoint({"v": torch.zeros(1), "w": value})
+        read_weights({"v": torch.zeros(1), "w": value})

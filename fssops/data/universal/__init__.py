@@ -39,16 +39,16 @@ from fssops.data.universal.label_folder import (
     folders_in,
     read_classes,
 )
-from fssops.data.universal.metadata import Category, Metadata
 from fssops.data.universal.pipelines import pipeline
 from fssops.data.universal.scenes import GeneratedScenesSource
-from fssops.data.universal.source import ObjectTruth, Segment, Truth, TruthKind, UniversalSource
+from fssops.data.universal.source import UniversalSource
+from fssops.truth import Category, Classes, ObjectTruth, Segment, Truth, TruthKind
 
 __all__ = [
     "FORMATS",
     "Category",
+    "Classes",
     "EvaluationDataset",
-    "Metadata",
     "ObjectTruth",
     "Segment",
     "TrainingDataset",
@@ -128,25 +128,25 @@ def open_source(
     return source
 
 
-def known_classes(format: str, kind: TruthKind) -> Metadata | None:
+def known_classes(format: str, kind: TruthKind) -> Classes | None:
     """Classes of a layout whose classes are fixed, without its files; None for the others."""
     if format == "generated":
         return _scenes.CLASSES
     if format == "camvid":
         from fssops.data.universal.label_folder import CAMVID
 
-        return Metadata.from_names(CAMVID)
+        return Classes.from_names(CAMVID)
     if format == "cityscapes":
         return _CITYSCAPES_THINGS if kind == "instance" else _CITYSCAPES
     if format == "ade20k":
         names, things = class_lists.ADE20K, class_lists.ADE20K_THINGS
         if kind == "instance":
-            return Metadata.from_names([names[i] for i in things], range(len(things)), ids=things)
-        return Metadata.from_names(names, things)
+            return Classes.from_names([names[i] for i in things], range(len(things)), ids=things)
+        return Classes.from_names(names, things)
     if format in ("coco_panoptic", "coco_instances"):
         count = len(class_lists.COCO_THINGS if format == "coco_instances" else class_lists.COCO_PANOPTIC)
         names, ids = class_lists.COCO_PANOPTIC[:count], class_lists.COCO_IDS[:count]
-        return Metadata.from_names(names, class_lists.COCO_THINGS, ids=ids)
+        return Classes.from_names(names, class_lists.COCO_THINGS, ids=ids)
     return None
 
 

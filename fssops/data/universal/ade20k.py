@@ -13,9 +13,9 @@ from pathlib import Path
 from fssops.data.universal.class_lists import ADE20K, ADE20K_THINGS
 from fssops.data.universal.coco_sources import COCOInstanceSource, COCOPanopticSource
 from fssops.data.universal.label_folder import LabelMapSource, pairs
-from fssops.data.universal.metadata import Metadata
-from fssops.data.universal.source import TruthKind, UniversalSource
+from fssops.data.universal.source import UniversalSource
 from fssops.structures import IGNORE
+from fssops.truth import Classes, TruthKind
 
 
 class ADE20KSemanticSource(LabelMapSource):
@@ -31,9 +31,9 @@ class ADE20KSemanticSource(LabelMapSource):
     def __init__(self, root: str | os.PathLike[str], split: str = "train") -> None:
         base, folder = Path(root), _folder(split)
         files = pairs(base / "images" / folder, base / "annotations" / folder)
-        metadata = Metadata.from_names(ADE20K, ADE20K_THINGS)
+        classes = Classes.from_names(ADE20K, ADE20K_THINGS)
         remap = {0: IGNORE, **{index + 1: index for index in range(len(ADE20K))}}
-        super().__init__(split, metadata, files, remap=remap)
+        super().__init__(split, classes, files, remap=remap)
 
 
 class ADE20KInstanceSource(COCOInstanceSource):

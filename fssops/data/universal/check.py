@@ -22,7 +22,8 @@ from fssops.data.errors import (
 )
 from fssops.data.sources import Progress
 from fssops.data.universal.coco_sources import COCOPanopticSource
-from fssops.data.universal.source import Truth, UniversalSource
+from fssops.data.universal.source import UniversalSource
+from fssops.truth import Truth
 
 
 def check_universal(
@@ -59,7 +60,7 @@ def check_universal(
     for split, source in sources.items():
         for found_kind, message in source.problems():
             report.findings.append(Finding(found_kind, split, message))
-        images = np.zeros(len(source.metadata), dtype=np.int64)
+        images = np.zeros(len(source.classes), dtype=np.int64)
         digests[split] = {}
         with ThreadPoolExecutor(max_workers=4) as pool:
             for name, (present, digest, findings) in zip(
@@ -72,10 +73,10 @@ def check_universal(
                 if progress:
                     progress(done, total)
         for index in np.flatnonzero(images == 0).tolist():
-            category = source.metadata.categories[index]
+            category = source.classes.categories[index]
             message = f"class {category.name!r} ({category.id}) has no image"
             report.findings.append(Finding("empty_class", split, message, "note"))
-        numbers = {"images": len(source.names), "classes": len(source.metadata)}
+        numbers = {"images": len(source.names), "classes": len(source.classes)}
         report.splits[split] = {**numbers, "empty classes": int((images == 0).sum())}
     _check_leakage(digests, report)
     return report
@@ -125,7 +126,7 @@ def _present(source: UniversalSource, name: str, truth: Truth) -> tuple[list[int
     """Class indices in an image, and annotations that cover no pixel of it."""
     labels = {segment.label for segment in truth.segments}
     if truth.label_map is not None:
-        labels |= {label for label in np.unique(truth.label_map).tolist() if label < len(source.metadata)}
+        labels |= {label for label in np.unique(truth.label_map).tolist() if label < len(source.classes)}
     empty = []
     for entry in truth.objects or ():
         if entry.mask(truth.height, truth.width).any():

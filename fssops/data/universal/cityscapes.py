@@ -22,8 +22,8 @@ from fssops.data.paths import check_inside
 from fssops.data.universal import panoptic_json
 from fssops.data.universal.coco_sources import COCOPanopticSource
 from fssops.data.universal.label_folder import LabelMapSource
-from fssops.data.universal.metadata import Category, Metadata
-from fssops.data.universal.source import ObjectTruth, Truth, TruthKind, UniversalSource
+from fssops.data.universal.source import UniversalSource
+from fssops.truth import Category, Classes, ObjectTruth, Truth, TruthKind
 
 _ROWS = """7 road 128 64 128|8 sidewalk 244 35 232|11 building 70 70 70|12 wall 102 102 156|13 fence 190 153 153
 17 pole 153 153 153|19 traffic_light 250 170 30|20 traffic_sign 220 220 0|21 vegetation 107 142 35
@@ -45,9 +45,9 @@ def _categories() -> tuple[Category, ...]:
     return tuple(found)
 
 
-CLASSES = Metadata(_categories())
+CLASSES = Classes(_categories())
 """The 19 classes; ids are Cityscapes' label ids."""
-THINGS = Metadata(tuple(category for category in CLASSES.categories if category.is_thing))
+THINGS = Classes(tuple(category for category in CLASSES.categories if category.is_thing))
 """The 8 classes of instance segmentation."""
 
 
@@ -100,7 +100,7 @@ class CityscapesInstanceSource(UniversalSource):
             )
         objects = []
         for number in np.unique(values).tolist():
-            label = self.metadata.index_of.get(number // 1000 if number >= 1000 else number)
+            label = self.classes.index_of.get(number // 1000 if number >= 1000 else number)
             if label is not None:
                 objects.append(ObjectTruth(number, label, values == number, crowd=number < 1000))
         return Truth(height, width, objects=objects)

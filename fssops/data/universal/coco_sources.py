@@ -13,12 +13,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from fssops.data import coco, coco_json
+from fssops import run_lengths
+from fssops.data import coco_json
 from fssops.data.errors import AnnotationError, ImageSizeError, MaskSizeError
 from fssops.data.images import image_size, read_image
 from fssops.data.universal import panoptic_json
-from fssops.data.universal.metadata import Metadata
-from fssops.data.universal.source import ObjectTruth, Truth, TruthKind, UniversalSource
+from fssops.data.universal.source import UniversalSource
+from fssops.truth import Classes, ObjectTruth, Truth, TruthKind
 
 PathLike = str | os.PathLike[str]
 
@@ -120,9 +121,9 @@ class COCOInstanceSource(UniversalSource):
         path, self.image_folder, split = _places(self, "instances", root, split, annotations, images)
         self.file = coco_json.read(path, warn=warn)
         rows = [{"id": identifier, "name": name} for identifier, name in self.file.categories.items()]
-        metadata = Metadata.from_rows(rows, str(path), things=True)
+        classes = Classes.from_rows(rows, str(path), things=True)
         self._ids = {name: identifier for identifier, (name, _, _) in self.file.images.items()}
-        super().__init__("instance", split, metadata, list(self._ids))
+        super().__init__("instance", split, classes, list(self._ids))
 
     def _entry(self, name: str) -> tuple[int, int, int]:
         self.check_name(name)
@@ -142,10 +143,10 @@ class COCOInstanceSource(UniversalSource):
         return Truth(height, width, objects=objects)
 
     def _object(self, annotation: coco_json.Annotation, width: int, height: int) -> ObjectTruth:
-        label = self.metadata.index_of[annotation.category]
+        label = self.classes.index_of[annotation.category]
         outline: list[np.ndarray] | np.ndarray
         if isinstance(annotation.segmentation, dict):
-            outline = coco.draw(annotation.segmentation, width, height)
+            outline = run_lengths.draw(annotation.segmentation, width, height)
         else:
             outline = [np.array(polygon, dtype=np.float64).reshape(-1, 2) for polygon in annotation.segmentation]
         return ObjectTruth(annotation.id, label, outline, annotation.crowd, annotation.area)
@@ -202,7 +203,7 @@ class COCOPanopticSource(UniversalSource):
             instances = beside if beside.is_file() else None
         if instances is not None:
             self.objects = COCOInstanceSource(None, split, annotations=instances, images=self.image_folder)
-        super().__init__("panoptic", split, self.file.metadata, list(self.file.images))
+        super().__init__("panoptic", split, self.file.classes, list(self.file.images))
 
     @property
     def label(self) -> str:
@@ -234,7 +235,7 @@ class COCOPanopticSource(UniversalSource):
     def truth(self, name: str) -> Truth:
         entry = self.entry(name)
         path = self.map_folder / entry.map
-        ids, segments = panoptic_json.read_map(path, entry, self.metadata)
+        ids, segments = panoptic_json.read_map(path, entry, self.classes)
         width, height = image_size(self.image_path(name))
         if ids.shape != (height, width):
             raise MaskSizeError(
@@ -249,7 +250,7 @@ class COCOPanopticSource(UniversalSource):
         if self.objects is not None:
             kept = frozenset(self.objects.training_names(kind))
             return [name for name in self.names if name in kept]
-        things = {self.metadata.categories[index].id for index in self.metadata.things}
+        things = {self.classes.categories[index].id for index in self.classes.things}
         return [
             name
             for name, entry in self.file.images.items()
@@ -271,9 +272,9 @@ class COCOPanopticSource(UniversalSource):
                 f"{self.objects.file.path}: image {name} must have the size of its file, {width} x {height}, "
                 f"got {found.width} x {found.height}"
             )
-        ids = {index: category.id for index, category in enumerate(self.objects.metadata.categories)}
+        ids = {index: category.id for index, category in enumerate(self.objects.classes.categories)}
         return [
-            ObjectTruth(o.id, self.metadata.index_of[ids[o.label]], o.outline, o.crowd, o.area)
+            ObjectTruth(o.id, self.classes.index_of[ids[o.label]], o.outline, o.crowd, o.area)
             for o in found.objects or []
-            if ids[o.label] in self.metadata.index_of
+            if ids[o.label] in self.classes.index_of
         ]

@@ -12,8 +12,9 @@ from torch.utils.data import Dataset
 
 from fssops.data.errors import ImageFileError
 from fssops.data.universal.geometry import Augmentation, Scene, resized, resized_image, scene_of, shortest_edge_size
-from fssops.data.universal.source import Truth, TruthKind, UniversalSource, draw
+from fssops.data.universal.source import UniversalSource
 from fssops.structures import IGNORE, ImageBatch, MaskTargets
+from fssops.truth import Truth, TruthKind, draw
 
 
 @dataclass
@@ -93,7 +94,7 @@ class TrainingDataset(Dataset[UniversalItem]):
         image = np.asarray(self.source.image(name))
         truth = self.source.truth(name)
         check_size(self.source, name, image.shape[:2], (truth.height, truth.width))
-        scene = self.augmentation(scene_of(image, truth, self.kind, self.source.metadata.things), rng)
+        scene = self.augmentation(scene_of(image, truth, self.kind, self.source.classes.things), rng)
         target = target_of(scene, self.kind, keep_empty=self.keep_empty)
         if self.label_maps and scene.label_map is not None:
             target.label_map = torch.from_numpy(np.ascontiguousarray(scene.label_map)).long()

@@ -14,8 +14,8 @@ import numpy as np
 from PIL import Image
 
 from fssops.data.transforms import resize_map
-from fssops.data.universal.source import Polygons, Segment, Truth, TruthKind
 from fssops.structures import IGNORE
+from fssops.truth import Polygons, Segment, Truth, TruthKind
 
 IMAGE_FILL = 128
 """Value of image pixels that padding adds."""

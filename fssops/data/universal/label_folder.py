@@ -20,9 +20,9 @@ from PIL import Image
 
 from fssops.data.errors import AnnotationError, DataError, DuplicateError
 from fssops.data.images import SUFFIXES, image_size, read_image, read_mask
-from fssops.data.universal.metadata import Metadata
-from fssops.data.universal.source import Truth, UniversalSource
+from fssops.data.universal.source import UniversalSource
 from fssops.structures import IGNORE
+from fssops.truth import Classes, Truth
 
 LABEL_FOLDERS = ("labels", "masks", "annotations")
 
@@ -41,7 +41,7 @@ def folders_in(folder: Path) -> list[str]:
     return sorted(p.name for p in folder.glob("*") if p.is_dir() and not p.name.startswith("."))
 
 
-def read_classes(file: Path) -> Metadata:
+def read_classes(file: Path) -> Classes:
     """Read classes.json; the forms are listed in the module.
 
     Raises:
@@ -61,7 +61,7 @@ def read_classes(file: Path) -> Metadata:
     if not isinstance(content, list):
         raise AnnotationError(f"{file}: class list must be a list or map ids to names, got {str(content)[:80]}")
     rows = [row if isinstance(row, dict) else {"id": i, "name": row} for i, row in enumerate(content)]
-    return Metadata.from_rows(rows, str(file), things=False)
+    return Classes.from_rows(rows, str(file), things=False)
 
 
 class LabelMapSource(UniversalSource):
@@ -69,9 +69,9 @@ class LabelMapSource(UniversalSource):
 
     Args:
         split: of the data set.
-        metadata: its classes.
+        classes: its classes.
         files: name -> (image file, label file).
-        remap: value in the files -> class index; other values are errors. None: by the ids of ``metadata``.
+        remap: value in the files -> class index; other values are errors. None: by the ids of ``classes``.
         unknown: values outside ``remap`` are an ``error`` or mapped to 255 (``ignore``).
     """
 
@@ -80,17 +80,17 @@ class LabelMapSource(UniversalSource):
     def __init__(
         self,
         split: str,
-        metadata: Metadata,
+        classes: Classes,
         files: dict[str, tuple[Path, Path]],
         *,
         remap: dict[int, int] | None = None,
         unknown: Literal["error", "ignore"] = "error",
     ) -> None:
-        super().__init__("semantic", split, metadata, list(files))
+        super().__init__("semantic", split, classes, list(files))
         if unknown not in ("error", "ignore"):
             raise ValueError(f"{self.format}: unknown must be error or ignore, got {unknown!r}")
         self._files, self._unknown = files, unknown
-        rule = dict(metadata.index_of) if remap is None else remap
+        rule = dict(classes.index_of) if remap is None else remap
         self._allowed = sorted(rule)
         self._table = np.full(256, IGNORE, dtype=np.uint8)
         for value, index in rule.items():
@@ -175,11 +175,11 @@ class LabelFolderSource(LabelMapSource):
                 f"{images / split}: split must be a folder of images, got {split!r} (there: {known})"
             )
         file = Path(classes) if classes is not None else base / "classes.json"
-        metadata = read_classes(file)
-        wrong = [category.id for category in metadata.categories if not 0 <= category.id < IGNORE]
+        listed = read_classes(file)
+        wrong = [category.id for category in listed.categories if not 0 <= category.id < IGNORE]
         if wrong:
             raise AnnotationError(f"{file}: class ids must be from 0 to {IGNORE - 1}, got {wrong[0]}")
-        super().__init__(split, metadata, pairs(images, labels), unknown=unknown)
+        super().__init__(split, listed, pairs(images, labels), unknown=unknown)
 
 
 CAMVID = [
@@ -207,4 +207,4 @@ class CamVidSource(LabelMapSource):
         else:
             files = pairs(base / "images" / split, base / "labels" / split)
         remap = {**{index: index for index in range(11)}, 11: IGNORE}
-        super().__init__(split, Metadata.from_names(CAMVID, colours=_CAMVID_COLOURS), files, remap=remap)
+        super().__init__(split, Classes.from_names(CAMVID, colours=_CAMVID_COLOURS), files, remap=remap)

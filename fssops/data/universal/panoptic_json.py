@@ -24,8 +24,7 @@ from fssops.data.errors import (
 )
 from fssops.data.images import read_numbers
 from fssops.data.paths import check_inside
-from fssops.data.universal.metadata import Metadata
-from fssops.data.universal.source import Segment
+from fssops.truth import Classes, Segment
 
 
 @dataclass
@@ -53,7 +52,7 @@ class PanopticFile:
     """A checked panoptic file: its classes, and its images by name of the image file."""
 
     path: Path
-    metadata: Metadata
+    classes: Classes
     images: dict[str, PanopticImage]
 
 
@@ -67,7 +66,7 @@ def read(path: str | os.PathLike[str]) -> PanopticFile:
     """
     file = Path(path)
     content = read_tables(file, ("images", "annotations", "categories"))
-    metadata = Metadata.from_rows(content["categories"], str(file))
+    classes = Classes.from_rows(content["categories"], str(file))
     images: dict[Any, Mapping[str, Any]] = {}
     for number, entry in enumerate(content["images"]):
         if not isinstance(entry, dict) or not isinstance(entry.get("file_name"), str):
@@ -89,7 +88,7 @@ def read(path: str | os.PathLike[str]) -> PanopticFile:
         if not isinstance(entry["image_id"], int | str) or entry["image_id"] not in images:
             raise AnnotationError(f"{where}: image_id must be listed in images, got {entry['image_id']!r}")
         image = images[entry["image_id"]]
-        _check_segments(f"{file}: image {entry['image_id']}", entry["segments_info"], metadata)
+        _check_segments(f"{file}: image {entry['image_id']}", entry["segments_info"], classes)
         name = check_inside(str(image["file_name"]), f"{file}: image {entry['image_id']}: file_name")
         check_inside(str(entry["file_name"]), f"{where}: file_name")
         if name in found:
@@ -98,10 +97,10 @@ def read(path: str | os.PathLike[str]) -> PanopticFile:
         found[name] = PanopticImage(entry["image_id"], name, str(entry["file_name"]), *size, entry["segments_info"])
     if not found:
         raise AnnotationError(f"{file}: there must be at least one annotated image, got none")
-    return PanopticFile(file, metadata, found)
+    return PanopticFile(file, classes, found)
 
 
-def _check_segments(where: str, segments: Any, metadata: Metadata) -> None:
+def _check_segments(where: str, segments: Any, classes: Classes) -> None:
     if not isinstance(segments, list):
         raise AnnotationError(f"{where}: segments_info must be a list, got {type(segments).__name__}")
     seen: set[int] = set()
@@ -115,9 +114,9 @@ def _check_segments(where: str, segments: Any, metadata: Metadata) -> None:
             raise DuplicateError(f"{where}: segment ids must be unique, got {identifier} twice")
         seen.add(identifier)
         category = segment.get("category_id")
-        if not isinstance(category, int) or category not in metadata.index_of:
+        if not isinstance(category, int) or category not in classes.index_of:
             raise UnknownCategoryError(
-                f"{where}: segment {identifier}: category_id must be one of the {len(metadata)} categories, "
+                f"{where}: segment {identifier}: category_id must be one of the {len(classes)} categories, "
                 f"got {category!r}"
             )
         if segment.get("iscrowd", 0) not in (0, 1):
@@ -137,7 +136,7 @@ def encode_ids(ids: np.ndarray) -> np.ndarray:
     return np.stack([ids % 256, ids // 256 % 256, ids // 65536], axis=-1).astype(np.uint8)
 
 
-def read_map(path: Path, entry: PanopticImage, metadata: Metadata) -> tuple[np.ndarray, list[Segment]]:
+def read_map(path: Path, entry: PanopticImage, classes: Classes) -> tuple[np.ndarray, list[Segment]]:
     """Read a PNG and compare it with its JSON entry.
 
     Returns:
@@ -161,7 +160,7 @@ def read_map(path: Path, entry: PanopticImage, metadata: Metadata) -> tuple[np.n
     if problem is not None:
         raise PanopticMismatchError(f"{path}: {problem}")
     segments = [
-        Segment(int(s["id"]), metadata.index_of[s["category_id"]], bool(s.get("iscrowd", 0))) for s in entry.segments
+        Segment(int(s["id"]), classes.index_of[s["category_id"]], bool(s.get("iscrowd", 0))) for s in entry.segments
     ]
     return ids, segments
 

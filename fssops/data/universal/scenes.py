@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image
 
 from fssops.data.generated import OUTLINES, TEXTURES
-from fssops.data.universal.metadata import Category, Metadata
-from fssops.data.universal.source import Segment, Truth, UniversalSource
+from fssops.data.universal.source import UniversalSource
+from fssops.truth import Category, Classes, Segment, Truth
 
 _SPLITS = {"train": 0, "val": 1, "test": 2}
 
@@ -24,7 +24,7 @@ _COLOURS = ((120, 170, 230), (110, 150, 80), (160, 120, 100))
 _THING_COLOURS = ((230, 60, 60), (60, 90, 230), (250, 200, 40), (170, 60, 200), (30, 200, 190))
 THING_TEXTURES = ("slopes", "checks", "bars", "speckle", "spokes")
 
-CLASSES = Metadata(
+CLASSES = Classes(
     tuple(Category(i, name, _COLOURS[i]) for i, name in enumerate(STUFF))
     + tuple(Category(3 + i, name, _THING_COLOURS[i], is_thing=True) for i, name in enumerate(THINGS))
 )

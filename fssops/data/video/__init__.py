@@ -17,13 +17,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fssops.data.universal.metadata import Metadata
 from fssops.data.video import class_lists, moving_shapes, ytvis
 from fssops.data.video.dataset import ClipItem, TrainingClips, seen_frames
 from fssops.data.video.moving_shapes import MovingShapesSource
 from fssops.data.video.sampling import sampled_frames
-from fssops.data.video.source import TrackTruth, VideoSource
+from fssops.data.video.source import VideoSource
 from fssops.data.video.ytvis import YTVISSource
+from fssops.truth import Classes, TrackTruth
 
 __all__ = [
     "FORMATS",
@@ -84,14 +84,14 @@ def open_source(
     return FORMATS[format](root, **options)
 
 
-def known_classes(format: str) -> Metadata | None:
+def known_classes(format: str) -> Classes | None:
     """Classes of a layout whose classes are fixed, without its files; None for the others."""
     if format == "generated_videos":
         return moving_shapes.CLASSES
     names = class_lists.NAMES.get(format)
     if names is None:
         return None
-    return Metadata.from_names(names, range(len(names)), ids=range(1, len(names) + 1))
+    return Classes.from_names(names, range(len(names)), ids=range(1, len(names) + 1))
 
 
 def looks_like_videos(root: str | os.PathLike[str]) -> bool:

@@ -46,7 +46,7 @@ def check_videos(
     digests: dict[str, dict[str, str]] = {}
     for split, source in sources.items():
         report.findings += [Finding(kind, split, message) for kind, message in source.problems()]
-        objects = np.zeros(len(source.metadata), dtype=np.int64)
+        objects = np.zeros(len(source.classes), dtype=np.int64)
         digests[split] = {}
         frames = 0
         with ThreadPoolExecutor(max_workers=4) as pool:
@@ -62,12 +62,12 @@ def check_videos(
                     progress(done, total)
         if source.has_truth:
             for index in np.flatnonzero(objects == 0).tolist():
-                category = source.metadata.categories[index]
+                category = source.classes.categories[index]
                 message = f"class {category.name!r} ({category.id}) has no object"
                 report.findings.append(Finding("empty_class", split, message, "note"))
         else:
             report.findings.append(Finding("no_annotation", split, "no truth: predictions alone are possible", "note"))
-        numbers = {"images": frames, "classes": len(source.metadata), "empty classes": int((objects == 0).sum())}
+        numbers = {"images": frames, "classes": len(source.classes), "empty classes": int((objects == 0).sum())}
         report.splits[split] = {**numbers, "videos": len(source.names), "objects": int(objects.sum())}
     _check_leakage(digests, report)
     return report

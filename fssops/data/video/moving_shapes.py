@@ -14,14 +14,14 @@ import numpy as np
 from PIL import Image
 
 from fssops.data.generated import OUTLINES, TEXTURES
-from fssops.data.universal.metadata import Category, Metadata
 from fssops.data.universal.scenes import CLASSES as SCENE_CLASSES
 from fssops.data.universal.scenes import THING_TEXTURES, THINGS
-from fssops.data.video.source import TrackTruth, VideoSource
+from fssops.data.video.source import VideoSource
+from fssops.truth import Category, Classes, TrackTruth
 
 _SPLITS = {"train": 0, "val": 1, "test": 2}
 
-CLASSES = Metadata(
+CLASSES = Classes(
     tuple(
         Category(number, category.name, category.colour, is_thing=True)
         for number, category in enumerate((SCENE_CLASSES.categories[i] for i in SCENE_CLASSES.things), start=1)

@@ -4,43 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import numpy as np
 from PIL import Image
 
-from fssops.data import coco
-from fssops.data.universal.metadata import Metadata
-
-
-@dataclass
-class TrackTruth:
-    """One object of a video.
-
-    Attributes:
-        id: unique in the data set.
-        label: class index.
-        segmentations: one entry a frame: polygons or run lengths as COCO writes them, a bool mask [H, W], or None where
-            the data set says nothing of the object. A mask may be empty: the object is said not to be seen.
-        crowd: a group that is not counted one by one.
-        areas: pixels in each frame, as the annotation says; None where it says nothing; empty: what the masks cover.
-    """
-
-    id: int
-    label: int
-    segmentations: list[Any]
-    crowd: bool = False
-    areas: list[float | None] = field(default_factory=list)
-
-    def mask(self, frame: int, height: int, width: int) -> np.ndarray | None:
-        """Draw it in one frame: bool [H, W], or None where the data set says nothing."""
-        segmentation = self.segmentations[frame]
-        if segmentation is None or isinstance(segmentation, np.ndarray):
-            return segmentation
-        if not segmentation:
-            return np.zeros((height, width), dtype=bool)
-        return coco.draw(segmentation, width, height)
+from fssops.truth import Classes, TrackTruth
 
 
 class VideoSource(ABC):
@@ -49,15 +17,15 @@ class VideoSource(ABC):
     Attributes:
         format: name of the layout.
         split: which part of the data set.
-        metadata: its classes.
+        classes: its classes.
         names: every video, in the order of the files; unique. Methods refuse other names with a ValueError.
         known: the same as a set.
     """
 
     format: ClassVar[str]
 
-    def __init__(self, split: str, metadata: Metadata, names: Sequence[str]) -> None:
-        self.split, self.metadata, self.names = split, metadata, list(names)
+    def __init__(self, split: str, classes: Classes, names: Sequence[str]) -> None:
+        self.split, self.classes, self.names = split, classes, list(names)
         self.known = frozenset(self.names)
 
     def check_name(self, name: str) -> None:

@@ -14,9 +14,9 @@ from PIL import Image
 
 from fssops.data.errors import AnnotationError, ImageFileError
 from fssops.data.images import read_image
-from fssops.data.universal.metadata import Metadata
 from fssops.data.video import ytvis_json
-from fssops.data.video.source import TrackTruth, VideoSource
+from fssops.data.video.source import VideoSource
+from fssops.truth import Classes, TrackTruth
 
 PathLike = str | os.PathLike[str]
 
@@ -89,11 +89,11 @@ class YTVISSource(VideoSource):
         self.folder = _frame_folder(base, split) if frames is None else Path(frames)
         self.file = ytvis_json.read(path, warn=warn)
         self.format = format  # type: ignore[misc]  # one reader, several data sets
-        metadata = Metadata.from_rows(self.file.categories, str(path), things=True)
-        if classes is not None and metadata.names != classes:
-            wrong = next((n for n in metadata.names if n not in classes), None) or f"{len(metadata)} in another order"
+        listed = Classes.from_rows(self.file.categories, str(path), things=True)
+        if classes is not None and listed.names != classes:
+            wrong = next((n for n in listed.names if n not in classes), None) or f"{len(listed)} in another order"
             raise AnnotationError(f"{path}: categories must be the {len(classes)} of {format}, got {wrong!r}")
-        super().__init__(split, metadata, list(self.file.videos))
+        super().__init__(split, listed, list(self.file.videos))
 
     def _video(self, name: str) -> ytvis_json.Video:
         self.check_name(name)
@@ -134,7 +134,7 @@ class YTVISSource(VideoSource):
                 "for predictions that a server scores"
             )
         rows = self.file.annotations.get(self._video(name).id, [])
-        index_of = self.metadata.index_of
+        index_of = self.classes.index_of
         return [TrackTruth(r.id, index_of[r.category], r.segmentations, r.crowd, r.areas) for r in rows]
 
     def problems(self) -> Iterator[tuple[str, str]]:

@@ -4,9 +4,9 @@ Source: Zhang et al., "MP-Former: Mask-piloted transformer for image segmentatio
 IDEA-Research/MP-Former at a71f504.
 """
 
-from fssops.models.mask_piloting.draws import PilotSource, RandomPilots, RecordedPilots
+from fssops.models.mask_piloting.noise_sources import PilotSource, RandomPilots, RecordedPilots
 from fssops.models.mask_piloting.pilots import PilotOptions, Pilots, build_pilots
-from fssops.models.mask_piloting.slots import PilotSlots
+from fssops.models.mask_piloting.query_layout import PilotSlots
 
 __all__ = [
     "PilotOptions",

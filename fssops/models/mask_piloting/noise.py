@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fssops.models.mask_piloting.draws import PilotSource
+from fssops.models.mask_piloting.noise_sources import PilotSource
 from fssops.structures import MaskTargets
 
 PilotMode = Literal["points", "shift", "scale", "shift_scale", "patch", "points_MAE"]

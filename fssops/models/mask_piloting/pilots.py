@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from fssops import ops
-from fssops.models.mask_piloting.draws import PilotSource
 from fssops.models.mask_piloting.noise import (
     MAP_NOISES,
     Maps,
@@ -21,7 +20,8 @@ from fssops.models.mask_piloting.noise import (
     padded,
     touched_cells,
 )
-from fssops.models.mask_piloting.slots import PilotSlots
+from fssops.models.mask_piloting.noise_sources import PilotSource
+from fssops.models.mask_piloting.query_layout import PilotSlots
 from fssops.structures import MaskTargets
 
 

@@ -6,10 +6,10 @@ from typing import Any
 
 from fssops.data import fewshot, folds
 from fssops.engine.settings import SettingsError
-from fssops.tasks.keeping import Keeping
+from fssops.tasks.resumable_evaluation import ResumableEvaluation
 
 
-class FoldedData(Keeping):
+class FoldedTask(ResumableEvaluation):
     """Opens what ``[data]`` and ``[eval]`` say, each split once.
 
     Args:

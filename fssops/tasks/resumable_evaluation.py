@@ -11,13 +11,13 @@ import torch
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 
-from fssops.engine.kept_progress import KeptProgress, weights_digest, without
+from fssops.engine.evaluation_progress import EvaluationProgress, weights_digest, without
 
 _NOT_DECISIVE = ("name", "description", "optim", "schedule", "engine", "model.weights")
 _NOT_DECISIVE_EVAL = ("workers", "cache_mb", "cache_disk_mb", "pictures", "baseline", "checkpoint")
 
 
-class Keeping:
+class ResumableEvaluation:
     """Part of a task.
 
     Attributes:
@@ -27,7 +27,7 @@ class Keeping:
     keep: Path | None = None
     settings: Any
 
-    def progress(self, model: nn.Module, fabric: Fabric, title: str, **decisive: Any) -> KeptProgress:
+    def progress(self, model: nn.Module, fabric: Fabric, title: str, **decisive: Any) -> EvaluationProgress:
         """What an evaluation has counted before and counts now; validation, which has no title, keeps nothing.
 
         Args:
@@ -37,16 +37,16 @@ class Keeping:
             **decisive: what else decides the counts: lists of episodes, numbers of images.
         """
         if self.keep is None or not title:
-            return KeptProgress(None, title, {}, fabric)
+            return EvaluationProgress(None, title, {}, fabric)
         hidden = (*_NOT_DECISIVE, *(f"eval.{key}" for key in _NOT_DECISIVE_EVAL))
         tables = without(self.settings.as_tables(), *hidden)
         precision = self.settings.engine.precision
         weights = weights_digest(model.state_dict())
         known = {"settings": tables, "precision": precision, "weights": weights, **decisive}
-        return KeptProgress(self.keep, title, known, fabric)
+        return EvaluationProgress(self.keep, title, known, fabric)
 
 
-def all_states(own: Any, progress: KeptProgress, fabric: Fabric) -> list[Any]:
+def all_states(own: Any, progress: EvaluationProgress, fabric: Fabric) -> list[Any]:
     """The states of all processes and of earlier starts; every process must call, each gets all.
 
     Args:

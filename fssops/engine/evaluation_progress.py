@@ -21,7 +21,7 @@ FOLDER = "progress"
 """Where the files lie, within the folder of the results."""
 
 
-class KeptProgress:
+class EvaluationProgress:
     """Shares items among processes, and keeps on disk what was counted of them.
 
     Every process writes ``<name>-<fingerprint>-<generation>-<rank>.pt``: the items it has finished and the states that
@@ -104,7 +104,7 @@ class KeptProgress:
             self._try_to_write()
             self._due = time.monotonic() + max(self.every, 20 * (time.monotonic() - now))
 
-    def __enter__(self) -> KeptProgress:
+    def __enter__(self) -> EvaluationProgress:
         return self
 
     def __exit__(self, *_: object) -> None:

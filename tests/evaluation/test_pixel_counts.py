@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fssops.evaluation.counts import count_foreground, count_pixels, iou, mean_iou
+from fssops.evaluation.pixel_counts import count_foreground, count_pixels, iou, mean_iou
 from fssops.structures import IGNORE
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fssops.engine import checkpoints
-from fssops.engine.kept_progress import FOLDER, KeptProgress, discard_progress, weights_digest, without
+from fssops.engine.evaluation_progress import FOLDER, EvaluationProgress, discard_progress, weights_digest, without
 
 
 class Group:
@@ -46,7 +46,7 @@ class Counter:
     def __init__(self, folder: Path, group: Group, rank: int, decisive: dict[str, Any] | None = None) -> None:
         self.sums = torch.zeros(2, dtype=torch.int64)
         self.items: list[int] = []
-        self.progress = KeptProgress(folder, "count", decisive or {}, group.fabric(rank), every=0.0)
+        self.progress = EvaluationProgress(folder, "count", decisive or {}, group.fabric(rank), every=0.0)
         self.progress.carry([self.sums])
 
     def run(self, items: int, rng: random.Random | None = None) -> bool:
@@ -117,7 +117,7 @@ def test_a_damaged_file_is_counted_again(tmp_path: Path) -> None:
 
 
 def test_nothing_is_kept_without_a_folder(tmp_path: Path) -> None:
-    progress = KeptProgress(None, "x", {}, Group(2).fabric(1))
+    progress = EvaluationProgress(None, "x", {}, Group(2).fabric(1))
     with progress:
         assert progress.mine(range(5)) == [1, 3]
         progress.counted(1, dict)
