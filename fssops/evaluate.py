@@ -3,34 +3,23 @@
 from __future__ import annotations
 
 import json
-import sys
+import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lightning.fabric import Fabric
-from torch import nn
+from fssops.command_line import Parser, print_table, run_verb
+from fssops.engine.settings import SettingsError
+from fssops.protocols import PROTOCOLS
 
-from fssops.command_line import Parser, run_verb
-from fssops.engine.checkpoints import write_text_atomically
-from fssops.engine.evaluation_progress import discard_progress
-from fssops.engine.launch import build_fabric, run_on_first
-from fssops.engine.random_state import seed_everything
-from fssops.engine.run_folder import missing_folders, remove_empty
-from fssops.engine.settings import Settings, SettingsError
-from fssops.evaluation.protocols import PROTOCOLS
-from fssops.evaluation.results import FewShotResult, class_table, fold_mean_line, fold_table, to_json
-from fssops.tasks import load_settings, task_of
-from fssops.tasks.base_class_settings import BaseClassSettings
-from fssops.tasks.trained_models import build_model, load_for_use
-from fssops.tasks.universal_settings import UniversalSettings
-from fssops.tasks.video_settings import VideoSettings
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
 
-Loaded = Sequence[tuple[Settings, nn.Module, str]]
-"""Settings, model and what to call it, of each checkpoint."""
+    from fssops.tasks.trained_models import TrainedModel
+
+logger = logging.getLogger(__name__)
 
 _EXAMPLES = """\
 examples:
@@ -94,151 +83,75 @@ def main(arguments: Sequence[str] | None = None) -> int:
     overrides = list(options.overrides)
     if options.protocol:
         overrides.append(f"eval.protocol={json.dumps(options.protocol)}")
-    loaded = [load_for_use(path, options.recipe, overrides, options.which) for path in options.checkpoints]
-    if not loaded:
-        settings = load_settings(options.recipe, overrides)
-        seed_everything(settings.engine.seed)
-        model = build_model(settings)
-        loaded = [(settings, model, f"{settings.name}{'' if settings.model.weights else ', random weights'}")]
-    kind = _kind_of([settings for settings, _, _ in loaded])
-    if options.fold is not None and kind.no_folds:
-        raise SettingsError(f"--fold: {kind.no_folds.format(model=loaded[0][0].model.name)}, got {options.fold!r}")
-    rules = kind.rules(loaded[0][0])
-    fabric = build_fabric(loaded[0][0].engine)
+    from fssops.engine.launch import build_fabric
+    from fssops.tasks.trained_models import load_trained, untrained_model
+
+    loaded = [load_trained(path, options.recipe, overrides, options.which) for path in options.checkpoints]
+    loaded = loaded or [untrained_model(options.recipe, overrides)]
+    task = loaded[0].task
+    kinds = list(dict.fromkeys(one.task.several for one in loaded))
+    if len(kinds) > 1:
+        raise SettingsError(f"CHECKPOINT: all must be of one kind, got {' and '.join(kinds)}; evaluate them apart")
+    wanted = task.evaluations([one.task for one in loaded], options.fold)
+    fabric = build_fabric(task.settings.engine)
     fabric.launch()
-    with _results_folder(options, loaded[0][0], rules, fabric) as folder:
-        kind.evaluate(loaded, options, fabric, folder)
+    with _results_folder(options, task.settings.name, task.rules, fabric) as folder:
+        _evaluate(loaded, wanted, options, fabric, folder)
     return 0
 
 
-def _evaluate_few_shot(loaded: Loaded, options: Any, fabric: Fabric, folder: Path) -> None:
-    pairs = _folds(options.fold, [settings for settings, _, _ in loaded])
-    distinct = len({fold for _, fold in pairs}) == len(pairs)
-    results: list[FewShotResult] = []
-    trained_on: list[int] = []
-    written: list[Path] = []
-    for index, fold in pairs:
-        settings, model, label = loaded[index]
-        task = task_of(settings)
-        task.keep = folder
-        model.to(fabric.device).eval()
-        result = task.evaluate(model, fabric, fold, label, f"fold {fold}")
-        results.append(result)
-        if fold != settings.data.fold and options.checkpoints:  # type: ignore[attr-defined]
-            trained_on.append(fold)
+def _evaluate(
+    loaded: Sequence[TrainedModel],
+    wanted: Sequence[tuple[int, int | None]],
+    options: Any,
+    fabric: Fabric,
+    folder: Path,
+) -> None:
+    """Score models, and write ``results.json``, pictures and files; of several models into a folder each."""
+    from fssops.engine.checkpoints import write_text_atomically
+
+    results, written, warnings = [], [], []
+    distinct = len({fold for _, fold in wanted}) == len(wanted)
+    for place, fold in wanted:
+        one = loaded[place]
+        one.task.progress_folder = folder
+        model = one.model.to(fabric.device).eval()
+        title = "evaluate" if fold is None else f"fold {fold}"
+        evaluation = one.task.evaluate(model, fabric, one.label, title, fold)
+        results.append(evaluation.result)
+        if options.checkpoints and fold is not None and fold != one.task.settings.data.fold:
+            warnings.append(
+                f"warning: fold {fold} is not the fold that was trained: its classes may have been seen in training"
+            )
         if fabric.is_global_zero:
-            name = f"fold{fold}" if distinct else f"model{index}"
-            pictures = folder if len(pairs) == 1 else folder / name
-            pictures.mkdir(exist_ok=True)
-            written += [*task.gallery(model, fabric, result, pictures), *_save_lists(task, fold, pictures)]
-    if fabric.is_global_zero:
-        _report(results, folder, options.classes, trained_on)
-        _say_written(folder, written)
-
-
-def _evaluate_base_classes(loaded: Loaded, options: Any, fabric: Fabric, folder: Path) -> None:
-    results = []
-    written: list[Path] = []
-    for index, (settings, model, label) in enumerate(loaded):
-        task = task_of(settings)
-        task.keep = folder
-        results.append(task.evaluate(model.to(fabric.device).eval(), fabric, label))
-        if fabric.is_global_zero:
-            pictures = folder if len(loaded) == 1 else folder / f"model{index}"
-            pictures.mkdir(exist_ok=True)
-            written += task.gallery(model, fabric, results[-1], pictures)
-    if fabric.is_global_zero:
-        _report_base_classes(results, folder, options.classes)
-        _say_written(folder, written)
-
-
-def _evaluate_fixed_classes(loaded: Loaded, options: Any, fabric: Fabric, folder: Path) -> None:
-    from fssops.tasks.fixed_class_reports import evaluate_models
-
-    evaluate_models(loaded, fabric, folder, classes=options.classes)
-
-
-@dataclass(frozen=True)
-class _Kind:
-    """Systems that are evaluated alike.
-
-    Attributes:
-        settings: class of their settings.
-        name: what to call several of them.
-        rules: what the folder of the results is called after, from the settings.
-        evaluate: writes the results into a folder.
-        no_folds: why they take no ``--fold``; empty where they do.
-    """
-
-    settings: type[Settings]
-    name: str
-    rules: Callable[[Any], str]
-    evaluate: Callable[[Loaded, Any, Fabric, Path], None]
-    no_folds: str = "{model} has fixed classes and no folds"
-
-
-_KINDS = (
-    _Kind(UniversalSettings, "systems of fixed classes", lambda given: given.data.truth, _evaluate_fixed_classes),
-    _Kind(VideoSettings, "video systems", lambda _: "video", _evaluate_fixed_classes),
-    _Kind(
-        BaseClassSettings,
-        "base learners",
-        lambda _: "base",
-        _evaluate_base_classes,
-        "a base learner knows the classes of its own fold alone",
-    ),
-    # The task knows the protocol; a name from elsewhere must not decide where a folder is made.
-    _Kind(Settings, "few-shot systems", lambda given: task_of(given).protocol.name, _evaluate_few_shot, ""),
-)
-
-
-def _kind_of(settings: Sequence[Settings]) -> _Kind:
-    kinds = {next(kind for kind in _KINDS if isinstance(one, kind.settings)): None for one in settings}
-    if len(kinds) > 1:
-        names = " and ".join(kind.name for kind in kinds)
-        raise SettingsError(f"CHECKPOINT: all must be of one kind, got {names}; evaluate them apart")
-    return next(iter(kinds))
-
-
-def _report_base_classes(results: Sequence[Any], folder: Path, classes: bool) -> None:
-    for result in results:
-        if classes:
-            for name, value in zip(result.classes.values(), result.class_iou, strict=True):
-                print(f"  {name:<20}{100 * value:6.2f}")
-        print(result.line())
-    content = json.dumps([result.as_json() for result in results], indent=2)
-    write_text_atomically(folder / "results.json", content + "\n")
-
-
-def _say_written(folder: Path, files: Sequence[Path]) -> None:
-    names = ["results.json", *(str(path.relative_to(folder)) for path in files)]
+            below = folder / (f"fold{fold}" if distinct and fold is not None else f"model{place}")
+            files = folder if len(wanted) == 1 else below
+            files.mkdir(exist_ok=True)
+            written += one.task.write(evaluation, model, fabric, files)
+    if not fabric.is_global_zero:
+        return
+    kind = type(results[0])
+    for title, rows in kind.report_tables(results, options.classes):
+        print_table(title, rows)
+    for line in [*kind.report_lines(results), *warnings]:
+        print(line)
+    body = json.dumps(kind.report_json(results), indent=2, allow_nan=False)
+    write_text_atomically(folder / "results.json", body + "\n")
+    names = ["results.json", *(str(path.relative_to(folder)) for path in written)]
     print(f"written: {folder}/ ({', '.join(names)})")
 
 
-def _folds(text: str | None, settings: Sequence[Settings]) -> list[tuple[int, int]]:
-    """Return pairs of (index of the model, fold)."""
-    own = [one.data.fold for one in settings]  # type: ignore[attr-defined]
-    if text is None:
-        return list(enumerate(own))
-    if text == "all":
-        if len(settings) == 1:
-            return [(0, fold) for fold in range(4)]
-        if sorted(own) != [0, 1, 2, 3]:
-            raise SettingsError(f"--fold: all needs one run of each fold 0 to 3 (or a single model), got folds {own}")
-        return sorted(enumerate(own), key=lambda pair: pair[1])
-    if text not in ("0", "1", "2", "3"):
-        raise SettingsError(f"--fold: fold must be 0, 1, 2, 3 or all, got {text!r}")
-    return [(index, int(text)) for index in range(len(settings))]
-
-
 @contextmanager
-def _results_folder(options: Any, settings: Settings, rules: str, fabric: Fabric) -> Iterator[Path]:
+def _results_folder(options: Any, name: str, rules: str, fabric: Fabric) -> Iterator[Path]:
     """The folder of the results, the same on every process; it keeps how far evaluation has come until it is done."""
+    from fssops.engine.evaluation_progress import discard_progress
+    from fssops.engine.launch import run_on_first
+    from fssops.engine.run_folder import missing_folders, remove_empty
 
     made: list[Path] = []
 
     def make() -> Path:
-        folder: Path = options.out or _default_folder(options.checkpoints, settings, rules)
+        folder: Path = options.out or _default_folder(options.checkpoints, name, rules)
         if folder.exists() and not folder.is_dir():
             raise SettingsError(f"--out: {folder} must be a folder, got a file")
         made.extend(missing_folders(folder))
@@ -249,8 +162,7 @@ def _results_folder(options: Any, settings: Settings, rules: str, fabric: Fabric
     try:
         yield folder
     except KeyboardInterrupt:
-        if fabric.is_global_zero:
-            print(f"what was counted is kept; the same command with --out {folder} goes on", file=sys.stderr)
+        logger.warning("what was counted is kept; the same command with --out %s goes on", folder)
         raise
     except Exception:
         remove_empty(made)
@@ -258,52 +170,11 @@ def _results_folder(options: Any, settings: Settings, rules: str, fabric: Fabric
     discard_progress(folder, fabric)
 
 
-def _default_folder(checkpoints: Sequence[Path], settings: Settings, rules: str) -> Path:
-    name = f"evaluation-{rules}-{time.strftime('%Y%m%d-%H%M%S')}"
+def _default_folder(checkpoints: Sequence[Path], name: str, rules: str) -> Path:
+    below = f"evaluation-{rules}-{time.strftime('%Y%m%d-%H%M%S')}"
     if len(checkpoints) == 1 and checkpoints[0].is_dir():
-        return checkpoints[0] / name
-    return Path("runs") / f"{settings.name}-{name}"
-
-
-def _save_lists(task: Any, fold: int, folder: Path) -> list[Path]:
-    _, runs, seeds = task.novel_runs(fold)
-    paths = [folder / f"episodes-seed{seed}.json" for seed in seeds]
-    for run, path in zip(runs, paths, strict=True):
-        run.episodes.save(path)
-    return paths
-
-
-def _report(results: Sequence[FewShotResult], folder: Path, classes: bool, trained_on: Sequence[int]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(width=None if Console().is_terminal else 160, markup=False, highlight=False)
-
-    def show(rows: Sequence[Sequence[str]], title: str) -> None:
-        table = Table(*rows[0], title=title, title_justify="left")
-        for row in rows[1:]:
-            table.add_row(*row)
-        console.print(table)
-
-    for result in results:
-        if classes:
-            show(class_table(result), f"fold {result.fold}, IoU of each class in percent")
-    show(fold_table(results), "percent, mean ± standard deviation over runs")
-    for result in results:
-        print(result.line())
-    if len({result.fold for result in results}) == len(results) > 1:
-        print(fold_mean_line(results))
-    for fold in trained_on:
-        print(f"warning: fold {fold} is not the fold that was trained: its classes may have been seen in training")
-    images, passes = sum(r.images for r in results), sum(r.passes for r in results)
-    seconds = sum(r.seconds for r in results)
-    saved = images / max(passes, 1)
-    print(f"{seconds:.1f} s; {passes} passes through the backbone for {images} images ({saved:.1f} x fewer)")
-    queries, alone = sum(r.query_images for r in results), sum(r.query_passes for r in results)
-    if queries:
-        fewer = queries / max(alone, 1)
-        print(f"steps that depend on the query alone: {alone} passes for {queries} queries ({fewer:.1f} x fewer)")
-    write_text_atomically(folder / "results.json", to_json(results))
+        return checkpoints[0] / below
+    return Path("runs") / f"{name}-{below}"
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PrivateAttr,
     Strict,
     ValidationError,
     model_validator,
@@ -47,6 +48,12 @@ class ModelSettings(Table):
     """Checkpoint of the whole model or of its backbone; any layout that ``load_weights`` knows. Empty: random."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Options of the model's ``Config``; in a recipe they stand directly in ``[model]``."""
+    _config: Any = PrivateAttr(None)
+
+    @property
+    def config(self) -> Any:
+        """The model's configuration, built from the options once, when the settings were checked."""
+        return self._config
 
     @model_validator(mode="before")
     @classmethod

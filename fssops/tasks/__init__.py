@@ -1,6 +1,6 @@
-"""What the verbs do for each kind of task: its settings, its data, its evaluation, its pictures.
+"""Kinds of systems: each puts data, models, engine and evaluation together for the verbs and the Python API.
 
-A task is where the layers meet: it may import data, models, evaluation and engine, and only the verbs import it.
+Settings become a task here: tables of a recipe or a run -> checked settings -> the task that the model's row names.
 """
 
 from __future__ import annotations
@@ -8,13 +8,17 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fssops.engine.settings import Settings, SettingsError, apply_overrides, validate
+from fssops.models import MODELS, create_config
 from fssops.recipes import read_named_recipe
 
+if TYPE_CHECKING:
+    from fssops.tasks.task import Task
+
 TASKS: dict[str, tuple[str, str]] = {
-    "few-shot": ("fssops.tasks.fewshot", "FewShotTask"),
+    "few-shot": ("fssops.tasks.few_shot", "FewShotTask"),
     "few-shot, two stages": ("fssops.tasks.msanet", "MSANetTask"),
     "few-shot, proposals": ("fssops.tasks.mm_former", "MMFormerTask"),
     "proposals": ("fssops.tasks.proposals", "ProposalTask"),
@@ -23,11 +27,11 @@ TASKS: dict[str, tuple[str, str]] = {
     "semantic": ("fssops.tasks.universal", "UniversalTask"),
     "video": ("fssops.tasks.video", "VideoTask"),
 }
-"""Task of a model (the column ``task`` of ``fssops.models.MODELS``) -> module and class that train and evaluate it."""
+"""Task of a model (the column ``task`` of ``fssops.models.MODELS``) -> module and class."""
 
 
-def load_settings(recipe: str, overrides: Sequence[str] = ()) -> Settings:
-    """Read and check a recipe.
+def load_task(recipe: str, overrides: Sequence[str] = ()) -> Task:
+    """Read a recipe and build its task.
 
     Args:
         recipe: name of a recipe of the package, or path of a TOML file.
@@ -36,28 +40,28 @@ def load_settings(recipe: str, overrides: Sequence[str] = ()) -> Settings:
     Raises:
         SettingsError: one line that names what is wrong.
     """
-    return overridden_settings(read_named_recipe(recipe), overrides, f"recipe {recipe}")
+    return task_from_tables(read_named_recipe(recipe), f"recipe {recipe}", overrides)
 
 
-def overridden_settings(tables: Mapping[str, Any], overrides: Sequence[str], where: str) -> Settings:
-    """Check the tables of a recipe or a run under overrides, which may name another kind of data set.
+def task_from_tables(tables: Mapping[str, Any], where: str, overrides: Sequence[str] = ()) -> Task:
+    """Build the task that the tables of a recipe or a run describe.
 
     Args:
         tables: of settings.
-        overrides: ``table.key=value`` each.
-        where: the tables come from, for messages.
+        where: they come from, for messages.
+        overrides: ``table.key=value`` each; they may name another kind of data set.
 
     Raises:
         SettingsError: one line that names what is wrong.
     """
-    return settings_from_tables(apply_overrides(_for_another_data_set(tables, overrides), overrides), where)
+    return task_of(settings_from_tables(apply_overrides(_for_another_data_set(tables, overrides), overrides), where))
 
 
 def _for_another_data_set(tables: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """Drop what tables say of their own data set when an override names another kind of source."""
-    chosen = apply_overrides({}, overrides).get("data", {}).get("source")
+    source = apply_overrides({}, overrides).get("data", {}).get("source")
     result = {key: dict(value) if isinstance(value, Mapping) else value for key, value in tables.items()}
-    if chosen is not None and chosen != result.get("data", {}).get("source"):
+    if source is not None and source != result.get("data", {}).get("source"):
         for table, keys in (
             ("data", ("root", "split", "options", "folds", "definition")),
             ("eval", ("root", "split", "options")),
@@ -68,37 +72,30 @@ def _for_another_data_set(tables: Mapping[str, Any], overrides: Sequence[str]) -
 
 
 def settings_from_tables(tables: Mapping[str, Any], where: str) -> Settings:
-    """Check the tables of a recipe against the schema of its model's task, the model's options included.
+    """Check tables against the schema of their model's task, and its options against the model's configuration.
 
     Raises:
         SettingsError: one line that names what is wrong.
     """
-    from fssops.models import MODELS, create_config
-
     model = tables.get("model")
     name = model.get("name") if isinstance(model, Mapping) else None
     if name not in MODELS:
         raise SettingsError(f"{where}: model.name must be one of {', '.join(MODELS)}, got {name!r}")
     row = MODELS[name]
-    if row.task not in TASKS:
-        raise SettingsError(f"{where}: model.name must be a model of task {', '.join(TASKS)}, got {name} ({row.task})")
     options = [option.name for option in fields(row.config_class())]
-    settings: Settings = validate(task_class(row.task).settings_class, tables, where, options)
+    settings: Settings = validate(_task_class(row.task).settings_class, tables, where, options)
     try:
-        create_config(name, settings.model.options)
+        settings.model._config = create_config(name, settings.model.options)
     except ValueError as error:
         raise SettingsError(f"{where}: [model] {error}") from None
     return settings
 
 
-def task_class(task: str) -> Any:
-    """Return the class of :data:`TASKS`."""
+def task_of(settings: Settings) -> Task:
+    """Build the task of settings that :func:`settings_from_tables` has checked."""
+    return _task_class(MODELS[settings.model.name].task)(settings)
+
+
+def _task_class(task: str) -> type[Task]:
     module, name = TASKS[task]
-    return getattr(importlib.import_module(module), name)
-
-
-def task_of(settings: Settings) -> Any:
-    """Build the task that settings describe."""
-    from fssops.models import MODELS
-
-    return task_class(MODELS[settings.model.name].task)(settings)
+    return getattr(importlib.import_module(module), name)  # type: ignore[no-any-return]

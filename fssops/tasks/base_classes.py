@@ -1,58 +1,52 @@
-"""A base learner as the verbs run it: data from settings, validation, mIoU of the base classes, pictures."""
+"""A base learner: semantic segmentation of a fold's base classes, scored by their mean IoU."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric import Fabric
-from torch import nn
+from torch import Tensor, nn
 
-from fssops.data.base_classes import BaseClassDataset
-from fssops.engine.checkpoints import read_checkpoint
-from fssops.engine.progress import ProgressBar
-from fssops.engine.random_state import preserved_random_state
+from fssops.data.datasets.base_classes import BaseClassDataset
 from fssops.engine.settings import SettingsError
-from fssops.engine.trainer import Validate
-from fssops.evaluation import pictures
-from fssops.evaluation.base_classes import BaseClassResult, score_base_classes
-from fssops.evaluation.pixel_counts import count_pixels
-from fssops.models import create_config
-from fssops.structures import LabelMapBatch
+from fssops.engine.trainer import Validation
+from fssops.evaluation.metrics import metrics_for
+from fssops.evaluation.metrics.metric import ClassSetting, MetricSet
+from fssops.evaluation.results import BaseClassResult, Result
+from fssops.normalisation import denormalise
+from fssops.pictures import Tile, grid, overlay
+from fssops.structures import IGNORE, LabelMapBatch
 from fssops.tasks.base_class_settings import BaseClassSettings
 from fssops.tasks.folded_task import FoldedTask
+from fssops.tasks.resumable_evaluation import count_items
+from fssops.tasks.task import Evaluation
 
 
 class BaseClassTask(FoldedTask):
-    """Builds what settings describe.
-
-    Args:
-        settings: the resolved recipe.
-    """
+    """A system that learns the base classes of a fold; a second stage starts from it."""
 
     settings_class = BaseClassSettings
+    several = "base learners"
+    one = "a base learner, which knows the classes of its own fold alone,"
+    title = "base classes"
+    rules = "base"
     collate = staticmethod(LabelMapBatch.stack)
-    batch_class = LabelMapBatch
+    unpack_batch = LabelMapBatch
 
-    def __init__(self, settings: BaseClassSettings) -> None:
-        super().__init__(settings)
-        self.base_count: int = create_config(settings.model.name, settings.model.options).base_classes
+    @cached_property
+    def evaluation_data(self) -> BaseClassDataset:
+        """Images of the evaluation split."""
+        return self._dataset(training=False)
 
-    def dataset(self, *, training: bool) -> BaseClassDataset:
-        """Images of the training split, augmented, or of the evaluation split.
-
-        Raises:
-            SettingsError: the fold has another number of base classes than the model.
-        """
+    def _dataset(self, *, training: bool) -> BaseClassDataset:
         data, source = self.settings.data, self.source(evaluation=not training)
         fold = self.fold_classes(data.fold, source)
-        if len(fold.train) != self.base_count:
-            raise SettingsError(
-                f"model.base_classes must be the number of base classes of {fold}, {len(fold.train)}, got "
-                f"{self.base_count}"
-            )
+        self.check_base_classes(fold)
         return BaseClassDataset(
             source,
             fold.train,
@@ -64,7 +58,7 @@ class BaseClassTask(FoldedTask):
 
     def training_data(self) -> tuple[BaseClassDataset, list[str]]:
         """Return the training images and lines that describe them."""
-        data, dataset = self.settings.data, self.dataset(training=True)
+        data, dataset = self.settings.data, self._dataset(training=True)
         fold = self.fold_classes(data.fold, dataset.source)
         novel = "left out" if data.drop_novel else "background"
         return dataset, [
@@ -72,123 +66,130 @@ class BaseClassTask(FoldedTask):
             f"{len(fold.train)} base classes, novel classes {novel}, {data.size[0]} x {data.size[1]} pixels"
         ]
 
-    def validation(self, fabric: Fabric) -> Validate | None:
-        """Return a callback that scores base classes on images of the evaluation split, or None."""
+    def check_evaluation(self) -> None:
+        """Read the first image of the evaluation split."""
+        self.evaluation_data[0]
+
+    def validation(self, fabric: Fabric) -> Validation | None:
+        """Return what scores base classes on images of the evaluation split, or None."""
         if not self.settings.engine.validate_every:
             return None
-        dataset = self.dataset(training=False)
 
-        def validate(model: nn.Module, step: int) -> Mapping[str, float]:
-            limit = self.settings.eval.validation_images
-            return {"val/base_miou": self._score(model, fabric, dataset, limit, "", "").miou}
+        def measure(model: nn.Module, step: int = 0, limit: int | None = None) -> Mapping[str, float]:
+            limit = self.settings.eval.validation_images if limit is None else limit
+            scores = self._count(model, fabric, limit, "").scores()
+            return {"val/base_miou": next(iter(scores["base classes"].summary().values()))}
 
-        return validate
+        return Validation(measure, lambda model: measure(model, limit=1))
 
-    def evaluate(self, model: nn.Module, fabric: Fabric, label: str, title: str = "base classes") -> BaseClassResult:
+    def evaluate(
+        self, model: nn.Module, fabric: Fabric, label: str, title: str = "evaluate", fold: int | None = None
+    ) -> Evaluation:
         """Evaluate the base classes; every process must call, each gets the whole result."""
-        return self._score(model, fabric, self.dataset(training=False), self.settings.eval.images, label, title)
-
-    def _score(
-        self, model: nn.Module, fabric: Fabric, dataset: BaseClassDataset, limit: int, label: str, title: str
-    ) -> BaseClassResult:
-        count = min(limit or len(dataset), len(dataset))
-        # Spread over the list: neighbours often show one class.
-        chosen = [place * len(dataset) // count for place in range(count)]
-        was_training = model.training
-        model.eval()
-        counts = torch.zeros(1 + self.base_count, 3, dtype=torch.int64)
-        progress = self.progress(model, fabric, title, chosen=chosen)
-        progress.carry([counts])
-        mine = progress.mine(chosen)
-        quiet = not title or not fabric.is_global_zero
-        with progress, torch.inference_mode(), ProgressBar(title, len(mine), quiet=quiet) as bar:
-            for index in mine:
-                predicted, batch = self._predicted(model, fabric, dataset, index)
-                counts += count_pixels(predicted, batch.labels[0], self.base_count)
-                progress.counted(index, dict)
-                bar.advance()
-        model.train(was_training)
-        if fabric.world_size > 1:
-            counts = fabric.all_reduce(counts.to(fabric.device), reduce_op="sum").cpu()  # type: ignore[union-attr]
-        data = self.settings.data
-        fold = self.fold_classes(data.fold, dataset.source)
-        return score_base_classes(
-            counts,
+        started, dataset, data = time.perf_counter(), self.evaluation_data, self.settings.data
+        metrics = self._count(model, fabric, self.settings.eval.images, title)
+        classes = self.fold_classes(data.fold, dataset.source)
+        result = BaseClassResult(
             model=label,
             dataset=dataset.source.label,
-            folds=f"{fold.name} ({fold.definition})",
+            measured=metrics.scores(),
+            quality=metrics.best_first(),
+            seconds=round(time.perf_counter() - started, 2),
+            folds=f"{classes.name} ({classes.definition})",
             fold=data.fold,
-            images=count,
+            images=len(self._numbers(self.settings.eval.images)),
             novel_images=self.novel_images,
             size=list(data.size),
-            classes={number: dataset.source.classes[number] for number in fold.train},
+            classes={number: dataset.source.classes[number] for number in classes.train},
         )
+        return Evaluation(result, metrics)
+
+    def _numbers(self, limit: int) -> list[int]:
+        """Places of the images that are evaluated, spread over the list: neighbours often show one class."""
+        total = len(self.evaluation_data)
+        count = min(limit or total, total)
+        return [place * total // count for place in range(count)]
+
+    def _count(self, model: nn.Module, fabric: Fabric, limit: int, title: str) -> MetricSet:
+        dataset, numbers = self.evaluation_data, self._numbers(limit)
+        metrics = metrics_for(["base classes"], ClassSetting(self.config.base_classes))
+
+        def count(number: int, batch: LabelMapBatch) -> None:
+            metrics.add(number, self._predicted(model, fabric, batch), batch.labels[0])
+
+        count_items(
+            self,
+            model,
+            fabric,
+            title=title,
+            numbers=numbers,
+            items=lambda mine: (dataset[number] for number in mine),
+            count=count,
+            metrics=metrics,
+            decisive={"numbers": numbers},
+        )
+        return metrics
 
     @staticmethod
-    def _predicted(
-        model: nn.Module, fabric: Fabric, dataset: BaseClassDataset, index: int
-    ) -> tuple[torch.Tensor, LabelMapBatch]:
-        batch = dataset[index]
+    def _predicted(model: nn.Module, fabric: Fabric, batch: LabelMapBatch) -> Tensor:
         with fabric.autocast():
             logits = model(batch.images.to(fabric.device))
-        return logits[0].float().argmax(0).cpu(), batch
+        return logits[0].float().argmax(0).cpu()  # type: ignore[no-any-return]
 
-    def evaluate_run(
-        self, model: nn.Module, untrained: nn.Module | None, fabric: Fabric, folder: Path, say: Any
-    ) -> dict[str, Any]:
-        """Evaluate the base classes, with the untrained model where there is one, and draw some images.
+    def result_entries(self, trained: Result, before: Result | None) -> dict[str, Any]:
+        """Scores of the base classes."""
+        entries = {"base_miou": trained.main[1], "base": trained.as_json()}
+        return entries if before is None else {**entries, "untrained_base_miou": before.main[1]}
 
-        Returns:
-            what ``result.json`` shall say; ``finals`` are level lines for the curves.
-        """
-        if self.settings.eval.checkpoint == "best":
-            model.load_state_dict(read_checkpoint(folder / "checkpoints" / "best.pt")["model"])
-        with preserved_random_state():
-            result = self.evaluate(model, fabric, self.settings.name)
-            if fabric.is_global_zero:
-                self.gallery(model, fabric, result, folder)
-            found: dict[str, Any] = {"base_miou": result.miou, "base": result.as_json()}
-            found["finals"] = {"base classes": result.miou}
-            if untrained is not None:
-                before = self.evaluate(untrained.to(fabric.device), fabric, f"{self.settings.name}, untrained")
-                found["untrained_base_miou"] = before.miou
-                say(f"untrained      {before.line()}")
-        say(f"trained        {result.line()}")
-        return found
+    def gain_of(self, score: str) -> str:
+        """The score is that of base classes."""
+        return f"{score} on base classes"
 
     def run_files(self) -> dict[str, Any]:
-        """What a run folder keeps of the data, by file name: the base classes in the order of the channels."""
+        """The base classes in the order of the channels."""
         source = self.source()
         fold = self.fold_classes(self.settings.data.fold, source)
         return {"classes.json": {"background": 0, **{source.classes[c]: n for n, c in enumerate(fold.train, start=1)}}}
 
-    def gallery(self, model: nn.Module, fabric: Fabric, result: BaseClassResult, folder: Path) -> list[Path]:
+    def write(
+        self, evaluation: Evaluation, model: nn.Module, fabric: Fabric, folder: Path, before: nn.Module | None = None
+    ) -> list[Path]:
         """Draw ``grid.png``: image, truth and prediction of some images."""
-        dataset, count = self.dataset(training=False), self.settings.eval.pictures
+        result = evaluation.result
+        assert isinstance(result, BaseClassResult)
+        count, path = self.settings.eval.pictures, folder / "grid.png"
         if not count:
             return []
         was_training = model.training
         model.eval()
         rows = []
-        for place in range(min(count, len(dataset))):
-            index = place * len(dataset) // min(count, len(dataset))
+        for number in self._numbers(count):
+            batch = self.evaluation_data[number]
             with torch.inference_mode():
-                predicted, batch = self._predicted(model, fabric, dataset, index)
-            image, truth = pictures.denormalised(batch.images[0].numpy()), batch.labels[0].numpy()
-            agreed = float((predicted.numpy() == truth)[truth != 255].mean()) if (truth != 255).any() else 1.0
+                predicted = self._predicted(model, fabric, batch).numpy()
+            image, truth = denormalise(batch.images[0]), batch.labels[0].numpy()
+            counted = truth != IGNORE
+            agreed = float((predicted == truth)[counted].mean()) if counted.any() else 1.0
+            names = list(result.classes.values())
+            shown = [names[value - 1] for value in sorted({*truth.ravel().tolist()} - {0, IGNORE})]
             rows.append(
                 [
-                    pictures.Tile(image, batch.names[0]),
-                    pictures.Tile(pictures.overlay(image, truth), _names_in(truth, result)),
-                    pictures.Tile(pictures.overlay(image, predicted.numpy()), f"{100 * agreed:.0f} % of pixels right"),
+                    Tile(image, batch.names[0]),
+                    Tile(overlay(image, truth), ", ".join(shown) or "no base class"),
+                    Tile(overlay(image, predicted), f"{100 * agreed:.0f} % of pixels right"),
                 ]
             )
         model.train(was_training)
-        pictures.grid(rows, ["image", "base classes", "prediction"], result.line()).save(folder / "grid.png")
-        return [folder / "grid.png"]
+        grid(rows, ["image", "base classes", "prediction"], result.line()).save(path)
+        return [path]
 
+    def predictor(self, model: nn.Module, label: str, options: Any) -> Any:
+        """Refuse: a base learner is a part of MSANet.
 
-def _names_in(labels: Any, result: BaseClassResult) -> str:
-    names = list(result.classes.values())
-    shown = sorted({int(value) for value in labels.reshape(-1)} - {0, 255})
-    return ", ".join(names[value - 1] for value in shown) or "no base class"
+        Raises:
+            SettingsError: always.
+        """
+        raise SettingsError(
+            f"--checkpoint: {self.settings.model.name} is the base learner of another system, got its checkpoint alone; "
+            "use one of msanet"
+        )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from fssops.data import fewshot, folds
+from fssops.data import folds
+from fssops.data.few_shot_source import FewShotSource
+from fssops.data.layouts import open_data
 from fssops.engine.settings import SettingsError
-from fssops.tasks.resumable_evaluation import ResumableEvaluation
+from fssops.tasks.task import Task
 
 
-class FoldedTask(ResumableEvaluation):
+class FoldedTask(Task):
     """Opens what ``[data]`` and ``[eval]`` say, each split once.
 
     Args:
@@ -17,15 +19,15 @@ class FoldedTask(ResumableEvaluation):
     """
 
     def __init__(self, settings: Any) -> None:
-        self.settings = settings
-        self._sources: dict[tuple[str, str], fewshot.FewShotSource] = {}
+        super().__init__(settings)
+        self._sources: dict[tuple[str, str], FewShotSource] = {}
 
     @property
     def novel_images(self) -> str:
         """What training does with images that show a novel class, for results: "dropped" or "kept"."""
         return "dropped" if self.settings.data.drop_novel else "kept"
 
-    def source(self, *, evaluation: bool = False) -> fewshot.FewShotSource:
+    def source(self, *, evaluation: bool = False) -> FewShotSource:
         """Open the data set; the split of training, or that of evaluation."""
         data, rules = self.settings.data, self.settings.eval
         root, split = data.root, data.split
@@ -33,12 +35,12 @@ class FoldedTask(ResumableEvaluation):
             root = data.root if rules.root is None else rules.root
             split = data.split if rules.split is None else rules.split
         if (root, split) not in self._sources:
-            self._sources[root, split] = fewshot.open_source(
-                data.source, root or None, split=split or None, **data.options
+            self._sources[root, split] = open_data(
+                data.source, root or None, split=split or None, truth="few-shot", **data.options
             )
         return self._sources[root, split]
 
-    def fold_classes(self, fold: int, source: fewshot.FewShotSource) -> folds.FoldClasses:
+    def fold_classes(self, fold: int, source: FewShotSource) -> folds.FoldClasses:
         """Return the classes of a fold.
 
         Raises:
@@ -46,9 +48,21 @@ class FoldedTask(ResumableEvaluation):
         """
         data = self.settings.data
         classes = folds.by_name(data.folds, fold, data.definition, sorted(source.classes))
-        unknown = [number for number in (*classes.train, *classes.test) if number not in source.classes]
-        if unknown:
+        missing = [number for number in (*classes.train, *classes.test) if number not in source.classes]
+        if missing:
             raise SettingsError(
-                f"data.folds: {data.folds} must be folds of {source.label}, got classes that it has not: {unknown[:5]}"
+                f"data.folds: {data.folds} must be folds of {source.label}, got classes that it has not: {missing[:5]}"
             )
         return classes
+
+    def check_base_classes(self, fold: folds.FoldClasses) -> None:
+        """Compare the fold's base classes with the model's.
+
+        Raises:
+            SettingsError: their numbers differ.
+        """
+        if len(fold.train) != self.config.base_classes:
+            raise SettingsError(
+                f"model.base_classes must be the number of base classes of {fold}, {len(fold.train)}, got "
+                f"{self.config.base_classes}"
+            )

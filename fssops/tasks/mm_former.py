@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from lightning.fabric import Fabric
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
-from fssops.data import fewshot
 from fssops.engine.checkpoints import has_checkpoint
 from fssops.engine.run_folder import RunFolder
 from fssops.engine.settings import Table
-from fssops.evaluation.proposals import ProposalCounts
-from fssops.evaluation.protocols import FewShotProtocol
+from fssops.evaluation.episodes import EpisodeTruth, Outputs, segment
+from fssops.evaluation.feature_cache import FeatureCache
+from fssops.evaluation.metrics.proposals import full_masks
+from fssops.evaluation.pictures import proposal_grid
 from fssops.evaluation.results import FewShotResult
-from fssops.models import create_config
-from fssops.models.mm_former import MMFormer
-from fssops.tasks.fewshot import FewShotTask
-from fssops.tasks.fewshot_settings import FewShotEval, FewShotSettings
-from fssops.tasks.proposals import draw_proposals
-from fssops.tasks.stages import FirstStage, check_trained, first_stage_settings, take_weights
+from fssops.structures import Episode
+from fssops.tasks.few_shot import FewShotTask
+from fssops.tasks.few_shot_settings import FewShotEval, FewShotSettings
+from fssops.tasks.proposals import matched_proposals, shown_proposals
+from fssops.tasks.stages import check_trained, first_stage_task, take_weights
+from fssops.tasks.task import Evaluation, FirstStage
 
 SEGMENTER = "mm_former_segmenter"
 
@@ -56,7 +57,7 @@ class MMFormerSettings(FewShotSettings):
 
 
 class MMFormerTask(FewShotTask):
-    """Builds what settings describe; see :class:`fssops.tasks.fewshot.FewShotTask`."""
+    """MM-Former, see :class:`fssops.tasks.few_shot.FewShotTask`."""
 
     settings_class = MMFormerSettings
 
@@ -69,18 +70,17 @@ class MMFormerTask(FewShotTask):
         stage = self.settings.segmenter
         if stage.weights or self.settings.model.weights:
             return None
-        config = create_config(self.settings.model.name, self.settings.model.options)
-        network = vars(config.segmenter())
-        settings = first_stage_settings(self.settings, "segmenter", stage.recipe, stage.overrides, SEGMENTER, network)
+        network = vars(self.config.segmenter())
+        task = first_stage_task(self.settings, "segmenter", stage.recipe, stage.overrides, SEGMENTER, network)
         folder = run / "segmenter"
         if stage.folder:
             folder = Path(stage.folder.replace("{fold}", str(self.settings.data.fold)))
             if has_checkpoint(folder / "checkpoints"):
                 earlier = RunFolder(folder).load_settings()
                 check_trained(earlier, f"segmenter.folder: {folder}", SEGMENTER, self.settings.data)
-        return FirstStage("segmenter", settings, folder)
+        return FirstStage("segmenter", task, folder)
 
-    def take_first_stage(self, model: nn.Module, run: Path, say: Callable[[str], None]) -> None:
+    def take_first_stage(self, model: Any, run: Path) -> list[str]:
         """Put the segmenter into the model: from ``segmenter.weights``, or as the first stage has left it.
 
         Raises:
@@ -88,31 +88,42 @@ class MMFormerTask(FewShotTask):
             SettingsError: it was trained for other classes.
         """
         given = self.settings.segmenter.weights
-        if not isinstance(model, MMFormer) or (self.settings.model.weights and not given):
-            return
+        if self.settings.model.weights and not given:
+            return []
         stage = self.first_stage(run)
-        taken = take_weights(model.segmenter, stage, given, "segmenter", SEGMENTER, self.settings.data)
-        say(f"segmenter      {taken}")
+        line = take_weights(model.segmenter, stage, given, "segmenter", SEGMENTER, self.settings.data)
+        return [f"segmenter      {line}"]
 
-    def observer(
-        self,
-        model: nn.Module,
-        runs: Sequence[fewshot.EpisodeDataset],
-        protocol: FewShotProtocol,
-        classes: Mapping[int, str],
-    ) -> ProposalCounts | None:
-        """Scores the proposals beside their merge."""
+    @property
+    def predictions(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Proposals are scored where settings ask for it."""
+        return ("episode", *(("proposals",) if self.settings.eval.proposals else ()), "features")
+
+    def outputs(self, model: Any, cache: FeatureCache, episode: Episode, truth: EpisodeTruth) -> Outputs:
+        """The logits, and the proposals that they were merged from."""
         if not self.settings.eval.proposals:
-            return None
-        return ProposalCounts(model, runs, protocol, list(classes))  # type: ignore[arg-type]
+            return super().outputs(model, cache, episode, truth)
+        labels = iter(truth.labels)
 
-    def gallery(
-        self, model: nn.Module, fabric: Fabric, result: FewShotResult, folder: Path, before: nn.Module | None = None
+        def match(support: Any, features: dict[str, Tensor], size: tuple[int, int]) -> dict[str, Tensor]:
+            logits = model.match(support, features, size)
+            masks, _ = full_masks(model.full_size, features, size, next(labels).to(logits.device))
+            return {"": logits, "proposals": masks[None, None]}
+
+        return segment(model, cache, episode, truth.sizes, match)
+
+    def write(
+        self, evaluation: Evaluation, model: nn.Module, fabric: Fabric, folder: Path, before: nn.Module | None = None
     ) -> list[Path]:
         """As for every few-shot system, and ``proposals.png`` with similarities, weights and merge (1-way)."""
-        written = super().gallery(model, fabric, result, folder, before)
+        written, result = super().write(evaluation, model, fabric, folder, before), evaluation.result
+        assert isinstance(result, FewShotResult)
         if result.ways > 1:
             return written
-        _, runs, _ = self.novel_runs(result.fold)
         title = f"{result.model}: proposals and their merge, {result.setting()}"
-        return written + draw_proposals(model, fabric, runs[0], result.classes, title, folder / "proposals.png")
+        rows = shown_proposals(matched_proposals, model, fabric, self.novel_runs(result.fold).datasets[0])
+        if rows:
+            path = folder / "proposals.png"
+            proposal_grid(rows, result.classes, title, support=True, order="weight").save(path)
+            written.append(path)
+        return written

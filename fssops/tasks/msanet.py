@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field
-from torch import nn
+from torch import Tensor
 
-from fssops.data import fewshot, folds
-from fssops.engine.settings import SettingsError, Table
-from fssops.evaluation.parts import PartCounts
-from fssops.evaluation.protocols import FewShotProtocol
-from fssops.models import create_config
-from fssops.models.msanet import MSANet
-from fssops.tasks.fewshot import FewShotTask
-from fssops.tasks.fewshot_settings import FewShotSettings
-from fssops.tasks.stages import FirstStage, first_stage_settings, take_weights
+from fssops.data.datasets.episodes import EpisodeDataset
+from fssops.data.episodes import EpisodeList
+from fssops.data.few_shot_source import FewShotSource
+from fssops.data.folds import FoldClasses
+from fssops.engine.settings import Table
+from fssops.evaluation.episodes import EpisodeTruth, Outputs, segment
+from fssops.evaluation.feature_cache import FeatureCache
+from fssops.structures import Episode
+from fssops.tasks.few_shot import FewShotTask
+from fssops.tasks.few_shot_settings import FewShotSettings
+from fssops.tasks.stages import first_stage_task, take_weights
+from fssops.tasks.task import FirstStage
 
 BASE_LEARNER = "pspnet"
 
@@ -41,13 +43,10 @@ class MSANetSettings(FewShotSettings):
 
 
 class MSANetTask(FewShotTask):
-    """Builds what settings describe; see :class:`fssops.tasks.fewshot.FewShotTask`."""
+    """MSANet, see :class:`fssops.tasks.few_shot.FewShotTask`."""
 
     settings_class = MSANetSettings
-
-    def __init__(self, settings: MSANetSettings) -> None:
-        super().__init__(settings)
-        self.base_count: int = create_config(settings.model.name, settings.model.options).base_classes
+    predictions = ("episode", "learners", "features")
 
     def first_stage(self, run: Path) -> FirstStage | None:
         """The base learner's training; None where a checkpoint is given.
@@ -58,19 +57,12 @@ class MSANetTask(FewShotTask):
         if self.settings.base.weights or self.settings.model.weights:
             return None
         base = self.settings.base
-        config = create_config(self.settings.model.name, self.settings.model.options)
         shared = ("backbone", "backbone_width", "head_channels", "base_classes")
-        settings = first_stage_settings(
-            self.settings,
-            "base",
-            base.recipe,
-            base.overrides,
-            BASE_LEARNER,
-            {name: getattr(config, name) for name in shared},
-        )
-        return FirstStage("base learner", settings, run / "base")
+        network = {name: getattr(self.config, name) for name in shared}
+        task = first_stage_task(self.settings, "base", base.recipe, base.overrides, BASE_LEARNER, network)
+        return FirstStage("base learner", task, run / "base")
 
-    def take_first_stage(self, model: nn.Module, run: Path, say: Callable[[str], None]) -> None:
+    def take_first_stage(self, model: Any, run: Path) -> list[str]:
         """Put the base learner into the model: from ``base.weights``, or as the first stage has left it.
 
         Raises:
@@ -78,28 +70,24 @@ class MSANetTask(FewShotTask):
             SettingsError: it was trained for other classes.
         """
         given = self.settings.base.weights
-        if not isinstance(model, MSANet) or (self.settings.model.weights and not given):
-            return
+        if self.settings.model.weights and not given:
+            return []
         stage = self.first_stage(run)
-        taken = take_weights(model.base_learner, stage, given, "base", BASE_LEARNER, self.settings.data)
-        say(f"base learner   {taken}")
+        line = take_weights(model.base_learner, stage, given, "base", BASE_LEARNER, self.settings.data)
+        return [f"base learner   {line}"]
 
-    def _dataset(
-        self, source: fewshot.FewShotSource, fold: folds.FoldClasses, episodes: fewshot.EpisodeList, **options: Any
-    ) -> fewshot.EpisodeDataset:
-        if len(fold.train) != self.base_count:
-            raise SettingsError(
-                f"model.base_classes must be the number of base classes of {fold}, {len(fold.train)}, got "
-                f"{self.base_count}"
-            )
-        return super()._dataset(source, fold, episodes, base_classes=fold.train, **options)
+    def episode_dataset(
+        self, source: FewShotSource, fold: FoldClasses, episodes: EpisodeList, **options: Any
+    ) -> EpisodeDataset:
+        """Episodes with the base labels of their queries."""
+        self.check_base_classes(fold)
+        return super().episode_dataset(source, fold, episodes, base_classes=fold.train, **options)
 
-    def observer(
-        self,
-        model: nn.Module,
-        runs: Sequence[fewshot.EpisodeDataset],
-        protocol: FewShotProtocol,
-        classes: Mapping[int, str],
-    ) -> PartCounts | None:
-        """Counts the meta learner and the base learner apart."""
-        return PartCounts(model, runs, protocol, list(classes), self.base_count)  # type: ignore[arg-type]
+    def outputs(self, model: Any, cache: FeatureCache, episode: Episode, truth: EpisodeTruth) -> Outputs:
+        """The ensemble's logits, and those of the meta learner and of the base learner."""
+
+        def match(support: Any, features: dict[str, Tensor], size: tuple[int, int]) -> dict[str, Tensor]:
+            parts = model.match_parts(support, features, size)
+            return {name: parts[name] for name in ("ensemble", "meta", "base")}
+
+        return segment(model, cache, episode, truth.sizes, match)

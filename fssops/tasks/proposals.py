@@ -1,8 +1,8 @@
-"""MM-Former's segmenter as the verbs run it: regions to train on, and how far its proposals reach on novel classes."""
+"""MM-Former's segmenter: regions to train on, and how far its proposals reach on novel classes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,47 +10,25 @@ import torch
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 
-from fssops.data import fewshot
-from fssops.data.proposals import ProposalDataset
+from fssops.data.datasets.episodes import EpisodeDataset
+from fssops.data.datasets.proposals import ProposalDataset
 from fssops.engine.settings import SettingsError
+from fssops.evaluation.episodes import EpisodeTruth, Outputs
 from fssops.evaluation.feature_cache import FeatureCache
-from fssops.evaluation.fewshot import EvaluationCounts
-from fssops.evaluation.proposal_pictures import ShownProposals, proposal_grid
-from fssops.evaluation.proposals import ProposalTally, best_merge, count_proposals
-from fssops.evaluation.protocols import FewShotProtocol
+from fssops.evaluation.metrics.proposals import best_merge, best_proposal, full_masks
+from fssops.evaluation.pictures import ShownProposals, proposal_grid
 from fssops.evaluation.results import FewShotResult
-from fssops.models.mm_former import MMFormer
-from fssops.models.mm_former_segmenter import MMFormerSegmenter
 from fssops.structures import IGNORE, Episode, ProposalBatch, move_to
-from fssops.tasks.fewshot import FewShotTask
-from fssops.tasks.fewshot_settings import FewShotSettings
+from fssops.tasks.few_shot import FewShotTask, one_of_each_class
+from fssops.tasks.few_shot_settings import FewShotSettings
+from fssops.tasks.task import Evaluation
 
 SHOWN = 5
 """Proposals of an episode in a picture."""
 
 
-class ProposalScores:
-    """Takes the place of an observer: all is counted by :func:`count_proposals`.
-
-    Args:
-        tally: what it adds to.
-        protocol: rules of comparison.
-    """
-
-    def __init__(self, tally: ProposalTally, protocol: FewShotProtocol) -> None:
-        self.tally, self.protocol = tally, protocol
-
-    def tensors(self) -> list[Tensor]:
-        """The counts themselves."""
-        return self.tally.tensors()
-
-    def scores(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        """Means over runs."""
-        return self.tally.scores(reduce, self.protocol.absent)
-
-
 class ProposalTask(FewShotTask):
-    """Builds what settings describe; its scores use the truth of the query to choose a proposal.
+    """A system that proposes regions; its scores use the truth of the query to choose one.
 
     Args:
         settings: the resolved recipe.
@@ -60,8 +38,12 @@ class ProposalTask(FewShotTask):
     """
 
     settings_class = FewShotSettings
+    takes_supports = False
+    several = "systems that propose regions"
+    one = "a system that proposes regions"
     collate = staticmethod(ProposalBatch.stack)  # type: ignore[assignment]
-    batch_class = ProposalBatch  # type: ignore[assignment]
+    unpack_batch = ProposalBatch  # type: ignore[assignment]
+    predictions = ("episode", "proposals", "features")
 
     def __init__(self, settings: FewShotSettings) -> None:
         super().__init__(settings)
@@ -69,7 +51,7 @@ class ProposalTask(FewShotTask):
         if ways != 1:
             raise SettingsError(f"data.ways must be 1 for {settings.model.name}, got {ways}")
 
-    def training_data(self) -> tuple[ProposalDataset, list[str]]:  # type: ignore[override]
+    def training_data(self) -> tuple[ProposalDataset, list[str]]:
         """Return the training images and lines that describe them."""
         data, source = self.settings.data, self.source()
         fold = self.fold_classes(data.fold, source)
@@ -89,93 +71,68 @@ class ProposalTask(FewShotTask):
             f"base classes, novel classes {novel}, {data.size[0]} x {data.size[1]} pixels"
         ]
 
-    def evaluate(
-        self, model: nn.Module, fabric: Fabric, fold: int, label: str, title: str = "evaluate"
-    ) -> FewShotResult:
-        """Evaluate a fold; every process must call, each gets the whole result."""
-        which = "second best proposal" if _published(model) else "best proposal"
-        return super().evaluate(model, fabric, fold, f"{label}, {which}", title)
+    def label_of(self, model: Any, label: str) -> str:
+        """Say which proposal is scored."""
+        return f"{label}, {'second best proposal' if model.published else 'best proposal'}"
 
-    def observer(
-        self,
-        model: nn.Module,
-        runs: Sequence[fewshot.EpisodeDataset],
-        protocol: FewShotProtocol,
-        classes: Mapping[int, str],
-    ) -> Any:
-        """Recall, best proposal and best merge."""
-        return ProposalScores(ProposalTally(len(runs), list(classes), protocol.false_positives), protocol)
+    def outputs(self, model: Any, cache: FeatureCache, episode: Episode, truth: EpisodeTruth) -> Outputs:
+        """The proposal that overlaps best with the truth, as scores of background and object, and all proposals."""
+        outputs: Outputs = {"": [], "proposals": []}
+        for query, label, size in zip(episode.query_images, truth.labels, truth.sizes, strict=True):
+            label = label.to(query.device)
+            masks, sums = full_masks(model.full_size, cache.features(query[None]), size, label)
+            best = masks[best_proposal(sums, label, second=model.published)]
+            outputs[""].append(torch.stack([~best, best]).float())
+            outputs["proposals"].append(masks)
+        return outputs
 
-    def counts(
-        self,
-        model: nn.Module,
-        runs: Sequence[fewshot.EpisodeDataset],
-        protocol: FewShotProtocol,
-        cache: FeatureCache,
-        observer: Any,
-        classes: list[int],
-        **options: Any,
-    ) -> EvaluationCounts:
-        """Count the proposal that stands for the object."""
-        return count_proposals(
-            model,  # type: ignore[arg-type]
-            runs,
-            protocol,
-            cache,
-            observer.tally,
-            second=_published(model),
-            **options,
-        )
-
-    def gallery(
-        self, model: nn.Module, fabric: Fabric, result: FewShotResult, folder: Path, before: nn.Module | None = None
+    def write(
+        self, evaluation: Evaluation, model: nn.Module, fabric: Fabric, folder: Path, before: nn.Module | None = None
     ) -> list[Path]:
         """Draw ``grid.png``: of an episode of each class the best proposals and the best merge of all."""
-        _, runs, _ = self.novel_runs(result.fold)
-        title = f"{result.model}: novel classes, {result.setting()}"
-        return draw_proposals(model, fabric, runs[0], result.classes, title, folder / "grid.png")
+        result = evaluation.result
+        assert isinstance(result, FewShotResult)
+        rows = shown_proposals(best_proposals, model, fabric, self.novel_runs(result.fold).datasets[0])
+        if not rows:
+            return []
+        title, path = f"{result.model}: novel classes, {result.setting()}", folder / "grid.png"
+        proposal_grid(rows, result.classes, title, support=False, order="overlap").save(path)
+        return [path]
+
+    def predictor(self, model: nn.Module, label: str, options: Any) -> Any:
+        """Refuse: proposals alone are no segmentation.
+
+        Raises:
+            SettingsError: always.
+        """
+        raise SettingsError(
+            f"--checkpoint: {self.settings.model.name} proposes regions and segments nothing by itself; "
+            "use a checkpoint of mm_former"
+        )
 
 
-def _published(model: nn.Module) -> bool:
-    return isinstance(model, MMFormerSegmenter) and model.published
-
-
-def draw_proposals(
+def shown_proposals(
+    show: Callable[[Any, Episode], ShownProposals],
     model: nn.Module,
     fabric: Fabric,
-    run: fewshot.EpisodeDataset,
-    classes: Mapping[int, str],
-    title: str,
-    path: Path,
+    dataset: EpisodeDataset,
     count: int = 6,
-) -> list[Path]:
-    """Draw some proposals of an episode of each class: with their similarities and weights, or with their overlaps.
+) -> list[ShownProposals]:
+    """Proposals of an episode of each class, for a picture.
 
     Args:
-        model: a segmenter or the whole system.
+        show: :func:`matched_proposals` or :func:`best_proposals`.
+        model: on the device of ``fabric``.
         fabric: launched.
-        run: the episodes.
-        classes: class id -> name.
-        title: of the picture.
-        path: where it goes.
-        count: episodes, each of another class.
+        dataset: the episodes.
+        count: at most.
     """
-    first_of_class: dict[int, int] = {}
-    for index, spec in enumerate(run.episodes):
-        first_of_class.setdefault(spec.classes[0], index)
     was_training = model.training
     model.eval()
-    shown = []
     with torch.inference_mode(), fabric.autocast():
-        for index in list(first_of_class.values())[:count]:
-            episode = move_to(run[index], fabric.device)
-            shown.append(_matched(model, episode) if isinstance(model, MMFormer) else _best(model, episode))
+        rows = [show(model, move_to(dataset[i], fabric.device)) for i in one_of_each_class(dataset)[:count]]
     model.train(was_training)
-    whole = isinstance(model, MMFormer)
-    order = "weight" if whole else "overlap"
-    if shown:
-        proposal_grid(shown, classes, title, support=whole, order=order).save(path)
-    return [path] if shown else []
+    return rows
 
 
 def _masks(model: Any, features: dict[str, Tensor], episode: Episode) -> tuple[Tensor, Tensor, Tensor]:
@@ -189,7 +146,7 @@ def _masks(model: Any, features: dict[str, Tensor], episode: Episode) -> tuple[T
     return full, overlaps, target
 
 
-def _matched(model: MMFormer, episode: Episode) -> ShownProposals:
+def matched_proposals(model: Any, episode: Episode) -> ShownProposals:
     """The proposals that weigh most in the merge."""
     support = model.summarise(
         model.encode(episode.support_images.flatten(0, 1)),
@@ -197,11 +154,11 @@ def _matched(model: MMFormer, episode: Episode) -> ShownProposals:
         episode.support_background[None],
     )
     features = model.encode(episode.query_images[:1])
-    features.update({name: value for name, value in model.query_features(features).items() if value is not None})
-    found = model.compare(support, features)
+    features = {**features, **model.query_features(features)}
+    comparison = model.compare(support, features)
     full, overlaps, target = _masks(model, features, episode)
-    similarity, weights = found.similarity[0, 0], found.coefficients[0, 0]
-    merge = model.full_size(found.merged[:, :1], features, (full.shape[1], full.shape[2]))[0, 0].float()
+    similarity, weights = comparison.similarity[0, 0], comparison.coefficients[0, 0]
+    merge = model.full_size(comparison.merged[:, :1], features, (full.shape[1], full.shape[2]))[0, 0].float()
     order = weights.argsort(descending=True)[:SHOWN]
     captions = [
         f"cos {float(similarity[n]):.2f}  w {float(weights[n]):+.2f}  IoU {100 * float(overlaps[n]):.0f}" for n in order
@@ -212,9 +169,9 @@ def _matched(model: MMFormer, episode: Episode) -> ShownProposals:
     return _shown(episode, full[order], captions, merge, f"IoU {100 * reached:.0f} %")
 
 
-def _best(model: nn.Module, episode: Episode) -> ShownProposals:
+def best_proposals(model: Any, episode: Episode) -> ShownProposals:
     """The proposals that overlap best with the truth."""
-    features = model.encode(episode.query_images[:1])  # type: ignore[operator]
+    features = model.encode(episode.query_images[:1])
     full, overlaps, target = _masks(model, features, episode)
     union, taken = best_merge(full > 0.5, target, episode.query_labels[0] != IGNORE)
     order = overlaps.argsort(descending=True, stable=True)[:SHOWN]

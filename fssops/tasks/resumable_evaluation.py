@@ -1,10 +1,9 @@
-"""Evaluations that go on where they were interrupted, for every task."""
+"""The one loop of every evaluation: items shared among processes, counts that survive an interruption."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -12,60 +11,90 @@ from lightning.fabric import Fabric
 from torch import Tensor, nn
 
 from fssops.engine.evaluation_progress import EvaluationProgress, weights_digest, without
+from fssops.engine.progress import ProgressBar
+from fssops.evaluation.metrics.metric import MetricSet
+from fssops.tasks.task import Task
+
+Item = TypeVar("Item")
 
 _NOT_DECISIVE = ("name", "description", "optim", "schedule", "engine", "model.weights")
 _NOT_DECISIVE_EVAL = ("workers", "cache_mb", "cache_disk_mb", "pictures", "baseline", "checkpoint")
 
 
-class ResumableEvaluation:
-    """Part of a task.
+def count_items(
+    task: Task,
+    model: nn.Module,
+    fabric: Fabric,
+    *,
+    title: str,
+    numbers: Sequence[int],
+    items: Callable[[list[int]], Iterable[Item]],
+    count: Callable[[int, Item], None],
+    metrics: MetricSet,
+    decisive: Mapping[str, Any],
+) -> None:
+    """Count items with metrics: on one process or many, going on where an earlier start was interrupted.
 
-    Attributes:
-        keep: folder of the results, where the verbs let an evaluation keep its progress; None keeps nothing.
+    Args:
+        task: whose settings decide the counts; its ``progress_folder`` keeps them.
+        model: put into evaluation mode meanwhile; its weights decide the counts.
+        fabric: launched; every process must call.
+        title: of the evaluation, one of a run; validation, which has none, shows and keeps nothing.
+        numbers: of all items.
+        items: gives the items of this process's numbers, in their order.
+        count: adds an item to the metrics.
+        metrics: they hold the counts of all processes and starts afterwards.
+        decisive: what else decides the counts: lists of episodes, names of images.
     """
-
-    keep: Path | None = None
-    settings: Any
-
-    def progress(self, model: nn.Module, fabric: Fabric, title: str, **decisive: Any) -> EvaluationProgress:
-        """What an evaluation has counted before and counts now; validation, which has no title, keeps nothing.
-
-        Args:
-            model: its weights decide the counts.
-            fabric: launched.
-            title: of the evaluation, one of a run.
-            **decisive: what else decides the counts: lists of episodes, numbers of images.
-        """
-        if self.keep is None or not title:
-            return EvaluationProgress(None, title, {}, fabric)
-        hidden = (*_NOT_DECISIVE, *(f"eval.{key}" for key in _NOT_DECISIVE_EVAL))
-        tables = without(self.settings.as_tables(), *hidden)
-        precision = self.settings.engine.precision
-        weights = weights_digest(model.state_dict())
-        known = {"settings": tables, "precision": precision, "weights": weights, **decisive}
-        return EvaluationProgress(self.keep, title, known, fabric)
+    progress = _progress(task, model, fabric, title, decisive)
+    mine = progress.mine(numbers)
+    was_training = model.training
+    model.eval()
+    quiet = not title or not fabric.is_global_zero
+    with progress, torch.inference_mode(), ProgressBar(title, len(mine), quiet=quiet) as bar:
+        for number, item in zip(mine, items(mine), strict=True):
+            count(number, item)
+            progress.counted(number, lambda: to_plain(metrics.state()))
+            bar.advance()
+    model.train(was_training)
+    if fabric.world_size > 1 or progress.done:
+        metrics.merge(all_states(to_plain(metrics.state()), progress, fabric))
 
 
-def all_states(own: Any, progress: EvaluationProgress, fabric: Fabric) -> list[Any]:
+def _progress(
+    task: Task, model: nn.Module, fabric: Fabric, title: str, decisive: Mapping[str, Any]
+) -> EvaluationProgress:
+    if task.progress_folder is None or not title:
+        return EvaluationProgress(None, title, {}, fabric)
+    hidden = (*_NOT_DECISIVE, *(f"eval.{key}" for key in _NOT_DECISIVE_EVAL))
+    everything = {
+        "settings": without(task.settings.as_tables(), *hidden),
+        "precision": task.settings.engine.precision,
+        "weights": weights_digest(model.state_dict()),
+        **decisive,
+    }
+    return EvaluationProgress(task.progress_folder, title, everything, fabric)
+
+
+def all_states(state: Any, progress: EvaluationProgress, fabric: Fabric) -> list[Any]:
     """The states of all processes and of earlier starts; every process must call, each gets all.
 
     Args:
-        own: this process's state.
+        state: of this process, plain values.
         progress: of the evaluation.
         fabric: launched.
     """
-    states = gathered(own, fabric.world_size) if fabric.world_size > 1 else [own]
+    states = gathered(state, fabric.world_size) if fabric.world_size > 1 else [state]
     if progress.done:
-        earlier = progress.states if fabric.world_size == 1 else fabric.broadcast(progress.states)
-        states += [from_plain(state) for state in earlier]
-    return states
+        states += progress.states if fabric.world_size == 1 else fabric.broadcast(progress.states)
+    return [from_plain(one) for one in states]
 
 
 def gathered(state: Any, world_size: int) -> list[Any]:
     """The states of all processes, any picklable values."""
-    found: list[Any] = [None] * world_size
-    torch.distributed.all_gather_object(found, state)
-    return found
+    states: list[Any] = [None] * world_size
+    torch.distributed.all_gather_object(states, state)
+    return states
 
 
 def to_plain(value: Any) -> Any:

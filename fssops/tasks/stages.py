@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-import fssops
 from fssops.engine.checkpoints import CheckpointError, newest_good_checkpoint, read_checkpoint
-from fssops.engine.settings import Settings, SettingsError, apply_overrides
+from fssops.engine.settings import SettingsError, apply_overrides
 from fssops.recipes import read_named_recipe
-from fssops.tasks import settings_from_tables
+from fssops.tasks import task_from_tables
+from fssops.tasks.task import FirstStage, Task
+from fssops.weights import load_weights
 
 _TAKEN_OVER: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("data", ("source", "root", "split", "options", "folds", "definition", "fold")),
@@ -27,25 +27,10 @@ _TAKEN_OVER: tuple[tuple[str, tuple[str, ...]], ...] = (
 """What the first stage shares with the second: the data set, the fold and the machine."""
 
 
-@dataclass(frozen=True)
-class FirstStage:
-    """A training that must be finished before this one starts.
-
-    Attributes:
-        name: for messages.
-        settings: its resolved recipe.
-        folder: its run folder.
-    """
-
-    name: str
-    settings: Settings
-    folder: Path
-
-
-def first_stage_settings(
-    settings: Settings, table: str, recipe: str, overrides: Sequence[str], kind: str, model: Mapping[str, Any]
-) -> Settings:
-    """The settings of a first stage.
+def first_stage_task(
+    settings: Any, table: str, recipe: str, overrides: Sequence[str], kind: str, model: Mapping[str, Any]
+) -> Task:
+    """The training that a first stage is.
 
     Args:
         settings: of the second stage.
@@ -66,8 +51,8 @@ def first_stage_settings(
         tables[name] = {**tables.get(name, {}), **given}
     tables["name"] = f"{settings.name}_{table}"
     tables = apply_overrides(tables, overrides)
-    check_trained(tables, f"{where} with {table}.overrides" if overrides else where, kind, settings.data)  # type: ignore[attr-defined]
-    return settings_from_tables(tables, where)
+    check_trained(tables, f"{where} with {table}.overrides" if overrides else where, kind, settings.data)
+    return task_from_tables(tables, where)
 
 
 def take_weights(part: nn.Module, stage: FirstStage | None, given: str, table: str, model: str, data: Any) -> str:
@@ -90,10 +75,10 @@ def take_weights(part: nn.Module, stage: FirstStage | None, given: str, table: s
     """
     path = Path(given)
     if stage is not None:
-        which = stage.settings.eval.checkpoint  # type: ignore[attr-defined]
+        which = stage.task.settings.eval.checkpoint
         path = stage.folder / "checkpoints" / f"{which}.pt"
     path, state = _weights(path, f"{table}.weights", model, data)
-    report = fssops.load_weights(part, state)
+    report = load_weights(part, state)
     return f"{path}: {len(report.loaded)} tensors, {report.layout}"
 
 

@@ -1,128 +1,234 @@
-"""Semantic, instance and panoptic segmentation as the verbs run them: data from settings, validation, scores."""
+"""Universal systems: semantic, instance and panoptic segmentation of a data set's classes."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from lightning.fabric import Fabric
 from torch import nn
+from torch.utils.data import DataLoader
 
-from fssops.data import universal
-from fssops.engine.progress import ProgressBar
-from fssops.engine.random_state import preserved_random_state
+from fssops.data.augmentation.chains import universal_chain
+from fssops.data.class_names import read_classes
+from fssops.data.datasets.universal import EvaluationDataset, TrainingDataset, UniversalItem, check_size, target_at
+from fssops.data.layouts import known_classes, open_data
+from fssops.data.preparation import UniversalPreparation
+from fssops.data.source import ImageSource
 from fssops.engine.settings import SettingsError
-from fssops.engine.trainer import Validate
-from fssops.evaluation.universal import UniversalCounts, UniversalResult, score
-from fssops.models.mask2former import Mask2Former
-from fssops.structures import ImageBatch, move_to
-from fssops.tasks.fixed_classes import FixedClassTask, Say, run_result, unpacked_batch
-from fssops.tasks.resumable_evaluation import all_states, to_plain
-from fssops.tasks.universal_counting import TestItem, TestItems, count_image
-from fssops.tasks.universal_layers import layer_watcher, measured
-from fssops.tasks.universal_pictures import gallery
+from fssops.engine.trainer import Validation
+from fssops.evaluation.metrics import metrics_for
+from fssops.evaluation.metrics.metric import ClassSetting, MetricSet
+from fssops.evaluation.pictures import confusion_picture, result_regions, truth_regions
+from fssops.evaluation.results import Result, UniversalResult, best_and_worst, main_task
+from fssops.models.universal.augmented_inference import augmented_semantic
+from fssops.pictures import Tile, grid, overlay_regions
+from fssops.structures import ImageBatch, MaskTargets, SegmentationResult, move_to
+from fssops.tasks.resumable_evaluation import count_items
+from fssops.tasks.task import Evaluation, Task
 from fssops.tasks.universal_settings import UniversalSettings
+from fssops.truth import Classes, Truth
+
+TILE = 256
+"""Side of a picture in a grid, pixels."""
+
+SCORE_NAMES = {"panoptic": "PQ", "instance": "overlap", "semantic": "mIoU"}
 
 
-class UniversalTask(FixedClassTask):
-    """Builds what settings describe.
+def unpack_batch(kind: Callable[..., Any], /, **values: Any) -> Any:
+    """Rebuild an ``ImageBatch`` or a ``ClipBatch`` from the plain values of a replay file."""
+    if values["targets"] is not None:
+        values["targets"] = [MaskTargets(**target) for target in values["targets"]]
+    if values["output_sizes"] is not None:
+        values["output_sizes"] = [(int(height), int(width)) for height, width in values["output_sizes"]]
+    return kind(**values)
+
+
+class TestItem:
+    """An image as the model sees it, its number in the split, and its truth."""
+
+    __test__ = False  # not a test, whatever pytest makes of the name
+
+    def __init__(self, number: int, prepared: UniversalItem, truth: Truth) -> None:
+        self.number, self.prepared, self.truth = number, prepared, truth
+
+
+class TestItems:
+    """Test images by place, with their truth, for loader processes.
+
+    Args:
+        source: of the evaluation split.
+        numbers: positions in ``source.names``.
+        preparation: of an image.
+    """
+
+    __test__ = False
+
+    def __init__(self, source: ImageSource, numbers: Sequence[int], preparation: UniversalPreparation) -> None:
+        self.source, self.numbers = source, list(numbers)
+        self.images = EvaluationDataset(source, preparation)
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, place: int) -> TestItem:
+        if not 0 <= place < len(self.numbers):
+            raise IndexError(place)
+        number = self.numbers[place]
+        prepared, truth = self.images[number], self.source.truth(self.source.names[number])
+        check_size(self.source, prepared.name, prepared.output_size, (truth.height, truth.width))
+        return TestItem(number, prepared, truth)
+
+
+class UniversalTask(Task):
+    """A system whose classes are those of a data set.
 
     Args:
         settings: the resolved recipe.
     """
 
     settings_class = UniversalSettings
-    collate = staticmethod(universal.UniversalItem.stack)
-    batch_class = staticmethod(partial(unpacked_batch, ImageBatch))
+    several = "universal systems"
+    one = "a universal system, whose classes are fixed,"
+    prediction_options = frozenset({"task", "score"})
+    collate = staticmethod(UniversalItem.stack)
+    unpack_batch = staticmethod(partial(unpack_batch, ImageBatch))
+    items: ClassVar[str] = "images"
+    """What an evaluation goes through, and the setting that limits their number."""
+
+    def __init__(self, settings: Any) -> None:
+        super().__init__(settings)
+        self._sources: dict[str, Any] = {}
 
     # -- data -------------------------------------------------------------------------------------------------
 
-    def open_source(self, root: str | None, split: str, options: dict[str, Any]) -> universal.UniversalSource:
-        """Open a split of the data set."""
-        data = self.settings.data
-        return universal.open_source(data.source, root, split=split, kind=data.truth, **options)
+    @property
+    def truth(self) -> Any:
+        """Which form of truth the data set is opened for."""
+        return self.settings.data.truth
 
-    def check_classes(self, source: universal.UniversalSource) -> None:
+    def source(self, *, evaluation: bool = False) -> Any:
+        """Open the data set; the split of training, or that of evaluation.
+
+        Raises:
+            SettingsError: its classes are not those of the model.
+        """
+        data, rules = self.settings.data, self.settings.eval
+        root, split, options = data.root, data.split, data.options
+        if evaluation:
+            root = root if rules.root is None else rules.root
+            split, options = rules.split, options if rules.options is None else rules.options
+        key = f"{root} {split} {options}"
+        if key not in self._sources:
+            source = open_data(data.source, root or None, split=split, truth=self.truth, **options)
+            self.check_classes(source)
+            self._sources[key] = source
+        return self._sources[key]
+
+    def check_classes(self, source: Any) -> None:
         """Compare a data set's classes with the model's, and the countable ones where the model is panoptic.
 
         Raises:
             SettingsError: they are not the same.
         """
-        super().check_classes(source)
-        things, countable = getattr(self.config, "things", None), source.classes.things
-        known = tuple(range(self.config.num_classes)) if things is None else tuple(things)
-        if "panoptic" in self.model_tasks and known != countable:
+        if self.config.num_classes != len(source.classes):
             raise SettingsError(
-                f"model.things must list the countable classes of {source.label}, {list(countable)}, "
+                f"model.num_classes must be the number of classes of {source.label}, {len(source.classes)}, "
+                f"got {self.config.num_classes}"
+            )
+        if "panoptic" in self.model_tasks and self.config.thing_classes != frozenset(source.classes.things):
+            things = self.config.things
+            raise SettingsError(
+                f"model.things must list the countable classes of {source.label}, {list(source.classes.things)}, "
                 f"got {'every class' if things is None else list(things)}"
             )
 
-    def classes(self) -> universal.Classes:
-        """The classes: of the data set where its files are at hand, else as published.
+    def classes(self, checkpoint: Path | None = None) -> Classes:
+        """The classes of the model: those that its run folder keeps, of its data set, or as published.
+
+        Args:
+            checkpoint: run folder, or file in one.
 
         Raises:
-            SettingsError: neither is to be had.
+            SettingsError: none are to be had, or their number is not the model's.
         """
-        data = self.settings.data
-        known = universal.known_classes(data.source, data.truth)
-        if known is not None and data.source in ("generated", "camvid", "cityscapes", "ade20k"):
-            return known
+        classes = None
+        for folder in () if checkpoint is None else (checkpoint, *checkpoint.parents[:2]):
+            if (folder / "classes.json").is_file():
+                classes = read_classes(folder / "classes.json")
+                break
+        classes = classes or self._classes_of_data()
+        if len(classes) != self.config.num_classes:
+            raise SettingsError(
+                f"model.num_classes must be the number of classes ({len(classes)}), got {self.config.num_classes}"
+            )
+        return classes
+
+    def _classes_of_data(self) -> Classes:
         try:
-            classes: universal.Classes = self.source().classes
-            return classes
+            classes: Classes = self.source().classes
         except (OSError, ValueError) as error:
-            if known is not None and len(known) == self.config.num_classes:
-                return known
-            raise SettingsError(f"data: class names must be readable, got {error}") from None
+            published = known_classes(self.settings.data.source, self.truth)
+            if published is None or len(published) != self.config.num_classes:
+                raise SettingsError(f"data: class names must be readable, got {error}") from None
+            return published
+        return classes
 
     @property
     def model_tasks(self) -> tuple[str, ...]:
+        """What the model was trained for."""
+        return tuple(task for task in self.config.tasks if task != "general")
+
+    @property
+    def possible_tasks(self) -> tuple[str, ...]:
         """What the model can be asked for."""
-        return tuple(getattr(self.config, "tasks", ("semantic",)))
+        return ("semantic", "instance", "panoptic") if "panoptic" in self.model_tasks else self.config.possible_tasks
 
     def tasks(self) -> list[str]:
-        """What is scored: as settings say, else what the model does and the truth allows.
+        """What is scored: as settings say, else what the model was trained for and the truth allows.
 
         Raises:
             SettingsError: nothing, or something that the truth does not allow.
         """
-        source, asked = self.source(evaluation=True), self.settings.eval.tasks
-        can = [task for task in self.model_tasks if task != "general" and source.offers(task)]  # type: ignore[arg-type]
+        source, asked = self.source(evaluation=True), list(self.settings.eval.tasks)
+        possible = [task for task in self.model_tasks if source.offers(task)]
         wrong = [task for task in asked if not source.offers(task)]
-        if wrong or not (asked or can):
+        if wrong or not (asked or possible):
             raise SettingsError(
                 f"eval.tasks must be tasks that {source.label} has truth for ({source.kind}), "
                 f"got {', '.join(wrong or self.model_tasks)}"
             )
-        return list(asked or can)
+        return asked or possible
 
-    def training_data(self) -> tuple[universal.TrainingDataset, list[str]]:
+    def preparation(self, short_side: int | None = None) -> UniversalPreparation:
+        """How an image enters the network in evaluation and prediction.
+
+        Args:
+            short_side: instead of the settings'.
+        """
+        rules = self.settings.eval
+        return UniversalPreparation(rules.short_side if short_side is None else short_side, rules.longest)
+
+    def training_data(self) -> tuple[Any, list[str]]:
         """Return the training images and lines that describe them."""
-        data = self.settings.data
-        source = self.source()
-        if data.augment == "none" and not data.short_sides:
-            chain = universal.pipeline("none")
-        else:
-            chain = universal.pipeline(
-                data.augment,
-                short_sides=data.short_sides,
-                longest=data.longest,
-                crop=data.crop,
-                category_share=data.category_share,
-                pad=data.pad,
-                side=data.side,
-                scales=data.scales,
-            )
-        dataset = universal.TrainingDataset(
-            source,
-            data.truth,
-            chain,
-            keep_empty=data.keep_empty,
-            label_maps=self.settings.model.name == "per_pixel_baseline",
+        data, source = self.settings.data, self.source()
+        chain = universal_chain(
+            data.augment,
+            short_sides=data.short_sides,
+            longest=data.longest,
+            crop=data.crop,
+            category_share=data.category_share,
+            pad=data.pad,
+            side=data.side,
+            scales=data.scales,
+        )
+        dataset = TrainingDataset(
+            source, data.truth, chain, keep_empty=data.keep_empty, label_maps=self.config.trains_on_label_maps
         )
         left_out = len(source.names) - len(dataset)
         lines = [
@@ -132,155 +238,235 @@ class UniversalTask(FixedClassTask):
         ]
         return dataset, lines
 
+    def run_files(self) -> dict[str, Any]:
+        """The classes, for prediction elsewhere."""
+        return {"classes.json": self.source().classes.as_json()}
+
+    def check_evaluation(self) -> None:
+        """See that there is something to score, and read the first item."""
+        self.tasks()
+        TestItems(self.source(evaluation=True), self.numbers(1), self.preparation())[0]
+
     # -- evaluation -------------------------------------------------------------------------------------------
+
+    @property
+    def rules(self) -> str:
+        """Which masks were trained."""
+        return str(self.settings.data.truth)
+
+    def numbers(self, limit: int) -> list[int]:
+        """Numbers of the items that are evaluated: all, or ``limit`` of them evenly spread."""
+        total = len(self.source(evaluation=True).names)
+        count = total if not limit else min(limit, total)
+        return [index * total // count for index in range(count)]
 
     def test_size(self) -> str:
         """Say at which size images are tested."""
         rules = self.settings.eval
-        own = "images' own size" if not rules.short_side else f"short side {rules.short_side} (longest {rules.longest})"
+        size = "images' own size" if not rules.short_side else f"short side {rules.short_side} (longest {rules.longest})"
         if rules.scales or rules.flip:
             sides = "/".join(map(str, rules.scales)) or str(rules.short_side or "own")
-            own += f", semantic averaged over short sides {sides}{' and flips' if rules.flip else ''}"
-        return own
+            size += f", semantic averaged over short sides {sides}{' and flips' if rules.flip else ''}"
+        return size
 
     def evaluate(
-        self, model: nn.Module, fabric: Fabric, label: str, title: str = "evaluate", images: int | None = None
-    ) -> UniversalResult:
-        """Score the evaluation split; every process must call, each gets the whole result.
-
-        Args:
-            model: on the device of ``fabric``.
-            fabric: launched.
-            label: what to call the model.
-            title: of the progress bar; "" shows none.
-            images: number of images; None: as settings say.
-        """
-        rules, started = self.settings.eval, time.perf_counter()
-        source, tasks = self.source(evaluation=True), self.tasks()
-        numbers = self.chosen(rules.images if images is None else images)
-        progress = self.progress(model, fabric, title, numbers=numbers, names=source.names, tasks=tasks)
-        mine = progress.mine(numbers)
-        detections = int(getattr(self.config, "detections", 100))
-        watched = self.measured_model(model)
-        layers = 0 if watched is None else len(watched.transformer_decoder.layers)
-        counts = UniversalCounts.start(tasks, len(source.classes), detections, layers)
-        was_training = model.training
-        model.eval()
-        loader = torch.utils.data.DataLoader(
-            TestItems(source, mine, rules.short_side, rules.longest),
-            batch_size=None,
-            num_workers=rules.workers if len(mine) > 8 else 0,
-        )
-        quiet = not title or not fabric.is_global_zero
-        with progress, ProgressBar(title, len(mine), quiet=quiet) as bar, torch.inference_mode():
-            for item in loader:
-                watch = None
-                if watched is not None and counts.layers is not None:
-                    watch = layer_watcher(watched, counts.layers, item, self.settings.data.truth, source.classes.things)
-                result = self.segment(model, fabric, item, tasks, watch)
-                count_image(counts, item, result, source.classes.things, boundary=rules.boundary)
-                progress.counted(item.number, lambda: to_plain(counts.state()))
-                bar.advance()
-        model.train(was_training)
-        if fabric.world_size > 1 or progress.done:
-            counts.merge(all_states(counts.state(), progress, fabric))
-        return score(
-            counts,
-            source.classes.things,
-            boundary=rules.boundary,
+        self, model: nn.Module, fabric: Fabric, label: str, title: str = "evaluate", fold: int | None = None
+    ) -> Evaluation:
+        """Score the evaluation split; every process must call, each gets the whole result."""
+        started, numbers = time.perf_counter(), self.numbers(getattr(self.settings.eval, self.items))
+        metrics = self.count(model, fabric, numbers, title)
+        result = self.result(
+            numbers,
             model=label,
-            dataset=source.label,
-            images=len(numbers),
-            of=len(source.names),
+            dataset=self.source(evaluation=True).label,
+            measured=metrics.scores(),
+            quality=metrics.best_first(),
+            of=len(self.source(evaluation=True).names),
             test_size=self.test_size(),
-            classes=source.classes.names,
+            classes=self.source(evaluation=True).classes.names,
             seconds=round(time.perf_counter() - started, 2),
         )
+        return Evaluation(result, metrics)
 
-    def measured_model(self, model: nn.Module) -> Mask2Former | None:
-        """The model whose layers are measured; None where settings do not ask for it.
+    def result(self, numbers: Sequence[int], **common: Any) -> Result:
+        """The result of some images."""
+        things = list(self.source(evaluation=True).classes.things)
+        return UniversalResult(images=len(numbers), things=things, **common)
 
-        Raises:
-            SettingsError: it has none to measure, or the data set no truth of the kind that was trained.
-        """
-        if not self.settings.eval.layer_measures:
-            return None
-        source, kind = self.source(evaluation=True), self.settings.data.truth
-        if not source.offers(kind):
-            raise SettingsError(f"eval.layer_measures must be off: {source.label} has no {kind} truth to match")
-        return measured(model)
-
-    def segment(self, model: Any, fabric: Fabric, item: TestItem, tasks: Sequence[str], watch: Any = None) -> Any:
-        """Segment one image; semantic scores are averaged over sizes and flips where settings ask for it.
-
-        ``watch`` is given the predictions of all heads at the tested size.
-        """
+    def validation(self, fabric: Fabric) -> Validation | None:
+        """Return what scores the evaluation split, or a part of it, during training."""
         rules = self.settings.eval
-        batch = move_to(universal.UniversalItem.stack([item.seen]), fabric.device)
-        averaged = "semantic" in tasks and bool(rules.scales or rules.flip)
-        others = [task for task in tasks if not (averaged and task == "semantic")]
-        with fabric.autocast():
-            if watch is not None:
-                result = model.segment(batch, others, watch)[0]
-            else:
-                result = model.segment(batch, others)[0] if others else None
-            if averaged:
-                from fssops.models.mask_classification.augmented_inference import augmented_semantic
-                from fssops.structures import SegmentationResult
-
-                image = batch.images[0]
-                result = result or SegmentationResult()
-                result.semantic = augmented_semantic(
-                    model,
-                    image,
-                    item.seen.output_size,
-                    short_sides=rules.scales or [min(image.shape[-2:])],
-                    long_side=rules.scales_longest,
-                    flip=rules.flip,
-                )
-        return result
-
-    def validation(self, fabric: Fabric) -> Validate | None:
-        """Return a callback that scores the evaluation split (or a part of it) during training."""
         if not self.settings.engine.validate_every:
             return None
-        limit = self.settings.eval.validation_images or self.settings.eval.images
+        limit = getattr(rules, f"validation_{self.items}") or getattr(rules, self.items)
 
-        def validate(model: nn.Module, step: int) -> Mapping[str, float]:
-            scores = self.evaluate(model, fabric, self.settings.name, "", limit).scores()
-            return {f"val/{name.replace(' ', '_').lower()}": value for name, value in scores.items()}
+        def measure(model: nn.Module, step: int = 0, limit: int = limit) -> Mapping[str, float]:
+            scores = self.count(model, fabric, self.numbers(limit), "").scores().values()
+            summary = {name: value for one in scores for name, value in one.summary().items()}
+            return {f"val/{name.replace(' ', '_').lower()}": value for name, value in summary.items()}
 
-        return validate
+        return Validation(measure, lambda model: measure(model, limit=1))
 
-    def evaluate_run(
-        self, model: nn.Module, untrained: nn.Module | None, fabric: Fabric, folder: Path, say: Say
-    ) -> dict[str, Any]:
-        """Evaluate what training has made, with the untrained model beside it where there is one.
+    def count(self, model: Any, fabric: Fabric, numbers: Sequence[int], title: str) -> MetricSet:
+        """Count the images of some numbers."""
+        rules, source, tasks = self.settings.eval, self.source(evaluation=True), self.tasks()
+        layers = self._measured_layers(model)
+        setting = ClassSetting(
+            len(source.classes), source.classes.things, self.config.detections, rules.boundary, layers
+        )
+        scored = [*tasks, "layers"] if layers else tasks
+        metrics = metrics_for(scored, setting, main_task(tasks))
 
-        Returns:
-            what ``result.json`` shall say; ``finals`` are level lines for the curves.
+        def count(number: int, item: TestItem) -> None:
+            with fabric.autocast():
+                result = self.segment_item(model, item.prepared, tasks, item if layers else None)
+            metrics.add(number, result, item.truth)
+
+        count_items(
+            self,
+            model,
+            fabric,
+            title=title,
+            numbers=numbers,
+            items=lambda mine: self._loaded(source, mine),
+            count=count,
+            metrics=metrics,
+            decisive={"numbers": list(numbers), "names": source.names, "tasks": tasks},
+        )
+        return metrics
+
+    def _loaded(self, source: ImageSource, numbers: list[int]) -> Iterable[TestItem]:
+        items = TestItems(source, numbers, self.preparation())
+        workers = self.settings.eval.workers if len(numbers) > 8 else 0
+        return DataLoader(items, batch_size=None, num_workers=workers)  # type: ignore[arg-type]
+
+    def _measured_layers(self, model: Any) -> int:
+        """Number of the decoder's layers that are measured; 0 where settings do not ask for it.
+
+        Raises:
+            SettingsError: the model has none to measure, or the data set no truth of the kind that was trained.
         """
-        self.take_best(model, folder)
-        label, before = self.settings.name, None
-        with preserved_random_state():
-            trained = self.evaluate(model, fabric, label, "evaluate")
-            if untrained is not None:
-                untrained = untrained.to(fabric.device)
-                before = self.evaluate(untrained, fabric, f"{label}, untrained", "untrained model")
-            if fabric.is_global_zero:
-                gallery(self, model, fabric, trained, folder, untrained)
-        return run_result(trained, before, say)
+        if not self.settings.eval.layer_measures:
+            return 0
+        source = self.source(evaluation=True)
+        if not source.offers(self.truth):
+            raise SettingsError(f"eval.layer_measures must be off: {source.label} has no {self.truth} truth to match")
+        if not model.measurable_layers:
+            raise SettingsError(
+                "eval.layer_measures must be off but for systems whose layers attend inside the masks of those before "
+                f"(mask2former, mp_former), got {self.settings.model.name}"
+            )
+        return int(model.measurable_layers)
 
-    def evaluate_into(
-        self, folder: Path, model: nn.Module, fabric: Fabric, label: str
-    ) -> tuple[UniversalResult, list[Path]]:
-        """Evaluate a model and leave pictures in a folder; every process must call.
+    def segment_item(
+        self, model: Any, prepared: UniversalItem, tasks: Sequence[str], measured: TestItem | None = None
+    ) -> SegmentationResult:
+        """Segment one image; semantic scores are averaged over sizes and flips where settings ask for it.
 
-        Returns:
-            the scores, and the files written by this process.
+        Args:
+            model: in evaluation mode.
+            prepared: see :meth:`preparation`.
+            tasks: what the result holds.
+            measured: the image with its truth, where the decoder's layers are measured too.
         """
-        result = self.evaluate(model, fabric, label)
-        if not fabric.is_global_zero:
-            return result, []
-        folder.mkdir(parents=True, exist_ok=True)
-        return result, gallery(self, model, fabric, result, folder)
+        rules = self.settings.eval
+        batch = move_to(UniversalItem.stack([prepared]), next(model.parameters()).device)
+        averaged = "semantic" in tasks and bool(rules.scales or rules.flip)
+        others = [task for task in tasks if not (averaged and task == "semantic")]
+        target = None
+        if measured is not None:
+            size = (int(prepared.image.shape[-2]), int(prepared.image.shape[-1]))
+            things = self.source(evaluation=True).classes.things
+            target = move_to(target_at(measured.truth, self.truth, size, things), batch.images[0].device)
+        if target is not None and measured is not None:
+            result: SegmentationResult = model.segment_measured(batch, others, target, measured.number)
+        else:
+            result = model.segment(batch, others)[0] if others else SegmentationResult()
+        if averaged:
+            image = batch.images[0]
+            result.semantic = augmented_semantic(
+                model,
+                image,
+                prepared.output_size,
+                short_sides=rules.scales or [min(image.shape[-2:])],
+                long_side=rules.scales_longest,
+                flip=rules.flip,
+            )
+        return result
+
+    # -- pictures and files -----------------------------------------------------------------------------------
+
+    def write(
+        self, evaluation: Evaluation, model: nn.Module, fabric: Fabric, folder: Path, before: nn.Module | None = None
+    ) -> list[Path]:
+        """Draw ``grid.png``, ``best.png`` and ``worst.png``, and ``confusion.png`` where label maps were scored."""
+        result = evaluation.result
+        assert isinstance(result, UniversalResult)
+        numbers = sorted(number for number, _ in result.quality)
+        if not numbers:
+            return []
+        best, worst = best_and_worst(result.quality, self.settings.eval.pictures)
+        spread = numbers[:: max(1, len(numbers) // 6)][:6]
+        groups = {
+            "grid.png": (spread, "test images"),
+            "best.png": (best, "best images"),
+            "worst.png": (worst, "worst images"),
+        }
+        written = []
+        for name, (shown, title) in groups.items():
+            if shown:
+                self._picture(model, fabric, result, shown, title, before).save(folder / name)
+                written.append(folder / name)
+        if result.confusion is not None:
+            written.append(folder / "confusion.png")
+            title = f"{result.model}; {result.dataset}"
+            confusion_picture(np.array(result.confusion), result.classes, written[-1], title)
+        return written
+
+    def _picture(
+        self,
+        model: nn.Module,
+        fabric: Fabric,
+        result: UniversalResult,
+        numbers: Sequence[int],
+        title: str,
+        before: nn.Module | None,
+    ) -> Any:
+        source, task = self.source(evaluation=True), main_task(result.tasks)
+        quality, rows = dict(result.quality), []
+        models = [model] if before is None else [model, before]
+        for item in map(TestItems(source, numbers, self.preparation()).__getitem__, range(len(numbers))):
+            image = np.asarray(source.image(source.names[item.number]))
+            regions = [truth_regions(item.truth, task, source.classes)]
+            regions += [self._predicted_regions(one, fabric, item, task) for one in models]
+            captions = ["", f"{SCORE_NAMES[task]} {100 * quality[item.number]:.0f} %", ""]
+            drawn = [Tile(overlay_regions(image, r, side=TILE), c) for r, c in zip(regions, captions, strict=False)]
+            rows.append([Tile(image, item.prepared.name), *drawn])
+        headings = ["image", "truth", "prediction", "before training"][: 2 + len(models)]
+        return grid(rows, headings, f"{result.model}: {title}, {result.setting()}", side=TILE)
+
+    def _predicted_regions(self, model: nn.Module, fabric: Fabric, item: TestItem, task: str) -> Any:
+        was_training = model.training
+        model.eval()
+        with torch.inference_mode(), fabric.autocast():
+            result = self.segment_item(model, item.prepared, [task])
+        model.train(was_training)
+        # A model that has just begun to learn is sure of nothing; its best guesses still say what it does.
+        return result_regions(result, task, self.source(evaluation=True).classes, at_least=3)
+
+    # -- prediction -------------------------------------------------------------------------------------------
+
+    def predictor(self, model: nn.Module, label: str, options: Any) -> Any:
+        """Return what segments pictures and frames of videos."""
+        from fssops.tasks.universal_prediction import UniversalPrediction
+
+        return UniversalPrediction(
+            self,
+            model,
+            self.classes(options.checkpoint),
+            options.out,
+            label,
+            tasks=options.task or (),
+            least_score=options.score,
+            short_side=options.size,
+        )

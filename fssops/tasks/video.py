@@ -1,32 +1,43 @@
-"""Video instance segmentation as the verbs run it: data from settings, validation, scores."""
+"""Video instance segmentation: universal segmentation with time as one more axis."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from fssops.data import universal, video
+from fssops.data.augmentation.chains import universal_chain
+from fssops.data.datasets.clips import ClipItem, TrainingClips
 from fssops.data.errors import ImageFileError
-from fssops.engine.progress import ProgressBar
-from fssops.engine.random_state import preserved_random_state
+from fssops.data.preparation import UniversalPreparation
+from fssops.data.source import VideoSource
 from fssops.engine.settings import SettingsError
-from fssops.engine.trainer import Validate
-from fssops.evaluation.video import Masks, VideoRecords, video_iou
-from fssops.evaluation.video_results import VideoEvaluation, rows_of_records, write_submission
+from fssops.engine.trainer import Validation
+from fssops.evaluation.metrics import metrics_for
+from fssops.evaluation.metrics.metric import ClassSetting, MetricSet
+from fssops.evaluation.pictures import video_rows
+from fssops.evaluation.results import Result, VideoEvaluation, best_and_worst
+from fssops.evaluation.submissions import recorded_rows, write_submission
+from fssops.pictures import grid
 from fssops.run_lengths import encode
 from fssops.structures import ClipBatch, VideoResult
-from fssops.tasks.fixed_classes import FixedClassTask, Say, run_result, unpacked_batch
-from fssops.tasks.resumable_evaluation import all_states, to_plain
+from fssops.tasks.resumable_evaluation import count_items
+from fssops.tasks.task import Evaluation
+from fssops.tasks.universal import UniversalTask, unpack_batch
 from fssops.tasks.video_settings import VideoSettings
+from fssops.truth import VideoTruth
+
+TILE = 224
+"""Side of a frame in a picture, pixels."""
+
+COLUMNS = 5
+"""Frames of a video in a picture."""
 
 
 def encoded(masks: Tensor) -> list[dict[str, Any]]:
@@ -34,8 +45,8 @@ def encoded(masks: Tensor) -> list[dict[str, Any]]:
     return [encode(mask) for mask in masks.cpu().numpy()]
 
 
-class VideoTask(FixedClassTask):
-    """Builds what settings describe.
+class VideoTask(UniversalTask):
+    """A system that follows the objects of a data set's classes through videos.
 
     Args:
         settings: the resolved recipe.
@@ -44,9 +55,17 @@ class VideoTask(FixedClassTask):
         SettingsError: a window that is not longer than what its clips share.
     """
 
-    settings_class = VideoSettings
-    collate = staticmethod(video.ClipItem.stack)
-    batch_class = staticmethod(partial(unpacked_batch, ClipBatch))
+    settings_class = VideoSettings  # type: ignore[assignment]
+    several = "video systems"
+    one = "a video system"
+    prediction_options = frozenset({"task", "score", "video", "rate", "zip"})
+    collate = staticmethod(ClipItem.stack)  # type: ignore[assignment]
+    unpack_batch = staticmethod(partial(unpack_batch, ClipBatch))
+    items = "videos"
+    truth = "video"
+    rules = "video"
+    model_tasks = ("instance",)
+    possible_tasks = ("instance",)
 
     def __init__(self, settings: VideoSettings) -> None:
         super().__init__(settings)
@@ -57,183 +76,165 @@ class VideoTask(FixedClassTask):
 
     # -- data -------------------------------------------------------------------------------------------------
 
-    def open_source(self, root: str | None, split: str, options: dict[str, Any]) -> video.VideoSource:
-        """Open a split of the data set."""
-        return video.open_source(self.settings.data.source, root, split=split, **options)
-
-    def classes(self) -> universal.Classes:
-        """The classes: of the data set where its files are at hand, else as published.
-
-        Raises:
-            SettingsError: neither is to be had.
-        """
-        known = video.known_classes(self.settings.data.source)
-        if known is not None:
-            return known
-        try:
-            classes: universal.Classes = self.source().classes
-            return classes
-        except (OSError, ValueError) as error:
-            raise SettingsError(f"data: class names must be readable, got {error}") from None
-
-    def training_data(self) -> tuple[video.TrainingClips, list[str]]:
+    def training_data(self) -> tuple[Any, list[str]]:
         """Return the training clips and lines that describe them."""
-        data = self.settings.data
-        source = self.source()
-        chain = universal.pipeline(data.augment, short_sides=data.short_sides, longest=data.longest)
-        dataset = video.TrainingClips(source, chain, frames=data.frames, reach=data.reach)
+        data, source = self.settings.data, self.source()
+        chain = universal_chain(data.augment, short_sides=data.short_sides, longest=data.longest)
+        dataset = TrainingClips(source, chain, frames=data.frames, reach=data.reach)
         lines = [
             f"training data  {source.label}, {len(dataset)} videos, {len(source.classes)} classes, clips of "
             f"{data.frames} frames at most {data.reach} apart, augment {data.augment}"
         ]
         return dataset, lines
 
+    def check_evaluation(self) -> None:
+        """Read the first frame and the objects of the first video."""
+        source = self.source(evaluation=True)
+        source.frame(source.names[0], 0)
+        self._truth(source, 0)
+
     # -- evaluation -------------------------------------------------------------------------------------------
 
     @property
     def window(self) -> int:
         """Frames that are held at once; 0: whole videos."""
-        own = self.settings.eval.window
-        return int(self.config.window if own is None else own)
+        window = self.settings.eval.window
+        return int(self.config.window if window is None else window)
 
     def test_size(self) -> str:
         """Say at which size videos are tested, and in which clips."""
         rules = self.settings.eval
-        own = "frames' own size" if not rules.short_side else f"short side {rules.short_side} (longest {rules.longest})"
+        size = "frames' own size" if not rules.short_side else f"short side {rules.short_side} (longest {rules.longest})"
         if not self.window:
-            return f"{own}, whole videos"
-        return f"{own}, clips of {self.window} frames that share {self.config.overlap}"
+            return f"{size}, whole videos"
+        return f"{size}, clips of {self.window} frames that share {self.config.overlap}"
 
-    def evaluate(
-        self, model: nn.Module, fabric: Fabric, label: str, title: str = "evaluate", videos: int | None = None
-    ) -> tuple[VideoEvaluation, VideoRecords]:
-        """Segment and score the evaluation split; every process must call, each gets the whole result.
+    def result(self, numbers: Sequence[int], **common: Any) -> Result:
+        """The result of some videos; a split without truth has no scores."""
+        source = self.source(evaluation=True)
+        if not source.has_truth:
+            common["measured"] = {}
+        frames = sum(source.frames(source.names[number]) for number in numbers)
+        return VideoEvaluation(videos=len(numbers), frames=frames, **common)
 
-        Args:
-            model: on the device of ``fabric``.
-            fabric: launched.
-            label: what to call the model.
-            title: of the progress bar; "" shows none.
-            videos: number of videos; None: as settings say.
+    def validation(self, fabric: Fabric) -> Validation | None:
+        """Return what scores the evaluation split, or a part of it, during training.
 
-        Returns:
-            the scores, and what they were formed from.
+        Raises:
+            SettingsError: the split has no truth.
         """
-        rules, started = self.settings.eval, time.perf_counter()
-        source = self.source(evaluation=True)
-        numbers = self.chosen(rules.videos if videos is None else videos)
-        progress = self.progress(model, fabric, title, numbers=numbers, names=source.names)
-        mine = progress.mine(numbers)
-        records = VideoRecords(len(source.classes))
-        quality: dict[int, float] = {}
-        was_training = model.training
-        model.eval()
-        quiet = not title or not fabric.is_global_zero
-        with progress, ProgressBar(title, len(mine), quiet=quiet) as bar, torch.inference_mode():
-            for number in mine:
-                result = self.segment(model, fabric, source.names[number])
-                quality[number] = count_video(records, source, source.names[number], number, result)
-                progress.counted(number, lambda: to_plain({"videos": records.videos, "quality": quality}))
-                bar.advance()
-        model.train(was_training)
-        if fabric.world_size > 1 or progress.done:
-            for state in all_states({"videos": records.videos, "quality": dict(quality)}, progress, fabric):
-                records.merge([state["videos"]])
-                quality.update(state["quality"])
-        evaluated = VideoEvaluation(
-            model=label,
-            dataset=source.label,
-            videos=len(numbers),
-            of=len(source.names),
-            frames=sum(source.frames(source.names[number]) for number in numbers),
-            test_size=self.test_size(),
-            classes=source.classes.names,
-            instances=records.scores() if source.has_truth else None,
-            quality=sorted(quality.items(), key=lambda entry: (-entry[1], entry[0])),
-            seconds=round(time.perf_counter() - started, 2),
-        )
-        return evaluated, records
-
-    def segment(self, model: Any, fabric: Fabric, name: str) -> VideoResult:
-        """Segment one video; masks are run lengths."""
-        source = self.source(evaluation=True)
-        with fabric.autocast():
-            result: VideoResult = model.track(
-                self.frames_ahead(name), source.size(name), keep=encoded, window=self.window
-            )
-        return result
-
-    def frames_ahead(self, name: str) -> Iterator[Tensor]:
-        """The frames of a video as the model sees them, in order, a few of them read ahead."""
-        rules, source = self.settings.eval, self.source(evaluation=True)
-        if not rules.workers or source.frames(name) <= 8:
-            return video.seen_frames(source, name, rules.short_side, rules.longest)
-        frames = _Frames(source, name, rules.short_side, rules.longest)
-        return _checked(DataLoader(frames, batch_size=None, num_workers=rules.workers, prefetch_factor=4))
-
-    def validation(self, fabric: Fabric) -> Validate | None:
-        """Return a callback that scores the evaluation split (or a part of it) during training."""
-        if not self.settings.engine.validate_every:
-            return None
-        if not self.source(evaluation=True).has_truth:
+        if self.settings.engine.validate_every and not self.source(evaluation=True).has_truth:
             raise SettingsError(
                 f"eval.split must have truth for validation in training, got {self.source(evaluation=True).label} "
                 "without; set engine.validate_every=0"
             )
-        limit = self.settings.eval.validation_videos or self.settings.eval.videos
+        return super().validation(fabric)
 
-        def validate(model: nn.Module, step: int) -> Mapping[str, float]:
-            scores = self.evaluate(model, fabric, self.settings.name, "", limit)[0].scores()
-            return {f"val/{name.lower()}": value for name, value in scores.items()}
+    def count(self, model: Any, fabric: Fabric, numbers: Sequence[int], title: str) -> MetricSet:
+        """Segment the videos of some numbers and count them."""
+        source = self.source(evaluation=True)
+        metrics = metrics_for(["video instances"], ClassSetting(len(source.classes)))
 
-        return validate
+        def count(number: int, name: str) -> None:
+            with fabric.autocast():
+                result: VideoResult = model.track(
+                    self._frames_ahead(source, name), source.size(name), keep=encoded, window=self.window
+                )
+            metrics.add(number, result, self._truth(source, number))
 
-    def evaluate_run(
-        self, model: nn.Module, untrained: nn.Module | None, fabric: Fabric, folder: Path, say: Say
-    ) -> dict[str, Any]:
-        """Evaluate what training has made, with the untrained model beside it where there is one.
+        count_items(
+            self,
+            model,
+            fabric,
+            title=title,
+            numbers=numbers,
+            items=lambda mine: (source.names[number] for number in mine),
+            count=count,
+            metrics=metrics,
+            decisive={"numbers": list(numbers), "names": source.names},
+        )
+        return metrics
 
-        Returns:
-            what ``result.json`` shall say; ``finals`` are level lines for the curves.
-        """
-        self.take_best(model, folder)
-        label, before = self.settings.name, None
-        with preserved_random_state():
-            trained, records = self.evaluate(model, fabric, label, "evaluate")
-            if untrained is not None:
-                untrained = untrained.to(fabric.device)
-                before, _ = self.evaluate(untrained, fabric, f"{label}, untrained", "untrained model")
-        self._write(trained, records, fabric, folder)
-        return run_result(trained, before, say)
+    def _frames_ahead(self, source: VideoSource, name: str) -> Iterator[Tensor]:
+        """The frames of a video as the model sees them, in order, a few of them read ahead."""
+        frames, workers = _Frames(source, name, self.preparation()), self.settings.eval.workers
+        if not workers or len(frames) <= 8:
+            return _checked(frames[index] for index in range(len(frames)))
+        return _checked(DataLoader(frames, batch_size=None, num_workers=workers, prefetch_factor=4))
 
-    def evaluate_into(
-        self, folder: Path, model: nn.Module, fabric: Fabric, label: str
-    ) -> tuple[VideoEvaluation, list[Path]]:
-        """Evaluate a model and leave the submission and pictures in a folder; every process must call.
+    def _truth(self, source: VideoSource, number: int) -> VideoTruth:
+        name = source.names[number]
+        height, width = source.size(name)
+        # Where the data set has no numbers, results call a video by its place.
+        identifier = source.video_id(name)
+        tracks = source.tracks(name) if source.has_truth else None
+        return VideoTruth(
+            identifier if isinstance(identifier, int) else number, source.frames(name), height, width, tracks
+        )
 
-        Returns:
-            the scores, and the files written by this process.
-        """
-        result, records = self.evaluate(model, fabric, label)
-        return result, self._write(result, records, fabric, folder)
+    # -- pictures and files -----------------------------------------------------------------------------------
 
-    def _write(self, result: VideoEvaluation, records: VideoRecords, fabric: Fabric, folder: Path) -> list[Path]:
-        """Write ``submission.json`` and ``submission.zip`` in the official format, and the pictures."""
-        from fssops.tasks.video_pictures import gallery  # it builds on this file
+    def write(
+        self, evaluation: Evaluation, model: nn.Module, fabric: Fabric, folder: Path, before: nn.Module | None = None
+    ) -> list[Path]:
+        """Write the submission in the official format, and frames of the best, the worst and some other videos."""
+        result, source = evaluation.result, self.source(evaluation=True)
+        metric: Any = evaluation.metrics.metrics["video instances"]
+        ids = [category.id for category in source.classes.categories]
+        written = write_submission(folder / "submission.json", recorded_rows(metric, ids))
+        count, numbers = self.settings.eval.pictures, sorted(number for number, _ in result.quality)
+        if not count or not numbers:
+            return written
+        groups = {"grid.png": (numbers[:: max(1, len(numbers) // count)][:count], "test videos")}
+        if source.has_truth:
+            best, worst = best_and_worst(result.quality, count)
+            groups |= {"best.png": (best, "best videos"), "worst.png": (worst, "worst videos")}
+        heading = [f"{column + 1} of {COLUMNS}" for column in range(COLUMNS)]
+        for name, (shown, title) in groups.items():
+            if shown:
+                rows = [row for number in shown for row in self._rows(metric, number, dict(result.quality)[number])]
+                title = f"{result.model}: {title}, {result.setting()}"
+                grid(rows, heading, title, side=TILE).save(folder / name)
+                written.append(folder / name)
+        return written
 
-        if not fabric.is_global_zero:
-            return []
-        folder.mkdir(parents=True, exist_ok=True)
-        ids = [category.id for category in self.source(evaluation=True).classes.categories]
-        files = write_submission(folder / "submission.json", rows_of_records(records, ids))
-        return files + gallery(self, result, records, folder)
+    def _rows(self, metric: Any, number: int, quality: float) -> Any:
+        """Truth and prediction of a video, at frames evenly spread over it."""
+        source = self.source(evaluation=True)
+        name = source.names[number]
+        frames = np.linspace(0, source.frames(name) - 1, COLUMNS).round().astype(int).tolist()
+        images = {frame: np.asarray(source.frame(name, frame)) for frame in frames}
+        truth = self._truth(source, number)
+        return video_rows(name, images, metric.records[number], truth, source.classes.names, quality, side=TILE)
+
+    # -- prediction -------------------------------------------------------------------------------------------
+
+    def predictor(self, model: nn.Module, label: str, options: Any) -> Any:
+        """Return what segments videos."""
+        from fssops.tasks.video_files import animation_suffix
+        from fssops.tasks.video_prediction import VideoPrediction
+
+        if options.task and set(options.task) != {"instance"}:
+            raise SettingsError(f"--task: {self.settings.model.name} finds instances alone, got {', '.join(options.task)}")
+        return VideoPrediction(
+            self,
+            model,
+            self.classes(options.checkpoint),
+            options.out,
+            label,
+            suffix="none" if options.video == "none" else animation_suffix(options.video),
+            least_score=options.score,
+            short_side=options.size,
+            rate=options.rate,
+            zipped=options.zip,
+        )
 
 
-class _Frames(Dataset[Tensor | str]):
+class _Frames(Dataset["Tensor | str"]):
     """Frames of one video for loader processes; a failure travels as its message, so that it arrives unwrapped."""
 
-    def __init__(self, source: video.VideoSource, name: str, short_side: int, longest: int) -> None:
-        self.source, self.name, self.short_side, self.longest = source, name, short_side, longest
+    def __init__(self, source: VideoSource, name: str, preparation: UniversalPreparation) -> None:
+        self.source, self.name, self.preparation = source, name, preparation
 
     def __len__(self) -> int:
         return self.source.frames(self.name)
@@ -243,7 +244,7 @@ class _Frames(Dataset[Tensor | str]):
             image = np.asarray(self.source.frame(self.name, index))
         except (OSError, ValueError) as error:
             return str(error)
-        return universal.evaluation_item(image, self.name, self.short_side, self.longest).image
+        return self.preparation(image, self.name).image
 
 
 def _checked(frames: Iterable[Tensor | str]) -> Iterator[Tensor]:
@@ -251,32 +252,3 @@ def _checked(frames: Iterable[Tensor | str]) -> Iterator[Tensor]:
         if isinstance(frame, str):
             raise ImageFileError(frame)
         yield frame
-
-
-def video_number(source: video.VideoSource, name: str, number: int) -> int:
-    """Id of a video in results; its place in the split where the data set has no numbers."""
-    identifier = source.video_id(name)
-    return identifier if isinstance(identifier, int) else number
-
-
-def true_tracks(source: video.VideoSource, name: str) -> list[tuple[int, Masks, bool, list[float | None]]]:
-    """Class, run lengths, crowd and areas of the objects of a video."""
-    found: list[tuple[int, Masks, bool, list[float | None]]] = []
-    for track in source.tracks(name):
-        masks = [track.mask(frame, *source.size(name)) for frame in range(source.frames(name))]
-        runs = [None if mask is None else encode(mask) for mask in masks]
-        found.append((track.label, runs, track.crowd, track.areas))
-    return found
-
-
-def count_video(records: VideoRecords, source: video.VideoSource, name: str, number: int, result: VideoResult) -> float:
-    """Add one video to the records; returns how well it went: mean over objects of the best score times overlap."""
-    detections = list(zip(result.labels.tolist(), result.scores.tolist(), result.masks, strict=True))
-    truth = true_tracks(source, name) if source.has_truth else []
-    records.add(video_number(source, name, number), source.frames(name), detections, truth)
-    best = []
-    for label, masks, crowd, _ in truth:
-        if not crowd:
-            same = [(score, found) for of_class, score, found in detections if of_class == label]
-            best.append(max((score * video_iou(found, masks) for score, found in same), default=0.0))
-    return round(float(np.mean(best)), 6) if best else 0.0

@@ -15,7 +15,7 @@ from PIL import Image, ImageSequence, UnidentifiedImageError
 
 from fssops.data.images import SUFFIXES, read_image
 from fssops.engine.settings import SettingsError
-from fssops.tasks.frames import distinct_names, frames, is_video, require_decoder
+from fssops.tasks.prediction_inputs import distinct_names, is_video, pictures, require_decoder
 
 ANIMATED = frozenset({".gif", ".webp", ".apng"})
 """Picture files that may hold a video."""
@@ -62,8 +62,8 @@ class VideoInput:
                 for frame in ImageSequence.Iterator(animation):
                     yield np.asarray(frame.convert("RGB")), ""
         elif self.is_file:
-            for found in frames(self.paths, [self.name]):
-                yield found.image, found.error
+            for picture in pictures(self.paths, [self.name]):
+                yield picture.image, picture.error
         else:
             for path in self.paths:
                 try:

@@ -9,7 +9,7 @@ import pytest
 from fssops.engine.settings import SettingsError
 from fssops.recipes import DEFAULT, list_recipes
 from fssops.tasks import load_settings, task_of
-from fssops.tasks.fewshot_settings import FewShotSettings
+from fssops.tasks.few_shot_settings import FewShotSettings
 from fssops.tasks.trained_models import load_for_use
 
 FEW_SHOT = [name for name in list_recipes() if name.startswith("panet_")]

@@ -207,7 +207,7 @@ def test_interrupted_evaluation_says_how_to_go_on(tmp_path: Path, verb: Any, mon
     def interrupt(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("fssops.tasks.fewshot.FewShotTask.evaluate", interrupt)
+    monkeypatch.setattr("fssops.tasks.few_shot.FewShotTask.evaluate", interrupt)
     code, out, _ = verb("train", "--out", tmp_path / "run", *settings_arguments("schedule.steps=1"))
     assert code == 130
     assert f"Continue with: python -m fssops.train --resume {tmp_path / 'run'}" in out

@@ -8,14 +8,15 @@ from pathlib import Path
 
 import numpy as np
 
-from fssops.data.images import read_image
+from fssops.data.errors import ImageFileError
+from fssops.data.images import SUFFIXES, read_image
 from fssops.engine.settings import SettingsError
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"})
 
 
 @dataclass(frozen=True)
-class Frame:
+class Picture:
     """A picture to segment.
 
     Attributes:
@@ -30,10 +31,41 @@ class Frame:
     image: np.ndarray | None
     error: str = ""
 
+    def pixels(self) -> np.ndarray:
+        """The picture, uint8 [H, W, 3].
+
+        Raises:
+            ImageFileError: it could not be read.
+        """
+        if self.image is None:
+            raise ImageFileError(self.error)
+        return self.image
+
 
 def is_video(path: Path) -> bool:
     """Whether a file is taken for a video, by its name."""
     return path.suffix.lower() in VIDEO_SUFFIXES
+
+
+def find_pictures(queries: Sequence[str]) -> list[Path]:
+    """The files named, and the pictures in the folders named, in order, each once.
+
+    Raises:
+        FileNotFoundError: a path does not exist, or a folder holds no picture.
+    """
+    paths: dict[Path, None] = {}
+    for text in queries:
+        path = Path(text)
+        if path.is_dir():
+            inside = sorted(entry for entry in path.iterdir() if entry.suffix.lower() in SUFFIXES and entry.is_file())
+            if not inside:
+                raise FileNotFoundError(f"--query: folder {path} must hold images, got none")
+            paths.update(dict.fromkeys(inside))
+        elif path.is_file():
+            paths[path] = None
+        else:
+            raise FileNotFoundError(f"--query: {path} must be an image or a folder, got nothing there")
+    return list(paths)
 
 
 def distinct_names(wanted: Sequence[str]) -> list[str]:
@@ -66,7 +98,7 @@ def require_decoder(paths: Sequence[Path]) -> None:
         ) from None
 
 
-def frames(paths: Sequence[Path], names: Sequence[str]) -> Iterator[Frame]:
+def pictures(paths: Sequence[Path], names: Sequence[str]) -> Iterator[Picture]:
     """Read every image and every frame of every video; what cannot be read comes with its error.
 
     Args:
@@ -78,20 +110,19 @@ def frames(paths: Sequence[Path], names: Sequence[str]) -> Iterator[Frame]:
             yield from _video_frames(path, name)
             continue
         try:
-            yield Frame(name, str(path), np.asarray(read_image(path)))
+            yield Picture(name, str(path), np.asarray(read_image(path)))
         except (ValueError, OSError) as error:
-            # One unreadable photo must not cost the other thousand.
-            yield Frame(name, str(path), None, str(error))
+            yield Picture(name, str(path), None, str(error))
 
 
-def _video_frames(path: Path, name: str) -> Iterator[Frame]:
+def _video_frames(path: Path, name: str) -> Iterator[Picture]:
     import av
 
     number = 0
     try:
         with av.open(str(path)) as container:
             for frame in container.decode(video=0):
-                yield Frame(f"{name}_{number:06d}", f"{path} frame {number}", frame.to_ndarray(format="rgb24"))
+                yield Picture(f"{name}_{number:06d}", f"{path} frame {number}", frame.to_ndarray(format="rgb24"))
                 number += 1
     except (av.error.FFmpegError, OSError, IndexError) as error:
-        yield Frame(f"{name}_{number:06d}", f"{path} frame {number}", None, f"{path}: video must decode, got {error}")
+        yield Picture(f"{name}_{number:06d}", f"{path} frame {number}", None, f"{path}: video must decode, got {error}")

@@ -1,0 +1,104 @@
+"""Labelled images on a command line: ``--class``, ``--support``, ``--box`` and ``--scribble``, whose order matters."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from fssops.engine.settings import SettingsError
+
+Box = tuple[float, float, float, float]
+
+
+@dataclass
+class Support:
+    """One labelled image as it was given.
+
+    Attributes:
+        image: path.
+        way: name of its class.
+        mask: path of its mask, or None.
+        scribble: path of its scribble, or None.
+        boxes: (x0, y0, x1, y1) in its pixels.
+    """
+
+    image: str
+    way: str
+    mask: str | None = None
+    scribble: str | None = None
+    boxes: list[Box] = field(default_factory=list)
+
+    def mark(self) -> str:
+        """What marks the object: "mask", "scribble" or "boxes".
+
+        Raises:
+            SettingsError: none of them, or several.
+        """
+        given = [name for name in ("mask", "scribble", "boxes") if getattr(self, name)]
+        if len(given) != 1:
+            marks = " and ".join(given) or "none"
+            raise SettingsError(f"--support: {self.image} must have one of a mask, --box or --scribble, got {marks}")
+        return given[0]
+
+
+class SupportAction(argparse.Action):
+    """Collects the options in the order in which they come."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        """Take one option."""
+        supports: list[Support] = list(getattr(namespace, "supports", None) or [])
+        if option_string == "--class":
+            namespace.way = values
+        elif option_string == "--support":
+            if len(values) > 2:
+                parser.error(
+                    f"--support takes an image and, unless --box or --scribble follows, its mask, got {values}"
+                )
+            supports.append(Support(values[0], getattr(namespace, "way", "object"), *values[1:]))
+        elif not supports:
+            parser.error(f"{option_string} must follow the --support image that it marks")
+        elif option_string == "--box":
+            supports[-1].boxes.append(_box(parser, values))
+        else:
+            supports[-1].scribble = values
+        namespace.supports = supports
+
+
+def add_support_options(group: Any) -> None:
+    """Add the options to a group of a parser; they gather in ``supports``, None where there are none."""
+    group.add_argument("--class", action=SupportAction, metavar="NAME", help="name of the class of what follows")
+    group.add_argument(
+        "--support", action=SupportAction, nargs="+", metavar="FILE", help="a labelled image and its mask"
+    )
+    group.add_argument(
+        "--box", action=SupportAction, metavar="X0,Y0,X1,Y1", help="marks the object in the support before it"
+    )
+    group.add_argument("--scribble", action=SupportAction, metavar="FILE", help="marks the support before it")
+
+
+def set_support(predictor: Any, supports: Sequence[Support]) -> None:
+    """Give a few-shot predictor the supports of a command line.
+
+    Raises:
+        SettingsError: they are not all marked the same way.
+    """
+    marks = sorted({support.mark() for support in supports})
+    if len(marks) > 1:
+        raise SettingsError(f"--support: all supports must be marked the same way, got {' and '.join(marks)}")
+    images: dict[str, list[Any]] = {}
+    annotations: dict[str, list[Any]] = {}
+    for support in supports:
+        images.setdefault(support.way, []).append(support.image)
+        annotations.setdefault(support.way, []).append(getattr(support, marks[0]))
+    argument = {"mask": "masks", "boxes": "boxes", "scribble": "scribbles"}[marks[0]]
+    predictor.set_support(images, **{argument: annotations})
+
+
+def _box(parser: Any, text: str) -> Box:
+    try:
+        x0, y0, x1, y1 = (float(part) for part in text.split(","))
+    except ValueError:
+        parser.error(f"--box must be four numbers x0,y0,x1,y1, got {text!r}")
+    return x0, y0, x1, y1
