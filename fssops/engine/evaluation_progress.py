@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.fabric import Fabric
+from lightning_fabric import Fabric
 from torch import Tensor
 
 from fssops.engine.checkpoints import CheckpointError, CheckpointWriteError, read_checkpoint, write_checkpoint

@@ -9,10 +9,10 @@ from datetime import timedelta
 from typing import Any
 
 import torch
-from lightning.fabric import Fabric
-from lightning.fabric.plugins.precision import MixedPrecision
-from lightning.fabric.strategies.ddp import DDPStrategy
-from lightning.fabric.strategies.model_parallel import ModelParallelStrategy
+from lightning_fabric import Fabric
+from lightning_fabric.plugins.precision import MixedPrecision
+from lightning_fabric.strategies.ddp import DDPStrategy
+from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
 from torch import nn
 
 from fssops.engine.settings import EngineSettings, SettingsError
@@ -44,7 +44,7 @@ def build_fabric(settings: EngineSettings) -> Fabric:
         )
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     half_on_cpu = settings.precision == "fp16" and not on_cuda and accelerator != "mps"
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*GPU available but not used.*")

@@ -12,7 +12,7 @@ from types import MethodType
 from typing import Any
 
 import torch
-from lightning.fabric import Fabric
+from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.profiler import record_function
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from lightning.fabric import Fabric
+from lightning_fabric import Fabric
 from pydantic import Field
 from torch import nn
 
