@@ -15,7 +15,7 @@ from fssops.engine.checkpoints import read_checkpoint
 from fssops.engine.progress import ProgressBar
 from fssops.engine.random_state import preserved_random_state
 from fssops.engine.settings import SettingsError
-from fssops.engine.trainer import Validate
+from fssops.engine.trainer import Validation
 from fssops.evaluation import pictures
 from fssops.evaluation.base_classes import BaseClassResult, score_base_classes
 from fssops.evaluation.pixel_counts import count_pixels
@@ -72,17 +72,17 @@ class BaseClassTask(FoldedTask):
             f"{len(fold.train)} base classes, novel classes {novel}, {data.size[0]} x {data.size[1]} pixels"
         ]
 
-    def validation(self, fabric: Fabric) -> Validate | None:
+    def validation(self, fabric: Fabric) -> Validation | None:
         """Return a callback that scores base classes on images of the evaluation split, or None."""
         if not self.settings.engine.validate_every:
             return None
         dataset = self.dataset(training=False)
 
-        def validate(model: nn.Module, step: int) -> Mapping[str, float]:
-            limit = self.settings.eval.validation_images
+        def measure(model: nn.Module, limit: int) -> Mapping[str, float]:
             return {"val/base_miou": self._score(model, fabric, dataset, limit, "", "").miou}
 
-        return validate
+        images = self.settings.eval.validation_images
+        return Validation(lambda model, step: measure(model, images), lambda model: measure(model, 1))
 
     def evaluate(self, model: nn.Module, fabric: Fabric, label: str, title: str = "base classes") -> BaseClassResult:
         """Evaluate the base classes; every process must call, each gets the whole result."""

@@ -19,7 +19,7 @@ from fssops.engine.evaluation_progress import without
 from fssops.engine.progress import ProgressBar
 from fssops.engine.random_state import preserved_random_state
 from fssops.engine.settings import SettingsError
-from fssops.engine.trainer import Validate
+from fssops.engine.trainer import Validation
 from fssops.evaluation import episode_pictures
 from fssops.evaluation.feature_cache import FeatureCache
 from fssops.evaluation.fewshot import EvaluationCounts, count_runs, segment
@@ -167,7 +167,7 @@ class FewShotTask(FoldedTask):
             size=list(self.settings.data.size),
         )
 
-    def validation(self, fabric: Fabric) -> Validate | None:
+    def validation(self, fabric: Fabric) -> Validation | None:
         """Return a callback that scores episodes of training classes on images of the evaluation split, or None."""
         rules, data = self.settings.eval, self.settings.data
         if not rules.validation_episodes:
@@ -187,6 +187,7 @@ class FewShotTask(FoldedTask):
             fold=fold,
         )
         run = self._dataset(source, fold, episodes)
+        first = self._dataset(source, fold, replace(episodes, episodes=episodes.episodes[:1]))
         classes = {number: source.classes[number] for number in fold.train if number not in episodes.dropped}
         setting = {
             "model": self.settings.name,
@@ -206,11 +207,11 @@ class FewShotTask(FoldedTask):
         # A letterboxed image is compared on its square: its original size alone would be stretched.
         protocol = PROTOCOLS["msanet" if data.geometry == "letterbox" else "fssops"]
 
-        def validate(model: nn.Module, step: int) -> Mapping[str, float]:
+        def measure(model: nn.Module, run: fewshot.EpisodeDataset) -> Mapping[str, float]:
             result = self._score(model, fabric, [run], protocol, classes, "", **setting)
             return {"val/miou": result.mean_iou, "val/fb_iou": result.fb_iou}
 
-        return validate
+        return Validation(lambda model, step: measure(model, run), lambda model: measure(model, first))
 
     def _score(
         self,

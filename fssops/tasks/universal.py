@@ -16,7 +16,7 @@ from fssops.data import universal
 from fssops.engine.progress import ProgressBar
 from fssops.engine.random_state import preserved_random_state
 from fssops.engine.settings import SettingsError
-from fssops.engine.trainer import Validate
+from fssops.engine.trainer import Validation
 from fssops.evaluation.universal import UniversalCounts, UniversalResult, score
 from fssops.models.mask2former import Mask2Former
 from fssops.structures import ImageBatch, move_to
@@ -240,17 +240,17 @@ class UniversalTask(FixedClassTask):
                 )
         return result
 
-    def validation(self, fabric: Fabric) -> Validate | None:
+    def validation(self, fabric: Fabric) -> Validation | None:
         """Return a callback that scores the evaluation split (or a part of it) during training."""
         if not self.settings.engine.validate_every:
             return None
         limit = self.settings.eval.validation_images or self.settings.eval.images
 
-        def validate(model: nn.Module, step: int) -> Mapping[str, float]:
-            scores = self.evaluate(model, fabric, self.settings.name, "", limit).scores()
+        def measure(model: nn.Module, images: int) -> Mapping[str, float]:
+            scores = self.evaluate(model, fabric, self.settings.name, "", images).scores()
             return {f"val/{name.replace(' ', '_').lower()}": value for name, value in scores.items()}
 
-        return validate
+        return Validation(lambda model, step: measure(model, limit), lambda model: measure(model, 1))
 
     def evaluate_run(
         self, model: nn.Module, untrained: nn.Module | None, fabric: Fabric, folder: Path, say: Say

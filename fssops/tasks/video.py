@@ -19,7 +19,7 @@ from fssops.data.errors import ImageFileError
 from fssops.engine.progress import ProgressBar
 from fssops.engine.random_state import preserved_random_state
 from fssops.engine.settings import SettingsError
-from fssops.engine.trainer import Validate
+from fssops.engine.trainer import Validation
 from fssops.evaluation.video import Masks, VideoRecords, video_iou
 from fssops.evaluation.video_results import VideoEvaluation, rows_of_records, write_submission
 from fssops.run_lengths import encode
@@ -171,7 +171,7 @@ class VideoTask(FixedClassTask):
         frames = _Frames(source, name, rules.short_side, rules.longest)
         return _checked(DataLoader(frames, batch_size=None, num_workers=rules.workers, prefetch_factor=4))
 
-    def validation(self, fabric: Fabric) -> Validate | None:
+    def validation(self, fabric: Fabric) -> Validation | None:
         """Return a callback that scores the evaluation split (or a part of it) during training."""
         if not self.settings.engine.validate_every:
             return None
@@ -182,11 +182,11 @@ class VideoTask(FixedClassTask):
             )
         limit = self.settings.eval.validation_videos or self.settings.eval.videos
 
-        def validate(model: nn.Module, step: int) -> Mapping[str, float]:
-            scores = self.evaluate(model, fabric, self.settings.name, "", limit)[0].scores()
+        def measure(model: nn.Module, videos: int) -> Mapping[str, float]:
+            scores = self.evaluate(model, fabric, self.settings.name, "", videos)[0].scores()
             return {f"val/{name.lower()}": value for name, value in scores.items()}
 
-        return validate
+        return Validation(lambda model, step: measure(model, limit), lambda model: measure(model, 1))
 
     def evaluate_run(
         self, model: nn.Module, untrained: nn.Module | None, fabric: Fabric, folder: Path, say: Say

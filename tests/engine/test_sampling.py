@@ -117,6 +117,17 @@ def test_unreadable_item_is_replaced_and_reported_on_request() -> None:
     assert reports == ["skipped item 3: image3.jpg: cannot identify image file"]
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_replaced_item_is_told_of_by_the_process_that_trains(workers: int, caplog: pytest.LogCaptureFixture) -> None:
+    engine = EngineSettings(batch_size=4, workers=workers, on_unreadable="skip")
+    source = TrainingStream(ToyData(unreadable=3), ToyBatch.stack, engine)
+    names = [name for batch in islice(source, 9) for name in batch.image_names]
+    source.close()
+    assert "image3.jpg" not in names
+    told = [record.getMessage() for record in caplog.records]
+    assert told == ["training data: skipped item 3: image3.jpg: cannot identify image file"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "rule"),
     [
