@@ -6,7 +6,7 @@ import logging
 import sys
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -25,9 +25,7 @@ class ProgressBar:
         interval: seconds between lines when standard error is no terminal.
     """
 
-    def __init__(
-        self, title: str, total: int, *, done: int = 0, quiet: bool = False, interval: float = 10.0
-    ) -> None:
+    def __init__(self, title: str, total: int, *, done: int = 0, quiet: bool = False, interval: float = 10.0) -> None:
         self.title, self.total, self.done, self.interval = title, total, done, interval
         self.quiet = quiet or not logger.isEnabledFor(logging.INFO)
         self._first, self._started = done, time.monotonic()
@@ -69,7 +67,7 @@ class ProgressBar:
             return
         text = "  ".join(f"{name} {value:.4g}" for name, value in (values or {}).items())
         if self._bar is not None:
-            shown = {} if values is None else {"values": text}
+            shown: dict[str, Any] = {} if values is None else {"values": text}
             self._bar.update(self._bar.task_ids[0], completed=done, **shown)
             return
         now = time.monotonic()

@@ -268,4 +268,3 @@ def _read_owner(descriptor: int) -> dict[str, Any]:
     except json.JSONDecodeError:
         return {"pid": "unknown"}
     return owner if isinstance(owner, dict) else {"pid": "unknown"}
-

@@ -14,7 +14,6 @@ from torch.utils.data import DataLoader
 from fssops.engine.sampling import Draw, DrawnDataset, StepSampler, UnreadableItemError, mix_seed
 from fssops.engine.settings import EngineSettings
 
-
 logger = logging.getLogger(__name__)
 
 
@@ -56,12 +55,8 @@ class _Loading:
 
     def __init__(self, dataset: Any, settings: EngineSettings) -> None:
         self.messages: list[str] = []
-        self.dataset = DrawnDataset(
-            dataset,
-            settings.seed,
-            skip_unreadable=settings.on_unreadable == "skip",
-            report=self.messages.append,
-        )
+        report = self.messages.append if settings.on_unreadable == "skip" else None
+        self.dataset = DrawnDataset(dataset, settings.seed, report=report)
 
     def __len__(self) -> int:
         return len(self.dataset)

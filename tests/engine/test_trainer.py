@@ -22,7 +22,6 @@ from fssops.engine.metrics_log import read_metrics
 from fssops.engine.nonfinite import NonFiniteError, load_replay
 from fssops.engine.run_folder import RunFolder
 from fssops.engine.settings import SettingsError
-from fssops.engine.trainer import Trainer
 
 
 @pytest.fixture
