@@ -1,11 +1,13 @@
 """fssops: mask segmentation on C++/CUDA operators of its own.
 
-``import fssops`` is cheap: models, data and engine are imported when they are first asked for.
+``import fssops`` is cheap: models, data and engine are imported when they are first asked for. It prints nothing:
+messages go to the logger ``fssops``, which the verbs show.
 """
 
 from __future__ import annotations
 
 import importlib
+import logging
 from typing import TYPE_CHECKING, Any
 
 from fssops._version import VERSION as __version__
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
     from fssops.weights import LoadReport, load_weights
 
 __all__ = ["FewShotPredictor", "LoadReport", "__version__", "create_model", "list_models", "load_weights"]
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 _LAZY = {
     "create_model": "fssops.models",

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import platform
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+from fssops._version import VERSION
+from fssops.command_line import Parser, console, print_table, run_verb
 
-from fssops import __version__, _native
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PACKAGES = (
-    "torch", "numpy", "scipy", "pillow", "pycocotools", "safetensors", "lightning", "rich", "matplotlib", "tensorboard",
-    "pydantic", "packaging",
+    "torch", "numpy", "scipy", "pillow", "pycocotools", "safetensors", "lightning-fabric", "rich", "matplotlib",
+    "tensorboard", "pydantic", "packaging",
 )  # fmt: skip
 TOLERANCE = 1e-4
 """Largest relative error of a kernel against the definition, float32."""
@@ -45,7 +44,7 @@ class Check:
 
 @dataclass
 class Report:
-    """Everything the doctor found."""
+    """State of the installation."""
 
     versions: dict[str, str]
     build: dict[str, str] = field(default_factory=dict)
@@ -57,86 +56,81 @@ class Report:
     """What is wrong, each with the command that mends it."""
 
 
-def _masked_average_pooling(device: str, backend: str) -> Tensor:
-    from fssops import ops
+class _Numbers:
+    """Draws the inputs of the self-checks, the same on every device."""
 
-    generator = torch.Generator().manual_seed(0)
-    features = torch.randn(1, 256, 60, 60, generator=generator).to(device)
-    masks = (torch.rand(1, 8, 240, 240, generator=generator) > 0.5).float().to(device)
-    return ops.masked_average_pooling(features, masks, eps=1e-5, resize="bilinear", backend=backend)
+    def __init__(self, device: str) -> None:
+        import torch
 
+        self._torch, self._device = torch, device
+        self._generator = torch.Generator().manual_seed(0)
 
-def _masked_attention(device: str, backend: str) -> Tensor:
-    from fssops import ops
+    def normal(self, *shape: int) -> Tensor:
+        return self._torch.randn(*shape, generator=self._generator).to(self._device)
 
-    generator = torch.Generator().manual_seed(0)
-    query = torch.randn(1, 8, 100, 32, generator=generator).to(device)
-    key, value = (torch.randn(1, 8, 1024, 32, generator=generator).to(device) for _ in range(2))
-    closed = (torch.rand(1, 100, 1024, generator=generator) > 0.3).to(device)
-    return ops.masked_attention(query, key, value, closed, backend=backend)
+    def uniform(self, *shape: int) -> Tensor:
+        return self._torch.rand(*shape, generator=self._generator).to(self._device)
 
-
-def _ms_deform_attn(device: str, backend: str) -> Tensor:
-    from fssops import ops
-
-    generator = torch.Generator().manual_seed(0)
-    shapes = [(16, 16), (32, 32)]
-    value = torch.randn(1, 16 * 16 + 32 * 32, 8, 32, generator=generator).to(device)
-    locations = torch.rand(1, 500, 8, 2, 4, 2, generator=generator).to(device)
-    weights = torch.rand(1, 500, 8, 2, 4, generator=generator).to(device)
-    return ops.ms_deform_attn(value, shapes, locations, weights, backend=backend)
+    def mask(self, *shape: int, share: float) -> Tensor:
+        return self.uniform(*shape) < share
 
 
-def _cosine_correlation(device: str, backend: str) -> Tensor:
-    from fssops import ops
-
-    generator = torch.Generator().manual_seed(0)
-    query = torch.randn(1, 256, 30, 30, generator=generator).to(device)
-    support = torch.randn(1, 1, 256, 30, 30, generator=generator).to(device)
-    masks = (torch.rand(1, 1, 30, 30, generator=generator) > 0.8).float().to(device)
-    return ops.cosine_correlation(query, support, masks, backend=backend)
-
-
-def _point_mask_loss(device: str, backend: str) -> Tensor:
-    from fssops import ops
-
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(8, 64, 64, generator=generator).to(device)
-    targets = (torch.rand(8, 256, 256, generator=generator) > 0.5).to(device)
-    points = torch.rand(8, 2000, 2, generator=generator).to(device)
-    return torch.stack(ops.point_mask_loss(logits, targets, points, 8.0, backend=backend))
-
-
-def _cosine_similarity_to_prototypes(device: str, backend: str) -> Tensor:
-    from fssops import ops
-
-    generator = torch.Generator().manual_seed(0)
-    features = torch.randn(1, 256, 53, 53, generator=generator).to(device)
-    prototypes = torch.randn(1, 2, 256, generator=generator).to(device)
-    return ops.cosine_similarity_to_prototypes(features, prototypes, scale=20.0, backend=backend)
-
-
-OPERATORS: dict[str, Callable[[str, str], Tensor]] = {
-    "cosine_correlation": _cosine_correlation,
-    "cosine_similarity_to_prototypes": _cosine_similarity_to_prototypes,
-    "masked_attention": _masked_attention,
-    "masked_average_pooling": _masked_average_pooling,
-    "ms_deform_attn": _ms_deform_attn,
-    "point_mask_loss": _point_mask_loss,
+OPERATORS: dict[str, Callable[[_Numbers], dict[str, Any]]] = {
+    "cosine_correlation": lambda draw: {
+        "query": draw.normal(1, 256, 30, 30),
+        "support": draw.normal(1, 1, 256, 30, 30),
+        "masks": draw.mask(1, 1, 30, 30, share=0.2).float(),
+    },
+    "cosine_similarity_to_prototypes": lambda draw: {
+        "features": draw.normal(1, 256, 53, 53),
+        "prototypes": draw.normal(1, 2, 256),
+        "scale": 20.0,
+    },
+    "masked_attention": lambda draw: {
+        "query": draw.normal(1, 8, 100, 32),
+        "key": draw.normal(1, 8, 1024, 32),
+        "value": draw.normal(1, 8, 1024, 32),
+        "mask": draw.mask(1, 100, 1024, share=0.7),
+    },
+    "masked_average_pooling": lambda draw: {
+        "features": draw.normal(1, 256, 60, 60),
+        "masks": draw.mask(1, 8, 240, 240, share=0.5).float(),
+        "eps": 1e-5,
+        "resize": "bilinear",
+    },
+    "ms_deform_attn": lambda draw: {
+        "value": draw.normal(1, 16 * 16 + 32 * 32, 8, 32),
+        "spatial_shapes": [(16, 16), (32, 32)],
+        "sampling_locations": draw.uniform(1, 500, 8, 2, 4, 2),
+        "attention_weights": draw.uniform(1, 500, 8, 2, 4),
+    },
+    "point_mask_loss": lambda draw: {
+        "logits": draw.normal(8, 64, 64),
+        "targets": draw.mask(8, 256, 256, share=0.5),
+        "points": draw.uniform(8, 2000, 2),
+        "num_masks": 8.0,
+    },
 }
-"""A numeric self-check per operator: (device, backend) to a result; native and reference must agree."""
+"""Inputs of a self-check for each operator, with which native code and definition must agree."""
 
 
 def _check(operator: str, device: str) -> Check:
-    work = OPERATORS[operator]
+    import torch
+
+    from fssops import ops
+
+    def run(backend: str) -> Tensor:
+        result = getattr(ops, operator)(**inputs, backend=backend)
+        return torch.stack(result) if isinstance(result, tuple) else result
+
     try:
-        got = work(device, "native")
-        expected = work(device, "reference")
-        error = float((got.double() - expected.double()).norm() / expected.double().norm())
+        inputs = OPERATORS[operator](_Numbers(device))
+        native, expected = run("native"), run("reference")
+        error = float((native.double() - expected.double()).norm() / expected.double().norm())
         times = []
         for _ in range(5):
             start = time.perf_counter()
-            work(device, "native")
+            run("native")
             if device == "cuda":
                 torch.cuda.synchronize()
             times.append(time.perf_counter() - start)
@@ -147,7 +141,11 @@ def _check(operator: str, device: str) -> Check:
 
 def examine() -> Report:
     """Look at the installation; never raises for a broken one."""
-    versions = {"fssops": __version__, "python": platform.python_version(), "platform": platform.platform()}
+    import torch
+
+    from fssops import _native
+
+    versions = {"fssops": VERSION, "python": platform.python_version(), "platform": platform.platform()}
     for package in PACKAGES:
         try:
             versions[package] = metadata.version(package)
@@ -196,25 +194,13 @@ def examine() -> Report:
 
 
 def _print(report: Report) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console()
-    table = Table(title="Versions", show_header=False, title_justify="left")
-    for name, value in report.versions.items():
-        table.add_row(name, value)
-    console.print(table)
-    table = Table(title="Native build", show_header=False, title_justify="left")
-    table.add_row("library", report.library or "none")
-    table.add_row("instruction set in use", report.instruction_set or "none")
+    print_table(list(report.versions.items()), title="Versions")
+    build = {"library": report.library, "instruction set in use": report.instruction_set}
     for name, value in report.build.items():
-        table.add_row("torch compiled against" if name == "torch" else name.replace("_", " "), value or "none")
-    console.print(table)
-    table = Table(title="Operators", title_justify="left")
-    for column in ("operator", "device", "runs", "error", "ms", "why not"):
-        table.add_column(column)
-    for check in report.checks:
-        table.add_row(
+        build["torch compiled against" if name == "torch" else name.replace("_", " ")] = value
+    print_table([(name, value or "none") for name, value in build.items()], title="Native build")
+    rows = [
+        (
             check.operator,
             check.device,
             "yes" if check.runs else "no",
@@ -222,28 +208,30 @@ def _print(report: Report) -> None:
             "" if check.milliseconds is None else f"{check.milliseconds:.2f}",
             check.reason,
         )
-    console.print(table)
+        for check in report.checks
+    ]
+    print_table(rows, ("operator", "device", "runs", "error", "ms", "why not"), title="Operators")
+    output = console()
     if report.problems:
-        console.print("[bold red]Something is wrong:[/bold red]")
+        output.print("Something is wrong:", style="bold red")
         for problem in report.problems:
-            console.print(f"  - {problem}", markup=False, soft_wrap=True)
+            output.print(f"  - {problem}", soft_wrap=True)
     else:
-        console.print("[bold green]All is well.[/bold green]")
+        output.print("All is well.", style="bold green")
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run the doctor; 1 when something is wrong."""
-    parser = argparse.ArgumentParser(prog="python -m fssops.doctor", description=__doc__)
+    parser = Parser("doctor", "Say what was built, what runs here, whether it computes right, and what mends it.")
     parser.add_argument("--json", action="store_true", help="print the report as JSON instead of tables")
     options = parser.parse_args(arguments)
     report = examine()
     if options.json or report.versions["rich"] == "missing":  # the tables are rich's
-        data: dict[str, Any] = asdict(report)
-        print(json.dumps(data, indent=1))
+        print(json.dumps(asdict(report), indent=1))
     else:
         _print(report)
     return 1 if report.problems else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_verb("doctor", main)

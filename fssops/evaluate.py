@@ -15,7 +15,7 @@ from fssops.engine.settings import SettingsError
 from fssops.protocols import PROTOCOLS
 
 if TYPE_CHECKING:
-    from lightning.fabric import Fabric
+    from lightning_fabric import Fabric
 
     from fssops.tasks.trained_models import TrainedModel
 

@@ -89,7 +89,7 @@ def write_checkpoint(path: Path, state: dict[str, Any], *, spare: bool = True) -
             file.flush()
             os.fsync(file.fileno())
         if spare:
-            _keep_previous(path)
+            _link_previous(path)
         os.replace(temporary, path)
         sync_folder(path.parent)
     except OSError as error:
@@ -202,8 +202,8 @@ def newest_good_checkpoint(folder: Path) -> tuple[Path, dict[str, Any], list[str
             return path, read_checkpoint(path), problems
         except CheckpointError as error:
             problems.append(str(error))
-    found = "; ".join(problems) if problems else "no checkpoint file"
-    raise CheckpointError(f"checkpoint: {folder} must hold a checkpoint, got {found}")
+    reasons = "; ".join(problems) or "no checkpoint file"
+    raise CheckpointError(f"checkpoint: {folder} must hold a checkpoint, got {reasons}")
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -230,9 +230,7 @@ def write_text_atomically(path: Path, text: str) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames in a folder durable, where the system has that notion."""
-    if os.name != "posix":
-        return
+    """Make renames in a folder durable."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -273,7 +271,7 @@ def _digest(file: BinaryIO, size: int, plain: bool = False) -> str:
     return digest.hexdigest()
 
 
-def _keep_previous(path: Path) -> None:
+def _link_previous(path: Path) -> None:
     if not path.exists():
         return
     spare = path.with_name(f".{path.name}.{os.getpid()}.link.tmp")

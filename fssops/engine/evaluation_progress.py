@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.fabric import Fabric
+from lightning_fabric import Fabric
 from torch import Tensor
 
 from fssops.engine.checkpoints import CheckpointError, CheckpointWriteError, read_checkpoint, write_checkpoint
+
+logger = logging.getLogger(__name__)
 
 FOLDER = "progress"
 """Where the files lie, within the folder of the results."""
@@ -25,9 +27,9 @@ class EvaluationProgress:
     """Shares items among processes, and keeps on disk what was counted of them.
 
     Every process writes ``<name>-<fingerprint>-<generation>-<rank>.pt``: the items it has finished and the states that
-    hold their counts. A later start reads the newest generation; its first process writes all that was found as a file
-    of the next generation before anyone goes on. So nothing is counted twice, whenever the job is killed. The files
-    stay until :func:`discard_progress`: of several evaluations the finished ones need not be made again.
+    hold their counts. A later start reads the newest generation; its first process writes all of it as a file of the
+    next generation before anyone goes on. So nothing is counted twice, whenever the job is killed. The files stay until
+    :func:`discard_progress`: of several evaluations the finished ones need not be made again.
 
     Args:
         folder: of the results; None keeps nothing.
@@ -46,44 +48,42 @@ class EvaluationProgress:
     ) -> None:
         self.fabric, self.every, self.name = fabric, every, name.replace(" ", "-").replace("/", "-")
         self.folder = None if folder is None else folder / FOLDER
-        self._kept: list[dict[str, Any]] = []
-        self._carried: list[Tensor] = []
         self.done: frozenset[int] = frozenset()
-        self._generation = 1
-        self._own: list[int] = []
+        self._earlier: list[dict[str, Any]] = []
+        """States of earlier starts with their carried counts."""
+        self._earlier_items: list[int] = []
+        self._carried: list[Tensor] = []
+        self._items: list[int] = []
         self._state: Callable[[], Any] | None = None
-        self._earlier: list[int] = []
+        self._generation = 1
         self._due = time.monotonic() + every
         if self.folder is None:
             return
         text = json.dumps(decisive, sort_keys=True, default=str)
         self._stem = f"{self.name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
-        found: tuple[int, list[int]] = (0, [])
-        if fabric.is_global_zero:
-            found = self._read(self.folder)
+        generation, items = self._read(self.folder) if fabric.is_global_zero else (0, [])
         if fabric.world_size > 1:
-            found = fabric.broadcast(found)
-        generation, self._earlier = found
-        self.done, self._generation = frozenset(self._earlier), generation + 1
+            generation, items = fabric.broadcast((generation, items))
+        self.done, self._generation = frozenset(items), generation + 1
+        if fabric.is_global_zero:
+            self._earlier_items = items
         if self.done:
             if fabric.is_global_zero:
                 self._try_to_write()
-                print(f"{name}: {len(self.done)} counted before an interruption; going on", file=sys.stderr)
+                logger.warning("%s: %d counted before an interruption; going on", name, len(self.done))
             fabric.barrier()
-        if not fabric.is_global_zero:
-            self._earlier = []
 
     @property
     def states(self) -> list[Any]:
         """See the class."""
-        return [kept["state"] for kept in self._kept]
+        return [entry["state"] for entry in self._earlier]
 
     def carry(self, counts: Sequence[Tensor]) -> None:
         """Keep further counts, which are added to in place: those of an earlier start are added to them now."""
         self._carried = list(counts)
-        for kept in self._kept:
-            for own, earlier in zip(self._carried, kept["carried"], strict=True):
-                own += earlier.to(own.device)
+        for entry in self._earlier:
+            for count, earlier in zip(self._carried, entry["carried"], strict=True):
+                count += earlier.to(count.device)
 
     def mine(self, items: Iterable[int]) -> list[int]:
         """This process's share of the items that are left: every one belongs to exactly one process."""
@@ -97,7 +97,7 @@ class EvaluationProgress:
         """
         if self.folder is None:
             return
-        self._own.append(item)
+        self._items.append(item)
         self._state = state
         now = time.monotonic()
         if now >= self._due:
@@ -108,53 +108,58 @@ class EvaluationProgress:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.folder is not None and self._own:
+        if self.folder is not None and self._items:
             self._try_to_write()
 
     def _read(self, folder: Path) -> tuple[int, list[int]]:
+        """The newest generation and the items finished in it, whose states are taken over."""
+        files = self._files(folder)
+        newest = max(files, default=0)
+        items: list[int] = []
+        for path in sorted(files.get(newest, [])):
+            try:
+                progress = read_checkpoint(path)
+            except CheckpointError:
+                continue  # its items are counted again
+            items += progress["done"]
+            self._earlier += progress["states"]
+        return newest, items
+
+    def _files(self, folder: Path) -> dict[int, list[Path]]:
+        """The files of this evaluation by their generation."""
         files: dict[int, list[Path]] = {}
         for path in folder.glob(f"{self._stem}-*-*.pt"):
             generation = path.stem.split("-")[-2]
             if generation.isdigit():
                 files.setdefault(int(generation), []).append(path)
-        done: list[int] = []
-        for path in sorted(files.get(max(files, default=0), [])):
-            try:
-                kept = read_checkpoint(path)
-            except CheckpointError:
-                continue  # its items are counted again
-            done += kept["done"]
-            self._kept += kept["states"]
-        return max(files, default=0), done
+        return files
 
     def _try_to_write(self) -> None:
         """Write; an evaluation does not end because its progress cannot be kept."""
         try:
             self._write()
         except CheckpointWriteError as error:
-            print(f"{self.name}: progress is no longer kept: {error}", file=sys.stderr)
+            logger.warning("%s: progress is no longer kept: %s", self.name, error)
             self.folder = None
 
     def _write(self) -> None:
         assert self.folder is not None
         path = self.folder / f"{self._stem}-{self._generation}-{self.fabric.global_rank}.pt"
-        states = list(self._kept)
+        states = list(self._earlier)
         if self._state is not None:
-            earlier = [kept["carried"] for kept in self._kept]
-            carried = [own.cpu() - sum(parts) for own, *parts in zip(self._carried, *earlier, strict=True)]
+            earlier = [entry["carried"] for entry in self._earlier]
+            carried = [count.cpu() - sum(parts) for count, *parts in zip(self._carried, *earlier, strict=True)]
             states.append({"state": self._state(), "carried": carried})
-        write_checkpoint(
-            path, {"kind": "progress", "done": [*self._earlier, *self._own], "states": states}, spare=False
-        )
+        content = {"kind": "progress", "done": [*self._earlier_items, *self._items], "states": states}
+        write_checkpoint(path, content, spare=False)
         if self.fabric.is_global_zero:
-            for old in self.folder.glob(f"{self._stem}-*-*.pt"):
-                generation = old.stem.split("-")[-2]
-                if generation.isdigit() and int(generation) < self._generation:
+            for generation, paths in self._files(self.folder).items():
+                for old in paths if generation < self._generation else []:
                     old.unlink(missing_ok=True)
 
 
 def discard_progress(folder: Path, fabric: Fabric) -> None:
-    """Remove what was kept, when the results are written; every process must call."""
+    """Remove the progress of a folder, when its results are written; every process must call."""
     if fabric.world_size > 1:
         fabric.barrier()
     if fabric.is_global_zero:

@@ -9,10 +9,10 @@ from datetime import timedelta
 from typing import Any
 
 import torch
-from lightning.fabric import Fabric
-from lightning.fabric.plugins.precision import MixedPrecision
-from lightning.fabric.strategies.ddp import DDPStrategy
-from lightning.fabric.strategies.model_parallel import ModelParallelStrategy
+from lightning_fabric import Fabric
+from lightning_fabric.plugins.precision import MixedPrecision
+from lightning_fabric.strategies.ddp import DDPStrategy
+from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
 from torch import nn
 
 from fssops.engine.settings import EngineSettings, SettingsError
@@ -38,13 +38,10 @@ def build_fabric(settings: EngineSettings) -> Fabric:
         raise SettingsError("engine.precision: must be 32 or bf16 with strategy fsdp, got fp16")
     devices, nodes = settings.devices, settings.nodes
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        devices, nodes = (
-            int(os.environ["LOCAL_WORLD_SIZE"]),
-            int(os.environ.get("GROUP_WORLD_SIZE", "1")),
-        )
+        devices, nodes = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ.get("GROUP_WORLD_SIZE", "1"))
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     half_on_cpu = settings.precision == "fp16" and not on_cuda and accelerator != "mps"
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*GPU available but not used.*")
@@ -85,12 +82,6 @@ def shard_whole(module: nn.Module, mesh: Any) -> nn.Module:
     fully_shard(module, mesh=mesh["data_parallel"])
     register_fsdp_forward_method(module, "losses")
     return module
-
-
-def process_label() -> str:
-    """``" [process 1 of 4]"`` where several processes work together, else nothing."""
-    total = os.environ.get("WORLD_SIZE", "1")
-    return f" [process {os.environ.get('RANK', '0')} of {total}]" if total not in ("", "1") else ""
 
 
 def explain_lost_peer(error: BaseException) -> str | None:

@@ -23,8 +23,8 @@ class MetricsLog:
     def __init__(self, path: Path, tensorboard: Path | None = None, start_step: int = 0) -> None:
         self.path = path
         if path.exists():
-            kept = [record for record in read_metrics(path) if record["step"] <= start_step] if start_step else []
-            write_text_atomically(path, "".join(json.dumps(record) + "\n" for record in kept))
+            earlier = [record for record in read_metrics(path) if record["step"] <= start_step] if start_step else []
+            write_text_atomically(path, "".join(json.dumps(record) + "\n" for record in earlier))
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115  closed by close()
         self._writer: Any = None
         if tensorboard is not None:

@@ -43,8 +43,8 @@ def checked_losses(module: Any, model: nn.Module, batch: Any) -> tuple[dict[str,
     try:
         losses: dict[str, Tensor] = module.losses(batch)
     except (RuntimeError, ValueError) as error:
-        found = first_nonfinite_module(model, batch)
-        if found is None or found.startswith("an error"):
+        module_name = first_nonfinite_module(model, batch)
+        if module_name is None or module_name.startswith("an error"):
             raise
         return {}, f"loss refused ({error})"
     return losses, first_nonfinite_loss(losses)
@@ -64,15 +64,15 @@ def first_nonfinite_module(model: nn.Module, batch: Any) -> str | None:
     The name is followed by what went bad first: a tensor of the batch, a parameter or buffer of the model, or the
     output itself, with its shape and the number of bad values. Buffers of normalisation layers are put back afterwards.
     """
-    found: list[str] = []
+    first: list[str] = []
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
 
     def hook(name: str) -> Any:
         def check(_: nn.Module, __: Any, output: Any) -> None:
-            if not found:
+            if not first:
                 bad = next((text for tensor in _tensors(output) if (text := _badness(tensor))), None)
                 if bad is not None:
-                    found.append(f"{name} ({given or f'its output, {bad}'})")
+                    first.append(f"{name} ({given or f'its output, {bad}'})")
 
         return check
 
@@ -83,15 +83,15 @@ def first_nonfinite_module(model: nn.Module, batch: Any) -> str | None:
             model.losses(batch)  # type: ignore[operator]
     except (RuntimeError, ValueError) as error:
         # A system may itself refuse non-finite numbers further on; the module is what is asked for.
-        if not found:
-            found.append(f"an error: {error}")
+        if not first:
+            first.append(f"an error: {error}")
     finally:
         for handle in handles:
             handle.remove()
         with torch.no_grad():
             for name, buffer in model.named_buffers():
                 buffer.copy_(buffers[name])
-    return found[0] if found else None
+    return first[0] if first else None
 
 
 def _first_bad_given(model: nn.Module, batch: Any) -> str | None:
@@ -139,25 +139,11 @@ def describe(bad: str, step: int, batch: Any, module: str | None) -> str:
 
 
 def save_replay(
-    path: Path,
-    batch: Any,
-    step: int,
-    weights: Mapping[str, Tensor],
-    random_state: dict[str, Any],
-    settings: str,
+    path: Path, batch: Any, step: int, weights: Mapping[str, Tensor], random_state: dict[str, Any], settings: str
 ) -> None:
     """Save what is needed to run the bad step again: batch, weights, random states, settings (JSON)."""
-    write_checkpoint(
-        path,
-        {
-            "kind": "replay",
-            "step": step,
-            "batch": pack(batch),
-            "model": dict(weights),
-            "random": random_state,
-            "settings": settings,
-        },
-    )
+    state = {"kind": "replay", "step": step, "batch": pack(batch), "model": dict(weights)}
+    write_checkpoint(path, {**state, "random": random_state, "settings": settings})
 
 
 def load_replay(path: Path, batch_class: type[Any]) -> tuple[Any, dict[str, Any]]:

@@ -59,28 +59,20 @@ def parameter_groups(model: nn.Module, settings: OptimSettings) -> list[dict[str
             lr, decay = settings.lr, _weight_decay(module, leaf, settings)
             if "backbone" in name.split("."):
                 lr *= settings.backbone_lr_scale
-            for group in settings.groups:
-                if _matches(name, group.match):
-                    used.add(group.match)
-                    lr *= group.lr_scale
-                    decay = decay if group.weight_decay is None else group.weight_decay
-            entry = grouped.setdefault(
-                (lr, decay),
-                {
-                    "params": [],
-                    "names": [],
-                    "lr": lr,
-                    "base_lr": lr,
-                    "weight_decay": decay,
-                },
-            )
+            for rule in settings.groups:
+                if _matches(name, rule.match):
+                    used.add(rule.match)
+                    lr *= rule.lr_scale
+                    decay = decay if rule.weight_decay is None else rule.weight_decay
+            group = {"params": [], "names": [], "lr": lr, "base_lr": lr, "weight_decay": decay}
+            entry = grouped.setdefault((lr, decay), group)
             entry["params"].append(parameter)
             entry["names"].append(name)
     if not grouped:
         raise SettingsError("optim: the model must have a parameter to train, got none (see optim.frozen)")
-    for group in settings.groups:
-        if group.match not in used:
-            raise SettingsError(f"optim.groups: {group.match!r} must match a trained parameter, got none")
+    for rule in settings.groups:
+        if rule.match not in used:
+            raise SettingsError(f"optim.groups: {rule.match!r} must match a trained parameter, got none")
     return list(grouped.values())
 
 
@@ -97,13 +89,8 @@ def build_optimizer(model: nn.Module, settings: OptimSettings, *, fused: bool = 
     for group in groups:
         del group["names"]
     if settings.name == "sgd":
-        return torch.optim.SGD(
-            groups,
-            lr=settings.lr,
-            momentum=settings.momentum,
-            nesterov=settings.nesterov,
-            fused=fused,
-        )
+        momentum, nesterov = settings.momentum, settings.nesterov
+        return torch.optim.SGD(groups, lr=settings.lr, momentum=momentum, nesterov=nesterov, fused=fused)
     kind = torch.optim.AdamW if settings.name == "adamw" else torch.optim.Adam
     return kind(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=fused)
 
@@ -113,7 +100,7 @@ def _weight_decay(module: nn.Module, leaf: str, settings: OptimSettings) -> floa
     if isinstance(module, nn.Embedding) or leaf in _POSITION_NAMES:
         special = settings.weight_decay_embedding
     elif isinstance(module, _NORMS) or (
-        # Own normalisation layers go by their name; a convolution that carries one is none itself.
+        # Normalisation layers of the package go by their name; a convolution that carries one is none itself.
         "norm" in type(module).__name__.lower() and not isinstance(module, nn.modules.conv._ConvNd)
     ):
         special = settings.weight_decay_norm

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+logger = logging.getLogger(__name__)
 
 
 class ProgressBar:
-    """Shows how far a task is, on standard error.
+    """Shows how far a task is, on standard error, where the package's messages are shown (as the verbs do).
 
     Args:
         title: a word or two in front.
@@ -29,46 +25,35 @@ class ProgressBar:
         interval: seconds between lines when standard error is no terminal.
     """
 
-    def __init__(
-        self,
-        title: str,
-        total: int,
-        *,
-        done: int = 0,
-        quiet: bool = False,
-        interval: float = 10.0,
-    ) -> None:
-        self.title, self.total, self.done, self.quiet, self.interval = (
-            title,
-            total,
-            done,
-            quiet,
-            interval,
-        )
-        self._first, self._started, self._printed = (
-            done,
-            time.monotonic(),
-            time.monotonic(),
-        )
-        self._console = Console(file=sys.stderr)
+    def __init__(self, title: str, total: int, *, done: int = 0, quiet: bool = False, interval: float = 10.0) -> None:
+        self.title, self.total, self.done, self.interval = title, total, done, interval
+        self.quiet = quiet or not logger.isEnabledFor(logging.INFO)
+        self._first, self._started = done, time.monotonic()
+        self._printed = self._started
         self._bar: Progress | None = None
-        self._task: TaskID | None = None
 
     def __enter__(self) -> ProgressBar:
-        if not self.quiet and self._console.is_terminal:
-            self._bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=None),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-                TextColumn("ETA"),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[values]}"),
-                console=self._console,
+        if self.quiet:
+            return self
+        from rich.console import Console
+
+        terminal = Console(file=sys.stderr)
+        if terminal.is_terminal:
+            from rich import progress
+
+            self._bar = progress.Progress(
+                progress.TextColumn("{task.description}"),
+                progress.BarColumn(bar_width=None),
+                progress.MofNCompleteColumn(),
+                progress.TimeElapsedColumn(),
+                progress.TextColumn("ETA"),
+                progress.TimeRemainingColumn(),
+                progress.TextColumn("{task.fields[values]}"),
+                console=terminal,
                 expand=True,
             )
             self._bar.start()
-            self._task = self._bar.add_task(self.title, total=self.total, completed=self.done, values="")
+            self._bar.add_task(self.title, total=self.total, completed=self.done, values="")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -81,20 +66,15 @@ class ProgressBar:
         if self.quiet:
             return
         text = "  ".join(f"{name} {value:.4g}" for name, value in (values or {}).items())
-        if self._bar is not None and self._task is not None:
-            if values is None:
-                self._bar.update(self._task, completed=done)
-            else:
-                self._bar.update(self._task, completed=done, values=text)
+        if self._bar is not None:
+            shown: dict[str, Any] = {} if values is None else {"values": text}
+            self._bar.update(self._bar.task_ids[0], completed=done, **shown)
             return
         now = time.monotonic()
         if now - self._printed >= self.interval or done >= self.total:
             self._printed = now
-            print(
-                f"{self.title} {done}/{self.total}  {self._eta(now)}  {text}".rstrip(),
-                file=sys.stderr,
-                flush=True,
-            )
+            line = f"{self.title} {done}/{self.total}  {self._eta(now)}  {text}"
+            print(line.rstrip(), file=sys.stderr, flush=True)
 
     def advance(self, count: int = 1) -> None:
         """Count further finished units."""

@@ -23,11 +23,7 @@ def capture_random_state() -> dict[str, Any]:
     version, words, gauss = random.getstate()
     _, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # noqa: NPY002
     return {
-        "python": {
-            "version": version,
-            "words": torch.tensor(words, dtype=torch.int64),
-            "gauss": gauss,
-        },
+        "python": {"version": version, "words": torch.tensor(words, dtype=torch.int64), "gauss": gauss},
         "numpy": {
             "keys": torch.from_numpy(np.asarray(keys).astype(np.int64)),
             "position": int(position),
@@ -43,14 +39,9 @@ def restore_random_state(state: dict[str, Any]) -> None:
     """Restore what :func:`capture_random_state` returned; CUDA states of absent devices are left out."""
     python, numpy = state["python"], state["numpy"]
     random.setstate((python["version"], tuple(python["words"].tolist()), python["gauss"]))
+    keys = numpy["keys"].numpy().astype(np.uint32)
     np.random.set_state(  # noqa: NPY002
-        (
-            "MT19937",
-            numpy["keys"].numpy().astype(np.uint32),
-            numpy["position"],
-            numpy["has_gauss"],
-            numpy["cached"],
-        )
+        ("MT19937", keys, numpy["position"], numpy["has_gauss"], numpy["cached"])
     )
     torch.set_rng_state(state["torch"].cpu())
     if torch.cuda.is_available():

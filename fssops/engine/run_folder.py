@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import logging
 import os
 import platform
 import re
 import shutil
 import socket
-import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any, ClassVar
 
+from lightning_fabric import Fabric
+
+from fssops._version import VERSION
 from fssops.engine.checkpoints import remove_leftovers, write_text_atomically
+from fssops.engine.launch import run_on_first
 from fssops.engine.toml_text import to_toml
 
-if sys.platform != "win32":
-    import fcntl
+logger = logging.getLogger(__name__)
 
 
 class RunFolderError(RuntimeError):
@@ -59,6 +64,23 @@ class RunFolder:
         """The resolved settings as JSON; ``settings.toml`` beside it holds the same as a recipe."""
         return self.path / "settings.json"
 
+    @contextmanager
+    def locked(self) -> Iterator[RunFolder]:
+        """Create the folder and hold it for this process; if no step is made in it, it is removed afterwards.
+
+        Raises:
+            RunFolderError: it cannot be written, or another run works in it.
+        """
+        self.create()
+        self.lock()
+        if self.took_over:
+            logger.warning("note: %s", self.took_over)
+        try:
+            yield self
+        finally:
+            self.unlock()
+            self.remove_if_nothing_happened()
+
     def create(self) -> None:
         """Create the folder and see that it can be written.
 
@@ -92,12 +114,15 @@ class RunFolder:
                 f"run folder: {self.path} must be a writable folder, got {error.strerror or error}"
             ) from None
         earlier = _read_owner(descriptor)
-        if not _try_lock(descriptor, earlier):
+        try:
+            # A record lock, not flock: loader processes forked later must not keep it after a killed trainer.
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
             os.close(descriptor)
             raise RunFolderError(
                 f"run folder: {self.path} must be free, got a run in it: process {earlier.get('pid', '?')} on "
                 f"{earlier.get('host', '?')} since {earlier.get('since', '?')}"
-            )
+            ) from None
         if earlier:
             self.took_over = (
                 f"the run of process {earlier.get('pid', '?')} on {earlier.get('host', '?')} has ended without "
@@ -159,6 +184,21 @@ class RunFolder:
         return tables
 
 
+@contextmanager
+def locked_run(fabric: Fabric, choose: Callable[[], Path]) -> Iterator[RunFolder]:
+    """The run folder that the first process chooses, creates and holds; every process must enter.
+
+    Args:
+        fabric: launched.
+        choose: gives the folder; called on the first process only, and what it raises is raised on all.
+
+    Raises:
+        RunFolderError: as of :meth:`RunFolder.locked`; on the other processes a RuntimeError with its message.
+    """
+    with ExitStack() as held:
+        yield RunFolder(run_on_first(fabric, lambda: held.enter_context(RunFolder(choose()).locked()).path))
+
+
 def missing_folders(path: Path) -> list[Path]:
     """The folder and those above it that are not there yet, innermost first."""
     return [folder for folder in (path, *path.parents) if not folder.exists()]
@@ -183,17 +223,13 @@ def _is_preparation(path: Path) -> bool:
 
 def versions() -> dict[str, str]:
     """Return the versions that decide what a run computes."""
-    found = {"python": platform.python_version(), "platform": platform.platform()}
-    for package in ("fssops", "torch", "numpy", "pillow", "lightning", "pydantic"):
+    result = {"python": platform.python_version(), "platform": platform.platform(), "fssops": VERSION}
+    for package in ("torch", "numpy", "pillow", "lightning-fabric", "pydantic"):
         try:
-            found[package] = metadata.version(package)
+            result[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    if found["fssops"] == "not installed":
-        import fssops  # run from a source folder
-
-        found["fssops"] = fssops.__version__
-    return found
+            result[package] = "not installed"
+    return result
 
 
 def new_run_path(root: Path, name: str) -> Path:
@@ -217,9 +253,9 @@ def latest_run(root: Path, name: str) -> Path:
         # What follows the name must be a time: the recipe r is not the recipe r-large.
         if re.fullmatch(r"\d{8}-\d{6}(-\d+)?", folder.name[len(name) + 1 :]):
             # Those one level deeper are of a first stage.
-            found = [*folder.glob("checkpoints/*.pt"), *folder.glob("*/checkpoints/*.pt")]
-            if found:
-                newest[folder] = max(path.stat().st_mtime_ns for path in found)
+            checkpoints = [*folder.glob("checkpoints/*.pt"), *folder.glob("*/checkpoints/*.pt")]
+            if checkpoints:
+                newest[folder] = max(path.stat().st_mtime_ns for path in checkpoints)
     if not newest:
         raise RunFolderError(f"--resume: {root} must hold a run of {name} with a checkpoint, got none")
     return max(newest, key=lambda folder: newest[folder])
@@ -232,24 +268,3 @@ def _read_owner(descriptor: int) -> dict[str, Any]:
     except json.JSONDecodeError:
         return {"pid": "unknown"}
     return owner if isinstance(owner, dict) else {"pid": "unknown"}
-
-
-def _try_lock(descriptor: int, earlier: Mapping[str, Any]) -> bool:
-    if sys.platform == "win32":
-        return not earlier or not _is_alive(earlier)
-    try:
-        # A record lock, not flock: loader processes forked later must not keep it after a killed trainer.
-        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
-
-
-def _is_alive(owner: Mapping[str, Any]) -> bool:
-    if owner.get("host") != socket.gethostname() or not isinstance(owner.get("pid"), int):
-        return True
-    try:
-        os.kill(owner["pid"], 0)
-    except OSError:
-        return False
-    return True

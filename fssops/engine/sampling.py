@@ -55,17 +55,15 @@ def mix_seed(seed: int, number: int) -> int:
 class StepSampler(Sampler[list[Draw]]):
     """Endless micro-batches of :class:`Draw`, for one process, from a given step on.
 
-    The stream concatenates one random permutation of the data set after another (or the plain order). Step ``t``
-    owns positions ``[t * B, (t + 1) * B)``, cut into ``accumulate`` micro-batches; within one, process ``r`` of
-    ``R`` takes every R-th position starting at the r-th. So processes never overlap, leave no gap, and together
-    see what one process would.
+    The stream concatenates one random permutation of the data set after another. Step ``t`` takes positions
+    ``[t * B, (t + 1) * B)``, cut into ``accumulate`` micro-batches; within one, process ``r`` of ``R`` takes every R-th
+    position starting at the r-th. So processes never overlap, leave no gap, and together see what one process would.
 
     Args:
         length: number of items in the data set, at least 1.
         batch_size: B, items of a step over all processes; a multiple of ``world_size * accumulate``.
         seed: of the permutations.
         start_step: first step to yield.
-        shuffle: False keeps the order of the data set in each pass.
     """
 
     def __init__(
@@ -78,7 +76,6 @@ class StepSampler(Sampler[list[Draw]]):
         rank: int = 0,
         world_size: int = 1,
         accumulate: int = 1,
-        shuffle: bool = True,
     ) -> None:
         if length < 1:
             raise ValueError(f"StepSampler: length must be at least 1, got {length}")
@@ -89,25 +86,13 @@ class StepSampler(Sampler[list[Draw]]):
             )
         if not 0 <= rank < world_size:
             raise ValueError(f"StepSampler: rank must lie in [0, {world_size}), got {rank}")
-        self.length, self.batch_size, self.seed, self.start_step = (
-            length,
-            batch_size,
-            seed,
-            start_step,
-        )
-        self.rank, self.world_size, self.accumulate, self.shuffle = (
-            rank,
-            world_size,
-            accumulate,
-            shuffle,
-        )
+        self.length, self.batch_size, self.seed, self.start_step = length, batch_size, seed, start_step
+        self.rank, self.world_size, self.accumulate = rank, world_size, accumulate
         self._epoch, self._order = -1, torch.empty(0, dtype=torch.int64)
 
     def draw_at(self, position: int) -> Draw:
         """Return the item at a position of the stream."""
         epoch, place = divmod(position, self.length)
-        if not self.shuffle:
-            return Draw(place, position)
         if epoch != self._epoch:
             self._epoch, self._order = epoch, permutation(self.length, self.seed, epoch)
         return Draw(int(self._order[place]), position)
@@ -127,39 +112,25 @@ class DrawnDataset(Dataset[Any]):
         dataset: map-style; a :class:`SeededDataset` gets a generator seeded by (seed, position), any other data set
             must return the same item for the same index.
         seed: of the items' randomness.
-        skip_unreadable: replace an item that raises ``OSError`` or ``ValueError`` by the next one that does not, at
-            most 10 on; otherwise raise :class:`UnreadableItemError`.
-        report: called with one line for each replaced item, in the process that loads.
+        report: called with one line for each item that raises ``OSError`` or ``ValueError``, which is replaced by the
+            next one that does not, at most 10 on; None: raise :class:`UnreadableItemError`.
     """
 
-    def __init__(
-        self,
-        dataset: Any,
-        seed: int,
-        *,
-        skip_unreadable: bool = False,
-        report: Callable[[str], None] | None = None,
-    ) -> None:
-        self.dataset, self.seed, self.skip_unreadable, self.report = (
-            dataset,
-            seed,
-            skip_unreadable,
-            report,
-        )
+    def __init__(self, dataset: Any, seed: int, *, report: Callable[[str], None] | None = None) -> None:
+        self.dataset, self.seed, self.report = dataset, seed, report
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, draw: Draw) -> Any:
-        tries = 10 if self.skip_unreadable else 1
         cause: Exception | None = None
-        for offset in range(tries):
+        for offset in range(1 if self.report is None else 10):
             index = (draw.item + offset) % len(self.dataset)
             try:
                 return self._item(index, draw.position)
             except (OSError, ValueError) as error:
                 cause = error
-                if self.skip_unreadable and self.report is not None:
+                if self.report is not None:
                     self.report(f"skipped item {index}: {error}")
         raise UnreadableItemError(f"training data: item {draw.item} must be readable, got {cause}") from cause
 

@@ -16,16 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PrivateAttr,
-    Strict,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, Strict, ValidationError, model_validator
 
 from fssops.engine.toml_text import TomlError, parse_toml, parse_toml_value
 
@@ -60,10 +51,9 @@ class ModelSettings(Table):
     def _gather_options(cls, values: Any) -> Any:
         if not isinstance(values, Mapping):
             return values
-        own = {key: value for key, value in values.items() if key in cls.model_fields and key != "options"}
-        options = dict(values.get("options", {}))
-        options.update({key: value for key, value in values.items() if key not in cls.model_fields})
-        return {**own, "options": options}
+        fields = {key: value for key, value in values.items() if key in cls.model_fields}
+        options = {key: value for key, value in values.items() if key not in cls.model_fields}
+        return {**fields, "options": {**values.get("options", {}), **options}}
 
 
 class GroupSettings(Table):
@@ -264,10 +254,7 @@ def known_keys(schema: type[BaseModel], model_options: Sequence[str] = (), prefi
 
 
 def validate(
-    schema: type[_Schema],
-    tables: Mapping[str, Any],
-    where: str,
-    model_options: Sequence[str] = (),
+    schema: type[_Schema], tables: Mapping[str, Any], where: str, model_options: Sequence[str] = ()
 ) -> _Schema:
     """Check tables against a schema.
 
@@ -287,14 +274,14 @@ def validate(
 
 
 def nearest_key(key: str, keys: Sequence[str]) -> str:
-    """Return the known key most like ``key``: by its whole name, or by its last part in any table."""
+    """Return the one of ``keys`` most like ``key``: by its whole name, or by its last part in any table."""
+    table, _, last = key.rpartition(".")
     whole = difflib.get_close_matches(key, keys, n=1, cutoff=0.0)
-    last = key.rpartition(".")[2]
-    tails = {known.rpartition(".")[2]: known for known in reversed(keys)}
+    tails = {candidate.rpartition(".")[2]: candidate for candidate in reversed(keys)}
     tail = difflib.get_close_matches(last, list(tails), n=1, cutoff=0.75)
-    if tail and key.rpartition(".")[0] not in {known.rpartition(".")[0] for known in keys}:
+    same_table = [candidate for candidate in keys if candidate.rpartition(".")[0] == table]
+    if tail and not same_table:
         return tails[tail[0]]
-    same_table = [known for known in keys if known.rpartition(".")[0] == key.rpartition(".")[0]]
     inside = difflib.get_close_matches(key, same_table, n=1, cutoff=0.8)
     if inside:
         return inside[0]
@@ -317,10 +304,7 @@ def _table_of(annotation: Any) -> type[Table] | None:
     if isinstance(annotation, type) and issubclass(annotation, Table):
         return annotation
     if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
-        return next(
-            (table for arg in typing.get_args(annotation) if (table := _table_of(arg))),
-            None,
-        )
+        return next((table for arg in typing.get_args(annotation) if (table := _table_of(arg))), None)
     return None
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from lightning.fabric import Fabric
+from lightning_fabric import Fabric
 from torch import nn
 
 from fssops.engine.settings import OptimSettings
@@ -26,8 +26,9 @@ def share_counts(fabric: Fabric, model: nn.Module, batches: Sequence[Any]) -> No
     if parts == 1 or not isinstance(model, Counted):
         return
     counts = [model.loss_counts(batch) for batch in batches]
-    names = sorted({name for own in counts for name in own})
-    totals = torch.tensor([sum(own.get(name, 0.0) for own in counts) for name in names], dtype=torch.float64)
+    names = sorted({name for of_batch in counts for name in of_batch})
+    sums = [sum(of_batch.get(name, 0.0) for of_batch in counts) for name in names]
+    totals = torch.tensor(sums, dtype=torch.float64)
     if fabric.world_size > 1:
         reduced = fabric.all_reduce(totals.to(fabric.device), reduce_op="sum")
         totals = reduced.cpu()  # type: ignore[union-attr]

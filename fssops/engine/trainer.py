@@ -1,18 +1,19 @@
-"""The training loop. It knows ``model.losses(batch)`` and a validation callback, and nothing of the task."""
+"""The training loop. It knows ``model.losses(batch)`` and a :class:`Validation`, and nothing of the task."""
 
 from __future__ import annotations
 
 import json
+import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from types import MethodType
 from typing import Any
 
 import torch
-from lightning.fabric import Fabric
+from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.profiler import record_function
 
@@ -37,8 +38,23 @@ from fssops.engine.training_stream import TrainingStream, lost_loaders_explained
 from fssops.models.interface import Trainable
 from fssops.structures import move_to
 
-Validate = Callable[[nn.Module, int], Mapping[str, float]]
-"""Called with the model in eval mode and the step; all processes call it and it returns the same on all."""
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Validation:
+    """How a model is scored in the course of training.
+
+    Both functions get the model in eval mode; every process calls them, and gets the same metrics.
+
+    Attributes:
+        measure: (model, step) -> metrics by name.
+        try_out: model -> the same metrics, of one item only. Called before the first step, so that missing data and an
+            unknown ``engine.best_metric`` show then and not hours later; its values are not used.
+    """
+
+    measure: Callable[[nn.Module, int], Mapping[str, float]]
+    try_out: Callable[[nn.Module], Mapping[str, float]]
 
 
 @dataclass
@@ -75,8 +91,8 @@ class Trainer:
         model: computes its own losses.
         dataset: map-style training data; see :class:`fssops.engine.sampling.DrawnDataset`.
         collate: stacks items into the dataclass that ``model.losses`` takes.
-        run: folder, locked by the first process.
-        validate: gives the metrics that ``engine.best_metric`` may name.
+        run: folder, held by the first process.
+        validation: gives the metrics that ``engine.best_metric`` may name.
 
     Raises:
         SettingsError: ``best_metric`` can never be measured, or a batch cannot be shared among the processes.
@@ -91,12 +107,12 @@ class Trainer:
         dataset: Any,
         collate: Callable[[Sequence[Any]], Any],
         run: RunFolder,
-        validate: Validate | None = None,
+        validation: Validation | None = None,
     ) -> None:
         if not isinstance(model, Trainable):
             raise TypeError(f"Trainer: model must have losses(batch), got {type(model).__name__}")
         engine = settings.engine
-        if engine.best_metric != "loss" and (validate is None or not engine.validate_every):
+        if engine.best_metric != "loss" and (validation is None or not engine.validate_every):
             raise SettingsError(
                 f"engine.best_metric: {engine.best_metric!r} must be measured, got no validation; use 'loss'"
             )
@@ -105,13 +121,8 @@ class Trainer:
             raise SettingsError(
                 f"engine.batch_size must be a multiple of processes * accumulate = {parts}, got {engine.batch_size}"
             )
-        self.settings, self.fabric, self.model, self.run, self.validate = (
-            settings,
-            fabric,
-            model,
-            run,
-            validate,
-        )
+        self.settings, self.fabric, self.model, self.run = settings, fabric, model, run
+        self._validation = validation if engine.validate_every else None
         self._dataset, self._collate = dataset, collate
         if engine.deterministic:
             torch.use_deterministic_algorithms(True)
@@ -138,11 +149,10 @@ class Trainer:
     def restore(self, checkpoint: Mapping[str, Any]) -> None:
         """Continue from the contents of a checkpoint of :meth:`fit`; call before it."""
         self._state.load(checkpoint)
-        self.step, self._best = int(checkpoint["step"]), checkpoint["best"]
-        self._logged, self._saved = (
-            _Window(**checkpoint["logged"]),
-            _Window(**checkpoint["saved"]),
-        )
+        self.step, best = int(checkpoint["step"]), checkpoint["best"]
+        # Runs made by earlier versions may have taken NaN for the best.
+        self._best = best if best is not None and math.isfinite(best) else None
+        self._logged, self._saved = _Window(**checkpoint["logged"]), _Window(**checkpoint["saved"])
         states = checkpoint["random"]
         if self.fabric.global_rank < len(states):
             self._random = states[self.fabric.global_rank]
@@ -162,15 +172,13 @@ class Trainer:
         """Train up to ``schedule.steps``.
 
         Raises:
+            SettingsError: ``engine.best_metric`` is none of the metrics of validation.
             Interrupted: Ctrl-C or SIGTERM came; the state is saved.
             NonFiniteError: a loss or gradient is NaN or infinite, and ``engine.on_nonfinite`` says stop.
             CheckpointWriteError: a checkpoint could not be written.
         """
-        engine, fabric, total = (
-            self.settings.engine,
-            self.fabric,
-            self.settings.schedule.steps,
-        )
+        engine, fabric, total = self.settings.engine, self.fabric, self.settings.schedule.steps
+        self._try_out_validation()
         log = None
         if fabric.is_global_zero:
             events = self.run.path / "tensorboard" if engine.tensorboard else None
@@ -193,7 +201,7 @@ class Trainer:
         try:
             with (
                 lost_loaders_explained(),
-                StopRequest() as stop,
+                StopRequest(quiet=quiet) as stop,
                 ProgressBar("train", total, done=self.step, quiet=quiet) as bar,
             ):
                 while self.step < total:
@@ -201,7 +209,7 @@ class Trainer:
                     last = self.step == total
                     if last or self.step % engine.log_every == 0:
                         self._log(log, bar)
-                    metrics = self._validate(log, bar)
+                    metrics = self._validate(log)
                     if last or asked or self.step % engine.save_every == 0 or metrics:
                         self._save(metrics)
                     if asked:
@@ -241,7 +249,7 @@ class Trainer:
                     losses, bad = nonfinite.checked_losses(self._module, self.model, batch)
                 problem, asked = step_synchronisation.agree(fabric, bad is not None, bool(stop.received))
                 if problem:
-                    self._handle_nonfinite(bad, batch, random_state, buffers, bar)
+                    self._handle_nonfinite(bad, batch, random_state, buffers)
                     break
                 # The mean over micro-batches: with equal sizes it is what one large batch would give.
                 with record_function("fssops: backward"):
@@ -258,7 +266,7 @@ class Trainer:
             if problem:
                 parameter = nonfinite.first_nonfinite_gradient(self.model) if bad_norm else None
                 where = f"gradient of {parameter}" if parameter else None
-                self._handle_nonfinite(where, batch, random_state, buffers, bar)
+                self._handle_nonfinite(where, batch, random_state, buffers)
         if not problem:
             with record_function("fssops: update"):
                 self._optimizer.step()
@@ -272,17 +280,9 @@ class Trainer:
         return asked
 
     def _handle_nonfinite(
-        self,
-        bad: str | None,
-        batch: Any,
-        random_state: dict[str, Any],
-        buffers: list[Tensor],
-        bar: ProgressBar,
+        self, bad: str | None, batch: Any, random_state: dict[str, Any], buffers: list[Tensor]
     ) -> None:
-        engine, message = (
-            self.settings.engine,
-            f"non-finite training: another process met it at step {self.step}",
-        )
+        engine, message = self.settings.engine, f"non-finite training: another process met it at step {self.step}"
         self._optimizer.zero_grad(set_to_none=True)
         # Every process takes part in gathering sharded weights, though only those that met the number use them.
         weights = self._state.whole_model() if self._state.sharded else None
@@ -295,8 +295,8 @@ class Trainer:
             message = nonfinite.describe(bad, self.step, batch, module)
             path = self.run.path / f"nonfinite_step{self.step}_rank{self.fabric.global_rank}.pt"
             text = json.dumps(self.settings.as_tables())
-            kept = self.model.state_dict() if weights is None else weights
-            nonfinite.save_replay(path, batch, self.step, kept, random_state, text)
+            whole = self.model.state_dict() if weights is None else weights
+            nonfinite.save_replay(path, batch, self.step, whole, random_state, text)
             message += f"; kept for replay: {path}"
         self._skips += 1
         if engine.on_nonfinite == "stop":
@@ -306,7 +306,8 @@ class Trainer:
         with torch.no_grad():
             for buffer, value in zip(self.model.buffers(), buffers, strict=True):
                 buffer.copy_(value)  # statistics of normalisation layers may have taken the bad numbers in
-        bar.say(f"{message}; step skipped")
+        if self.fabric.is_global_zero:
+            logger.warning("%s; step skipped", message)
 
     # -- between steps ----------------------------------------------------------------------------------------
 
@@ -320,53 +321,65 @@ class Trainer:
             packed = self.fabric.all_reduce(packed, reduce_op="mean")  # type: ignore[assignment]
             means = dict(zip(means, packed.tolist(), strict=True))
         seconds, waiting = means.pop("seconds"), means.pop("waiting")
-        timing = {
-            "step_seconds": round(seconds, 5),
-            "data_wait": round(waiting / max(seconds, 1e-9), 4),
-        }
+        timing = {"step_seconds": round(seconds, 5), "data_wait": round(waiting / max(seconds, 1e-9), 4)}
         learning_rate = max(group["lr"] for group in self._optimizer.param_groups)
         if log is not None:
             log.write(self.step, {**means, "lr": learning_rate, **timing})
         self._last_losses = {name: value for name, value in means.items() if name != "grad_norm"}
         bar.update(self.step, {**self._last_losses, "lr": learning_rate})
 
-    def _validate(self, log: MetricsLog | None, bar: ProgressBar) -> dict[str, float]:
-        every = self.settings.engine.validate_every
-        if self.validate is None or not every or (self.step % every and self.step != self.settings.schedule.steps):
-            return {}
+    @contextmanager
+    def _scoring(self) -> Iterator[None]:
+        """Outside a step: the model in eval mode, and afterwards all as it was."""
         self.model.eval()
         self._state.gather_weights()
         with preserved_random_state(), torch.no_grad():
-            metrics = dict(self.validate(self.model, self.step))
+            yield
         self.model.train()
+
+    def _try_out_validation(self) -> None:
+        if self._validation is None or self.step == self.settings.schedule.steps:
+            return
+        with self._scoring():
+            names = list(self._validation.try_out(self.model))
+        name = self.settings.engine.best_metric
+        if name not in [*names, "loss"]:
+            raise SettingsError(f"engine.best_metric must be one of {', '.join(names)} or loss, got {name!r}")
+
+    def _validate(self, log: MetricsLog | None) -> dict[str, float]:
+        every = self.settings.engine.validate_every
+        if self._validation is None or (self.step % every and self.step != self.settings.schedule.steps):
+            return {}
+        with self._scoring():
+            metrics = dict(self._validation.measure(self.model, self.step))
         if log is not None:
             log.write(self.step, metrics)
-        bar.say(f"step {self.step}: " + "  ".join(f"{k} {v:.4g}" for k, v in metrics.items()))
+        logger.info("step %d: %s", self.step, "  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
         return metrics
 
-    def _save(self, metrics: Mapping[str, float]) -> None:
+    def _is_best(self, metrics: Mapping[str, float]) -> bool:
+        """Whether this step has the best value so far, which is noted; NaN and infinity are never the best."""
         engine = self.settings.engine
-        value = metrics.get(engine.best_metric)
-        if engine.best_metric == "loss":
-            value = self._saved.means().get("loss")
-        elif metrics and value is None:
-            raise SettingsError(
-                f"engine.best_metric must be one of {', '.join(metrics)} or loss, got {engine.best_metric!r}"
-            )
+        value = (self._saved.means() if engine.best_metric == "loss" else metrics).get(engine.best_metric)
+        if value is None:
+            return False
+        if not math.isfinite(value):
+            if self.fabric.is_global_zero:
+                logger.warning("step %d: %s is %s, which is never the best", self.step, engine.best_metric, value)
+            return False
+        if self._best is not None and not (value > self._best if engine.best_mode == "max" else value < self._best):
+            return False
+        self._best = value
+        return True
+
+    def _save(self, metrics: Mapping[str, float]) -> None:
+        engine, better = self.settings.engine, self._is_best(metrics)
         self._saved = _Window()
-        sign = 1.0 if engine.best_mode == "max" else -1.0
-        better = value is not None and (self._best is None or sign * value > sign * self._best)
-        if better:
-            self._best = value
         state = {
             "kind": "training",
             "step": self.step,
             "best": self._best,
-            "sampler": {
-                "seed": engine.seed,
-                "step": self.step,
-                "batch_size": engine.batch_size,
-            },
+            "sampler": {"seed": engine.seed, "step": self.step, "batch_size": engine.batch_size},
             "logged": vars(self._logged),
             "saved": vars(self._saved),
             "skips": self._skips,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from lightning.fabric import Fabric
+from lightning_fabric import Fabric
 from torch import nn
 
 from fssops.engine.random_state import capture_random_state
@@ -23,35 +23,20 @@ class TrainingState:
     """
 
     def __init__(self, fabric: Fabric, module: Any, model: nn.Module, optimizer: Any) -> None:
-        self.fabric, self.module, self.model, self.optimizer = (
-            fabric,
-            module,
-            model,
-            optimizer,
-        )
+        self.fabric, self.module, self.model, self.optimizer = fabric, module, model, optimizer
         self.sharded = type(fabric.strategy).__name__ == "ModelParallelStrategy"
 
     def capture(self) -> dict[str, Any]:
         """Return ``model``, ``optimizer`` and ``scaler``; every process must call, the first one's is whole."""
         if self.sharded:
-            from torch.distributed.checkpoint.state_dict import (
-                StateDictOptions,
-                get_state_dict,
-            )
+            from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
 
             options = StateDictOptions(full_state_dict=True, cpu_offload=True)
             model, optimizer = get_state_dict(self._wrapped(), self._plain_optimizer(), options=options)
         else:
-            model, optimizer = (
-                self.model.state_dict(),
-                self._plain_optimizer().state_dict(),
-            )
+            model, optimizer = self.model.state_dict(), self._plain_optimizer().state_dict()
         scaler = getattr(self.fabric.strategy.precision, "scaler", None)
-        return {
-            "model": dict(model),
-            "optimizer": optimizer,
-            "scaler": scaler.state_dict() if scaler else {},
-        }
+        return {"model": dict(model), "optimizer": optimizer, "scaler": scaler.state_dict() if scaler else {}}
 
     def whole_model(self) -> dict[str, torch.Tensor]:
         """The weights, whole on every process; every process must call."""
@@ -75,10 +60,7 @@ class TrainingState:
         """
         check_same_model(self.model, checkpoint["model"])
         if self.sharded:
-            from torch.distributed.checkpoint.state_dict import (
-                StateDictOptions,
-                set_state_dict,
-            )
+            from torch.distributed.checkpoint.state_dict import StateDictOptions, set_state_dict
 
             set_state_dict(
                 self._wrapped(),
@@ -96,11 +78,11 @@ class TrainingState:
 
     def gather_random_states(self) -> list[dict[str, Any]]:
         """Return the random states of all processes, in the order of their ranks."""
-        own = capture_random_state()
+        state = capture_random_state()
         if self.fabric.world_size == 1:
-            return [own]
+            return [state]
         states: list[Any] = [None] * self.fabric.world_size
-        torch.distributed.all_gather_object(states, own)
+        torch.distributed.all_gather_object(states, state)
         return states
 
     def _wrapped(self) -> nn.Module:
@@ -118,15 +100,15 @@ def check_same_model(model: nn.Module, state: Mapping[str, Any]) -> None:
     Raises:
         ValueError: a name is missing, unknown, or of another shape.
     """
-    own = model.state_dict()
-    missing, unknown = sorted(set(own) - set(state)), sorted(set(state) - set(own))
+    expected = model.state_dict()
+    missing, unknown = sorted(set(expected) - set(state)), sorted(set(state) - set(expected))
     if missing or unknown:
         detail = f"{missing[0]!r} is missing" if missing else f"{unknown[0]!r} is unknown"
         raise ValueError(
             f"checkpoint: weights must be those of this {type(model).__name__}, got another model "
             f"({detail}; {len(missing)} missing, {len(unknown)} unknown)"
         )
-    for name, value in own.items():
+    for name, value in expected.items():
         if value.shape != state[name].shape:
             raise ValueError(
                 f"checkpoint: {name} must have shape {list(value.shape)}, got {list(state[name].shape)} "

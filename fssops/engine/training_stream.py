@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 import signal
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils.data import DataLoader
 
-from fssops.engine.sampling import DrawnDataset, StepSampler, UnreadableItemError, mix_seed
+from fssops.engine.sampling import Draw, DrawnDataset, StepSampler, UnreadableItemError, mix_seed
 from fssops.engine.settings import EngineSettings
 
+logger = logging.getLogger(__name__)
 
-class ItemFailure:
-    """Stands for a batch with an unreadable item on its way out of a loader process."""
 
-    def __init__(self, message: str) -> None:
-        self.message = message
+class _Loaded(NamedTuple):
+    """What a loader process hands over: errors and messages travel as values, so that they arrive whole."""
+
+    batch: Any
+    """An item or a batch; of one with an unreadable item, the error."""
+    messages: list[str]
 
 
 class LoaderLostError(RuntimeError):
@@ -48,36 +51,40 @@ def lost_loaders_explained() -> Iterator[None]:
 
 
 class _Loading:
-    """Fetch items with their places in the stream; failures travel as values, so that their message arrives whole."""
+    """Fetches items with their places in the stream."""
 
-    def __init__(self, dataset: DrawnDataset) -> None:
-        self.dataset = dataset
+    def __init__(self, dataset: Any, settings: EngineSettings) -> None:
+        self.messages: list[str] = []
+        report = self.messages.append if settings.on_unreadable == "skip" else None
+        self.dataset = DrawnDataset(dataset, settings.seed, report=report)
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, draw: Any) -> Any:
+    def __getitem__(self, draw: Draw) -> _Loaded:
+        self.messages.clear()
         try:
-            return draw.position, self.dataset[draw]
+            return _Loaded((draw.position, self.dataset[draw]), list(self.messages))
         except UnreadableItemError as error:
-            return ItemFailure(str(error))
+            return _Loaded(error, list(self.messages))
 
 
 class _Collate:
-    """Stack items; a batch with ``seeds`` gets one for each item that depends on the item's place alone."""
+    """Stacks items; a batch with ``seeds`` gets one for each item that depends on the item's place alone."""
 
     def __init__(self, collate: Callable[[Sequence[Any]], Any], seed: int) -> None:
         self.collate, self.seed = collate, seed
 
-    def __call__(self, found: Sequence[Any]) -> Any:
-        failure = next((item for item in found if isinstance(item, ItemFailure)), None)
-        if failure is not None:
-            return failure
-        positions, items = zip(*found, strict=True)
+    def __call__(self, loaded: Sequence[_Loaded]) -> _Loaded:
+        messages = [message for item in loaded for message in item.messages]
+        failures = [item.batch for item in loaded if isinstance(item.batch, UnreadableItemError)]
+        if failures:
+            return _Loaded(failures[0], messages)
+        positions, items = zip(*(item.batch for item in loaded), strict=True)
         batch = self.collate(items)
         if hasattr(batch, "seeds"):
             batch.seeds = [mix_seed(self.seed + 2, position) for position in positions]
-        return batch
+        return _Loaded(batch, messages)
 
 
 class TrainingStream:
@@ -111,20 +118,14 @@ class TrainingStream:
             world_size=world_size,
             accumulate=settings.accumulate,
         )
-        drawn = DrawnDataset(
-            dataset,
-            settings.seed,
-            skip_unreadable=settings.on_unreadable == "skip",
-            report=_report_to_stderr,
-        )
         self._loader: DataLoader[Any] = DataLoader(
-            _Loading(drawn),  # type: ignore[arg-type]
+            _Loading(dataset, settings),  # type: ignore[arg-type]
             batch_sampler=sampler,
             collate_fn=_Collate(collate, settings.seed),
             num_workers=settings.workers,
             pin_memory=pin_memory,
             worker_init_fn=_prepare_worker,
-            # Own generator: the loader must not draw from the global one, whose state is part of a checkpoint.
+            # A generator of its own: the loader must not draw from the global one, whose state is part of a checkpoint.
             generator=torch.Generator().manual_seed(settings.seed),
             prefetch_factor=4 if settings.workers else None,
         )
@@ -135,14 +136,14 @@ class TrainingStream:
 
     def __next__(self) -> Any:
         try:
-            batch = next(self._batches)
+            batch, messages = next(self._batches)
         except (ConnectionError, EOFError) as error:
             # A process that dies while it hands over a batch is met as a broken connection.
             raise LoaderLostError(error) from None
-        if isinstance(batch, ItemFailure):
-            raise UnreadableItemError(
-                f"{batch.message}; mend the file, or set engine.on_unreadable=skip to go on without it"
-            )
+        for message in messages:
+            logger.warning("training data: %s", message)
+        if isinstance(batch, UnreadableItemError):
+            raise UnreadableItemError(f"{batch}; mend the file, or set engine.on_unreadable=skip to go on without it")
         return batch
 
     def close(self) -> None:
@@ -157,7 +158,3 @@ def _prepare_worker(_: int) -> None:
     # process, whatever handler the trainer had installed when it was forked.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-def _report_to_stderr(line: str) -> None:
-    print(f"training data: {line}", file=sys.stderr, flush=True)

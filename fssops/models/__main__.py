@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ from dataclasses import fields
 from importlib import resources
 from typing import Any
 
+from fssops.command_line import Parser, run_verb
 from fssops.models import MODELS
 
 
@@ -71,7 +71,7 @@ def _print(rows: list[dict[str, Any]]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table and return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m fssops.models", description=__doc__)
+    parser = Parser("models", "List the systems, their recipes, and the weights each accepts.")
     parser.add_argument("model", nargs="?", help="only this model, with its options and their defaults")
     parser.add_argument("--json", action="store_true", help="as JSON, options included")
     options = parser.parse_args(arguments)
@@ -91,4 +91,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_verb("models", main)

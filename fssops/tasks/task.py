@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from fssops.engine.settings import Settings, SettingsError
 
 if TYPE_CHECKING:
-    from lightning.fabric import Fabric
+    from lightning_fabric import Fabric
     from torch import nn
 
     from fssops.engine.trainer import Validation

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fssops.engine.launch import build_fabric, run_on_first
-from fssops.engine.run_folder import RunFolder
+from fssops.engine.checkpoints import CheckpointError, newest_good_checkpoint
+from fssops.engine.launch import build_fabric
+from fssops.engine.run_folder import RunFolder, locked_run
 from fssops.engine.settings import Settings, apply_overrides, validate
-from fssops.engine.trainer import Trainer
+from fssops.engine.trainer import Trainer, Validation
 
 
 @dataclass
@@ -92,18 +93,14 @@ def build_trainer(
     *,
     data: ToyData | None = None,
     model: nn.Module | None = None,
-    validate: Any = None,
+    measure: Callable[[nn.Module, int], Mapping[str, float]] | None = None,
 ) -> Trainer:
     fabric = build_fabric(settings.engine)
     fabric.launch()
     torch.manual_seed(settings.engine.seed)
-
-    def prepare() -> None:
-        run.create()
-        run.lock()
-
-    run_on_first(fabric, prepare)
-    return Trainer(settings, fabric, model or ToyModel(), data or ToyData(), ToyBatch.stack, run, validate)
+    run.create()
+    validation = Validation(measure, lambda model: measure(model, 0)) if measure else None
+    return Trainer(settings, fabric, model or ToyModel(), data or ToyData(), ToyBatch.stack, run, validation)
 
 
 def weights(trainer: Trainer) -> dict[str, Tensor]:
@@ -116,19 +113,23 @@ def main(arguments: Sequence[str]) -> int:
     FOLDER [resume] [--norm-free] [--slow] [--die-at=STEP] [--fail-at=STEP] [--stall-at=STEP] [table.key=value ...]
     The last process dies without a word, fails with a message, or hangs.
     """
-    from fssops.engine.checkpoints import CheckpointError, newest_good_checkpoint
-
     folder, rest = Path(arguments[0]), list(arguments[1:])
     resume = "resume" in rest
     torch.manual_seed(0)
     model = NormFreeModel() if "--norm-free" in rest else ToyModel()
     overrides = [text for text in rest if "=" in text and not text.startswith("--")]
     at = {name: int(step) for text in rest if text.startswith("--") for name, _, step in [text.partition("=")] if step}
-    run = RunFolder(folder)
-    trainer = build_trainer(toy_settings(*overrides), run, model=model)
+    settings = toy_settings(*overrides)
+    fabric = build_fabric(settings.engine)
+    fabric.launch()
+    with locked_run(fabric, lambda: folder) as run:
+        return train(build_trainer(settings, run, model=model), rest, at, resume=resume)
+
+
+def train(trainer: Trainer, arguments: Sequence[str], at: Mapping[str, int], *, resume: bool) -> int:
     if resume:
         try:
-            trainer.restore(newest_good_checkpoint(run.checkpoints)[1])
+            trainer.restore(newest_good_checkpoint(trainer.run.checkpoints)[1])
         except CheckpointError as error:
             if "no checkpoint file" not in str(error):
                 raise
@@ -141,13 +142,11 @@ def main(arguments: Sequence[str]) -> int:
                 raise ValueError("image7.jpg: image must be readable, got nothing")
             if trainer.step == at.get("--stall-at"):
                 time.sleep(1000)
-        if "--slow" in rest:
+        if "--slow" in arguments:
             time.sleep(0.02)
 
     next(trainer.model.children()).register_forward_pre_hook(before_step)
     trainer.fit()
-    if trainer.fabric.is_global_zero:
-        run.unlock()
     return 0
 
 

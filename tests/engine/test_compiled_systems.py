@@ -21,7 +21,6 @@ def _fresh_compiler() -> None:
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_no_operator_of_ours_breaks_the_graph(system: str, tmp_path: Path) -> None:
     trainer = tiny_trainer(tiny_settings(system), tmp_path)
-    trainer.run.unlock()
     dataset = trainer._dataset
     draw = dataset.draw if hasattr(dataset, "draw") else lambda index, generator: dataset[index]
     batch = trainer._collate([draw(index, torch.Generator().manual_seed(index)) for index in range(2)])

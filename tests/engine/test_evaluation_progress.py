@@ -137,7 +137,7 @@ def test_settings_that_do_not_decide_are_left_out() -> None:
 
 
 def test_a_full_disk_ends_the_keeping_not_the_evaluation(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def full(file: Any, data: Any) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -146,4 +146,4 @@ def test_a_full_disk_ends_the_keeping_not_the_evaluation(
     counter = Counter(tmp_path, Group(1), 0)
     assert counter.run(5)
     assert counter.sums.tolist() == [5, 10]
-    assert capsys.readouterr().err.count("progress is no longer kept: checkpoint: ") == 1
+    assert caplog.text.count("progress is no longer kept: checkpoint: ") == 1

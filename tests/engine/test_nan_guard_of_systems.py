@@ -33,7 +33,6 @@ def test_the_first_bad_tensor_its_layer_and_the_files_are_named_and_replayed(
     trainer, name = poisoned(system, tmp_path)
     with pytest.raises(NonFiniteError) as caught:
         trainer.fit()
-    trainer.run.unlock()
     text = str(caught.value)
     assert f"from parameter {name}, 1 of " in text
     assert f"first bad module: {name.removesuffix('.weight')}" in text
@@ -57,7 +56,6 @@ def test_data_that_are_bad_are_named_before_weights(tmp_path: Path) -> None:
     trainer._collate = spoiled
     with pytest.raises(NonFiniteError, match=r"from batch\.query_images, 1 of \d+ values of \[4, 1, 3, 48, 48\]"):
         trainer.fit()
-    trainer.run.unlock()
 
 
 def predictions(**bad: tuple[int, ...]) -> MaskPredictions:

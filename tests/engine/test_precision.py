@@ -23,7 +23,6 @@ from fssops.engine.trainer import Trainer
 def trained(system: str, folder: Path, precision: str) -> tuple[Trainer, list[float]]:
     trainer = tiny_trainer(tiny_settings(system, f"engine.precision={precision}"), folder)
     trainer.fit()
-    trainer.run.unlock()
     return trainer, [record["loss"] for record in read_metrics(folder / "metrics.jsonl")]
 
 
@@ -58,7 +57,6 @@ def test_scaled_gradients_are_measured_and_clipped_without_their_scale(tmp_path:
     start = {name: value.clone() for name, value in model.state_dict().items()}
     trainer = halved(tmp_path / "half", clip, model=model)
     trainer.fit()
-    trainer.run.unlock()
     exact = build_trainer(
         toy_settings("engine.log_every=1", "schedule.steps=4", clip),
         RunFolder(tmp_path / "exact"),
@@ -66,7 +64,6 @@ def test_scaled_gradients_are_measured_and_clipped_without_their_scale(tmp_path:
     )
     exact.model.load_state_dict(start)
     exact.fit()
-    exact.run.unlock()
     pairs = zip(read_metrics(trainer.run.metrics), read_metrics(exact.run.metrics), strict=True)
     for half, full in pairs:
         assert half["grad_norm"] == pytest.approx(full["grad_norm"], rel=0.05)
@@ -83,7 +80,6 @@ def test_a_scale_that_is_too_large_falls_and_training_goes_on(tmp_path: Path) ->
     trainer = halved(tmp_path / "run", "optim.lr=1e-4", "schedule.steps=12", model=Steep())
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     trainer.fit()
-    trainer.run.unlock()
     scale = trainer.fabric.strategy.precision.scaler.get_scale()  # type: ignore[attr-defined]
     assert 1 < scale < 65536
     assert not torch.equal(before["layers.0.weight"], trainer.model.state_dict()["layers.0.weight"])
@@ -102,7 +98,6 @@ def test_gradients_that_no_scale_mends_stop_the_run(tmp_path: Path) -> None:
     trainer = halved(tmp_path / "run", "schedule.steps=40", model=Infinite())
     with pytest.raises(NonFiniteError, match=r"gradient of layers\.0\.bias at step 16"):
         trainer.fit()
-    trainer.run.unlock()
 
 
 def test_sharded_fp16_is_refused(tmp_path: Path) -> None:

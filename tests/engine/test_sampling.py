@@ -10,7 +10,7 @@ from engine_toy import ToyBatch, ToyData
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fssops.engine.sampling import DrawnDataset, StepSampler, UnreadableItemError
+from fssops.engine.sampling import Draw, DrawnDataset, StepSampler, UnreadableItemError
 from fssops.engine.settings import EngineSettings
 from fssops.engine.training_stream import TrainingStream
 
@@ -110,11 +110,21 @@ def test_unreadable_item_stops_with_its_name(workers: int) -> None:
 
 def test_unreadable_item_is_replaced_and_reported_on_request() -> None:
     reports: list[str] = []
-    data = DrawnDataset(ToyData(unreadable=3), 0, skip_unreadable=True, report=reports.append)
-    sampler = StepSampler(37, 1, seed=0, shuffle=False)
-    names = [data[draws[0]][2] for draws in islice(sampler, 5)]
+    data = DrawnDataset(ToyData(unreadable=3), 0, report=reports.append)
+    names = [data[Draw(place, place)][2] for place in range(5)]
     assert names == ["image0.jpg", "image1.jpg", "image2.jpg", "image4.jpg", "image4.jpg"]
     assert reports == ["skipped item 3: image3.jpg: cannot identify image file"]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_replaced_item_is_told_of_by_the_process_that_trains(workers: int, caplog: pytest.LogCaptureFixture) -> None:
+    engine = EngineSettings(batch_size=4, workers=workers, on_unreadable="skip")
+    source = TrainingStream(ToyData(unreadable=3), ToyBatch.stack, engine)
+    names = [name for batch in islice(source, 9) for name in batch.image_names]
+    source.close()
+    assert "image3.jpg" not in names
+    told = [record.getMessage() for record in caplog.records]
+    assert told == ["training data: skipped item 3: image3.jpg: cannot identify image file"]
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import signal
 from pathlib import Path
@@ -21,28 +22,14 @@ from fssops.engine.metrics_log import read_metrics
 from fssops.engine.nonfinite import NonFiniteError, load_replay
 from fssops.engine.run_folder import RunFolder
 from fssops.engine.settings import SettingsError
-from fssops.engine.trainer import Trainer
 
 
 @pytest.fixture
 def trainer_of(tmp_path: Path) -> Any:
-    """Build trainers in folders of their own; the folders are released afterwards."""
-    runs: list[RunFolder] = []
-
-    def build(name: str, *overrides: str, **parts: Any) -> Trainer:
-        run = RunFolder(tmp_path / name)
-        trainer = build_trainer(toy_settings(*overrides), run, **parts)
-        runs.append(run)
-        return trainer
-
-    yield build
-    for run in runs:
-        run.unlock()
-
-
-def release(trainer: Trainer) -> Path:
-    trainer.run.unlock()
-    return trainer.run.path
+    """Build trainers in folders of their own."""
+    return lambda name, *overrides, **parts: build_trainer(
+        toy_settings(*overrides), RunFolder(tmp_path / name), **parts
+    )
 
 
 def assert_equal_weights(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
@@ -70,10 +57,9 @@ def test_resumed_run_ends_in_the_same_bits(trainer_of: Any, optimizer: str, work
     parts.model.head.register_forward_pre_hook(stop_at_17)
     with pytest.raises(Stop):
         parts.fit()
-    folder = release(parts)
 
     torch.manual_seed(99)  # whatever state the new process is in
-    resumed = trainer_of(folder.name, *overrides)
+    resumed = trainer_of("parts", *overrides)
     resumed.restore(newest_good_checkpoint(resumed.run.checkpoints)[1])
     assert resumed.step == 10
     resumed.fit()
@@ -85,7 +71,7 @@ def test_resumed_run_ends_in_the_same_bits(trainer_of: Any, optimizer: str, work
 
 
 def test_validation_and_checkpoint_frequency_do_not_change_training(trainer_of: Any) -> None:
-    def validate(model: nn.Module, step: int) -> dict[str, float]:
+    def measure(model: nn.Module, step: int) -> dict[str, float]:
         torch.rand(5)
         assert not model.training
         return {"val/score": float(step)}
@@ -98,7 +84,7 @@ def test_validation_and_checkpoint_frequency_do_not_change_training(trainer_of: 
         "engine.validate_every=4",
         "engine.best_metric=val/score",
         "engine.best_mode=max",
-        validate=validate,
+        measure=measure,
     )
     result = busy.fit()
     assert_equal_weights(weights(plain), weights(busy))
@@ -106,38 +92,109 @@ def test_validation_and_checkpoint_frequency_do_not_change_training(trainer_of: 
     assert read_checkpoint(busy.run.checkpoints / "best.pt")["step"] == 30
 
 
-def test_best_checkpoint_is_that_of_the_best_value(trainer_of: Any) -> None:
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("mode", "values", "best"),
+    [
+        ("max", [1, 2, 3, 2, 1, 0], 15),
+        ("min", [2, 1, 0, 1, 2, 3], 15),
+        ("max", [NAN, 1, 2, 1, 1, 1], 15),
+        ("min", [NAN, 2, 1, 2, 2, 2], 15),
+        ("max", [1, 2, NAN, 3, NAN, NAN], 20),
+        ("min", [3, 2, NAN, 1, NAN, NAN], 20),
+        ("max", [1, INF, 2, 1, 1, -INF], 15),
+        ("max", [1, 1, 1, 1, 1, 1], 5),
+        ("max", [NAN] * 6, None),
+    ],
+)
+def test_best_checkpoint_is_that_of_the_best_number(
+    trainer_of: Any, mode: str, values: list[float], best: int | None, caplog: pytest.LogCaptureFixture
+) -> None:
     trainer = trainer_of(
         "run",
         "engine.validate_every=5",
         "engine.best_metric=val/score",
-        "engine.best_mode=max",
-        validate=lambda model, step: {"val/score": -abs(step - 15.0)},
+        f"engine.best_mode={mode}",
+        measure=lambda model, step: {"val/score": float(values[step // 5 - 1])},
     )
-    trainer.fit()
-    assert read_checkpoint(trainer.run.checkpoints / "best.pt")["step"] == 15
+    result = trainer.fit()
+    if best is None:
+        assert not (trainer.run.checkpoints / "best.pt").exists()
+        assert result.best is None
+    else:
+        assert read_checkpoint(trainer.run.checkpoints / "best.pt")["step"] == best
+        assert result.best == values[best // 5 - 1]
     assert read_checkpoint(trainer.run.checkpoints / "last.pt")["step"] == 30
+    told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert told == [
+        f"step {5 * number + 5}: val/score is {value}, which is never the best"
+        for number, value in enumerate(values)
+        if not math.isfinite(value)
+    ]
 
 
-def test_unknown_best_metric_is_refused(trainer_of: Any) -> None:
+def test_a_run_whose_best_was_nan_finds_a_better_one(trainer_of: Any) -> None:
+    options = ["engine.validate_every=10", "engine.best_metric=val/score", "engine.best_mode=max"]
+    trainer = trainer_of("run", *options, measure=lambda model, step: {"val/score": NAN})
+    trainer.fit()
+    again = trainer_of("again", *options, measure=lambda model, step: {"val/score": 0.5})
+    state = newest_good_checkpoint(trainer.run.checkpoints)[1]
+    again.restore({**state, "step": 20, "best": NAN})
+    assert again.fit().best == 0.5
+
+
+@pytest.mark.parametrize(("mode", "sign"), [("min", 1), ("max", -1)])
+def test_best_loss_is_the_mean_between_two_checkpoints(trainer_of: Any, mode: str, sign: int) -> None:
+    trainer = trainer_of("run", f"engine.best_mode={mode}", "engine.log_every=10", "optim.lr=0.05")
+    result = trainer.fit()
+    losses = {record["step"]: record["loss"] for record in read_metrics(trainer.run.metrics)}
+    best = min(losses, key=lambda step: sign * losses[step])
+    assert result.best == pytest.approx(losses[best])
+    assert read_checkpoint(trainer.run.checkpoints / "best.pt")["step"] == best
+
+
+def test_unknown_best_metric_is_refused_before_the_first_step(trainer_of: Any) -> None:
     with pytest.raises(SettingsError, match="'val/x' must be measured"):
         trainer_of("run", "engine.best_metric=val/x")
+    options = ["engine.best_metric=val/x", "engine.validate_every=30"]
+    trainer = trainer_of("run", *options, measure=lambda model, step: {"val/miou": 1.0, "val/ap": 1.0})
+    with pytest.raises(SettingsError, match="must be one of val/miou, val/ap or loss, got 'val/x'"):
+        trainer.fit()
+    assert trainer.step == 0
+    assert list(trainer.run.path.rglob("*")) == [trainer.run.checkpoints]
 
 
-def test_accumulated_micro_batches_equal_the_large_batch(trainer_of: Any) -> None:
+def test_validation_that_cannot_be_made_stops_before_the_first_step(trainer_of: Any) -> None:
+    def measure(model: nn.Module, step: int) -> dict[str, float]:
+        raise OSError("val.json must be a readable file")
+
+    trainer = trainer_of("run", "engine.validate_every=30", measure=measure)
+    with pytest.raises(OSError, match=r"val\.json must be a readable file"):
+        trainer.fit()
+    assert trainer.step == 0
+    idle = trainer_of("idle", measure=measure)
+    assert idle.fit().steps == 30
+
+
+@pytest.mark.parametrize("clip", ["optim.clip_norm=0.5", "optim.clip_norm=0"])
+def test_accumulated_micro_batches_equal_the_large_batch(trainer_of: Any, clip: str) -> None:
     torch.manual_seed(5)
     first = NormFreeModel()
     for name, accumulate in (("a", 1), ("b", 4)):
         model = NormFreeModel()
         model.load_state_dict(first.state_dict())
-        trainer = trainer_of(
-            name, "engine.batch_size=8", f"engine.accumulate={accumulate}", "optim.clip_norm=0.5", model=model
-        )
+        trainer = trainer_of(name, "engine.batch_size=8", f"engine.accumulate={accumulate}", clip, model=model)
         trainer.fit()
         if name == "a":
-            whole = weights(trainer)
+            whole, records = weights(trainer), read_metrics(trainer.run.metrics)
+    assert not torch.equal(whole["layers.0.weight"], first.state_dict()["layers.0.weight"])
     for key, value in weights(trainer).items():
         torch.testing.assert_close(value, whole[key], rtol=1e-5, atol=1e-6)
+    for one, many in zip(records, read_metrics(trainer.run.metrics), strict=True):
+        assert many["loss"] == pytest.approx(one["loss"], rel=1e-5)
+        assert many["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-4)
 
 
 def test_bf16_trains(trainer_of: Any) -> None:
@@ -166,12 +223,12 @@ def test_nan_stops_and_names_loss_step_module_and_images(trainer_of: Any) -> Non
     assert torch.isnan(model.losses(batch)["squared"])
 
 
-def test_nan_steps_are_left_out_on_request(trainer_of: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nan_steps_are_left_out_on_request(trainer_of: Any, caplog: pytest.LogCaptureFixture) -> None:
     trainer = trainer_of("run", "engine.on_nonfinite=skip", data=ToyData(bad=3))
     result = trainer.fit()
     assert result.steps == 30
     assert all(torch.isfinite(value).all() for value in weights(trainer).values())
-    assert "step skipped" in capsys.readouterr().err
+    assert "step skipped" in caplog.text
 
 
 def test_too_many_nan_steps_in_a_row_stop(trainer_of: Any) -> None:
@@ -206,8 +263,7 @@ def test_interruption_saves_and_resumes_exactly(trainer_of: Any, number: signal.
     with pytest.raises(Interrupted, match=f"stopped by {number.name} after step 14"):
         parts.fit()
     handle.remove()
-    folder = release(parts)
-    resumed = trainer_of(folder.name)
+    resumed = trainer_of("parts")
     resumed.restore(newest_good_checkpoint(resumed.run.checkpoints)[1])
     assert resumed.step == 14
     resumed.fit()
@@ -216,12 +272,12 @@ def test_interruption_saves_and_resumes_exactly(trainer_of: Any, number: signal.
 
 @pytest.mark.parametrize("when", ["in the last step", "in the last validation"])
 def test_interruption_at_the_end_is_not_forgotten(trainer_of: Any, when: str) -> None:
-    def validate(model: nn.Module, step: int) -> dict[str, float]:
-        if when == "in the last validation":
+    def measure(model: nn.Module, step: int) -> dict[str, float]:
+        if when == "in the last validation" and step:
             os.kill(os.getpid(), signal.SIGTERM)
         return {"val/score": 1.0}
 
-    trainer = trainer_of("run", "engine.validate_every=30", validate=validate)
+    trainer = trainer_of("run", "engine.validate_every=30", measure=measure)
 
     def interrupt(*_: Any) -> None:
         if trainer.step == 29 and when == "in the last step":
@@ -251,8 +307,7 @@ def test_full_disk_stops_with_the_earlier_checkpoint_intact(trainer_of: Any, mon
 def test_weights_of_another_model_are_refused(trainer_of: Any) -> None:
     trainer = trainer_of("run")
     trainer.fit()
-    folder = release(trainer)
-    other = trainer_of(folder.name, model=NormFreeModel())
+    other = trainer_of("run", model=NormFreeModel())
     with pytest.raises(ValueError, match="must be those of this NormFreeModel, got another model"):
         other.restore(newest_good_checkpoint(other.run.checkpoints)[1])
 

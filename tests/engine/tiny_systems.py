@@ -8,7 +8,7 @@ from typing import Any
 
 from torch.nn.modules.dropout import _DropoutNd
 
-from fssops.engine.launch import build_fabric, run_on_first
+from fssops.engine.launch import build_fabric
 from fssops.engine.random_state import seed_everything
 from fssops.engine.run_folder import RunFolder
 from fssops.engine.settings import Settings, apply_overrides
@@ -146,7 +146,7 @@ def tiny_settings(system: str, *overrides: str) -> Settings:
 
 
 def tiny_trainer(settings: Settings, folder: Path) -> Trainer:
-    """A trainer of a tiny recipe without dropout, in a folder of its own, which the first process locks."""
+    """A trainer of a tiny recipe without dropout, in a folder of its own."""
     fabric = build_fabric(settings.engine)
     fabric.launch()
     seed_everything(settings.engine.seed)
@@ -154,12 +154,7 @@ def tiny_trainer(settings: Settings, folder: Path) -> Trainer:
     for module in model.modules():
         if isinstance(module, _DropoutNd):
             module.p = 0.0
-
-    def prepare() -> None:
-        run.create()
-        run.lock()
-
-    run_on_first(fabric, prepare)
+    run.create()
     dataset, _ = task.training_data()
     return Trainer(settings, fabric, model, dataset, task.collate, run)
 
@@ -170,6 +165,4 @@ def losses_of(system: str, folder: Path, overrides: Sequence[str] = ()) -> list[
 
     trainer = tiny_trainer(tiny_settings(system, *overrides), folder)
     trainer.fit()
-    if trainer.fabric.is_global_zero:
-        trainer.run.unlock()
     return [record["loss"] for record in read_metrics(folder / "metrics.jsonl")]

@@ -52,7 +52,7 @@ def test_evaluation_prints_a_table_of_layers_and_says_the_same_again(mp_run: Pat
 
 def test_evaluation_of_one_model_does_not_depend_on_how_the_images_are_spread(mp_run: Path, verb: Any) -> None:
     """The matcher's points belong to the image: fewer images give these images' own measures."""
-    from lightning.fabric import Fabric
+    from lightning_fabric import Fabric
 
     from fssops.tasks import task_of
     from fssops.tasks.trained_models import load_for_use

@@ -303,7 +303,7 @@ def test_instances_train_from_files(tmp_path: Path, verb: Any, data_root: Path) 
 
 
 def test_per_pixel_baselines_train_and_are_scored_alike(tmp_path: Path) -> None:
-    from lightning.fabric import Fabric
+    from lightning_fabric import Fabric
 
     from fssops.tasks import settings_from_tables, task_of
 
