@@ -15,16 +15,16 @@ from lightning.fabric import Fabric
 from torch import nn
 
 from fssops.command_line import Parser, run_verb
-from fssops.engine.checkpoints import write_text_atomically
 from fssops.engine.evaluation_progress import discard_progress
 from fssops.engine.launch import build_fabric, run_on_first
 from fssops.engine.random_state import seed_everything
 from fssops.engine.run_folder import missing_folders, remove_empty
 from fssops.engine.settings import Settings, SettingsError
-from fssops.evaluation.protocols import PROTOCOLS
-from fssops.evaluation.results import FewShotResult, class_table, fold_mean_line, fold_table, to_json
+from fssops.evaluation.results import FewShotResult
+from fssops.protocols import PROTOCOLS
 from fssops.tasks import load_settings, task_of
 from fssops.tasks.base_class_settings import BaseClassSettings
+from fssops.tasks.fixed_class_reports import report
 from fssops.tasks.trained_models import build_model, load_for_use
 from fssops.tasks.universal_settings import UniversalSettings
 from fssops.tasks.video_settings import VideoSettings
@@ -132,7 +132,9 @@ def _evaluate_few_shot(loaded: Loaded, options: Any, fabric: Fabric, folder: Pat
             pictures.mkdir(exist_ok=True)
             written += [*task.gallery(model, fabric, result, pictures), *_save_lists(task, fold, pictures)]
     if fabric.is_global_zero:
-        _report(results, folder, options.classes, trained_on)
+        report(results, folder, options.classes)
+        for fold in trained_on:
+            print(f"warning: fold {fold} is not the fold that was trained: its classes may have been seen in training")
         _say_written(folder, written)
 
 
@@ -148,7 +150,7 @@ def _evaluate_base_classes(loaded: Loaded, options: Any, fabric: Fabric, folder:
             pictures.mkdir(exist_ok=True)
             written += task.gallery(model, fabric, results[-1], pictures)
     if fabric.is_global_zero:
-        _report_base_classes(results, folder, options.classes)
+        report(results, folder, options.classes)
         _say_written(folder, written)
 
 
@@ -198,16 +200,6 @@ def _kind_of(settings: Sequence[Settings]) -> _Kind:
         names = " and ".join(kind.name for kind in kinds)
         raise SettingsError(f"CHECKPOINT: all must be of one kind, got {names}; evaluate them apart")
     return next(iter(kinds))
-
-
-def _report_base_classes(results: Sequence[Any], folder: Path, classes: bool) -> None:
-    for result in results:
-        if classes:
-            for name, value in zip(result.classes.values(), result.class_iou, strict=True):
-                print(f"  {name:<20}{100 * value:6.2f}")
-        print(result.line())
-    content = json.dumps([result.as_json() for result in results], indent=2)
-    write_text_atomically(folder / "results.json", content + "\n")
 
 
 def _say_written(folder: Path, files: Sequence[Path]) -> None:
@@ -271,39 +263,6 @@ def _save_lists(task: Any, fold: int, folder: Path) -> list[Path]:
     for run, path in zip(runs, paths, strict=True):
         run.episodes.save(path)
     return paths
-
-
-def _report(results: Sequence[FewShotResult], folder: Path, classes: bool, trained_on: Sequence[int]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(width=None if Console().is_terminal else 160, markup=False, highlight=False)
-
-    def show(rows: Sequence[Sequence[str]], title: str) -> None:
-        table = Table(*rows[0], title=title, title_justify="left")
-        for row in rows[1:]:
-            table.add_row(*row)
-        console.print(table)
-
-    for result in results:
-        if classes:
-            show(class_table(result), f"fold {result.fold}, IoU of each class in percent")
-    show(fold_table(results), "percent, mean ± standard deviation over runs")
-    for result in results:
-        print(result.line())
-    if len({result.fold for result in results}) == len(results) > 1:
-        print(fold_mean_line(results))
-    for fold in trained_on:
-        print(f"warning: fold {fold} is not the fold that was trained: its classes may have been seen in training")
-    images, passes = sum(r.images for r in results), sum(r.passes for r in results)
-    seconds = sum(r.seconds for r in results)
-    saved = images / max(passes, 1)
-    print(f"{seconds:.1f} s; {passes} passes through the backbone for {images} images ({saved:.1f} x fewer)")
-    queries, alone = sum(r.query_images for r in results), sum(r.query_passes for r in results)
-    if queries:
-        fewer = queries / max(alone, 1)
-        print(f"steps that depend on the query alone: {alone} passes for {queries} queries ({fewer:.1f} x fewer)")
-    write_text_atomically(folder / "results.json", to_json(results))
 
 
 if __name__ == "__main__":

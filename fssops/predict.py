@@ -19,7 +19,7 @@ from fssops.data.images import SUFFIXES, read_image
 from fssops.engine.checkpoints import write_text_atomically
 from fssops.engine.progress import ProgressBar
 from fssops.engine.settings import SettingsError, apply_overrides
-from fssops.evaluation.pictures import label_image, overlay
+from fssops.pictures import label_image, overlay_ways
 from fssops.tasks.fewshot_settings import FewShotSettings
 from fssops.tasks.frames import distinct_names, frames, require_decoder
 from fssops.tasks.trained_models import load_for_use
@@ -352,7 +352,7 @@ def _predict_one(predictor: Any, path: Path, stem: Path, probability: bool) -> d
     result = predictor.segment(path)
     picture = np.asarray(read_image(path))
     label_image(result.labels).save(f"{stem}_labels.png")
-    Image.fromarray(overlay(picture, result.labels)).save(f"{stem}_overlay.jpg", quality=92)
+    Image.fromarray(overlay_ways(picture, result.labels)).save(f"{stem}_overlay.jpg", quality=92)
     files = [f"{stem.name}_labels.png", f"{stem.name}_overlay.jpg"]
     if probability and len(result.classes) == 2:
         values = (result.probabilities[1] * 255.0).round().astype(np.uint8)

@@ -10,19 +10,21 @@ import torch
 from lightning.fabric import Fabric
 from torch import nn
 
+from fssops import pictures
 from fssops.data.base_classes import BaseClassDataset
 from fssops.engine.checkpoints import read_checkpoint
 from fssops.engine.progress import ProgressBar
 from fssops.engine.random_state import preserved_random_state
 from fssops.engine.settings import SettingsError
 from fssops.engine.trainer import Validate
-from fssops.evaluation import pictures
-from fssops.evaluation.base_classes import BaseClassResult, score_base_classes
-from fssops.evaluation.pixel_counts import count_pixels
+from fssops.evaluation.metrics import metrics_for
+from fssops.evaluation.metrics.metric import ClassSetting
+from fssops.evaluation.results import BaseClassResult
 from fssops.models import create_config
 from fssops.structures import LabelMapBatch
 from fssops.tasks.base_class_settings import BaseClassSettings
 from fssops.tasks.folded_task import FoldedTask
+from fssops.tasks.resumable_evaluation import all_states
 
 
 class BaseClassTask(FoldedTask):
@@ -80,7 +82,7 @@ class BaseClassTask(FoldedTask):
 
         def validate(model: nn.Module, step: int) -> Mapping[str, float]:
             limit = self.settings.eval.validation_images
-            return {"val/base_miou": self._score(model, fabric, dataset, limit, "", "").miou}
+            return {"val/base_miou": self._score(model, fabric, dataset, limit, "", "").main[1]}
 
         return validate
 
@@ -96,24 +98,23 @@ class BaseClassTask(FoldedTask):
         chosen = [place * len(dataset) // count for place in range(count)]
         was_training = model.training
         model.eval()
-        counts = torch.zeros(1 + self.base_count, 3, dtype=torch.int64)
+        metrics = metrics_for(["base classes"], ClassSetting(self.base_count))
         progress = self.progress(model, fabric, title, chosen=chosen)
-        progress.carry([counts])
         mine = progress.mine(chosen)
         quiet = not title or not fabric.is_global_zero
         with progress, torch.inference_mode(), ProgressBar(title, len(mine), quiet=quiet) as bar:
             for index in mine:
                 predicted, batch = self._predicted(model, fabric, dataset, index)
-                counts += count_pixels(predicted, batch.labels[0], self.base_count)
-                progress.counted(index, dict)
+                metrics.add(index, predicted, batch.labels[0])
+                progress.counted(index, metrics.state)
                 bar.advance()
         model.train(was_training)
-        if fabric.world_size > 1:
-            counts = fabric.all_reduce(counts.to(fabric.device), reduce_op="sum").cpu()  # type: ignore[union-attr]
+        metrics.merge(all_states(metrics.state(), progress, fabric))
         data = self.settings.data
         fold = self.fold_classes(data.fold, dataset.source)
-        return score_base_classes(
-            counts,
+        return BaseClassResult(
+            measured=metrics.scores(),
+            quality=metrics.best_first(),
             model=label,
             dataset=dataset.source.label,
             folds=f"{fold.name} ({fold.definition})",
@@ -147,11 +148,11 @@ class BaseClassTask(FoldedTask):
             result = self.evaluate(model, fabric, self.settings.name)
             if fabric.is_global_zero:
                 self.gallery(model, fabric, result, folder)
-            found: dict[str, Any] = {"base_miou": result.miou, "base": result.as_json()}
-            found["finals"] = {"base classes": result.miou}
+            found: dict[str, Any] = {"base_miou": result.main[1], "base": result.as_json()}
+            found["finals"] = {"base classes": result.main[1]}
             if untrained is not None:
                 before = self.evaluate(untrained.to(fabric.device), fabric, f"{self.settings.name}, untrained")
-                found["untrained_base_miou"] = before.miou
+                found["untrained_base_miou"] = before.main[1]
                 say(f"untrained      {before.line()}")
         say(f"trained        {result.line()}")
         return found
@@ -179,8 +180,10 @@ class BaseClassTask(FoldedTask):
             rows.append(
                 [
                     pictures.Tile(image, batch.names[0]),
-                    pictures.Tile(pictures.overlay(image, truth), _names_in(truth, result)),
-                    pictures.Tile(pictures.overlay(image, predicted.numpy()), f"{100 * agreed:.0f} % of pixels right"),
+                    pictures.Tile(pictures.overlay_ways(image, truth), _names_in(truth, result)),
+                    pictures.Tile(
+                        pictures.overlay_ways(image, predicted.numpy()), f"{100 * agreed:.0f} % of pixels right"
+                    ),
                 ]
             )
         model.train(was_training)

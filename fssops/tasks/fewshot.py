@@ -5,13 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric import Fabric
-from torch import Tensor, nn
+from torch import nn
 
 from fssops.data import fewshot, folds
 from fssops.engine.checkpoints import read_checkpoint
@@ -21,14 +20,16 @@ from fssops.engine.random_state import preserved_random_state
 from fssops.engine.settings import SettingsError
 from fssops.engine.trainer import Validate
 from fssops.evaluation import episode_pictures
+from fssops.evaluation.episodes import LabelledEpisode, Outputs, labelled_episodes, segment
 from fssops.evaluation.feature_cache import FeatureCache
-from fssops.evaluation.fewshot import EvaluationCounts, count_runs, segment
-from fssops.evaluation.parts import Observer
-from fssops.evaluation.protocols import PROTOCOLS, FewShotProtocol, find_protocol
-from fssops.evaluation.results import FewShotResult, score
+from fssops.evaluation.metrics import metrics_for
+from fssops.evaluation.metrics.metric import EpisodeSetting
+from fssops.evaluation.results import FewShotResult, best_and_worst
+from fssops.protocols import PROTOCOLS, FewShotProtocol, find_protocol, protocol_of
 from fssops.structures import FewShotBatch, move_to
 from fssops.tasks.fewshot_settings import FewShotSettings
 from fssops.tasks.folded_task import FoldedTask
+from fssops.tasks.resumable_evaluation import all_states
 
 Say = Callable[[str], None]
 
@@ -106,7 +107,7 @@ class FewShotTask(FoldedTask):
         rules, data, protocol = self.settings.eval, self.settings.data, self.protocol
         source = self.source(evaluation=True)
         fold_classes = self.fold_classes(fold, source)
-        drawn = fewshot.protocol_of(protocol.data, source.format)
+        drawn = protocol_of(protocol.name, source.format)
         if rules.min_area is not None:
             drawn = replace(drawn, min_area=rules.min_area)
         count = rules.runs or protocol.runs
@@ -227,63 +228,41 @@ class FewShotTask(FoldedTask):
         was_training = model.training
         model.eval()
         quiet = not title or not fabric.is_global_zero
-        observer = self.observer(model, runs, protocol, classes)
         progress = self.progress(model, fabric, title, protocol=vars(protocol), **without(setting, "model"))
-        progress.carry(observer.tensors() if observer else [])
-        total = len(progress.mine(range(len(runs) * len(runs[0]))))
+        mine = progress.mine(range(len(runs) * len(runs[0])))
         with (
             progress,
             FeatureCache(model.encode, memory=rules.cache_mb << 20, disk=rules.cache_disk_mb << 20) as cache,  # type: ignore[arg-type]
-            ProgressBar(title, total, quiet=quiet) as bar,
+            ProgressBar(title, len(mine), quiet=quiet) as bar,
+            torch.inference_mode(),
         ):
-            counts = self.counts(
-                model,
-                runs,
-                protocol,
-                cache,
-                observer,
-                list(classes),
-                device=fabric.device,
-                original_labels=lambda run, index: [torch.from_numpy(truth) for truth in runs[run].query_truth(index)],
-                rank=fabric.global_rank,
-                world_size=fabric.world_size,
-                workers=rules.workers,
-                autocast=fabric.autocast,
-                advance=bar.advance,
-                progress=progress,
-            )
+            base_classes = len(runs[0].base_classes)
+            counted = EpisodeSetting(protocol, len(runs), len(runs[0]), list(classes), base_classes, cache)
+            metrics = metrics_for(["episode", *self.outputs, "features"], counted)
+            for item in labelled_episodes(runs, protocol, mine, workers=rules.workers):
+                metrics.add(item.number, self.predict(model, fabric, cache, item), item.truth)
+                progress.counted(item.number, metrics.state)
+                bar.advance()
         model.train(was_training)
-        reduce = _unchanged
-        if fabric.world_size > 1:
-            reduce = partial(_sum_over_processes, fabric)
-        counts = counts.summed(reduce)
-        if observer:
-            setting["parts"] = observer.scores(reduce)
-        return score(counts, protocol, classes, seconds=round(time.perf_counter() - started, 2), **setting)
+        metrics.merge(all_states(metrics.state(), progress, fabric))
+        return FewShotResult(
+            measured=metrics.scores(),
+            quality=metrics.best_first(),
+            protocol=protocol.name,
+            classes=dict(classes),
+            seconds=round(time.perf_counter() - started, 2),
+            **setting,
+        )
 
-    def observer(
-        self,
-        model: nn.Module,
-        runs: Sequence[fewshot.EpisodeDataset],
-        protocol: FewShotProtocol,
-        classes: Mapping[int, str],
-    ) -> Observer | None:
-        """What counts the predictions of a system's parts beside the system's own; None for most systems."""
-        return None
+    @property
+    def outputs(self) -> list[str]:
+        """What the system's parts say that is counted beside its own result."""
+        return []
 
-    def counts(
-        self,
-        model: nn.Module,
-        runs: Sequence[fewshot.EpisodeDataset],
-        protocol: FewShotProtocol,
-        cache: FeatureCache,
-        observer: Observer | None,
-        classes: list[int],
-        **options: Any,
-    ) -> EvaluationCounts:
-        """Count the episodes of this process; ``options`` are those of :func:`count_runs`."""
-        observe = observer.observe if observer else None
-        return count_runs(observer or model, runs, protocol, cache, classes=classes, observe=observe, **options)  # type: ignore[arg-type]
+    def predict(self, model: Any, fabric: Fabric, cache: FeatureCache, item: LabelledEpisode) -> Outputs:
+        """What the system says of the queries of an episode."""
+        with fabric.autocast():
+            return segment(model, cache, move_to(item.episode, fabric.device), item.truth.sizes)
 
     def evaluate_run(
         self, model: nn.Module, untrained: nn.Module | None, fabric: Fabric, folder: Path, say: Say
@@ -332,7 +311,7 @@ class FewShotTask(FoldedTask):
         with FeatureCache(model.encode, memory=0) as cache, torch.inference_mode(), fabric.autocast():  # type: ignore[arg-type]
             for run, index in places:
                 episode = runs[run][index]
-                logits = segment(model, cache, move_to(episode, fabric.device))  # type: ignore[arg-type]
+                logits = segment(model, cache, move_to(episode, fabric.device))[""]  # type: ignore[arg-type]
                 maps = [scores.float().argmax(0).cpu().numpy() for scores in logits]
                 shown.append(episode_pictures.Shown(episode, maps))
         model.train(was_training)
@@ -354,7 +333,10 @@ class FewShotTask(FoldedTask):
         first_of_class: dict[int, tuple[int, int]] = {}
         for index, spec in enumerate(runs[0].episodes):
             first_of_class.setdefault(spec.classes[0], (0, index))
-        best, worst = result.best_and_worst(self.settings.eval.pictures)
+        best, worst = (
+            [divmod(number, result.episodes) for number in numbers]
+            for numbers in best_and_worst(result.quality, self.settings.eval.pictures)
+        )
         groups = {"grid.png": (list(first_of_class.values())[:6], "novel classes"), "best.png": (best, "best episodes")}
         groups["worst.png"] = (worst, "worst episodes")
         written = []
@@ -369,11 +351,3 @@ class FewShotTask(FoldedTask):
             picture.save(folder / name)
             written.append(folder / name)
         return written
-
-
-def _unchanged(flat: Tensor) -> Tensor:
-    return flat
-
-
-def _sum_over_processes(fabric: Fabric, flat: Tensor) -> Tensor:
-    return fabric.all_reduce(flat.to(fabric.device), reduce_op="sum")  # type: ignore[return-value]

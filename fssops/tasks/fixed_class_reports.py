@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from lightning.fabric import Fabric
 from torch import nn
 
 from fssops.engine.checkpoints import write_text_atomically
 from fssops.engine.settings import Settings
-from fssops.evaluation.universal import UniversalResult
-from fssops.evaluation.video_results import VideoEvaluation
+from fssops.evaluation.results import Result
 from fssops.tasks import task_of
-
-Result = UniversalResult | VideoEvaluation
 
 
 def evaluate_models(
@@ -51,28 +47,17 @@ def report(results: Sequence[Result], folder: Path, classes: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console(width=None if Console().is_terminal else 160, markup=False, highlight=False)
-    for result in results:
-        for title, rows in _tables(result, classes):
-            table = Table(*rows[0], title=f"{result.model}: {title}, in percent", title_justify="left")
-            for row in rows[1:]:
-                table.add_row(*row)
-            console.print(table)
-    for result in results:
-        print(result.line())
-        print(f"{result.seconds:.1f} s for {_work(result)}")
-    body = {"results": [result.as_json() for result in results]}
-    write_text_atomically(folder / "results.json", json.dumps(body, indent=2, allow_nan=False) + "\n")
-
-
-def _tables(result: Result, classes: bool) -> Iterator[tuple[str, list[list[Any]]]]:
-    if classes:
-        yield "each class", result.class_table()
-    if isinstance(result, UniversalResult) and result.layers is not None:
-        yield "layers of the decoder", result.layers.table()
-
-
-def _work(result: Result) -> str:
-    if isinstance(result, VideoEvaluation):
-        return f"{result.frames} frames of {result.videos} videos"
-    return f"{result.images} images"
+    console, kind = (
+        Console(width=None if Console().is_terminal else 160, markup=False, highlight=False),
+        type(results[0]),
+    )
+    for title, rows in kind.report_tables(results, classes):
+        table = Table(*rows[0], title=title, title_justify="left")
+        for row in rows[1:]:
+            table.add_row(*row)
+        console.print(table)
+    for line in kind.report_lines(results):
+        print(line)
+    write_text_atomically(
+        folder / "results.json", json.dumps(kind.report_json(results), indent=2, allow_nan=False) + "\n"
+    )

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from lightning.fabric import Fabric
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
-from fssops.data import fewshot
 from fssops.engine.checkpoints import has_checkpoint
 from fssops.engine.run_folder import RunFolder
 from fssops.engine.settings import Table
-from fssops.evaluation.proposals import ProposalCounts
-from fssops.evaluation.protocols import FewShotProtocol
+from fssops.evaluation.episodes import LabelledEpisode, Outputs, segment
+from fssops.evaluation.feature_cache import FeatureCache
+from fssops.evaluation.metrics.proposals import full_masks
 from fssops.evaluation.results import FewShotResult
 from fssops.models import create_config
 from fssops.models.mm_former import MMFormer
+from fssops.structures import move_to
 from fssops.tasks.fewshot import FewShotTask
 from fssops.tasks.fewshot_settings import FewShotEval, FewShotSettings
 from fssops.tasks.proposals import draw_proposals
@@ -94,17 +96,27 @@ class MMFormerTask(FewShotTask):
         taken = take_weights(model.segmenter, stage, given, "segmenter", SEGMENTER, self.settings.data)
         say(f"segmenter      {taken}")
 
-    def observer(
-        self,
-        model: nn.Module,
-        runs: Sequence[fewshot.EpisodeDataset],
-        protocol: FewShotProtocol,
-        classes: Mapping[int, str],
-    ) -> ProposalCounts | None:
-        """Scores the proposals beside their merge."""
+    @property
+    def outputs(self) -> list[str]:
+        """The proposals beside their merge, where settings ask for it."""
+        return ["proposals"] if self.settings.eval.proposals else []
+
+    def predict(self, model: Any, fabric: Fabric, cache: FeatureCache, item: LabelledEpisode) -> Outputs:
+        """The merge of the proposals, and the proposals at the size of the labels."""
+
+        def match(support: Any, features: dict[str, Tensor], size: tuple[int, int]) -> dict[str, Tensor]:
+            matched = model.match(support, features, size)
+            return {"": matched, "proposals": features["proposals"][None], "size": features["size"][None]}
+
         if not self.settings.eval.proposals:
-            return None
-        return ProposalCounts(model, runs, protocol, list(classes))  # type: ignore[arg-type]
+            return super().predict(model, fabric, cache, item)
+        with fabric.autocast():
+            outputs = segment(model, cache, move_to(item.episode, fabric.device), item.truth.sizes, match)
+        sizes = zip(outputs["size"], item.truth.sizes, item.truth.labels, strict=True)
+        for query, (image_size, size, label) in enumerate(sizes):
+            features = {"proposals": outputs["proposals"][query][None], "size": image_size[None]}
+            outputs["proposals"][query] = full_masks(model.full_size, features, size, label)[0]
+        return outputs
 
     def gallery(
         self, model: nn.Module, fabric: Fabric, result: FewShotResult, folder: Path, before: nn.Module | None = None

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from lightning.fabric import Fabric
 from pydantic import Field
 from torch import nn
 
 from fssops.data import fewshot, folds
 from fssops.engine.settings import SettingsError, Table
-from fssops.evaluation.parts import PartCounts
-from fssops.evaluation.protocols import FewShotProtocol
+from fssops.evaluation.episodes import LabelledEpisode, Outputs, segment
+from fssops.evaluation.feature_cache import FeatureCache
 from fssops.models import create_config
 from fssops.models.msanet import MSANet
+from fssops.structures import move_to
 from fssops.tasks.fewshot import FewShotTask
 from fssops.tasks.fewshot_settings import FewShotSettings
 from fssops.tasks.stages import FirstStage, first_stage_settings, take_weights
@@ -94,12 +96,12 @@ class MSANetTask(FewShotTask):
             )
         return super()._dataset(source, fold, episodes, base_classes=fold.train, **options)
 
-    def observer(
-        self,
-        model: nn.Module,
-        runs: Sequence[fewshot.EpisodeDataset],
-        protocol: FewShotProtocol,
-        classes: Mapping[int, str],
-    ) -> PartCounts | None:
-        """Counts the meta learner and the base learner apart."""
-        return PartCounts(model, runs, protocol, list(classes), self.base_count)  # type: ignore[arg-type]
+    @property
+    def outputs(self) -> list[str]:
+        """The meta learner and the base learner apart."""
+        return ["learners"]
+
+    def predict(self, model: Any, fabric: Fabric, cache: FeatureCache, item: LabelledEpisode) -> Outputs:
+        """The ensemble's result, and those of its learners."""
+        with fabric.autocast():
+            return segment(model, cache, move_to(item.episode, fabric.device), item.truth.sizes, model.match_parts)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,10 @@ from torch import Tensor, nn
 from fssops.data import fewshot
 from fssops.data.proposals import ProposalDataset
 from fssops.engine.settings import SettingsError
+from fssops.evaluation.episode_pictures import ShownProposals, proposal_grid
+from fssops.evaluation.episodes import LabelledEpisode, Outputs
 from fssops.evaluation.feature_cache import FeatureCache
-from fssops.evaluation.fewshot import EvaluationCounts
-from fssops.evaluation.proposal_pictures import ShownProposals, proposal_grid
-from fssops.evaluation.proposals import ProposalTally, best_merge, count_proposals
-from fssops.evaluation.protocols import FewShotProtocol
+from fssops.evaluation.metrics.proposals import best_merge, best_proposals
 from fssops.evaluation.results import FewShotResult
 from fssops.models.mm_former import MMFormer
 from fssops.models.mm_former_segmenter import MMFormerSegmenter
@@ -27,26 +26,6 @@ from fssops.tasks.fewshot_settings import FewShotSettings
 
 SHOWN = 5
 """Proposals of an episode in a picture."""
-
-
-class ProposalScores:
-    """Takes the place of an observer: all is counted by :func:`count_proposals`.
-
-    Args:
-        tally: what it adds to.
-        protocol: rules of comparison.
-    """
-
-    def __init__(self, tally: ProposalTally, protocol: FewShotProtocol) -> None:
-        self.tally, self.protocol = tally, protocol
-
-    def tensors(self) -> list[Tensor]:
-        """The counts themselves."""
-        return self.tally.tensors()
-
-    def scores(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        """Means over runs."""
-        return self.tally.scores(reduce, self.protocol.absent)
 
 
 class ProposalTask(FewShotTask):
@@ -96,36 +75,16 @@ class ProposalTask(FewShotTask):
         which = "second best proposal" if _published(model) else "best proposal"
         return super().evaluate(model, fabric, fold, f"{label}, {which}", title)
 
-    def observer(
-        self,
-        model: nn.Module,
-        runs: Sequence[fewshot.EpisodeDataset],
-        protocol: FewShotProtocol,
-        classes: Mapping[int, str],
-    ) -> Any:
+    @property
+    def outputs(self) -> list[str]:
         """Recall, best proposal and best merge."""
-        return ProposalScores(ProposalTally(len(runs), list(classes), protocol.false_positives), protocol)
+        return ["proposals"]
 
-    def counts(
-        self,
-        model: nn.Module,
-        runs: Sequence[fewshot.EpisodeDataset],
-        protocol: FewShotProtocol,
-        cache: FeatureCache,
-        observer: Any,
-        classes: list[int],
-        **options: Any,
-    ) -> EvaluationCounts:
-        """Count the proposal that stands for the object."""
-        return count_proposals(
-            model,  # type: ignore[arg-type]
-            runs,
-            protocol,
-            cache,
-            observer.tally,
-            second=_published(model),
-            **options,
-        )
+    def predict(self, model: Any, fabric: Fabric, cache: FeatureCache, item: LabelledEpisode) -> Outputs:
+        """The proposal that stands for the object, and all of them."""
+        with fabric.autocast():
+            features = [cache.features(query[None]) for query in item.episode.query_images.to(fabric.device)]
+        return best_proposals(model.full_size, features, item.truth, second=_published(model))
 
     def gallery(
         self, model: nn.Module, fabric: Fabric, result: FewShotResult, folder: Path, before: nn.Module | None = None

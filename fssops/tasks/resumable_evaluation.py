@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from lightning.fabric import Fabric
-from torch import Tensor, nn
+from torch import nn
 
 from fssops.engine.evaluation_progress import EvaluationProgress, weights_digest, without
 
@@ -57,7 +55,7 @@ def all_states(own: Any, progress: EvaluationProgress, fabric: Fabric) -> list[A
     states = gathered(own, fabric.world_size) if fabric.world_size > 1 else [own]
     if progress.done:
         earlier = progress.states if fabric.world_size == 1 else fabric.broadcast(progress.states)
-        states += [from_plain(state) for state in earlier]
+        states += earlier
     return states
 
 
@@ -66,27 +64,3 @@ def gathered(state: Any, world_size: int) -> list[Any]:
     found: list[Any] = [None] * world_size
     torch.distributed.all_gather_object(found, state)
     return found
-
-
-def to_plain(value: Any) -> Any:
-    """Nested values with NumPy's arrays as tensors and its numbers as Python's, which a checkpoint may hold."""
-    if isinstance(value, np.ndarray):
-        return torch.from_numpy(value.copy())
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, Mapping):
-        return {to_plain(key): to_plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(to_plain(item) for item in value)
-    return value
-
-
-def from_plain(value: Any) -> Any:
-    """Undo :func:`to_plain`: tensors become arrays."""
-    if isinstance(value, Tensor):
-        return value.numpy()
-    if isinstance(value, dict):
-        return {key: from_plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(from_plain(item) for item in value)
-    return value

@@ -17,12 +17,14 @@ from fssops.engine.progress import ProgressBar
 from fssops.engine.random_state import preserved_random_state
 from fssops.engine.settings import SettingsError
 from fssops.engine.trainer import Validate
-from fssops.evaluation.universal import UniversalCounts, UniversalResult, score
+from fssops.evaluation.metrics import metrics_for
+from fssops.evaluation.metrics.metric import ClassSetting
+from fssops.evaluation.results import UniversalResult, main_task
 from fssops.models.mask2former import Mask2Former
-from fssops.structures import ImageBatch, move_to
+from fssops.structures import ImageBatch, LayerOutputs, move_to
 from fssops.tasks.fixed_classes import FixedClassTask, Say, run_result, unpacked_batch
-from fssops.tasks.resumable_evaluation import all_states, to_plain
-from fssops.tasks.universal_counting import TestItem, TestItems, count_image
+from fssops.tasks.resumable_evaluation import all_states
+from fssops.tasks.universal_counting import TestItem, TestItems
 from fssops.tasks.universal_layers import layer_watcher, measured
 from fssops.tasks.universal_pictures import gallery
 from fssops.tasks.universal_settings import UniversalSettings
@@ -160,10 +162,16 @@ class UniversalTask(FixedClassTask):
         numbers = self.chosen(rules.images if images is None else images)
         progress = self.progress(model, fabric, title, numbers=numbers, names=source.names, tasks=tasks)
         mine = progress.mine(numbers)
-        detections = int(getattr(self.config, "detections", 100))
         watched = self.measured_model(model)
-        layers = 0 if watched is None else len(watched.transformer_decoder.layers)
-        counts = UniversalCounts.start(tasks, len(source.classes), detections, layers)
+        setting = ClassSetting(
+            len(source.classes),
+            source.classes.things,
+            int(getattr(self.config, "detections", 100)),
+            rules.boundary,
+            0 if watched is None else len(watched.transformer_decoder.layers),
+        )
+        predictions = [task for task in ("semantic", "panoptic", "instance") if task in tasks]
+        metrics = metrics_for([*predictions, *(["layers"] if watched else [])], setting, main_task(tasks))
         was_training = model.training
         model.eval()
         loader = torch.utils.data.DataLoader(
@@ -174,20 +182,20 @@ class UniversalTask(FixedClassTask):
         quiet = not title or not fabric.is_global_zero
         with progress, ProgressBar(title, len(mine), quiet=quiet) as bar, torch.inference_mode():
             for item in loader:
-                watch = None
-                if watched is not None and counts.layers is not None:
-                    watch = layer_watcher(watched, counts.layers, item, self.settings.data.truth, source.classes.things)
+                watch, layers = None, list[LayerOutputs]()
+                if watched is not None:
+                    watch = layer_watcher(watched, layers, item, self.settings.data.truth, source.classes.things)
                 result = self.segment(model, fabric, item, tasks, watch)
-                count_image(counts, item, result, source.classes.things, boundary=rules.boundary)
-                progress.counted(item.number, lambda: to_plain(counts.state()))
+                result.layers = layers[0] if layers else None
+                metrics.add(item.number, result, item.truth)
+                progress.counted(item.number, metrics.state)
                 bar.advance()
         model.train(was_training)
-        if fabric.world_size > 1 or progress.done:
-            counts.merge(all_states(counts.state(), progress, fabric))
-        return score(
-            counts,
-            source.classes.things,
-            boundary=rules.boundary,
+        metrics.merge(all_states(metrics.state(), progress, fabric))
+        return UniversalResult(
+            measured=metrics.scores(),
+            quality=metrics.best_first(),
+            things=list(source.classes.things),
             model=label,
             dataset=source.label,
             images=len(numbers),

@@ -9,10 +9,9 @@ from torch import nn
 
 from fssops.data import universal
 from fssops.engine.settings import SettingsError
-from fssops.evaluation.layer_measures import LayerCounts
 from fssops.losses.point_sources import RandomPoints
 from fssops.models.mask2former import Mask2Former
-from fssops.structures import MaskPredictions, move_to
+from fssops.structures import LayerOutputs, MaskPredictions, move_to
 from fssops.tasks.universal_counting import TestItem
 
 
@@ -31,13 +30,13 @@ def measured(model: nn.Module) -> Mask2Former:
 
 
 def layer_watcher(
-    model: Mask2Former, counts: LayerCounts, item: TestItem, kind: universal.TruthKind, things: Sequence[int]
+    model: Mask2Former, outputs: list[LayerOutputs], item: TestItem, kind: universal.TruthKind, things: Sequence[int]
 ) -> Callable[[MaskPredictions], None]:
-    """A function that counts an image when it is given all heads' predictions of it.
+    """A function that adds to ``outputs`` when it is given all heads' predictions of an image.
 
     Args:
         model: whose matching is taken.
-        counts: to add to.
+        outputs: to add to.
         item: the image and its truth.
         kind: which masks the model was trained on.
         things: indices of the countable classes.
@@ -50,7 +49,6 @@ def layer_watcher(
         # Every image has its own points, whatever was measured before it and on how many processes.
         points = RandomPoints(device, torch.Generator(device).manual_seed(item.number))
         matches = model.criterion.match(predictions, [target], points)
-        with torch.autocast(device.type, enabled=False):
-            counts.add(predictions, 0, size, [(of_head[0].queries, of_head[0].targets) for of_head in matches])
+        outputs.append(LayerOutputs(predictions, [(head[0].queries, head[0].targets) for head in matches], size))
 
     return watch

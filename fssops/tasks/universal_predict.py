@@ -24,12 +24,12 @@ from fssops.data import universal
 from fssops.data.universal.panoptic_json import encode_ids
 from fssops.engine.checkpoints import write_text_atomically
 from fssops.engine.settings import SettingsError
-from fssops.evaluation.instance import coco_results
-from fssops.evaluation.universal_pictures import overlay_regions, palette_image
+from fssops.evaluation.regions import SHOWN_SCORE, result_regions
+from fssops.evaluation.submissions import coco_results
+from fssops.pictures import label_image, overlay
 from fssops.structures import SegmentationResult, move_to
 from fssops.tasks.frames import Frame
 from fssops.tasks.universal import UniversalTask
-from fssops.tasks.universal_pictures import SHOWN_SCORE, result_regions
 from fssops.tasks.video import VideoTask
 
 
@@ -131,7 +131,7 @@ class Predictor:
         self.images.append({"id": identifier, "file_name": Path(frame.origin).name, "height": height, "width": width})
         if result.semantic is not None:
             labels = result.semantic.label_map.cpu().numpy()
-            self._save(palette_image(labels, self.classes.colours), "semantic", f"{frame.name}.png")
+            self._save(label_image(labels, self.classes.colours), "semantic", f"{frame.name}.png")
         if result.panoptic is not None:
             self._save_panoptic(frame.name, identifier, result)
         if result.instance is not None:
@@ -145,7 +145,7 @@ class Predictor:
         for task in self.tasks:
             regions = result_regions(result, task, self.classes, self.least_score)
             folder = "overlays" if len(self.tasks) == 1 else f"overlays/{task}"
-            self._save(Image.fromarray(overlay_regions(frame.image, regions)), folder, f"{frame.name}.jpg")
+            self._save(Image.fromarray(overlay(frame.image, regions)), folder, f"{frame.name}.jpg")
         return result
 
     def _save_panoptic(self, name: str, identifier: int | str, result: SegmentationResult) -> None:

@@ -20,13 +20,16 @@ from fssops.engine.progress import ProgressBar
 from fssops.engine.random_state import preserved_random_state
 from fssops.engine.settings import SettingsError
 from fssops.engine.trainer import Validate
-from fssops.evaluation.video import Masks, VideoRecords, video_iou
-from fssops.evaluation.video_results import VideoEvaluation, rows_of_records, write_submission
+from fssops.evaluation.metrics.metric import MetricSet
+from fssops.evaluation.metrics.video_instance import VideoPrecision
+from fssops.evaluation.results import VideoEvaluation
+from fssops.evaluation.submissions import recorded_rows, write_submission
 from fssops.run_lengths import encode
 from fssops.structures import ClipBatch, VideoResult
 from fssops.tasks.fixed_classes import FixedClassTask, Say, run_result, unpacked_batch
-from fssops.tasks.resumable_evaluation import all_states, to_plain
+from fssops.tasks.resumable_evaluation import all_states
 from fssops.tasks.video_settings import VideoSettings
+from fssops.truth import VideoTruth
 
 
 def encoded(masks: Tensor) -> list[dict[str, Any]]:
@@ -106,7 +109,7 @@ class VideoTask(FixedClassTask):
 
     def evaluate(
         self, model: nn.Module, fabric: Fabric, label: str, title: str = "evaluate", videos: int | None = None
-    ) -> tuple[VideoEvaluation, VideoRecords]:
+    ) -> tuple[VideoEvaluation, VideoPrecision]:
         """Segment and score the evaluation split; every process must call, each gets the whole result.
 
         Args:
@@ -124,22 +127,19 @@ class VideoTask(FixedClassTask):
         numbers = self.chosen(rules.videos if videos is None else videos)
         progress = self.progress(model, fabric, title, numbers=numbers, names=source.names)
         mine = progress.mine(numbers)
-        records = VideoRecords(len(source.classes))
-        quality: dict[int, float] = {}
+        counted = VideoPrecision(len(source.classes))
+        metrics = MetricSet([counted])
         was_training = model.training
         model.eval()
         quiet = not title or not fabric.is_global_zero
         with progress, ProgressBar(title, len(mine), quiet=quiet) as bar, torch.inference_mode():
             for number in mine:
                 result = self.segment(model, fabric, source.names[number])
-                quality[number] = count_video(records, source, source.names[number], number, result)
-                progress.counted(number, lambda: to_plain({"videos": records.videos, "quality": quality}))
+                metrics.add(number, result, video_truth(source, source.names[number]))
+                progress.counted(number, metrics.state)
                 bar.advance()
         model.train(was_training)
-        if fabric.world_size > 1 or progress.done:
-            for state in all_states({"videos": records.videos, "quality": dict(quality)}, progress, fabric):
-                records.merge([state["videos"]])
-                quality.update(state["quality"])
+        metrics.merge(all_states(metrics.state(), progress, fabric))
         evaluated = VideoEvaluation(
             model=label,
             dataset=source.label,
@@ -148,11 +148,11 @@ class VideoTask(FixedClassTask):
             frames=sum(source.frames(source.names[number]) for number in numbers),
             test_size=self.test_size(),
             classes=source.classes.names,
-            instances=records.scores() if source.has_truth else None,
-            quality=sorted(quality.items(), key=lambda entry: (-entry[1], entry[0])),
+            measured=metrics.scores() if source.has_truth else {},
+            quality=metrics.best_first(),
             seconds=round(time.perf_counter() - started, 2),
         )
-        return evaluated, records
+        return evaluated, counted
 
     def segment(self, model: Any, fabric: Fabric, name: str) -> VideoResult:
         """Segment one video; masks are run lengths."""
@@ -217,7 +217,7 @@ class VideoTask(FixedClassTask):
         result, records = self.evaluate(model, fabric, label)
         return result, self._write(result, records, fabric, folder)
 
-    def _write(self, result: VideoEvaluation, records: VideoRecords, fabric: Fabric, folder: Path) -> list[Path]:
+    def _write(self, result: VideoEvaluation, records: VideoPrecision, fabric: Fabric, folder: Path) -> list[Path]:
         """Write ``submission.json`` and ``submission.zip`` in the official format, and the pictures."""
         from fssops.tasks.video_pictures import gallery  # it builds on this file
 
@@ -225,7 +225,7 @@ class VideoTask(FixedClassTask):
             return []
         folder.mkdir(parents=True, exist_ok=True)
         ids = [category.id for category in self.source(evaluation=True).classes.categories]
-        files = write_submission(folder / "submission.json", rows_of_records(records, ids))
+        files = write_submission(folder / "submission.json", recorded_rows(records, ids))
         return files + gallery(self, result, records, folder)
 
 
@@ -253,30 +253,7 @@ def _checked(frames: Iterable[Tensor | str]) -> Iterator[Tensor]:
         yield frame
 
 
-def video_number(source: video.VideoSource, name: str, number: int) -> int:
-    """Id of a video in results; its place in the split where the data set has no numbers."""
-    identifier = source.video_id(name)
-    return identifier if isinstance(identifier, int) else number
-
-
-def true_tracks(source: video.VideoSource, name: str) -> list[tuple[int, Masks, bool, list[float | None]]]:
-    """Class, run lengths, crowd and areas of the objects of a video."""
-    found: list[tuple[int, Masks, bool, list[float | None]]] = []
-    for track in source.tracks(name):
-        masks = [track.mask(frame, *source.size(name)) for frame in range(source.frames(name))]
-        runs = [None if mask is None else encode(mask) for mask in masks]
-        found.append((track.label, runs, track.crowd, track.areas))
-    return found
-
-
-def count_video(records: VideoRecords, source: video.VideoSource, name: str, number: int, result: VideoResult) -> float:
-    """Add one video to the records; returns how well it went: mean over objects of the best score times overlap."""
-    detections = list(zip(result.labels.tolist(), result.scores.tolist(), result.masks, strict=True))
-    truth = true_tracks(source, name) if source.has_truth else []
-    records.add(video_number(source, name, number), source.frames(name), detections, truth)
-    best = []
-    for label, masks, crowd, _ in truth:
-        if not crowd:
-            same = [(score, found) for of_class, score, found in detections if of_class == label]
-            best.append(max((score * video_iou(found, masks) for score, found in same), default=0.0))
-    return round(float(np.mean(best)), 6) if best else 0.0
+def video_truth(source: video.VideoSource, name: str) -> VideoTruth:
+    """What is known of a video."""
+    tracks = source.tracks(name) if source.has_truth else None
+    return VideoTruth(source.video_id(name), source.frames(name), *source.size(name), tracks)

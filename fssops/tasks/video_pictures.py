@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from fssops.evaluation.pictures import Tile, grid
-from fssops.evaluation.video import VideoRecords
-from fssops.evaluation.video_pictures import DrawnObject, draw_frame, drawn_objects, object_colour
-from fssops.evaluation.video_results import VideoEvaluation
-from fssops.run_lengths import decode
-from fssops.tasks.video import VideoTask, true_tracks, video_number
+from fssops.evaluation.metrics.video_instance import VideoPrecision
+from fssops.evaluation.regions import frame_regions
+from fssops.evaluation.results import VideoEvaluation, best_and_worst
+from fssops.pictures import Tile, enlarged_overlay, grid
+from fssops.tasks.video import VideoTask
 
 _COLUMNS = 5
 """Frames of a video in a picture."""
@@ -21,7 +20,7 @@ _COLUMNS = 5
 _TILE = 224
 
 
-def gallery(task: VideoTask, result: VideoEvaluation, records: VideoRecords, folder: Path) -> list[Path]:
+def gallery(task: VideoTask, result: VideoEvaluation, records: VideoPrecision, folder: Path) -> list[Path]:
     """Draw ``grid.png``, ``best.png`` and ``worst.png``: frames of videos, the truth above the prediction.
 
     Args:
@@ -35,9 +34,9 @@ def gallery(task: VideoTask, result: VideoEvaluation, records: VideoRecords, fol
         return []
     spread = sorted(order)[:: max(1, len(order) // count)][:count]
     groups = {"grid.png": (spread, "test videos")}
-    if result.instances is not None:
-        groups["best.png"] = (order[:count], "best videos")
-        groups["worst.png"] = (order[count:][::-1][:count], "worst videos")
+    if result.measured:
+        best, worst = best_and_worst(result.quality, count)
+        groups |= {"best.png": (best, "best videos"), "worst.png": (worst, "worst videos")}
     written = []
     for name, (numbers, title) in groups.items():
         if numbers:
@@ -49,22 +48,17 @@ def gallery(task: VideoTask, result: VideoEvaluation, records: VideoRecords, fol
     return written
 
 
-def _rows(task: VideoTask, records: VideoRecords, number: int, quality: float) -> list[list[Tile]]:
+def _rows(task: VideoTask, records: VideoPrecision, number: int, quality: float) -> list[list[Tile]]:
     """Truth and prediction of a video, at frames evenly spread over it."""
     source = task.source(evaluation=True)
-    name = source.names[number]
+    name, record = source.names[number], records.records[number]
     frames = np.linspace(0, source.frames(name) - 1, _COLUMNS).round().astype(int).tolist()
-    names = source.classes.names
-    detections = records.videos[video_number(source, name, number)]["detections"]
-    found = drawn_objects([d[0] for d in detections], [d[1] for d in detections], names)
-    if not found and detections:  # a model that has just begun to learn is sure of nothing
-        found = drawn_objects([detections[0][0]], [detections[0][1]], names, 0.0)
     rows = []
     if source.has_truth:
-        tracks = true_tracks(source, name)
-        known = {k: DrawnObject(object_colour(k), names[track[0]]) for k, track in enumerate(tracks)}
-        rows.append(_row(task, name, frames, known, [track[1] for track in tracks], "truth"))
-    rows.append(_row(task, name, frames, found, [d[2] for d in detections], f"overlap {100 * quality:.0f} %"))
+        rows.append(_row(task, name, frames, record["truth"], None, "truth"))
+    scores = [score for _, score, _ in record["detections"]]
+    detections = [(label, masks) for label, _, masks in record["detections"]]
+    rows.append(_row(task, name, frames, detections, scores, f"overlap {100 * quality:.0f} %"))
     return rows
 
 
@@ -72,22 +66,16 @@ def _row(
     task: VideoTask,
     name: str,
     frames: Sequence[int],
-    objects: dict[int, DrawnObject],
-    masks: Sequence[Sequence[Any]],
+    objects: Sequence[Sequence[Any]],
+    scores: Sequence[float] | None,
     caption: str,
 ) -> list[Tile]:
+    """Frames with objects (class, masks, ..) on them."""
     source, tiles = task.source(evaluation=True), []
+    labels, tracks = [entry[0] for entry in objects], [entry[1] for entry in objects]
     for frame in frames:
         image = np.asarray(source.frame(name, frame))
-        seen = {k: decode(masks[k][frame]) for k in objects if masks[k][frame] is not None}
-        tiles.append(Tile(_enlarged_drawing(image, objects, seen), f"{name} frame {frame}: {caption}"))
+        # A model that has just begun to learn is sure of nothing: its best guess is drawn in any case.
+        regions = frame_regions(frame, tracks, labels, source.classes.names, scores, at_least=1)
+        tiles.append(Tile(enlarged_overlay(image, regions, _TILE), f"{name} frame {frame}: {caption}"))
     return tiles
-
-
-def _enlarged_drawing(image: np.ndarray, objects: dict[int, DrawnObject], masks: dict[int, np.ndarray]) -> np.ndarray:
-    """Small pictures are enlarged first, so that names on them can be read."""
-    times = -(-_TILE // max(image.shape[:2]))
-    if times > 1:
-        image = image.repeat(times, 0).repeat(times, 1)
-        masks = {k: mask.repeat(times, 0).repeat(times, 1) for k, mask in masks.items()}
-    return draw_frame(image, objects, masks)

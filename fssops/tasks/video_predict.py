@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from fssops.data import universal
 from fssops.engine.checkpoints import write_text_atomically
-from fssops.evaluation.video_pictures import SHOWN_SCORE, draw_frame, drawn_objects
-from fssops.evaluation.video_results import Row, submission_rows, write_submission
-from fssops.run_lengths import decode
+from fssops.evaluation.regions import SHOWN_SCORE, frame_regions
+from fssops.evaluation.submissions import Row, submission_rows, write_submission
+from fssops.pictures import overlay
 from fssops.structures import VideoResult
 from fssops.tasks.video import VideoTask, encoded
 from fssops.tasks.video_files import DEFAULT_RATE, VideoInput, write_video
@@ -142,14 +142,14 @@ class VideoPredictor:
     def _draw(
         self, video: VideoInput, masks: Sequence[Sequence[Any]], labels: Sequence[int], scores: Sequence[float]
     ) -> None:
-        objects = drawn_objects(labels, scores, self.classes.names, self.least_score)
-        folder = self.out / "frames" / video.name
+        folder, names = self.out / "frames" / video.name, self.classes.names
         folder.mkdir(parents=True, exist_ok=True)
 
         def drawn() -> Iterator[np.ndarray]:
             for frame, image in video.frames():
-                seen = {k: decode(masks[k][frame]) for k in objects if masks[k][frame] is not None}
-                picture = draw_frame(image, objects, seen)
+                picture = overlay(
+                    image, frame_regions(frame, masks, labels, names, scores, least_score=self.least_score)
+                )
                 Image.fromarray(picture).save(folder / f"{frame:06d}.jpg", quality=92)
                 yield picture
 

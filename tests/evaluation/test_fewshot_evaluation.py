@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from fssops.evaluation.fewshot import EvaluationCounts, count_runs, shard
 from torch import Tensor, nn
 
 from fssops.evaluation.feature_cache import FeatureCache, digest
-from fssops.evaluation.fewshot import EvaluationCounts, count_runs, shard
-from fssops.evaluation.protocols import PROTOCOLS, FewShotProtocol, find_protocol
 from fssops.evaluation.results import FewShotResult, class_table, fold_mean_line, fold_table, score, to_json
+from fssops.protocols import PROTOCOLS, FewShotProtocol, find_protocol
 from fssops.structures import IGNORE, Episode
 
 

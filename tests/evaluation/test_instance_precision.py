@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from fssops.evaluation.instance import InstanceRecords, coco_results
+
 from fssops.run_lengths import decode, encode
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

@@ -6,9 +6,9 @@ import math
 
 import pytest
 import torch
-
 from fssops.evaluation.layer_measures import LayerCounts
 from fssops.evaluation.universal import UniversalCounts, score
+
 from fssops.structures import MaskPredictions
 
 Pair = tuple[torch.Tensor, torch.Tensor]

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from fssops.evaluation.panoptic import PanopticCounts, TrueSegment
 
 CLASSES, THINGS = 4, (0, 1)

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-
 from fssops.evaluation.base_classes import score_base_classes
-from fssops.evaluation.feature_cache import FeatureCache
 from fssops.evaluation.fewshot import compared_labels, count_runs, stretched
 from fssops.evaluation.parts import PartCounts
-from fssops.evaluation.protocols import PROTOCOLS
+from torch import Tensor
+
+from fssops.evaluation.feature_cache import FeatureCache
 from fssops.evaluation.results import score
+from fssops.protocols import PROTOCOLS
 from fssops.structures import IGNORE, Episode
 
 SIDE = 6

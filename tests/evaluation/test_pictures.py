@@ -6,10 +6,10 @@ import io
 
 import numpy as np
 import torch
+from fssops.evaluation.pictures import WAY_COLOURS, Tile, denormalised, grid, label_image, outline, overlay
 from PIL import Image
 
 from fssops.evaluation.episode_pictures import Shown, episode_grid
-from fssops.evaluation.pictures import WAY_COLOURS, Tile, denormalised, grid, label_image, outline, overlay
 from fssops.structures import IGNORE, Episode
 
 

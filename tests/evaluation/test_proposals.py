@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from fssops.evaluation.proposals import ProposalCounts, ProposalTally, best_merge, count_proposals
 from torch import Tensor
 
 from fssops.evaluation.feature_cache import FeatureCache
-from fssops.evaluation.proposals import ProposalCounts, ProposalTally, best_merge, count_proposals
-from fssops.evaluation.protocols import PROTOCOLS
+from fssops.protocols import PROTOCOLS
 from fssops.structures import IGNORE, Episode
 
 PROTOCOL = PROTOCOLS["mm_former"]

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from fssops.evaluation.semantic import (
     SemanticCounts,
     boundary_of,

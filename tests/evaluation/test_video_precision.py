@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fssops.evaluation.video import VideoRecords, video_iou
 from video_samples import CASES, predictions_for, sample
 
 from fssops.data import video
-from fssops.evaluation.video import VideoRecords, video_iou
 from fssops.run_lengths import encode
 
 OFFICIAL = json.loads((Path(__file__).parent / "official_video_scores.json").read_text())

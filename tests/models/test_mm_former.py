@@ -9,11 +9,11 @@ import numpy as np
 import parity
 import pytest
 import torch
+from fssops.evaluation.fewshot import segment
 from torch import nn
 
 import fssops
 from fssops.evaluation.feature_cache import FeatureCache
-from fssops.evaluation.fewshot import segment
 from fssops.models.layers.alignment import CrossAlignment, channel_gates, projected, shortened
 from fssops.models.mm_former import MMFormer, MMFormerConfig
 from fssops.models.mm_former_records import inside_mask
