@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -31,7 +32,7 @@ UNKNOWN: Colour = (224, 224, 224)
 CROWD: Colour = (150, 150, 150)
 
 _Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
-_Box = tuple[float, float, float, float]
+_Box = tuple[int, int, int, int]
 _MEAN = np.array([0.485, 0.456, 0.406], dtype=np.float32)
 _STD = np.array([0.229, 0.224, 0.225], dtype=np.float32)
 
@@ -243,7 +244,7 @@ def _write_captions(picture: Image.Image, regions: Sequence[Region]) -> None:
             continue
         caption = _shortened(region.caption, font, picture.width - 5)
         left, top, right, bottom = draw.textbbox((0, 0), caption, font=font, anchor="mm")
-        frame = (left - 2, top - 1, right + 2, bottom + 1)
+        frame = (math.floor(left) - 2, math.floor(top) - 1, math.ceil(right) + 2, math.ceil(bottom) + 1)
         for x, y in _inside_points(region.mask, frame):
             x = max(-frame[0], min(x, picture.width - 1 - frame[2]))
             y = max(-frame[1], min(y, picture.height - 1 - frame[3]))
@@ -260,7 +261,7 @@ def _overlap(first: _Box, second: _Box) -> bool:
     return not apart
 
 
-def _inside_points(mask: np.ndarray, frame: _Box) -> Iterator[tuple[float, float]]:
+def _inside_points(mask: np.ndarray, frame: _Box) -> Iterator[tuple[int, int]]:
     """(x, y) of pixels inside a mask, those farthest from its outside first, no two within ``frame`` of each other."""
     from scipy import ndimage
 
@@ -272,5 +273,5 @@ def _inside_points(mask: np.ndarray, frame: _Box) -> Iterator[tuple[float, float
     while distance.any():
         row, column = divmod(int(distance.argmax()), distance.shape[1])
         yield column * step, row * step
-        rows, columns = (int(frame[3] - frame[1]) // step, int(frame[2] - frame[0]) // (2 * step))
+        rows, columns = (frame[3] - frame[1]) // step, (frame[2] - frame[0]) // (2 * step)
         distance[max(0, row - rows) : row + rows + 1, max(0, column - columns) : column + columns + 1] = 0
