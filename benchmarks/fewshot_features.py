@@ -58,7 +58,8 @@ def evaluate(system: str, data: Path, size: int, **rules: Any) -> FewShotResult:
 
 def scores(result: FewShotResult) -> str:
     """Everything that was measured, to the last digit; NaN equals NaN."""
-    return json.dumps([result.class_iou, result.binary_iou, result.episode_iou])
+    measured = result.few_shot
+    return json.dumps([measured.class_iou, measured.binary_iou, measured.episode_iou])
 
 
 def main() -> int:
@@ -92,15 +93,15 @@ def main() -> int:
                 "model": SYSTEMS[system],
                 "size": options.size,
                 "setting": whole.setting(),
-                "images asked for": whole.images,
-                "passes": whole.passes,
-                "times fewer": round(whole.images / whole.passes, 1),
+                "images asked for": whole.computed.images,
+                "passes": whole.computed.passes,
+                "times fewer": round(whole.computed.images / whole.computed.passes, 1),
                 "seconds": whole.seconds,
                 "comparison": {"episodes": f"5 x {options.few}", "same bits": same, "seconds": seconds}
-                | {"passes": {name: result.passes for name, result in compared.items()}},
+                | {"passes": {name: result.computed.passes for name, result in compared.items()}},
             }
         )
-        failed |= not same or whole.images < 10 * whole.passes
+        failed |= not same or whole.computed.images < 10 * whole.computed.passes
     text = json.dumps({"torch": torch.__version__, "threads": 1, "rows": rows}, indent=1)
     print(text)
     if options.results:

@@ -400,14 +400,31 @@ class PanopticResult:
 
 
 @dataclass
+class LayerOutputs:
+    """What the layers of a masked-attention decoder say of one image, and what a matching makes of each.
+
+    Attributes:
+        predictions: of all heads, of a batch of this image alone.
+        matches: of each head, matched queries [n] and their targets [n].
+        size: (height, width) of the image without padding.
+    """
+
+    predictions: MaskPredictions
+    matches: list[tuple[Tensor, Tensor]]
+    size: tuple[int, int]
+
+
+@dataclass
 class SegmentationResult:
     """The results asked for of one image; those not asked for are None.
 
     Attributes:
+        layers: what the measures of the decoder's layers are formed from.
         general: [H, W] int64 classes by assigning each pixel to one query, -1 where no query names a class.
     """
 
     semantic: SemanticResult | None = None
     instance: InstanceResult | None = None
     panoptic: PanopticResult | None = None
+    layers: LayerOutputs | None = None
     general: Tensor | None = None

@@ -277,6 +277,22 @@ class TrackTruth:
         return run_lengths.draw(segmentation, width, height)
 
 
+@dataclass
+class VideoTruth:
+    """What is known of a video of ``frames`` frames of ``height`` x ``width``.
+
+    Attributes:
+        id: how result files call it.
+        tracks: its objects; None where the data set has no truth.
+    """
+
+    id: int | str
+    frames: int
+    height: int
+    width: int
+    tracks: list[TrackTruth] | None = None
+
+
 def draw(outline: Polygons | np.ndarray, height: int, width: int) -> np.ndarray:
     """Rasterise an outline with COCO's rule: bool [H, W], clipped to the image."""
     if isinstance(outline, np.ndarray):

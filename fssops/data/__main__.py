@@ -26,7 +26,7 @@ from fssops.data import check_command, command_options, fewshot, pictures, trans
 from fssops.data.command_options import positive
 from fssops.data.episode_dataset import ANNOTATIONS
 from fssops.data.errors import DataError
-from fssops.data.protocols import Protocol, protocol_of
+from fssops.protocols import PROTOCOLS, FewShotProtocol, protocol_of
 
 _LAYOUTS = """layouts that are recognised:
   voc       JPEGImages/ SegmentationClass[Aug]/ ImageSets/Segmentation/SPLIT.txt
@@ -85,7 +85,7 @@ def _run_list(options: argparse.Namespace) -> int:
 # episodes
 
 
-def _open(options: argparse.Namespace) -> tuple[fewshot.FewShotSource, Protocol]:
+def _open(options: argparse.Namespace) -> tuple[fewshot.FewShotSource, FewShotProtocol]:
     """The data set as the protocol reads it, and the protocol."""
     if options.fold is None and options.side is not None:
         raise DataError(f"--side: must be given with --fold, got {options.side} without it")
@@ -96,7 +96,7 @@ def _open(options: argparse.Namespace) -> tuple[fewshot.FewShotSource, Protocol]
     return command_options.open_source(options, **protocol.source_options(format)), protocol
 
 
-def _draw(options: argparse.Namespace, source: fewshot.FewShotSource, protocol: Protocol) -> fewshot.EpisodeList:
+def _draw(options: argparse.Namespace, source: fewshot.FewShotSource, protocol: FewShotProtocol) -> fewshot.EpisodeList:
     classes, avoid, fold = list(source.classes), [], ""
     if options.fold is not None:
         definition = options.definition or protocol.definition
@@ -184,7 +184,7 @@ def _add_draw(parser: argparse.ArgumentParser, *, episodes: int) -> None:
     group.add_argument(
         "--protocol",
         default="fssops",
-        choices=list(fewshot.PROTOCOLS),
+        choices=list(PROTOCOLS),
         help="how images are drawn and masks are read (default: fssops)",
     )
     group.add_argument("--too-few", default="error", choices=["error", "skip"], help="classes with too few images")

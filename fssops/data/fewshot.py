@@ -27,13 +27,11 @@ from fssops.data.errors import AnnotationError, DataError, ImageFileError, MaskE
 from fssops.data.folder import FolderSource
 from fssops.data.fss1000 import FSS1000Source
 from fssops.data.generated import GeneratedSource
-from fssops.data.protocols import PROTOCOLS, Protocol, protocol_of
 from fssops.data.sources import FewShotSource
 from fssops.data.voc import VOCSource
 
 __all__ = [
     "FORMATS",
-    "PROTOCOLS",
     "AnnotationError",
     "COCOSource",
     "DataError",
@@ -46,13 +44,11 @@ __all__ = [
     "GeneratedSource",
     "ImageFileError",
     "MaskError",
-    "Protocol",
     "RepeatedEpisodes",
     "TooFewImagesError",
     "VOCSource",
     "guess_format",
     "open_source",
-    "protocol_of",
 ]
 
 FORMATS: dict[str, Callable[..., FewShotSource]] = {

@@ -8,32 +8,11 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from fssops.data import transforms
-from fssops.structures import IGNORE, Episode
-
-WAY_COLOURS = (
-    (230, 57, 70),
-    (42, 157, 244),
-    (255, 190, 11),
-    (58, 190, 100),
-    (170, 90, 230),
-    (255, 127, 60),
-    (0, 200, 200),
-    (240, 100, 180),
-)
-"""Colour of way 1, 2, ..., repeated where there are more."""
+from fssops.pictures import Region, overlay, way_colour, way_regions
+from fssops.structures import Episode
 
 _CAPTION = 14
 _GAP = 4
-
-
-def overlay(image: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int], strength: float = 0.45) -> np.ndarray:
-    """Tint the pixels of a mask and draw its outline: uint8 [H, W, 3], bool [H, W] -> uint8 [H, W, 3]."""
-    result = image.astype(np.float32)
-    result[mask] = (1 - strength) * result[mask] + strength * np.array(colour, dtype=np.float32)
-    padded = np.pad(mask, 1, mode="edge")
-    inside = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
-    result[mask & ~inside] = colour
-    return result.astype(np.uint8)
 
 
 def support_picture(
@@ -53,7 +32,7 @@ def support_picture(
     result[neither] = result[neither] // 3
     if strokes:
         result[background] = (255, 255, 255)
-    return overlay(result, foreground, WAY_COLOURS[way % len(WAY_COLOURS)])
+    return overlay(result, [Region(foreground, way_colour(way))], opacity=0.45)
 
 
 def query_picture(image: np.ndarray, label: np.ndarray) -> np.ndarray:
@@ -63,11 +42,7 @@ def query_picture(image: np.ndarray, label: np.ndarray) -> np.ndarray:
         image: uint8 [H, W, 3].
         label: [H, W] of 0, 1..N, 255.
     """
-    result: np.ndarray = image.copy()
-    result[label == IGNORE] = (result[label == IGNORE].astype(np.uint16) // 4 + 140).astype(np.uint8)
-    for way in np.unique(label[(label != 0) & (label != IGNORE)]):
-        result = overlay(result, label == way, WAY_COLOURS[(int(way) - 1) % len(WAY_COLOURS)])
-    return result
+    return overlay(image, way_regions(label), opacity=0.45)
 
 
 def episode_row(episode: Episode, class_names: Mapping[int, str], *, strokes: bool = False) -> Image.Image:

@@ -38,7 +38,7 @@ class FeatureCache:
         self._folder: Path | None = None
         self._parent = folder
         self._kept_bytes = self._stored_bytes = 0
-        self._further: frozenset[str] = frozenset()
+        self._further: frozenset[str] | None = None  # names that are computed of a query alone, once that is known
         self.requests = 0
         """Images asked for: passes through the backbone without a cache."""
         self.passes = 0
@@ -53,8 +53,9 @@ class FeatureCache:
 
         Args:
             images: normalised.
-            complete: further features from those of ``encode``, kept with them: what a system computes of a query
-                image alone. None in place of a feature drops it: nothing needs it any more.
+            complete: ``model.query_features``: further features from those of ``encode``, kept with them: what a system
+                computes of a query image alone, if anything. None in place of a feature drops it: nothing needs it any
+                more.
         """
         parts = [self._one(image, complete) for image in images]
         if len(parts) == 1:
@@ -84,36 +85,43 @@ class FeatureCache:
 
     def _one(self, image: Tensor, complete: Complete | None) -> Features:
         self.requests += 1
-        self.query_requests += complete is not None
-        if not self._memory and not self._disk:
-            self.passes += 1
-            self.query_passes += complete is not None  # by the model, when it matches
-            return self._encode(image[None])
-        key = digest(image)
+        keeps = bool(self._memory or self._disk)
+        key = digest(image) if keeps else ""
         if key in self._kept:
             self._kept.move_to_end(key)
-            found = self._kept[key]
+            features = self._kept[key]
         elif key in self._stored:
-            found = torch.load(self._stored[key][0], map_location=image.device, weights_only=True)
-            self._keep(key, found)
+            features = torch.load(self._stored[key][0], map_location=image.device, weights_only=True)
+            self._keep(key, features)
         else:
             self.passes += 1
-            found = {name: _dense(value) for name, value in self._encode(image[None]).items()}
-            self._keep(key, found)
-        if complete is not None and not (self._further and self._further <= found.keys()):
-            self.query_passes += 1
-            further = complete(found)
-            dense = {name: _dense(value) for name, value in further.items() if value is not None}
-            self._further = frozenset(dense)
-            found = {name: value for name, value in found.items() if further.get(name, value) is not None}
-            found.update(dense)
-            if key in self._stored:
-                # What lies on disk is no longer all there is to keep.
-                path, size = self._stored.pop(key)
-                path.unlink(missing_ok=True)
-                self._stored_bytes -= size
-            self._keep(key, found)
-        return found
+            features = self._encode(image[None])
+            if keeps:
+                features = {name: _dense(value) for name, value in features.items()}
+                self._keep(key, features)
+        if complete is not None:
+            if self._further is None or not self._further <= features.keys():
+                features = self._completed(key, features, complete)
+            self.query_requests += bool(self._further)
+        return features
+
+    def _completed(self, key: str, features: Features, complete: Complete) -> Features:
+        """The features with what is computed of a query alone, kept where anything is."""
+        further = {name: value for name, value in complete(features).items() if value is not features.get(name)}
+        self._further = frozenset(name for name, value in further.items() if value is not None)
+        if not further:
+            return features
+        self.query_passes += 1
+        features = {name: value for name, value in features.items() if further.get(name, value) is not None}
+        features |= {name: _dense(value) for name, value in further.items() if value is not None}
+        if key in self._stored:
+            # What lies on disk is no longer all there is to keep.
+            path, size = self._stored.pop(key)
+            path.unlink(missing_ok=True)
+            self._stored_bytes -= size
+        if key:
+            self._keep(key, features)
+        return features
 
     def _keep(self, key: str, features: Features) -> None:
         size = _bytes(features)

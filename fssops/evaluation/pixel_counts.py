@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Literal
-
 import torch
 from torch import Tensor
 
+from fssops.protocols import Absent, FalsePositives
 from fssops.structures import IGNORE
-
-FalsePositives = Literal["present", "all"]
-Absent = Literal["nan", "skip"]
 
 
 def count_pixels(prediction: Tensor, label: Tensor, ways: int, false_positives: FalsePositives = "all") -> Tensor:
@@ -57,18 +52,3 @@ def iou(counts: Tensor) -> Tensor:
 def mean_iou(class_iou: Tensor, absent: Absent) -> Tensor:
     """Mean over the last axis, the classes; a class that never appeared makes it NaN or is left out."""
     return class_iou.mean(-1) if absent == "nan" else class_iou.nanmean(-1)
-
-
-def summed(counts: Sequence[Tensor], reduce: Callable[[Tensor], Tensor]) -> list[Tensor]:
-    """Sum int64 counts over processes in one reduction.
-
-    Args:
-        counts: of this process, of any shapes.
-        reduce: adds one int64 vector over all processes.
-
-    Returns:
-        the sums, in the order and shapes of ``counts``, on the CPU.
-    """
-    flat = reduce(torch.cat([part.flatten() for part in counts])).cpu()
-    pieces = flat.split([part.numel() for part in counts])
-    return [piece.view(part.shape) for piece, part in zip(pieces, counts, strict=True)]

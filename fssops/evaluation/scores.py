@@ -16,9 +16,9 @@ def mean(values: Sequence[float] | np.ndarray) -> float:
     return float(seen.mean()) if seen.size else float("nan")
 
 
-def percent(value: float) -> str:
-    """A score as a percentage with two digits; ``-`` for NaN."""
-    return "-" if math.isnan(value) else f"{100 * value:.2f}"
+def percent(value: float, unmeasured: str = "-") -> str:
+    """A score as a percentage with two digits; ``unmeasured`` for NaN."""
+    return unmeasured if math.isnan(value) else f"{100 * value:.2f}"
 
 
 def without_nan(value: Any) -> Any:

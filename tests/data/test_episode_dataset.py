@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from fssops.data import fewshot, folds, transforms
 from fssops.data.episodes import EpisodeList, EpisodeSpec
 from fssops.data.errors import AnnotationError, MaskError
+from fssops.protocols import PROTOCOLS
 from fssops.structures import IGNORE, Episode, FewShotBatch
 
 
@@ -222,7 +223,7 @@ def test_object_lost_by_resizing_gives_an_empty_mask_or_an_error(voc_folder: Pat
 def test_padding_is_ignored_in_queries_and_not_background_under_the_msanet_protocol(voc_folder: Path) -> None:
     source = fewshot.open_source("voc", voc_folder, split="train")
     episodes = one_episode(source, (1,), (("im00",),), ("im03",))
-    rules = fewshot.PROTOCOLS["msanet"].dataset_options()
+    rules = PROTOCOLS["msanet"].dataset_options()
     e = fewshot.EpisodeDataset(source, episodes, size=(64, 64), **rules)[0]
     # 60 x 40 becomes 64 x 40: 42 floored to a multiple of 8.
     assert (e.query_labels[0, 40:] == IGNORE).all()
@@ -270,7 +271,7 @@ def test_panet_coco_protocol_shows_only_the_class_an_image_was_drawn_for(coco_fo
     things = [
         {"image_id": i, "category_id": c, "segmentation": box(x)} for i in (1, 2, 3) for c, x in ((1, 5), (4, 30))
     ]
-    protocol = fewshot.PROTOCOLS["panet_coco"]
+    protocol = PROTOCOLS["panet_coco"]
     source = fewshot.open_source("coco", coco_folder(things), split="train", crowd=protocol.crowd)
     episodes = one_episode(source, (1, 2), ((source.names[0],), (source.names[1],)), (source.names[2],), (1,))
     e = fewshot.EpisodeDataset(source, episodes, size=(40, 60), **protocol.dataset_options())[0]

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 import fssops
+from fssops.evaluation.episodes import segment
 from fssops.evaluation.feature_cache import FeatureCache
-from fssops.evaluation.fewshot import segment
 from fssops.models.layers.alignment import CrossAlignment, channel_gates, projected, shortened
 from fssops.models.mm_former import MMFormer, MMFormerConfig
 from fssops.models.mm_former_records import inside_mask
@@ -355,7 +355,7 @@ def test_evaluation_with_kept_proposals_gives_the_same_and_computes_each_image_o
     for memory in (0, 64 << 20):
         counted.proposals = counted.backbone = 0
         with torch.inference_mode(), FeatureCache(model.encode, memory=memory) as cache:  # type: ignore[arg-type]
-            found.append([segment(model, cache, episode)[0] for episode in episodes])  # type: ignore[arg-type]
+            found.append([segment(model, cache, episode)[""][0] for episode in episodes])  # type: ignore[arg-type]
             passes = cache.passes
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
     assert (counted.proposals, counted.backbone, passes) == (4, 8, 8)

@@ -227,7 +227,7 @@ def test_recipes_are_as_published(name: str) -> None:
 
 
 def test_the_protocols_seeds_are_those_of_the_fold() -> None:
-    from fssops.data.protocols import PROTOCOLS
+    from fssops.protocols import PROTOCOLS
 
     row = PROTOCOLS["mm_former"]
     assert row.seeds_of("pascal5i", 2) == (5448843,)

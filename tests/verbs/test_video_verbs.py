@@ -278,20 +278,6 @@ def test_video_files_are_read_and_written_by_the_decoder(
     assert opened
 
 
-def test_colours_of_objects_stay_through_a_video(video_run: Path, tmp_path: Path) -> None:
-    from fssops.evaluation.video_pictures import draw_frame, drawn_objects
-
-    objects = drawn_objects([0, 1, 0], [0.9, 0.8, 0.1], ["cat", "dog"])
-    assert [o.caption for o in objects.values()] == ["cat 90", "dog 80"]
-    assert objects[0].colour != objects[1].colour
-    image = np.full((60, 60, 3), 128, dtype=np.uint8)
-    here, there = np.zeros((2, 60, 60), dtype=bool)
-    here[10:16, 10:16], there[40:46, 40:46] = True, True
-    first, second = draw_frame(image, objects, {0: here, 1: there}), draw_frame(image, objects, {0: there})
-    np.testing.assert_array_equal(first[10:16, 10:16], second[40:46, 40:46])
-    assert (second[10:16, 10:16] == 128).all()
-
-
 def test_unreadable_frames_are_left_out_and_reported(video_run: Path, tmp_path: Path, verb: Any) -> None:
     folder = write_frames(tmp_path / "clip")
     (folder / "00001.png").write_bytes(b"no picture")

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fssops.evaluation.instance import InstanceRecords, coco_results
+from fssops.evaluation.metrics.instance import InstancePrecision
+from fssops.evaluation.submissions import coco_results
 from fssops.run_lengths import decode, encode
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -29,7 +30,7 @@ def test_real_annotations_score_as_pycocotools_says(data_root: Path) -> None:
     from fssops.data import universal
 
     source = universal.open_source("coco_instances", data_root / "coco_mini", split="val2017")
-    rng, records, rows, ids = np.random.default_rng(0), InstanceRecords(80), [], []
+    rng, records, rows, ids = np.random.default_rng(0), InstancePrecision(80), [], []
     categories = [category.id for category in source.classes.categories]
     for number, name in enumerate(source.names[:25]):
         truth = source.truth(name)
@@ -39,7 +40,7 @@ def test_real_annotations_score_as_pycocotools_says(data_root: Path) -> None:
             if rng.random() < 0.85:
                 label = label if rng.random() < 0.9 else int(rng.integers(80))
                 detections.append((label, float(rng.random()), np.roll(mask, int(rng.integers(12)), axis=1)))
-        records.add(number, (truth.height, truth.width), detections, objects)
+        records.record(number, (truth.height, truth.width), detections, objects)
         identifier = source.image_id(name)
         ids.append(identifier)
         if detections:
@@ -71,7 +72,7 @@ def test_drawn_cases_score_as_pycocotools_says(limit: int) -> None:
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
-    rng, records, classes = np.random.default_rng(limit), InstanceRecords(3, limit), range(3)
+    rng, records, classes = np.random.default_rng(limit), InstancePrecision(3, limit), range(3)
     images, annotations, rows = [], [], []
     for image in range(8):
         size = (int(rng.integers(40, 160)), int(rng.integers(40, 160)))
@@ -87,7 +88,7 @@ def test_drawn_cases_score_as_pycocotools_says(limit: int) -> None:
                 score = round(float(rng.random()), int(rng.choice([1, 6])))
                 detections.append((label, score, np.roll(mask, int(rng.integers(6)), axis=0)))
         detections.append((int(rng.integers(3)), 0.9, np.zeros(size, dtype=bool)))
-        records.add(image, size, detections, truth)
+        records.record(image, size, detections, truth)
         for label, mask, crowd, area in truth:
             row = {"id": len(annotations) + 1, "image_id": image, "category_id": label, "segmentation": encode(mask)}
             annotations.append({**row, "area": mask.sum() if area is None else area, "iscrowd": int(crowd), "bbox": []})
@@ -115,13 +116,13 @@ def test_drawn_cases_score_as_pycocotools_says(limit: int) -> None:
 
 
 def test_records_of_several_processes_join_to_the_same_scores() -> None:
-    rng, whole, parts = np.random.default_rng(1), InstanceRecords(3), [InstanceRecords(3), InstanceRecords(3)]
+    rng, whole, parts = np.random.default_rng(1), InstancePrecision(3), [InstancePrecision(3), InstancePrecision(3)]
     for image in range(12):
         truth = [(int(rng.integers(3)), square(*rng.integers(0, 20, 2), 12), False, None) for _ in range(3)]
         detections = [(label, float(rng.random()), np.roll(mask, 2, 0)) for label, mask, _, _ in truth]
         for records in (whole, parts[image % 2]):
-            records.add(image, (40, 40), detections, truth)
-    parts[1].merge([parts[0].images])
+            records.record(image, (40, 40), detections, truth)
+    parts[1].merge([part.state() for part in reversed(parts)])
     joined, alone = parts[1].scores(), whole.scores()
     assert joined.class_ap == alone.class_ap
     assert joined.summary() == alone.summary()
@@ -129,33 +130,33 @@ def test_records_of_several_processes_join_to_the_same_scores() -> None:
 
 
 def test_perfect_detections_score_one_and_none_score_zero() -> None:
-    records = InstanceRecords(2)
-    records.add(0, (40, 40), [(0, 0.9, square(5, 5, 20))], [(0, square(5, 5, 20), False, None)])
-    found = records.scores(boundary=True)
+    records = InstancePrecision(2, boundary=True)
+    records.record(0, (40, 40), [(0, 0.9, square(5, 5, 20))], [(0, square(5, 5, 20), False, None)])
+    found = records.scores()
     assert [found.ap, found.boundary_ap] == pytest.approx([1.0, 1.0])
     assert np.isnan(found.ap_medium)
     assert np.isnan(found.class_ap[1])
-    records.add(1, (40, 40), [], [(1, square(5, 5, 20), False, None)])
+    records.record(1, (40, 40), [], [(1, square(5, 5, 20), False, None)])
     assert records.scores().class_ap == pytest.approx([1.0, 0.0])
-    nothing = InstanceRecords(1)
-    nothing.add(0, (40, 40), [], [(0, square(1, 1, 5), False, None)])
+    nothing = InstancePrecision(1)
+    nothing.record(0, (40, 40), [], [(0, square(1, 1, 5), False, None)])
     assert nothing.scores().ap == 0.0
 
 
 def test_boundary_precision_punishes_a_coarse_outline_that_mask_precision_forgives() -> None:
     truth = square(40, 40, 120, 200)
     coarse = square(46, 46, 108, 200)
-    records = InstanceRecords(1)
-    records.add(0, (200, 200), [(0, 0.9, coarse)], [(0, truth, False, None)])
-    found = records.scores(boundary=True)
+    records = InstancePrecision(1, boundary=True)
+    records.record(0, (200, 200), [(0, 0.9, coarse)], [(0, truth, False, None)])
+    found = records.scores()
     assert found.ap == pytest.approx(0.7)  # IoU 0.81: right at thresholds 0.5 to 0.8
     assert found.boundary_ap == 0.0
 
 
 def test_crowds_are_no_misses_and_excuse_detections() -> None:
-    records = InstanceRecords(1)
+    records = InstancePrecision(1)
     crowd = (0, square(0, 20, 20), True, None)
-    records.add(
+    records.record(
         0,
         (40, 40),
         [(0, 0.9, square(0, 0, 15)), (0, 0.99, square(2, 22, 10))],
@@ -170,9 +171,9 @@ def test_run_lengths_come_back() -> None:
 
 
 def test_wrong_use_is_told() -> None:
-    records = InstanceRecords(1)
-    records.add(3, (40, 40), [], [])
+    records = InstancePrecision(1)
+    records.record(3, (40, 40), [], [])
     with pytest.raises(ValueError, match="image must be new, got 3 again"):
-        records.add(3, (40, 40), [], [])
+        records.record(3, (40, 40), [], [])
     with pytest.raises(ValueError, match=r"masks must be \[40, 40\], got \[20, 20\]"):
-        records.add(4, (40, 40), [(0, 0.5, square(0, 0, 3, 20))], [])
+        records.record(4, (40, 40), [(0, 0.5, square(0, 0, 3, 20))], [])

@@ -18,7 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from fssops.evaluation.instance import mean_measured
+from fssops.evaluation.metrics.instance import average_precisions, mean_measured
+from fssops.evaluation.metrics.metric import ClassSetting, Coverage, RecordedMetric, Scores, coverage_of
+from fssops.run_lengths import encode
+from fssops.structures import VideoResult
+from fssops.truth import VideoTruth
 
 AREAS = ((0.0, 1e10), (0.0, 128.0**2), (128.0**2, 256.0**2), (256.0**2, 1e10))
 """Ranges of mean area: all, small, medium, large."""
@@ -30,83 +34,93 @@ Masks = Sequence[Mapping[str, Any] | None]
 """One run-length encoding a frame (:func:`fssops.run_lengths.encode`), or None."""
 
 
-class VideoRecords:
+class VideoPrecision(RecordedMetric):
     """Detections and truth of videos, kept as run lengths.
 
-    Records of several processes are joined by :meth:`merge`; the result does not depend on the order, since a video is
-    looked at by one process only and pycocotools sorts videos.
+    The scores do not depend on the order of the videos, since pycocotools sorts them by their ids.
 
     Args:
         classes: number of classes.
     """
 
-    def __init__(self, classes: int) -> None:
-        self.classes = classes
-        self.videos: dict[int, dict[str, Any]] = {}
+    name = prediction = "video instances"
 
-    def add(
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.classes = classes
+
+    @classmethod
+    def build(cls, setting: ClassSetting) -> VideoPrecision:
+        return cls(setting.classes)
+
+    def add(self, number: int, prediction: VideoResult, truth: VideoTruth) -> float:
+        """Count one video; returns the mean over objects of the best score times overlap of a detection."""
+        detections = list(zip(prediction.labels.tolist(), prediction.scores.tolist(), prediction.masks, strict=True))
+        objects = true_objects(truth)
+        self.record(number, truth.frames, detections, objects, identifier=truth.id)
+        best = []
+        for label, masks, crowd, _ in objects:
+            if not crowd:
+                same = [(score, detected) for of_class, score, detected in detections if of_class == label]
+                best.append(max((score * video_iou(detected, masks) for score, detected in same), default=0.0))
+        return round(float(np.mean(best)), 6) if best else 0.0
+
+    def record(
         self,
-        video: int,
+        number: int,
         frames: int,
         detections: Iterable[tuple[int, float, Masks]],
         truth: Iterable[tuple[int, Masks, bool, Sequence[float | None]]],
+        identifier: int | str = "",
     ) -> None:
         """Record one video.
 
         Args:
-            video: id of the video, unique over all processes.
+            number: of the video, unique over all processes.
             frames: number of frames.
             detections: class index, score and masks each.
             truth: class index, masks, whether it is a crowd, and the annotated areas of the frames (empty: what the
                 masks cover) each.
+            identifier: how result files call it; ``number`` where that is no number.
 
         Raises:
             ValueError: a video twice, another number of masks than frames, or masks of several sizes.
         """
-        if video in self.videos:
-            raise ValueError(f"VideoRecords.add: video must be new, got {video} again")
-        found = [(int(label), float(score), _checked(masks, frames)) for label, score, masks in detections]
-        known = []
+        identifier = identifier if isinstance(identifier, int) else number
+        if number in self.records:
+            raise ValueError(f"VideoPrecision.record: video must be new, got {number} again")
+        detected = [(int(label), float(score), _checked(masks, frames)) for label, score, masks in detections]
+        objects = []
         for label, masks, crowd, areas in truth:
             area = _mean_area(masks) if not any(areas) else float(np.mean([a for a in areas if a]))
-            known.append((int(label), _checked(masks, frames), bool(crowd), area))
-        every = [masks for _, _, masks in found] + [masks for _, masks, _, _ in known]
+            objects.append((int(label), _checked(masks, frames), bool(crowd), area))
+        every = [masks for _, _, masks in detected] + [masks for _, masks, _, _ in objects]
         sizes = {tuple(mask["size"]) for masks in every for mask in masks if mask}
         if len(sizes) > 1:
-            raise ValueError(f"VideoRecords.add: masks must be of one size, got {sorted(sizes)} in video {video}")
-        self.videos[video] = {"detections": found, "truth": known}
+            raise ValueError(
+                f"VideoPrecision.record: masks must be of one size, got {sorted(sizes)} in video {identifier}"
+            )
+        self.records[number] = {"id": identifier, "detections": detected, "truth": objects}
 
-    def merge(self, others: Iterable[Mapping[int, dict[str, Any]]]) -> None:
-        """Take in the ``videos`` of other processes."""
-        for videos in others:
-            self.videos.update(videos)
+    def by_id(self) -> list[dict[str, Any]]:
+        """The records by ascending id: "id", "detections" (class, score, masks) and "truth"."""
+        return sorted(self.records.values(), key=lambda record: int(record["id"]))
 
     def scores(self) -> VideoScores:
-        """Form the scores."""
         evaluator = self._evaluated()
-        precision, recall = evaluator.eval["precision"], evaluator.eval["recall"]
-        thresholds = evaluator.params.iouThrs
-
-        def ap(area: int = 0, chosen: np.ndarray | slice = slice(None)) -> float:
-            return mean_measured(precision[chosen, :, :, area, -1])
+        recall = evaluator.eval["recall"]
 
         def ar(area: int = 0, limit: int = -1) -> float:
             return mean_measured(recall[:, :, area, limit])
 
         return VideoScores(
-            ap=ap(),
-            ap50=ap(chosen=np.isclose(thresholds, 0.5)),
-            ap75=ap(chosen=np.isclose(thresholds, 0.75)),
-            ap_small=ap(1),
-            ap_medium=ap(2),
-            ap_large=ap(3),
+            **average_precisions(evaluator, self.classes),
             ar1=ar(limit=0),
             ar10=ar(limit=1),
             ar100=ar(),
             ar_small=ar(1),
             ar_medium=ar(2),
             ar_large=ar(3),
-            class_ap=[mean_measured(precision[:, :, label, 0, -1]) for label in range(self.classes)],
         )
 
     def _evaluated(self) -> Any:
@@ -114,12 +128,12 @@ class VideoRecords:
 
         tables = self._tables()
         with contextlib.redirect_stdout(io.StringIO()):
-            reference, found = COCO(), COCO()
-            for table, rows in ((reference, tables["truth"]), (found, tables["detections"])):
+            reference, results = COCO(), COCO()
+            for table, rows in ((reference, tables["truth"]), (results, tables["detections"])):
                 table.dataset = {**tables["shared"], "annotations": rows}
                 table.createIndex()
             # "bbox" keeps pycocotools from drawing anything; what is compared is decided by the evaluator.
-            evaluator = _evaluator_class()(reference, found, "bbox")
+            evaluator = _evaluator_class()(reference, results, "bbox")
             evaluator.params.maxDets = list(LIMITS)
             evaluator.params.areaRng = [list(limits) for limits in AREAS]
             evaluator.evaluate()
@@ -129,8 +143,8 @@ class VideoRecords:
     def _tables(self) -> dict[str, Any]:
         truth: list[dict[str, Any]] = []
         detections: list[dict[str, Any]] = []
-        for video in sorted(self.videos):
-            record = self.videos[video]
+        for record in self.by_id():
+            video = record["id"]
             for label, masks, crowd, area in record["truth"]:
                 row = {"id": len(truth) + 1, "image_id": video, "category_id": label, "masks": masks}
                 truth.append({**row, "area": area, "iscrowd": int(crowd)})
@@ -138,12 +152,12 @@ class VideoRecords:
                 row = {"id": len(detections) + 1, "image_id": video, "category_id": label, "masks": masks}
                 detections.append({**row, "area": _mean_area(masks), "iscrowd": 0, "score": score})
         categories = [{"id": label, "name": str(label)} for label in range(self.classes)]
-        videos = [{"id": video} for video in sorted(self.videos)]
+        videos = [{"id": record["id"]} for record in self.by_id()]
         return {"shared": {"images": videos, "categories": categories}, "truth": truth, "detections": detections}
 
 
 @dataclass(frozen=True)
-class VideoScores:
+class VideoScores(Scores):
     """Scores in [0, 1]; NaN where the truth holds nothing of the kind.
 
     Attributes:
@@ -154,6 +168,7 @@ class VideoScores:
         class_ap: by class.
     """
 
+    protocol = "video mask AP of YouTube-VIS (IoU over all frames of a video)"
     ap: float
     ap50: float
     ap75: float
@@ -169,8 +184,24 @@ class VideoScores:
     class_ap: list[float]
 
     def summary(self) -> dict[str, float]:
-        """The scores that a line shows."""
         return {"AP": self.ap, "AP50": self.ap50, "AP75": self.ap75, "AR1": self.ar1, "AR10": self.ar10}
+
+    def coverage(self) -> dict[str, Coverage]:
+        # All are means over the classes of which the truth shows an object.
+        return dict.fromkeys(self.summary(), coverage_of(self.class_ap))
+
+    def columns(self) -> dict[str, Sequence[float]]:
+        return {"AP": self.class_ap}
+
+
+def true_objects(truth: VideoTruth) -> list[tuple[int, Masks, bool, list[float | None]]]:
+    """Class, run lengths, crowd and areas of the objects of a video; none where the data set has no truth."""
+    objects: list[tuple[int, Masks, bool, list[float | None]]] = []
+    for track in truth.tracks or ():
+        masks = [track.mask(frame, truth.height, truth.width) for frame in range(truth.frames)]
+        runs = [None if mask is None else encode(mask) for mask in masks]
+        objects.append((track.label, runs, track.crowd, track.areas))
+    return objects
 
 
 def video_iou(first: Masks, second: Masks) -> float:
@@ -194,14 +225,14 @@ def _evaluator_class() -> type[Any]:
         """COCO's matching on overlaps through time."""
 
         def computeIoU(self, video: int, category: int) -> Any:
-            truth, found = self._gts[video, category], self._dts[video, category]
-            if not truth and not found:
+            truth, detections = self._gts[video, category], self._dts[video, category]
+            if not truth and not detections:
                 return []
-            order = np.argsort([-d["score"] for d in found], kind="mergesort")[: self.params.maxDets[-1]]
+            order = np.argsort([-d["score"] for d in detections], kind="mergesort")[: self.params.maxDets[-1]]
             overlaps = np.zeros((len(order), len(truth)))
             for row, place in enumerate(order):
-                for column, known in enumerate(truth):
-                    overlaps[row, column] = video_iou(found[place]["masks"], known["masks"])
+                for column, true in enumerate(truth):
+                    overlaps[row, column] = video_iou(detections[place]["masks"], true["masks"])
             return overlaps
 
     return VideoEvaluator
@@ -217,5 +248,5 @@ def _mean_area(masks: Masks) -> float:
 
 def _checked(masks: Masks, frames: int) -> list[Mapping[str, Any] | None]:
     if len(masks) != frames:
-        raise ValueError(f"VideoRecords.add: masks must be one a frame ({frames}), got {len(masks)}")
+        raise ValueError(f"VideoPrecision.record: masks must be one a frame ({frames}), got {len(masks)}")
     return list(masks)

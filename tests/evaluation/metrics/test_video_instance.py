@@ -12,17 +12,17 @@ import pytest
 from video_samples import CASES, predictions_for, sample
 
 from fssops.data import video
-from fssops.evaluation.video import VideoRecords, video_iou
+from fssops.evaluation.metrics.video_instance import VideoPrecision, video_iou
 from fssops.run_lengths import encode
 
 OFFICIAL = json.loads((Path(__file__).parent / "official_video_scores.json").read_text())
 NAMES = {"AR100": "ar100", "AR10": "ar10", "AR1": "ar1"}
 
 
-def records_of(source: video.VideoSource, rows: list[dict[str, Any]]) -> VideoRecords:
+def records_of(source: video.VideoSource, rows: list[dict[str, Any]]) -> VideoPrecision:
     """The records of a results file against a data set."""
     index_of = source.classes.index_of
-    records = VideoRecords(len(source.classes))
+    records = VideoPrecision(len(source.classes))
     for name in source.names:
         identifier, size = source.video_id(name), source.size(name)
         assert isinstance(identifier, int)
@@ -36,11 +36,11 @@ def records_of(source: video.VideoSource, rows: list[dict[str, Any]]) -> VideoRe
             masks = [track.mask(frame, *size) for frame in range(source.frames(name))]
             encoded = [None if mask is None else encode(mask) for mask in masks]
             truth.append((track.label, encoded, track.crowd, track.areas))
-        records.add(identifier, source.frames(name), detections, truth)
+        records.record(identifier, source.frames(name), detections, truth)
     return records
 
 
-def check(records: VideoRecords, case: str) -> None:
+def check(records: VideoPrecision, case: str) -> None:
     scores, official = records.scores(), OFFICIAL[case]
     for name, wanted in official["stats"].items():
         got = getattr(scores, NAMES.get(name, name.lower().replace(" ", "_")))
@@ -57,7 +57,7 @@ def test_drawn_cases_score_as_the_official_code_scores_them(case: str, tmp_path:
     (tmp_path / "val.json").write_text(json.dumps(truth))
     (tmp_path / "val").mkdir()
     records = records_of(video.open_source("ytvis", tmp_path, split="val"), rows)
-    assert sum(len(v["detections"]) for v in records.videos.values()) == OFFICIAL[case]["detections"] > 10
+    assert sum(len(v["detections"]) for v in records.records.values()) == OFFICIAL[case]["detections"] > 10
     check(records, case)
 
 
@@ -97,44 +97,44 @@ def test_overlap_is_summed_over_frames_before_it_is_divided() -> None:
 
 
 def test_a_perfect_result_scores_one_and_a_swapped_identity_does_not() -> None:
-    perfect, swapped = VideoRecords(1), VideoRecords(1)
+    perfect, swapped = VideoPrecision(1), VideoPrecision(1)
     mask = np.zeros((4, 10), dtype=bool)
     mask[:, 6:] = True
     left, right = strip(4, 4), [encode(mask), encode(mask)]
     truth = [(0, left, False, []), (0, right, False, [])]
-    perfect.add(1, 2, [(0, 0.9, left), (0, 0.8, right)], truth)
-    swapped.add(1, 2, [(0, 0.9, [left[0], right[1]]), (0, 0.8, [right[0], left[1]])], truth)
+    perfect.record(1, 2, [(0, 0.9, left), (0, 0.8, right)], truth)
+    swapped.record(1, 2, [(0, 0.9, [left[0], right[1]]), (0, 0.8, [right[0], left[1]])], truth)
     assert perfect.scores().ap == pytest.approx(1.0)
     assert swapped.scores().ap == 0.0
 
 
 def test_records_of_processes_join_to_the_same_scores() -> None:
-    whole, parts = VideoRecords(5), [VideoRecords(5), VideoRecords(5), VideoRecords(5)]
+    whole, parts = VideoPrecision(5), [VideoPrecision(5), VideoPrecision(5), VideoPrecision(5)]
     for number in range(1, 8):
         entry = (number, 2, [(number % 5, 0.1 * number, strip(number, 4))], [(number % 5, strip(4, 4), False, [])])
-        whole.add(*entry)
-        parts[0 if number < 6 else 1].add(*entry)  # uneven, and one process has nothing
-    joined = VideoRecords(5)
-    joined.merge(copy.deepcopy(part.videos) for part in reversed(parts))
+        whole.record(*entry)
+        parts[0 if number < 6 else 1].record(*entry)  # uneven, and one process has nothing
+    joined = VideoPrecision(5)
+    joined.merge([copy.deepcopy(part.state()) for part in reversed(parts)])
     assert joined.scores() == whole.scores() or str(joined.scores()) == str(whole.scores())
 
 
 def test_no_detections_and_no_objects() -> None:
-    records = VideoRecords(2)
-    records.add(1, 1, [], [(0, strip(3), False, [])])
+    records = VideoPrecision(2)
+    records.record(1, 1, [], [(0, strip(3), False, [])])
     assert records.scores().ap == 0.0
-    empty = VideoRecords(2)
-    empty.add(1, 1, [(0, 0.5, strip(3))], [])
+    empty = VideoPrecision(2)
+    empty.record(1, 1, [(0, 0.5, strip(3))], [])
     assert np.isnan(empty.scores().ap)
 
 
 def test_wrong_records_are_told() -> None:
-    records = VideoRecords(1)
-    records.add(1, 2, [], [])
+    records = VideoPrecision(1)
+    records.record(1, 2, [], [])
     with pytest.raises(ValueError, match="video must be new, got 1 again"):
-        records.add(1, 2, [], [])
+        records.record(1, 2, [], [])
     with pytest.raises(ValueError, match=r"masks must be one a frame \(2\), got 1"):
-        records.add(2, 2, [(0, 0.5, strip(3))], [])
+        records.record(2, 2, [(0, 0.5, strip(3))], [])
     halved = [encode(np.ones((2, 5), dtype=bool))]
     with pytest.raises(ValueError, match=r"masks must be of one size, got \[\(2, 5\), \(4, 10\)\] in video 3"):
-        records.add(3, 1, [(0, 0.5, halved)], [(0, strip(3), False, [])])
+        records.record(3, 1, [(0, 0.5, halved)], [(0, strip(3), False, [])])

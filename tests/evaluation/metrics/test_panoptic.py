@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fssops.evaluation.panoptic import PanopticCounts, TrueSegment
+from fssops.evaluation.metrics.panoptic import PanopticQuality
+from fssops.truth import Segment
 
 CLASSES, THINGS = 4, (0, 1)
 
 
 def by_definition(
-    images: list[tuple[np.ndarray, dict[int, int], np.ndarray, list[TrueSegment]]],
+    images: list[tuple[np.ndarray, dict[int, int], np.ndarray, list[Segment]]],
 ) -> dict[int, list[float]]:
     """IoU sum, true positives, false positives and false negatives of each class, pair by pair with masks."""
     found: dict[int, list[float]] = {}
@@ -47,14 +48,14 @@ def by_definition(
     return found
 
 
-def random_image(rng: np.random.Generator) -> tuple[np.ndarray, dict[int, int], np.ndarray, list[TrueSegment]]:
+def random_image(rng: np.random.Generator) -> tuple[np.ndarray, dict[int, int], np.ndarray, list[Segment]]:
     side = 24
     true_ids = np.zeros((side, side), dtype=np.int32)
     segments = []
     for number in range(1, 8):
         y, x, h, w = (*rng.integers(0, side - 4, 2), *rng.integers(3, 14, 2))
         true_ids[y : y + h, x : x + w] = number * 1000
-        segments.append(TrueSegment(number * 1000, int(rng.integers(CLASSES)), bool(rng.random() < 0.25)))
+        segments.append(Segment(number * 1000, int(rng.integers(CLASSES)), bool(rng.random() < 0.25)))
     segments = [s for s in segments if (true_ids == s.id).any()]
     # The prediction is the truth, moved and partly renamed, so that there are matches and mistakes.
     moved = np.roll(true_ids, int(rng.integers(0, 4)), axis=int(rng.integers(2)))
@@ -70,10 +71,10 @@ def random_image(rng: np.random.Generator) -> tuple[np.ndarray, dict[int, int], 
 def test_counts_are_those_of_the_definition() -> None:
     rng = np.random.default_rng(0)
     images = [random_image(rng) for _ in range(60)]
-    counts = PanopticCounts(CLASSES)
+    counts = PanopticQuality(CLASSES, THINGS)
     for image in images:
-        counts.add(*image)
-    expected, scores = by_definition(images), counts.scores(THINGS)
+        counts.count(*image)
+    expected, scores = by_definition(images), counts.scores()
     for label in range(CLASSES):
         overlap, hits, wrong, missed = expected[label]
         assert hits > 5
@@ -88,11 +89,15 @@ def test_counts_are_those_of_the_definition() -> None:
 def test_sums_over_processes_do_not_depend_on_the_order() -> None:
     rng = np.random.default_rng(1)
     images = [random_image(rng) for _ in range(30)]
-    whole, parts = PanopticCounts(CLASSES), [PanopticCounts(CLASSES) for _ in range(3)]
+    whole, parts = PanopticQuality(CLASSES), [PanopticQuality(CLASSES) for _ in range(3)]
     for number, image in enumerate(images):
-        whole.add(*image)
-        parts[number % 3].add(*images[-1 - number])
-    assert np.array_equal(whole.table, sum(part.table for part in parts))
+        whole.count(*image)
+        parts[number % 3].count(*images[-1 - number])
+    states = [part.state() for part in parts]
+    parts[0].count(*images[0])  # what is counted later changes no state
+    whole_again = PanopticQuality(CLASSES)
+    whole_again.merge(states)
+    assert np.array_equal(whole.table, whole_again.table)
 
 
 def test_a_crowd_and_void_excuse_predictions_but_match_nothing() -> None:
@@ -100,25 +105,25 @@ def test_a_crowd_and_void_excuse_predictions_but_match_nothing() -> None:
     true_ids[:, :4] = 5
     ids = np.ones((4, 8), dtype=np.int32)
     for crowd, table in ((True, [0, 0, 0, 0]), (False, [1, 0, 0, 1 << 40])):
-        counts = PanopticCounts(1)
-        counts.add(ids, {1: 0}, true_ids, [TrueSegment(5, 0, crowd)])
+        counts = PanopticQuality(1)
+        counts.count(ids, {1: 0}, true_ids, [Segment(5, 0, crowd)])
         assert counts.table[0].tolist() == table
 
 
 def test_half_is_not_a_match() -> None:
     true_ids = np.ones((2, 4), dtype=np.int32)
     ids = np.where(np.arange(4) < 2, 3, 0) * np.ones((2, 1), dtype=np.int32)
-    counts = PanopticCounts(1)
-    counts.add(ids, {3: 0}, true_ids, [TrueSegment(1, 0)])
+    counts = PanopticQuality(1)
+    counts.count(ids, {3: 0}, true_ids, [Segment(1, 0)])
     assert counts.table[0].tolist() == [0, 1, 1, 0]
 
 
 def test_ids_without_a_class_and_other_sizes_are_refused() -> None:
     ids = np.ones((2, 2), dtype=np.int32)
     with pytest.raises(ValueError, match="every id of a map must have a class, got 1"):
-        PanopticCounts(1).add(ids, {}, ids, [TrueSegment(1, 0)])
+        PanopticQuality(1).count(ids, {}, ids, [Segment(1, 0)])
     with pytest.raises(ValueError, match="must have the truth's size"):
-        PanopticCounts(1).add(ids, {1: 0}, np.ones((2, 3), dtype=np.int32), [TrueSegment(1, 0)])
+        PanopticQuality(1).count(ids, {1: 0}, np.ones((2, 3), dtype=np.int32), [Segment(1, 0)])
 
 
 def test_real_annotations_score_as_panopticapi_says(data_root: Path) -> None:
@@ -126,14 +131,14 @@ def test_real_annotations_score_as_panopticapi_says(data_root: Path) -> None:
     from fssops.data import universal
 
     source = universal.open_source("coco_panoptic", data_root / "panoptic_sample", split="val2017")
-    counts = PanopticCounts(len(source.classes))
+    counts = PanopticQuality(len(source.classes), source.classes.things)
     for name in source.names:
         truth = source.truth(name)
         assert truth.segment_ids is not None
         ids = np.roll(truth.segment_ids, 9, axis=1)
-        segments = [TrueSegment(s.id, s.label, s.crowd) for s in truth.segments]
-        counts.add(ids, {s.id: s.label for s in truth.segments}, truth.segment_ids, segments)
-    scores = counts.scores(source.classes.things)
+        segments = [Segment(s.id, s.label, s.crowd) for s in truth.segments]
+        counts.count(ids, {s.id: s.label for s in truth.segments}, truth.segment_ids, segments)
+    scores = counts.scores()
     expected = json.loads((Path(__file__).parent / "panopticapi_sample.json").read_text())
     for group, quality in (("All", scores.every), ("Things", scores.things), ("Stuff", scores.stuff)):
         assert [quality.pq, quality.sq, quality.rq] == pytest.approx(

@@ -1,7 +1,8 @@
-"""Counting what the parts of a system reach, and the published square of MSANet."""
+"""The meta learner and the base learner are counted apart, on the same queries."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -10,13 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fssops.evaluation.base_classes import score_base_classes
+from fssops.evaluation.episodes import EpisodeTruth, labelled_episodes, segment
 from fssops.evaluation.feature_cache import FeatureCache
-from fssops.evaluation.fewshot import compared_labels, count_runs, stretched
-from fssops.evaluation.parts import PartCounts
-from fssops.evaluation.protocols import PROTOCOLS
-from fssops.evaluation.results import score
-from fssops.structures import IGNORE, Episode
+from fssops.evaluation.metrics import metrics_for
+from fssops.evaluation.metrics.learners import LearnerIoU
+from fssops.evaluation.metrics.metric import Coverage, EpisodeSetting
+from fssops.protocols import PROTOCOLS
+from fssops.structures import Episode
 
 SIDE = 6
 
@@ -65,6 +66,7 @@ class Episodes:
             query_images=image,
             query_labels=torch.from_numpy(self.truth)[None, :SIDE, :SIDE],
             classes=torch.tensor([3]),
+            query_base_labels=torch.zeros(1, SIDE, SIDE, dtype=torch.long),
         )
 
     def query_truth(self, index: int) -> list[np.ndarray]:
@@ -79,72 +81,49 @@ def test_meta_and_base_learner_are_counted_apart() -> None:
     truth[:, :2] = 1
     base = np.zeros((SIDE, SIDE), dtype=np.int64)
     base[:3] = 2
-    runs = [Episodes(truth, base)]
+    runs, protocol = [Episodes(truth, base)], PROTOCOLS["fssops"]
     model = Parted()
-    parts = PartCounts(model, runs, PROTOCOLS["fssops"], [3], base_classes=2)
     with FeatureCache(model.encode, memory=1 << 20) as cache:
-        counts = count_runs(
-            parts,
-            runs,
-            PROTOCOLS["fssops"],
-            cache,
-            classes=[3],
-            original_labels=lambda run, index: [torch.from_numpy(label) for label in runs[run].query_truth(index)],
-            observe=parts.observe,
-        )
+        metrics = metrics_for(["episode", "learners"], EpisodeSetting(protocol, 1, 2, [3], base_classes=2))
+        for item in labelled_episodes(runs, protocol, [0, 1]):
+            outputs = segment(model, cache, item.episode, item.truth.sizes, model.match_parts)
+            metrics.add(item.number, outputs, item.truth)
         # The query is the same twice and the first support as well: it is encoded and completed once.
         assert (model.encoded, model.completed) == (2, 1)
-    found = parts.scores(lambda flat: flat)
+    scores = metrics.scores()
     # Columns 0, 1 of the predicted 0, 1, 2 are right; the meta learner predicts 3, 4, 5.
-    assert score(counts, PROTOCOLS["fssops"], {3: "c"}, **SETTING).mean_iou == pytest.approx(2 / 3)
+    assert scores["few-shot"].summary()["mIoU"] == pytest.approx(2 / 3)
+    found = scores["learners"].summary()
     assert found["meta mIoU"] == 0
     assert found["base mIoU"] == pytest.approx(0.5)
     # The meta learner's background is columns 0, 1, 2, the true one 2 to 5: one of six shared.
     assert found["meta binary IoU"] == pytest.approx((0 + 1 / 6) / 2)
+    # One of the two base classes is shown by no query.
+    assert scores["learners"].coverage() == {"meta mIoU": Coverage((1,), 1), "base mIoU": Coverage((1,), 2)}
 
 
-SETTING: dict[str, Any] = {
-    "model": "m",
-    "dataset": "d",
-    "fold": 0,
-    "folds": "f",
-    "ways": 1,
-    "shots": 1,
-    "queries": 1,
-    "episodes": 2,
-    "seeds": [1],
-    "list_hashes": ["0" * 64],
-    "annotation": "mask",
-    "size": [SIDE, SIDE],
-}
+def episode(base: Tensor | None) -> EpisodeTruth:
+    return EpisodeTruth(torch.tensor([3]), [torch.tensor([[0, 1]])], [(1, 2)], None if base is None else [base])
 
 
-def test_parts_stand_in_the_result_line() -> None:
-    from fssops.evaluation.fewshot import EvaluationCounts
-
-    counts = EvaluationCounts.zeros(1, 2, 3)
-    counts.classes[0, 3] = torch.tensor([1, 1, 0])
-    result = score(counts, PROTOCOLS["msanet"], {3: "c"}, parts={"meta mIoU": 0.25}, **SETTING)
-    assert "  meta mIoU 25.00  [m; " in result.line()
-    assert result.as_json()["parts"] == {"meta mIoU": 0.25}
-
-
-def test_the_square_pads_labels_and_stretches_the_whole_output() -> None:
-    label = torch.ones(4, 7, dtype=torch.long)
-    padded = compared_labels(PROTOCOLS["msanet"], [label], "cpu")[0]
-    assert padded.shape == (7, 7)
-    assert torch.equal(padded[:4], label)
-    assert (padded[4:] == IGNORE).all()
-    scores = torch.rand(2, 5, 5)
-    expected = F.interpolate(scores[None], size=(7, 7), mode="bilinear", align_corners=True)[0]
-    assert torch.equal(stretched(scores, padded), expected)
-    assert compared_labels(PROTOCOLS["fssops"], [label], "cpu")[0].shape == (4, 7)
+def test_states_add_up_run_by_run() -> None:
+    setting = EpisodeSetting(PROTOCOLS["fssops"], 2, 3, [3], base_classes=2)
+    whole, parts = LearnerIoU(setting), [LearnerIoU(setting), LearnerIoU(setting)]
+    for number in range(6):
+        outputs = {"ensemble": [torch.zeros(2, 1, 2)], "meta": [torch.rand(2, 1, 2)], "base": [torch.rand(3, 1, 2)]}
+        for counts in (whole, parts[number % 2]):
+            counts.add(number, outputs, episode(torch.tensor([[number // 3 + 1, 0]])))
+    assert whole.base[0, 2, [0, 2]].sum() == whole.base[1, 1, [0, 2]].sum() == 0  # each run shows another class
+    merged = LearnerIoU(setting)
+    merged.merge([part.state() for part in reversed(parts)])
+    assert merged.scores() == whole.scores()
+    assert not math.isnan(merged.scores().base_miou)
 
 
-def test_the_published_protocol_names_its_seeds() -> None:
-    row = PROTOCOLS["msanet"]
-    assert (row.runs, row.episodes, row.false_positives, row.binary) == (5, 1000, "all", "pixels")
-    assert "seeds 510 365 382 322 988, square size" in row.describe()
+def test_episodes_without_base_labels_are_refused() -> None:
+    outputs = {"meta": [torch.zeros(2, 1, 2)], "base": [torch.zeros(3, 1, 2)]}
+    with pytest.raises(ValueError, match="episodes must come with base labels, got none"):
+        LearnerIoU(EpisodeSetting(PROTOCOLS["fssops"], 1, 1, [3], 2)).add(0, outputs, episode(None))
 
 
 def test_features_of_a_query_survive_eviction_and_do_not_trouble_supports() -> None:
@@ -161,23 +140,3 @@ def test_features_of_a_query_survive_eviction_and_do_not_trouble_supports() -> N
         assert torch.equal(again["double"], first["double"])
         assert torch.equal(again["score"], first["score"])
     assert model.encoded == 3
-
-
-def test_base_classes_are_averaged_without_the_background_and_absent_ones_are_named() -> None:
-    counts = torch.tensor([[90, 5, 5], [1, 1, 2], [0, 0, 0], [3, 0, 1]])
-    result = score_base_classes(
-        counts,
-        model="m",
-        dataset="d",
-        folds="f",
-        fold=1,
-        images=7,
-        novel_images="dropped",
-        size=[4, 4],
-        classes={2: "a", 5: "b", 6: "c"},
-    )
-    assert result.miou == pytest.approx((0.25 + 0.75) / 2)
-    assert result.background_iou == pytest.approx(0.9)
-    assert "3 base classes, 1 of which appear in no image, 7 images" in result.line()
-    assert "novel classes background, 4 x 4, novel images dropped in training" in result.line()
-    assert result.as_json()["class_iou"] == [0.25, None, 0.75]
