@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from fssops.evaluation.pictures import Tile, denormalised, grid, overlay
+from fssops.evaluation.pictures import Tile, grid, overlay
 from fssops.evaluation.pixel_counts import count_foreground, iou
+from fssops.normalisation import denormalise
 from fssops.structures import Episode
 
 
@@ -40,7 +41,7 @@ def episode_grid(
     for number, entry in enumerate(shown):
         episode = entry.episode
         rows.append([_support(episode, way, shot, classes) for way, shot in slots])
-        query = denormalised(episode.query_images[0].numpy())
+        query = denormalise(episode.query_images[0])
         truth = episode.query_labels[0].numpy()
         rows[-1] += [Tile(query, episode.query_names[0]), Tile(overlay(query, truth))]
         rows[-1].append(_prediction(query, entry.predictions[0], episode))
@@ -50,7 +51,7 @@ def episode_grid(
 
 
 def _support(episode: Episode, way: int, shot: int, classes: Mapping[int, str]) -> Tile:
-    image = denormalised(episode.support_images[way, shot].numpy())
+    image = denormalise(episode.support_images[way, shot])
     labels = (episode.support_foreground[way, shot].numpy() > 0.5).astype(np.int64) * (way + 1)
     class_id = int(episode.classes[way])
     return Tile(overlay(image, labels), classes.get(class_id, f"class {class_id}"))

@@ -23,8 +23,6 @@ WAY_COLOURS = (
 """Colours of ways 1, 2, ..; they repeat beyond."""
 
 _UNKNOWN = (224, 224, 224)
-_MEAN = np.array([0.485, 0.456, 0.406], dtype=np.float32)
-_STD = np.array([0.229, 0.224, 0.225], dtype=np.float32)
 
 
 def palette() -> list[int]:
@@ -73,13 +71,6 @@ def outline(labels: np.ndarray) -> np.ndarray:
     edge[:, 1:] |= horizontal
     edge[:, :-1] |= horizontal
     return edge
-
-
-def denormalised(image: np.ndarray) -> np.ndarray:
-    """Turn an ImageNet-normalised image [3, H, W] float32 back into [H, W, 3] uint8."""
-    plain = image.transpose(1, 2, 0) * _STD + _MEAN
-    pixels: np.ndarray = (plain.clip(0.0, 1.0) * 255.0).round().astype(np.uint8)
-    return pixels
 
 
 @dataclass(frozen=True)

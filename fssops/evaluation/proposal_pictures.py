@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from fssops.evaluation.pictures import WAY_COLOURS, Tile, denormalised, grid, overlay
+from fssops.evaluation.pictures import WAY_COLOURS, Tile, grid, overlay
+from fssops.normalisation import denormalise
 from fssops.structures import Episode
 
 
@@ -57,9 +58,9 @@ def proposal_grid(
     for entry in shown:
         episode = entry.episode
         name = classes.get(int(episode.classes[0]), f"class {int(episode.classes[0])}")
-        query, row = denormalised(episode.query_images[0].numpy()), []
+        query, row = denormalise(episode.query_images[0]), []
         if support:
-            image = denormalised(episode.support_images[0, 0].numpy())
+            image = denormalise(episode.support_images[0, 0])
             row.append(Tile(overlay(image, (episode.support_foreground[0, 0].numpy() > 0.5).astype(np.int64)), name))
         row.append(Tile(overlay(query, episode.query_labels[0].numpy()), name if not support else ""))
         row += [

@@ -10,7 +10,7 @@ import torch
 from lightning.fabric import Fabric
 from torch import nn
 
-from fssops.data.base_classes import BaseClassDataset
+from fssops.data.datasets.base_classes import BaseClassDataset
 from fssops.engine.checkpoints import read_checkpoint
 from fssops.engine.progress import ProgressBar
 from fssops.engine.random_state import preserved_random_state
@@ -20,6 +20,7 @@ from fssops.evaluation import pictures
 from fssops.evaluation.base_classes import BaseClassResult, score_base_classes
 from fssops.evaluation.pixel_counts import count_pixels
 from fssops.models import create_config
+from fssops.normalisation import denormalise
 from fssops.structures import LabelMapBatch
 from fssops.tasks.base_class_settings import BaseClassSettings
 from fssops.tasks.folded_task import FoldedTask
@@ -174,7 +175,7 @@ class BaseClassTask(FoldedTask):
             index = place * len(dataset) // min(count, len(dataset))
             with torch.inference_mode():
                 predicted, batch = self._predicted(model, fabric, dataset, index)
-            image, truth = pictures.denormalised(batch.images[0].numpy()), batch.labels[0].numpy()
+            image, truth = denormalise(batch.images[0]), batch.labels[0].numpy()
             agreed = float((predicted.numpy() == truth)[truth != 255].mean()) if (truth != 255).any() else 1.0
             rows.append(
                 [

@@ -11,7 +11,7 @@ from lightning.fabric import Fabric
 from torch import Tensor, nn
 
 from fssops.data import fewshot
-from fssops.data.proposals import ProposalDataset
+from fssops.data.datasets.proposals import ProposalDataset
 from fssops.engine.settings import SettingsError
 from fssops.evaluation.feature_cache import FeatureCache
 from fssops.evaluation.fewshot import EvaluationCounts

@@ -13,6 +13,8 @@ from lightning.fabric import Fabric
 from torch import nn
 
 from fssops.data import universal
+from fssops.data.augmentation.chains import universal_chain
+from fssops.data.datasets.universal import TrainingDataset, UniversalItem
 from fssops.engine.progress import ProgressBar
 from fssops.engine.random_state import preserved_random_state
 from fssops.engine.settings import SettingsError
@@ -36,7 +38,7 @@ class UniversalTask(FixedClassTask):
     """
 
     settings_class = UniversalSettings
-    collate = staticmethod(universal.UniversalItem.stack)
+    collate = staticmethod(UniversalItem.stack)
     batch_class = staticmethod(partial(unpacked_batch, ImageBatch))
 
     # -- data -------------------------------------------------------------------------------------------------
@@ -100,14 +102,14 @@ class UniversalTask(FixedClassTask):
             )
         return list(asked or can)
 
-    def training_data(self) -> tuple[universal.TrainingDataset, list[str]]:
+    def training_data(self) -> tuple[TrainingDataset, list[str]]:
         """Return the training images and lines that describe them."""
         data = self.settings.data
         source = self.source()
         if data.augment == "none" and not data.short_sides:
-            chain = universal.pipeline("none")
+            chain = universal_chain("none")
         else:
-            chain = universal.pipeline(
+            chain = universal_chain(
                 data.augment,
                 short_sides=data.short_sides,
                 longest=data.longest,
@@ -117,7 +119,7 @@ class UniversalTask(FixedClassTask):
                 side=data.side,
                 scales=data.scales,
             )
-        dataset = universal.TrainingDataset(
+        dataset = TrainingDataset(
             source,
             data.truth,
             chain,
@@ -216,7 +218,7 @@ class UniversalTask(FixedClassTask):
         ``watch`` is given the predictions of all heads at the tested size.
         """
         rules = self.settings.eval
-        batch = move_to(universal.UniversalItem.stack([item.seen]), fabric.device)
+        batch = move_to(UniversalItem.stack([item.seen]), fabric.device)
         averaged = "semantic" in tasks and bool(rules.scales or rules.flip)
         others = [task for task in tasks if not (averaged and task == "semantic")]
         with fabric.autocast():

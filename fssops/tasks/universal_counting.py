@@ -9,6 +9,8 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from fssops.data import universal
+from fssops.data.datasets.universal import EvaluationDataset, UniversalItem, check_size
+from fssops.data.preparation import UniversalPreparation
 from fssops.evaluation.panoptic import UNIT, TrueSegment
 from fssops.evaluation.universal import UniversalCounts
 from fssops.structures import SegmentationResult
@@ -21,7 +23,7 @@ class TestItem:
     __test__ = False  # not a test, whatever pytest makes of the name
 
     number: int
-    seen: universal.UniversalItem
+    seen: UniversalItem
     truth: universal.Truth
 
 
@@ -41,7 +43,7 @@ class TestItems(Dataset[TestItem]):
         self, source: universal.UniversalSource, numbers: Sequence[int], short_side: int, longest: int
     ) -> None:
         self.source, self.numbers = source, list(numbers)
-        self.images = universal.EvaluationDataset(source, short_side, longest)
+        self.images = EvaluationDataset(source, UniversalPreparation(short_side, longest))
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -51,7 +53,7 @@ class TestItems(Dataset[TestItem]):
             raise IndexError(place)
         number = self.numbers[place]
         seen, truth = self.images[number], self.source.truth(self.source.names[number])
-        universal.check_size(self.source, seen.name, seen.output_size, (truth.height, truth.width))
+        check_size(self.source, seen.name, seen.output_size, (truth.height, truth.width))
         return TestItem(number, seen, truth)
 
 

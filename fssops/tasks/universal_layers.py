@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from fssops.data import universal
+from fssops.data.datasets.universal import target_at
 from fssops.engine.settings import SettingsError
 from fssops.evaluation.layer_measures import LayerCounts
 from fssops.losses.point_sources import RandomPoints
@@ -46,7 +47,7 @@ def layer_watcher(
 
     def watch(predictions: MaskPredictions) -> None:
         device = predictions.class_logits.device
-        target = move_to(universal.target_at(item.truth, kind, size, things), device)
+        target = move_to(target_at(item.truth, kind, size, things), device)
         # Every image has its own points, whatever was measured before it and on how many processes.
         points = RandomPoints(device, torch.Generator(device).manual_seed(item.number))
         matches = model.criterion.match(predictions, [target], points)

@@ -21,6 +21,8 @@ from PIL import Image
 from torch import nn
 
 from fssops.data import universal
+from fssops.data.datasets.universal import UniversalItem
+from fssops.data.preparation import UniversalPreparation
 from fssops.data.universal.panoptic_json import encode_ids
 from fssops.engine.checkpoints import write_text_atomically
 from fssops.engine.settings import SettingsError
@@ -123,8 +125,8 @@ class Predictor:
         assert self.tasks is not None
         rules = self.task.settings.eval
         side = rules.short_side if self.short_side is None else self.short_side
-        item = universal.evaluation_item(frame.image, frame.name, side, rules.longest)
-        batch = move_to(universal.UniversalItem.stack([item]), next(self.model.parameters()).device)
+        item = UniversalPreparation(side, rules.longest)(frame.image, frame.name)
+        batch = move_to(UniversalItem.stack([item]), next(self.model.parameters()).device)
         result: SegmentationResult = self.model.segment(batch, self.tasks)[0]  # type: ignore[operator]
         identifier = int(frame.name) if frame.name.isdecimal() else frame.name
         height, width = frame.image.shape[:2]

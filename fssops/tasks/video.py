@@ -15,7 +15,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from fssops.data import universal, video
+from fssops.data.augmentation.chains import universal_chain
+from fssops.data.datasets.clips import ClipItem, TrainingClips, seen_frames
 from fssops.data.errors import ImageFileError
+from fssops.data.preparation import UniversalPreparation
 from fssops.engine.progress import ProgressBar
 from fssops.engine.random_state import preserved_random_state
 from fssops.engine.settings import SettingsError
@@ -45,7 +48,7 @@ class VideoTask(FixedClassTask):
     """
 
     settings_class = VideoSettings
-    collate = staticmethod(video.ClipItem.stack)
+    collate = staticmethod(ClipItem.stack)
     batch_class = staticmethod(partial(unpacked_batch, ClipBatch))
 
     def __init__(self, settings: VideoSettings) -> None:
@@ -76,12 +79,12 @@ class VideoTask(FixedClassTask):
         except (OSError, ValueError) as error:
             raise SettingsError(f"data: class names must be readable, got {error}") from None
 
-    def training_data(self) -> tuple[video.TrainingClips, list[str]]:
+    def training_data(self) -> tuple[TrainingClips, list[str]]:
         """Return the training clips and lines that describe them."""
         data = self.settings.data
         source = self.source()
-        chain = universal.pipeline(data.augment, short_sides=data.short_sides, longest=data.longest)
-        dataset = video.TrainingClips(source, chain, frames=data.frames, reach=data.reach)
+        chain = universal_chain(data.augment, short_sides=data.short_sides, longest=data.longest)
+        dataset = TrainingClips(source, chain, frames=data.frames, reach=data.reach)
         lines = [
             f"training data  {source.label}, {len(dataset)} videos, {len(source.classes)} classes, clips of "
             f"{data.frames} frames at most {data.reach} apart, augment {data.augment}"
@@ -166,9 +169,10 @@ class VideoTask(FixedClassTask):
     def frames_ahead(self, name: str) -> Iterator[Tensor]:
         """The frames of a video as the model sees them, in order, a few of them read ahead."""
         rules, source = self.settings.eval, self.source(evaluation=True)
+        preparation = UniversalPreparation(rules.short_side, rules.longest)
         if not rules.workers or source.frames(name) <= 8:
-            return video.seen_frames(source, name, rules.short_side, rules.longest)
-        frames = _Frames(source, name, rules.short_side, rules.longest)
+            return seen_frames(source, name, preparation)
+        frames = _Frames(source, name, preparation)
         return _checked(DataLoader(frames, batch_size=None, num_workers=rules.workers, prefetch_factor=4))
 
     def validation(self, fabric: Fabric) -> Validate | None:
@@ -232,8 +236,8 @@ class VideoTask(FixedClassTask):
 class _Frames(Dataset[Tensor | str]):
     """Frames of one video for loader processes; a failure travels as its message, so that it arrives unwrapped."""
 
-    def __init__(self, source: video.VideoSource, name: str, short_side: int, longest: int) -> None:
-        self.source, self.name, self.short_side, self.longest = source, name, short_side, longest
+    def __init__(self, source: video.VideoSource, name: str, preparation: UniversalPreparation) -> None:
+        self.source, self.name, self.preparation = source, name, preparation
 
     def __len__(self) -> int:
         return self.source.frames(self.name)
@@ -243,7 +247,7 @@ class _Frames(Dataset[Tensor | str]):
             image = np.asarray(self.source.frame(self.name, index))
         except (OSError, ValueError) as error:
             return str(error)
-        return universal.evaluation_item(image, self.name, self.short_side, self.longest).image
+        return self.preparation(image, self.name).image
 
 
 def _checked(frames: Iterable[Tensor | str]) -> Iterator[Tensor]:

@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from fssops.data import universal
+from fssops.data.preparation import UniversalPreparation
 from fssops.engine.checkpoints import write_text_atomically
 from fssops.evaluation.video_pictures import SHOWN_SCORE, draw_frame, drawn_objects
 from fssops.evaluation.video_results import Row, submission_rows, write_submission
@@ -137,7 +138,7 @@ class VideoPredictor:
             size.append(shape)
             del size[1:]
             read.append(frame)
-            yield universal.evaluation_item(image, video.name, side, rules.longest).image
+            yield UniversalPreparation(side, rules.longest)(image).image
 
     def _draw(
         self, video: VideoInput, masks: Sequence[Sequence[Any]], labels: Sequence[int], scores: Sequence[float]
