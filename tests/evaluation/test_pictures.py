@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from fssops.evaluation.episode_pictures import Shown, episode_grid
-from fssops.evaluation.pictures import WAY_COLOURS, Tile, denormalised, grid, label_image, outline, overlay
+from fssops.evaluation.pictures import WAY_COLOURS, Tile, grid, label_image, outline, overlay
 from fssops.structures import IGNORE, Episode
 
 
@@ -40,13 +40,6 @@ def test_overlay_outlines_a_way_in_its_colour_and_tints_its_inside() -> None:
 def test_outline_marks_both_sides_of_an_edge() -> None:
     labels = np.array([[0, 0, 1, 1]])
     assert outline(labels).tolist() == [[False, True, True, False]]
-
-
-def test_denormalised_inverts_the_normalisation() -> None:
-    picture = np.random.default_rng(0).integers(0, 256, (4, 5, 3))
-    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
-    normalised = ((picture / 255.0 - mean) / std).transpose(2, 0, 1).astype(np.float32)
-    assert np.array_equal(denormalised(normalised), picture)
 
 
 def test_grid_has_room_for_every_tile() -> None:
