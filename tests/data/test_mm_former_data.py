@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from fssops.data import fewshot, folds
+from fssops.data.coco import COCOSource
 from fssops.data.datasets.proposals import ProposalDataset
+from fssops.run_lengths import draw
 from fssops.structures import IGNORE
 
 
@@ -79,8 +81,6 @@ def test_painted_coco_masks_follow_the_file_and_leave_crowds_out(data_root: Path
         label = painted.label_map(name)
         assert not (label == IGNORE).any()
         everything = np.zeros(label.shape, np.uint8)
-        from fssops.data.coco import COCOSource, draw
-
         assert isinstance(painted, COCOSource)
         for annotation in painted.annotations_of(name):
             if not annotation.crowd:
