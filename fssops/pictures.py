@@ -33,8 +33,6 @@ CROWD: Colour = (150, 150, 150)
 
 _Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 _Box = tuple[int, int, int, int]
-_MEAN = np.array([0.485, 0.456, 0.406], dtype=np.float32)
-_STD = np.array([0.229, 0.224, 0.225], dtype=np.float32)
 
 
 def way_colour(way: int) -> Colour:
@@ -155,13 +153,6 @@ def label_image(labels: np.ndarray, colours: Sequence[Colour] | None = None) -> 
     image = Image.frombytes("P", (plain.shape[1], plain.shape[0]), plain.tobytes())
     image.putpalette([value for colour in table for value in colour])
     return image
-
-
-def denormalised(image: np.ndarray) -> np.ndarray:
-    """Turn an ImageNet-normalised image [3, H, W] float32 back into [H, W, 3] uint8."""
-    plain = image.transpose(1, 2, 0) * _STD + _MEAN
-    pixels: np.ndarray = (plain.clip(0.0, 1.0) * 255.0).round().astype(np.uint8)
-    return pixels
 
 
 @dataclass(frozen=True)

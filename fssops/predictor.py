@@ -23,9 +23,8 @@ from torch import Tensor, nn
 from fssops.data.images import read_image, read_mask, to_rgb
 from fssops.evaluation.feature_cache import FeatureCache
 from fssops.models.interface import FewShotModel
+from fssops.normalisation import MEAN, STD
 
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
 NEITHER = 255
 """In the maps that this file makes: 1 foreground, 0 background, 255 neither."""
 

@@ -12,7 +12,6 @@ from fssops.pictures import (
     PALETTE,
     Region,
     Tile,
-    denormalised,
     enlarged_overlay,
     grid,
     label_image,
@@ -149,13 +148,6 @@ def test_small_pictures_are_enlarged_before_they_are_written_on() -> None:
 def test_outline_marks_both_sides_of_an_edge() -> None:
     labels = np.array([[0, 0, 1, 1]])
     assert outline(labels).tolist() == [[False, True, True, False]]
-
-
-def test_denormalised_inverts_the_normalisation() -> None:
-    picture = np.random.default_rng(0).integers(0, 256, (4, 5, 3))
-    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
-    normalised = ((picture / 255.0 - mean) / std).transpose(2, 0, 1).astype(np.float32)
-    assert np.array_equal(denormalised(normalised), picture)
 
 
 def test_grid_has_room_for_every_tile() -> None:

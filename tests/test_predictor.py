@@ -12,7 +12,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 import fssops
-from fssops.predictor import MEAN, STD, FewShotPredictor, Segmentation
+from fssops.normalisation import MEAN, STD
+from fssops.predictor import FewShotPredictor, Segmentation
 
 
 class ColourModel(nn.Module):

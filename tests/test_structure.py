@@ -110,12 +110,28 @@ def _imports(path: Path) -> set[str]:
 VERBS = {"fssops.train", "fssops.evaluate", "fssops.predict", "fssops.convert", "fssops.doctor"}
 MAY_IMPORT = {
     "structures.py": set(),
+    "normalisation.py": set(),
     "reference": {"fssops.reference"},
     "ops": {"fssops.ops", "fssops.reference", "fssops._native"},
     "losses": {"fssops.losses", "fssops.ops", "fssops.structures"},
-    "models": {"fssops.models", "fssops.ops", "fssops.losses", "fssops.structures"},
-    "data": {"fssops.data", "fssops.structures", "fssops._version", "fssops.command_line"},
-    "evaluation": {"fssops.evaluation", "fssops.structures", "fssops._version"},
+    "models": {"fssops.models", "fssops.ops", "fssops.losses", "fssops.structures", "fssops.normalisation"},
+    "data": {
+        "fssops.data",
+        "fssops.structures",
+        "fssops.truth",
+        "fssops.run_lengths",
+        "fssops.normalisation",
+        "fssops._version",
+        "fssops.command_line",
+    },
+    "evaluation": {
+        "fssops.evaluation",
+        "fssops.structures",
+        "fssops.truth",
+        "fssops.run_lengths",
+        "fssops.normalisation",
+        "fssops._version",
+    },
     "engine": {"fssops.engine", "fssops.structures", "fssops.models.interface", "fssops._version"},
 }
 

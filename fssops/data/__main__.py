@@ -22,9 +22,10 @@ from PIL import Image
 from rich.table import Table
 
 from fssops.command_line import Parser, run_verb
-from fssops.data import check_command, command_options, fewshot, pictures, transforms
+from fssops.data import check_command, command_options, fewshot, pictures
+from fssops.data.augmentation.chains import FEW_SHOT_CHAINS
 from fssops.data.command_options import positive
-from fssops.data.episode_dataset import ANNOTATIONS
+from fssops.data.datasets.episodes import ANNOTATIONS
 from fssops.data.errors import DataError
 from fssops.protocols import PROTOCOLS, FewShotProtocol, protocol_of
 
@@ -214,9 +215,7 @@ def main(arguments: Sequence[str]) -> int:
     _add_draw(command, episodes=6)
     command.add_argument("--episode-list", metavar="FILE", help="show these instead of drawing")
     command.add_argument("--annotation", default="mask", choices=ANNOTATIONS, help="of the supports (default: mask)")
-    command.add_argument(
-        "--augment", default="none", choices=transforms.AUGMENTATIONS, help="of training (default: none)"
-    )
+    command.add_argument("--augment", default="none", choices=FEW_SHOT_CHAINS, help="of training (default: none)")
     command.add_argument("--size", type=positive, default=192, help="side in pixels (default 192)")
     command.add_argument("-o", "--output", type=Path, default=Path("preview.png"), help="default: preview.png")
     command.set_defaults(run=_run_preview)

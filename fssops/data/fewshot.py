@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from fssops.data.coco import COCOSource
-from fssops.data.episode_dataset import EpisodeDataset, RepeatedEpisodes
+from fssops.data.datasets.episodes import EpisodeDataset, RepeatedEpisodes
 from fssops.data.episode_draws import EpisodeSpec
 from fssops.data.episodes import EpisodeList
 from fssops.data.errors import AnnotationError, DataError, ImageFileError, MaskError, TooFewImagesError

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from PIL import Image, ImageDraw
 
-from fssops.data import transforms
+from fssops.normalisation import denormalise
 from fssops.pictures import Region, overlay, way_colour, way_regions
 from fssops.structures import Episode
 
@@ -53,7 +53,7 @@ def episode_row(episode: Episode, class_names: Mapping[int, str], *, strokes: bo
         name = class_names.get(int(episode.classes[way]), "?")
         for shot in range(shots):
             picture = support_picture(
-                transforms.denormalise(episode.support_images[way, shot]),
+                denormalise(episode.support_images[way, shot]),
                 episode.support_foreground[way, shot].numpy() > 0.5,
                 episode.support_background[way, shot].numpy() > 0.5,
                 way,
@@ -61,9 +61,7 @@ def episode_row(episode: Episode, class_names: Mapping[int, str], *, strokes: bo
             )
             tiles.append((picture, f"support {name}"))
     for number in range(len(episode.query_images)):
-        picture = query_picture(
-            transforms.denormalise(episode.query_images[number]), episode.query_labels[number].numpy()
-        )
+        picture = query_picture(denormalise(episode.query_images[number]), episode.query_labels[number].numpy())
         tiles.append((picture, "query"))
     return strip(tiles)
 

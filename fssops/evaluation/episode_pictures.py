@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from fssops.evaluation.pixel_counts import count_foreground, iou
-from fssops.pictures import Tile, denormalised, grid, overlay_ways, tinted, way_colour
+from fssops.normalisation import denormalise
+from fssops.pictures import Tile, grid, overlay_ways, tinted, way_colour
 from fssops.structures import Episode
 
 
@@ -41,7 +42,7 @@ def episode_grid(
     for number, entry in enumerate(shown):
         episode = entry.episode
         rows.append([_support(episode, way, shot, classes) for way, shot in slots])
-        query = denormalised(episode.query_images[0].numpy())
+        query = denormalise(episode.query_images[0])
         truth = episode.query_labels[0].numpy()
         rows[-1] += [Tile(query, episode.query_names[0]), Tile(overlay_ways(query, truth))]
         rows[-1].append(_prediction(query, entry.predictions[0], episode))
@@ -51,7 +52,7 @@ def episode_grid(
 
 
 def _support(episode: Episode, way: int, shot: int, classes: Mapping[int, str]) -> Tile:
-    image = denormalised(episode.support_images[way, shot].numpy())
+    image = denormalise(episode.support_images[way, shot])
     labels = (episode.support_foreground[way, shot].numpy() > 0.5).astype(np.int64) * (way + 1)
     class_id = int(episode.classes[way])
     return Tile(overlay_ways(image, labels), classes.get(class_id, f"class {class_id}"))
@@ -99,7 +100,7 @@ def proposal_grid(
     for entry in shown:
         episode = entry.episode
         name = classes.get(int(episode.classes[0]), f"class {int(episode.classes[0])}")
-        query, row = denormalised(episode.query_images[0].numpy()), []
+        query, row = denormalise(episode.query_images[0]), []
         if support:
             row.append(_support(episode, 0, 0, classes))
         row.append(Tile(overlay_ways(query, episode.query_labels[0].numpy()), name if not support else ""))

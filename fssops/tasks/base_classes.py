@@ -19,7 +19,7 @@ from fssops.evaluation.metrics import metrics_for
 from fssops.evaluation.metrics.metric import ClassSetting, MetricSet
 from fssops.evaluation.results import BaseClassResult, Result
 from fssops.normalisation import denormalise
-from fssops.pictures import Tile, grid, overlay
+from fssops.pictures import Tile, grid, overlay_ways
 from fssops.structures import IGNORE, LabelMapBatch
 from fssops.tasks.base_class_settings import BaseClassSettings
 from fssops.tasks.folded_task import FoldedTask
@@ -175,8 +175,8 @@ class BaseClassTask(FoldedTask):
             rows.append(
                 [
                     Tile(image, batch.names[0]),
-                    Tile(overlay(image, truth), ", ".join(shown) or "no base class"),
-                    Tile(overlay(image, predicted), f"{100 * agreed:.0f} % of pixels right"),
+                    Tile(overlay_ways(image, truth), ", ".join(shown) or "no base class"),
+                    Tile(overlay_ways(image, predicted), f"{100 * agreed:.0f} % of pixels right"),
                 ]
             )
         model.train(was_training)

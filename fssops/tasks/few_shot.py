@@ -24,7 +24,7 @@ from fssops.evaluation.episodes import EpisodeTruth, LabelledEpisode, Outputs, l
 from fssops.evaluation.feature_cache import FeatureCache
 from fssops.evaluation.metrics import metrics_for
 from fssops.evaluation.metrics.metric import EpisodeSetting, MetricSet
-from fssops.evaluation.pictures import Shown, episode_grid
+from fssops.evaluation.episode_pictures import Shown, episode_grid
 from fssops.evaluation.results import FewShotResult, Result, best_and_worst
 from fssops.protocols import PROTOCOLS, FewShotProtocol, find_protocol, protocol_of
 from fssops.structures import Episode, FewShotBatch, move_to
@@ -243,7 +243,7 @@ class FewShotTask(FoldedTask):
         )
         dataset = self.episode_dataset(source, fold, episodes)
         classes = [number for number in fold.train if number not in episodes.dropped]
-        protocol = replace(PROTOCOLS["fssops"], size=self.preparation.compared_size)
+        protocol = replace(PROTOCOLS["fssops"], size="square" if data.geometry == "letterbox" else "original")
 
         def measure(model: nn.Module, step: int = 0, limit: int | None = None) -> Mapping[str, float]:
             metrics = self.count(model, fabric, [dataset], protocol, classes, "", {}, limit)

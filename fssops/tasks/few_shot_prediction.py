@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from fssops.pictures import label_image, overlay
+from fssops.pictures import label_image, overlay_ways
 from fssops.predictor import FewShotPredictor
 from fssops.tasks.prediction import Predictor
 from fssops.tasks.prediction_inputs import Picture, distinct_names, find_pictures, pictures
@@ -50,7 +50,7 @@ class FewShotPrediction(Predictor):
         result = self.predictor.segment(image)
         files = [
             self.save(label_image(result.labels), f"{one.name}_labels.png"),
-            self.save(overlay(image, result.labels), f"{one.name}_overlay.jpg"),
+            self.save(overlay_ways(image, result.labels), f"{one.name}_overlay.jpg"),
         ]
         if self.probability and len(result.classes) == 2:
             values = (result.probabilities[1] * 255.0).round().astype(np.uint8)

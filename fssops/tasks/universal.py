@@ -24,10 +24,11 @@ from fssops.engine.settings import SettingsError
 from fssops.engine.trainer import Validation
 from fssops.evaluation.metrics import metrics_for
 from fssops.evaluation.metrics.metric import ClassSetting, MetricSet
-from fssops.evaluation.pictures import confusion_picture, result_regions, truth_regions
+from fssops.evaluation.confusion_picture import confusion_picture
+from fssops.evaluation.regions import result_regions, truth_regions
 from fssops.evaluation.results import Result, UniversalResult, best_and_worst, main_task
 from fssops.models.universal.augmented_inference import augmented_semantic
-from fssops.pictures import Tile, grid, overlay_regions
+from fssops.pictures import Tile, enlarged_overlay, grid
 from fssops.structures import ImageBatch, MaskTargets, SegmentationResult, move_to
 from fssops.tasks.resumable_evaluation import count_items
 from fssops.tasks.task import Evaluation, Task
@@ -440,7 +441,7 @@ class UniversalTask(Task):
             regions = [truth_regions(item.truth, task, source.classes)]
             regions += [self._predicted_regions(one, fabric, item, task) for one in models]
             captions = ["", f"{SCORE_NAMES[task]} {100 * quality[item.number]:.0f} %", ""]
-            drawn = [Tile(overlay_regions(image, r, side=TILE), c) for r, c in zip(regions, captions, strict=False)]
+            drawn = [Tile(enlarged_overlay(image, r, TILE), c) for r, c in zip(regions, captions, strict=False)]
             rows.append([Tile(image, item.prepared.name), *drawn])
         headings = ["image", "truth", "prediction", "before training"][: 2 + len(models)]
         return grid(rows, headings, f"{result.model}: {title}, {result.setting()}", side=TILE)

@@ -17,6 +17,10 @@ import torch
 from torch import nn
 
 from fssops.engine.settings import SettingsError
+from fssops.data.panoptic_json import encode_ids
+from fssops.evaluation.regions import SHOWN_SCORE, result_regions
+from fssops.evaluation.submissions import coco_results
+from fssops.pictures import label_image, overlay
 from fssops.structures import SegmentationResult
 from fssops.tasks.prediction import Predictor
 from fssops.tasks.prediction_inputs import Picture, distinct_names, find_pictures, pictures, require_decoder
@@ -54,7 +58,7 @@ class UniversalPrediction(Predictor):
         label: str,
         *,
         tasks: Sequence[str] = (),
-        least_score: float = 0.3,
+        least_score: float = SHOWN_SCORE,
         short_side: int | None = None,
     ) -> None:
         super().__init__(out, label)
@@ -77,10 +81,6 @@ class UniversalPrediction(Predictor):
     @torch.inference_mode()
     def segment(self, one: Picture) -> SegmentationResult:
         """Segment one picture and write its files."""
-        from fssops.evaluation.metrics.instance import coco_results
-        from fssops.evaluation.pictures import result_regions
-        from fssops.pictures import overlay_regions, palette_image
-
         image = one.pixels()
         result: SegmentationResult = self.task.segment_item(self.model, self.prepare(image, one.name), self.tasks)
         identifier = int(one.name) if one.name.isdecimal() else one.name
@@ -88,7 +88,7 @@ class UniversalPrediction(Predictor):
         self.rows.append({"id": identifier, "file_name": Path(one.origin).name, "height": height, "width": width})
         if result.semantic is not None:
             labels = result.semantic.label_map.cpu().numpy()
-            self.save(palette_image(labels, self.classes.colours), "semantic", f"{one.name}.png")
+            self.save(label_image(labels, self.classes.colours), "semantic", f"{one.name}.png")
         if result.panoptic is not None:
             self._save_panoptic(one.name, identifier, result)
         if result.instance is not None:
@@ -102,15 +102,13 @@ class UniversalPrediction(Predictor):
         for task in self.tasks:
             regions = result_regions(result, task, self.classes, self.least_score)
             folder = ("overlays",) if len(self.tasks) == 1 else ("overlays", task)
-            self.save(overlay_regions(image, regions), *folder, f"{one.name}.jpg")
+            self.save(overlay(image, regions), *folder, f"{one.name}.jpg")
         return result
 
     def _save_panoptic(self, name: str, identifier: int | str, result: SegmentationResult) -> None:
-        from fssops.truth import encode_segment_ids
-
         assert result.panoptic is not None
         ids = result.panoptic.segment_ids.cpu().numpy()
-        self.save(encode_segment_ids(ids), "panoptic", f"{name}.png")
+        self.save(encode_ids(ids), "panoptic", f"{name}.png")
         rows = [
             {
                 "id": segment.id,

@@ -21,10 +21,10 @@ from fssops.engine.settings import SettingsError
 from fssops.engine.trainer import Validation
 from fssops.evaluation.metrics import metrics_for
 from fssops.evaluation.metrics.metric import ClassSetting, MetricSet
-from fssops.evaluation.pictures import video_rows
+from fssops.evaluation.regions import frame_regions
 from fssops.evaluation.results import Result, VideoEvaluation, best_and_worst
 from fssops.evaluation.submissions import recorded_rows, write_submission
-from fssops.pictures import grid
+from fssops.pictures import Tile, enlarged_overlay, grid
 from fssops.run_lengths import encode
 from fssops.structures import ClipBatch, VideoResult
 from fssops.tasks.resumable_evaluation import count_items
@@ -198,14 +198,26 @@ class VideoTask(UniversalTask):
                 written.append(folder / name)
         return written
 
-    def _rows(self, metric: Any, number: int, quality: float) -> Any:
+    def _rows(self, metric: Any, number: int, quality: float) -> list[list[Tile]]:
         """Truth and prediction of a video, at frames evenly spread over it."""
-        source = self.source(evaluation=True)
+        source, record = self.source(evaluation=True), metric.records[number]
         name = source.names[number]
         frames = np.linspace(0, source.frames(name) - 1, COLUMNS).round().astype(int).tolist()
         images = {frame: np.asarray(source.frame(name, frame)) for frame in frames}
-        truth = self._truth(source, number)
-        return video_rows(name, images, metric.records[number], truth, source.classes.names, quality, side=TILE)
+        detections = [(label, masks) for label, _, masks in record["detections"]]
+        scores = [score for _, score, _ in record["detections"]]
+        rows = [(detections, scores, f"overlap {100 * quality:.0f} %")]
+        if source.has_truth:
+            rows.insert(0, (record["truth"], None, "truth"))
+        tiles = []
+        for objects, of_objects, caption in rows:
+            labels, tracks = [entry[0] for entry in objects], [entry[1] for entry in objects]
+            tiles.append([])
+            for frame, image in images.items():
+                # A model that has just begun to learn is sure of nothing: its best guess is drawn in any case.
+                regions = frame_regions(frame, tracks, labels, source.classes.names, of_objects, at_least=1)
+                tiles[-1].append(Tile(enlarged_overlay(image, regions, TILE), f"{name} frame {frame}: {caption}"))
+        return tiles
 
     # -- prediction -------------------------------------------------------------------------------------------
 

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from fssops.engine.settings import SettingsError
-from fssops.evaluation.pictures import SHOWN_SCORE, draw_frame, drawn_objects
-from fssops.evaluation.results import Row, submission_rows, write_submission
-from fssops.run_lengths import decode
+from fssops.evaluation.regions import SHOWN_SCORE, frame_regions
+from fssops.evaluation.submissions import Row, submission_rows, write_submission
+from fssops.pictures import overlay
 from fssops.structures import VideoResult
 from fssops.tasks.prediction import Predictor
 from fssops.tasks.video import encoded
@@ -131,12 +131,12 @@ class VideoPrediction(Predictor):
     def _draw(
         self, video: VideoInput, masks: Sequence[Sequence[Any]], labels: Sequence[int], scores: Sequence[float]
     ) -> None:
-        objects = drawn_objects(labels, scores, self.classes.names, self.least_score)
+        names = self.classes.names
 
         def drawn() -> Iterator[np.ndarray]:
             for frame, image in video.frames():
-                visible = {k: decode(masks[k][frame]) for k in objects if masks[k][frame] is not None}
-                picture = draw_frame(image, objects, visible)
+                regions = frame_regions(frame, masks, labels, names, scores, least_score=self.least_score)
+                picture = overlay(image, regions)
                 self.save(picture, "frames", video.name, f"{frame:06d}.jpg")
                 yield picture
 

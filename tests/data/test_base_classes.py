@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from fssops.data import fewshot, folds, transforms
-from fssops.data.base_classes import BaseClassDataset, base_labels
+from fssops.data import fewshot, folds
+from fssops.data.datasets.base_classes import BaseClassDataset, base_labels
 from fssops.structures import FewShotBatch, LabelMapBatch
 
 
@@ -58,13 +58,6 @@ def test_augmentation_depends_on_the_generator_alone(source: fewshot.FewShotSour
     assert torch.equal(first.labels, again.labels)
     assert not torch.equal(first.images, other.images)
     assert first.labels.shape == (1, 40, 40)
-
-
-def test_the_published_base_crop_looks_after_label_one() -> None:
-    crop = transforms.pipeline((4, 4), "msanet_base").transforms[-1]  # type: ignore[attr-defined]
-    scale = transforms.pipeline((4, 4), "msanet_base").transforms[0]  # type: ignore[attr-defined]
-    assert crop.objects == (1,)
-    assert (scale.low, scale.high) == (0.5, 2.0)
 
 
 def test_queries_of_episodes_come_with_base_labels(source: fewshot.FewShotSource, fold: folds.FoldClasses) -> None:

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fssops.data import images, transforms
+from fssops.data import images
+from fssops.data.augmentation.chains import few_shot_chain
+from fssops.data.augmentation.scene import Scene
 from fssops.data.coco import COCOSource
 from fssops.data.errors import AnnotationError, DataWarning, ImageFileError, MaskSizeError, MaskValueError
 from fssops.run_lengths import draw
@@ -83,11 +85,9 @@ def test_exif_orientation_lines_image_and_mask_up(broken: Path, expected: dict[s
 
 
 def test_one_pixel_image_is_resized_to_what_is_asked(broken: Path) -> None:
-    sample = transforms.Sample(
-        np.asarray(images.read_image(broken / "09_one_pixel.png")), {"label": np.ones((1, 1), int)}
-    )
+    scene = Scene(np.asarray(images.read_image(broken / "09_one_pixel.png")), {"label": np.ones((1, 1), int)})
     for name in ("none", "flip", "msanet_pascal"):
-        result = transforms.pipeline((33, 33), name)(sample, np.random.default_rng(0))
+        result = few_shot_chain((33, 33), name)(scene, np.random.default_rng(0))
         assert result.size == (33, 33)
         assert result.maps["label"].shape == (33, 33)
 

@@ -11,10 +11,13 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from fssops.data import fewshot, folds, transforms
+from fssops.data import fewshot, folds
+from fssops.data.augmentation.geometry import Letterbox, Resize
+from fssops.data.augmentation.scene import Scene, resized_map
 from fssops.data.episodes import EpisodeList, EpisodeSpec
 from fssops.data.errors import AnnotationError, MaskError
 from fssops.protocols import PROTOCOLS
+from fssops.normalisation import normalise
 from fssops.structures import IGNORE, Episode, FewShotBatch
 
 
@@ -88,7 +91,7 @@ def test_images_are_resized_and_normalised_as_published(voc_folder: Path) -> Non
     episodes = one_episode(source, (1,), (("im00",),), ("im03",))
     e = fewshot.EpisodeDataset(source, episodes, size=(21, 21))[0]
     resized = source.image("im03").resize((21, 21), Image.Resampling.BILINEAR)
-    assert torch.equal(e.query_images[0], transforms.normalise(np.asarray(resized)))
+    assert torch.equal(e.query_images[0], normalise(np.asarray(resized)))
     plain = fewshot.EpisodeDataset(source, episodes, size=(21, 21), normalise=False)[0]
     assert torch.equal(plain.query_images[0], torch.tensor(np.asarray(resized)).permute(2, 0, 1).float())
 
@@ -182,9 +185,7 @@ def test_padding_and_ignored_pixels_are_background_of_a_box_only_where_they_are_
     assert torch.equal(published.support_foreground, ours.support_foreground)
     assert (published.support_background[0, 0] == 1 - published.support_foreground[0, 0]).all()
     label = source.label_map("im00")
-    inside = transforms.Letterbox((60, 60))(
-        transforms.Sample(np.asarray(source.image("im00")), {"label": label}), np.random.default_rng(0)
-    ).maps["label"]
+    inside = Letterbox((60, 60))(Scene(np.asarray(source.image("im00")), {"label": label})).maps["label"]
     assert (inside == IGNORE).sum() > 60 * 16
     assert (ours.support_background[0, 0].numpy() == np.isin(inside, [0, 7])).all()
 
@@ -197,8 +198,8 @@ def test_stored_scribbles_are_resized_to_the_nearest_pixel_as_published(voc_fold
     source = fewshot.open_source("voc", voc_folder, split="train")
     episodes = one_episode(source, (1,), (("im00",),), ("im03",))
     e = fewshot.EpisodeDataset(source, episodes, size=(20, 30), annotation="scribble")[0]
-    small = transforms.resize_map(strokes, (20, 30))
-    dense = transforms.resize_map(source.label_map("im00", [1]), (20, 30)) == 1
+    small = resized_map(strokes, (20, 30), "centres")
+    dense = resized_map(source.label_map("im00", [1]), (20, 30), "centres") == 1
     assert (e.support_background[0, 0].numpy() == (small == 0)).all()
     options = [(dense & (small == n)) for n in (3, 9)]
     assert any((e.support_foreground[0, 0].numpy() == o).all() for o in options)
@@ -234,9 +235,9 @@ def test_padding_is_ignored_in_queries_and_not_background_under_the_msanet_proto
 
 def test_a_transform_of_ones_own_is_checked(generated: fewshot.GeneratedSource) -> None:
     episodes = EpisodeList.draw(generated, [1], episodes=1)
-    right = fewshot.EpisodeDataset(generated, episodes, size=(30, 30), augment=transforms.Resize((30, 30)))
+    right = fewshot.EpisodeDataset(generated, episodes, size=(30, 30), augment=Resize((30, 30)))
     assert right[0].query_images.shape == (1, 3, 30, 30)
-    wrong = fewshot.EpisodeDataset(generated, episodes, size=(30, 30), augment=transforms.Resize((30, 31)))
+    wrong = fewshot.EpisodeDataset(generated, episodes, size=(30, 30), augment=Resize((30, 31)))
     with pytest.raises(MaskError, match=r"must give images and labels of \(30, 30\), got \(30, 31\)"):
         wrong[0]
 

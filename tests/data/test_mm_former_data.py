@@ -1,4 +1,4 @@
-"""Data of MM-Former: its draw of episodes, its augmentation, painted masks, and regions for the first stage."""
+"""Data of MM-Former: its draw of episodes, painted masks, and regions for the first stage."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from fssops.data import fewshot, folds, transforms
-from fssops.data.crops import Crop, Pad, RandomShortSide, short_sides
-from fssops.data.proposals import ProposalDataset
-from fssops.data.transforms import Sample
+from fssops.data import fewshot, folds
+from fssops.data.coco import COCOSource
+from fssops.data.datasets.proposals import ProposalDataset
+from fssops.run_lengths import draw
 from fssops.structures import IGNORE
 
 
@@ -54,62 +54,6 @@ def test_one_and_five_shots_see_the_same_queries_and_the_first_support(source: f
     assert [e.support[0][0] for e in one] == [e.support[0][0] for e in five]
 
 
-def test_crops_keep_the_size_and_fill_what_is_missing_with_grey_and_ignored() -> None:
-    rng = np.random.default_rng(0)
-    cut = Crop((25, 40))(Sample(np.zeros((30, 20, 3), np.uint8), {"label": np.ones((30, 20), np.uint8)}), rng)
-    assert cut.size == (25, 20)
-    found = Pad((25, 40))(cut, rng)
-    assert found.image.shape == (25, 40, 3)
-    assert (found.image[:, 20:] == 128).all()
-    assert (found.maps["label"][:, 20:] == IGNORE).all()
-    assert (found.maps["label"][:, :20] == 1).all()
-
-
-def test_padding_stays_grey_and_to_the_right_whatever_is_drawn() -> None:
-    """The authors pad after colours and flip (``few_shot_mapper_stage1.py``)."""
-    sample = Sample(np.full((30, 20, 3), 90, np.uint8), {"label": np.ones((30, 20), np.uint8)})
-    transform = transforms.pipeline((48, 48), "mm_former")
-    padded = 0
-    for seed in range(30):
-        found = transform(sample, np.random.default_rng(seed))
-        outside = found.maps["label"] == IGNORE
-        assert (np.diff(outside.astype(int), axis=0) >= 0).all()
-        assert (np.diff(outside.astype(int), axis=1) >= 0).all()
-        assert (found.image[outside] == 128).all()
-        padded += outside.any()
-    assert padded > 3
-
-
-def test_the_long_side_limits_the_scale() -> None:
-    sides, longest = short_sides((480, 480))
-    assert (sides[0], sides[-1], len(sides), longest) == (320, 960, 11, 2048)
-    found = RandomShortSide((100,), 150)(Sample(np.zeros((50, 100, 3), np.uint8)), np.random.default_rng(0))
-    assert found.size == (75, 150)
-
-
-def test_augmentation_is_drawn_anew_until_enough_of_the_class_is_left() -> None:
-    label = np.zeros((200, 200), np.uint8)
-    label[:20, :20] = 7
-    transform = transforms.pipeline((64, 64), "mm_former")
-    sample = Sample(np.zeros((200, 200, 3), np.uint8), {"label": label})
-    kept = [
-        int((transforms.with_enough(transform, sample, np.random.default_rng(n), [7], 10).maps["label"] == 7).sum())
-        for n in range(20)
-    ]
-    assert min(kept) >= 10
-    free = [int((transform(sample, np.random.default_rng(n)).maps["label"] == 7).sum()) for n in range(20)]
-    assert min(free) == 0
-
-
-def test_labels_by_corners_take_the_floor_of_the_scaled_index() -> None:
-    label = np.arange(7, dtype=np.uint8)[None].repeat(7, 0)
-    sample = Sample(np.zeros((7, 7, 3), np.uint8), {"label": label})
-    rng = np.random.default_rng(0)
-    found = transforms.pipeline((5, 5), "none", "square_by_corners")(sample, rng).maps["label"][0]
-    assert found.tolist() == [0, 1, 2, 4, 5]
-    assert transforms.pipeline((5, 5))(sample, rng).maps["label"][0].tolist() == [0, 2, 3, 4, 6]
-
-
 def test_regions_hide_novel_classes_and_one_base_class_is_the_object(source: fewshot.FewShotSource) -> None:
     fold = folds.by_name("generated", 0, "msanet", sorted(source.classes))
     dataset = ProposalDataset(source, fold.train, fold.test, (48, 48), augment="flip")
@@ -137,8 +81,6 @@ def test_painted_coco_masks_follow_the_file_and_leave_crowds_out(data_root: Path
         label = painted.label_map(name)
         assert not (label == IGNORE).any()
         everything = np.zeros(label.shape, np.uint8)
-        from fssops.data.coco import COCOSource, draw
-
         assert isinstance(painted, COCOSource)
         for annotation in painted.annotations_of(name):
             if not annotation.crowd:

@@ -1,11 +1,13 @@
 """Fixed-class data in one import: semantic, instance and panoptic.
 
 from fssops.data import universal
+from fssops.data.augmentation.chains import universal_chain
+from fssops.data.datasets.universal import TrainingDataset, UniversalItem
 
 source = universal.open_source("coco_panoptic", "data/coco", split="train2017")
-chain = universal.pipeline("large_scale_jitter", side=1024)
-dataset = universal.TrainingDataset(source, "panoptic", chain)
-loader = torch.utils.data.DataLoader(dataset, batch_size=2, collate_fn=universal.UniversalItem.stack)
+chain = universal_chain("large_scale_jitter", side=1024)
+dataset = TrainingDataset(source, "panoptic", chain)
+loader = torch.utils.data.DataLoader(dataset, batch_size=2, collate_fn=UniversalItem.stack)
 """
 
 from __future__ import annotations
@@ -24,14 +26,6 @@ from fssops.data.universal.cityscapes import CLASSES as _CITYSCAPES
 from fssops.data.universal.cityscapes import THINGS as _CITYSCAPES_THINGS
 from fssops.data.universal.cityscapes import cityscapes
 from fssops.data.universal.coco_sources import COCOInstanceSource, COCOPanopticSource, splits_with
-from fssops.data.universal.dataset import (
-    EvaluationDataset,
-    TrainingDataset,
-    UniversalItem,
-    check_size,
-    evaluation_item,
-    target_at,
-)
 from fssops.data.universal.label_folder import (
     LABEL_FOLDERS,
     CamVidSource,
@@ -39,7 +33,6 @@ from fssops.data.universal.label_folder import (
     folders_in,
     read_classes,
 )
-from fssops.data.universal.pipelines import pipeline
 from fssops.data.universal.scenes import GeneratedScenesSource
 from fssops.data.universal.source import UniversalSource
 from fssops.truth import Category, Classes, ObjectTruth, Segment, Truth, TruthKind
@@ -48,23 +41,16 @@ __all__ = [
     "FORMATS",
     "Category",
     "Classes",
-    "EvaluationDataset",
     "ObjectTruth",
     "Segment",
-    "TrainingDataset",
     "Truth",
     "TruthKind",
-    "UniversalItem",
     "UniversalSource",
-    "check_size",
-    "evaluation_item",
     "guess_format",
     "known_classes",
     "open_source",
-    "pipeline",
     "read_classes",
     "splits_of",
-    "target_at",
 ]
 
 FORMATS: dict[str, Callable[..., UniversalSource]] = {

@@ -1,11 +1,13 @@
 """Video data in one import: frames with objects that keep their number.
 
-from fssops.data import universal, video
+from fssops.data import video
+from fssops.data.augmentation.chains import universal_chain
+from fssops.data.datasets.clips import ClipItem, TrainingClips
 
 source = video.open_source("ytvis2019", "data/ytvis_2019", split="train")
-chain = universal.pipeline("flip", short_sides=[360, 480], longest=1333)
-dataset = video.TrainingClips(source, chain, frames=2)
-loader = torch.utils.data.DataLoader(dataset, batch_size=8, collate_fn=video.ClipItem.stack)
+chain = universal_chain("flip", short_sides=[360, 480], longest=1333)
+dataset = TrainingClips(source, chain, frames=2)
+loader = torch.utils.data.DataLoader(dataset, batch_size=8, collate_fn=ClipItem.stack)
 """
 
 from __future__ import annotations
@@ -18,24 +20,18 @@ from pathlib import Path
 from typing import Any
 
 from fssops.data.video import class_lists, moving_shapes, ytvis
-from fssops.data.video.dataset import ClipItem, TrainingClips, seen_frames
 from fssops.data.video.moving_shapes import MovingShapesSource
-from fssops.data.video.sampling import sampled_frames
 from fssops.data.video.source import VideoSource
 from fssops.data.video.ytvis import YTVISSource
 from fssops.truth import Classes, TrackTruth
 
 __all__ = [
     "FORMATS",
-    "ClipItem",
     "TrackTruth",
-    "TrainingClips",
     "VideoSource",
     "known_classes",
     "looks_like_videos",
     "open_source",
-    "sampled_frames",
-    "seen_frames",
     "splits_of",
 ]
 

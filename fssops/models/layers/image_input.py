@@ -7,8 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-PIXEL_MEAN = (123.675, 116.28, 103.53)
-PIXEL_STD = (58.395, 57.12, 57.375)
+from fssops.normalisation import MEAN, STD
+
+PIXEL_MEAN = tuple(255.0 * value for value in MEAN)
+PIXEL_STD = tuple(255.0 * value for value in STD)
 """ImageNet statistics of RGB values 0..255."""
 
 

@@ -1,7 +1,4 @@
-"""SSD's colour jitter as detectron2 does it: in HSV of 8 bits with OpenCV's rounding, cut to bytes after every step.
-
-Source: Liu et al., "SSD: Single Shot MultiBox Detector", ECCV 2016, by way of detectron2's ``ColorAugSSDTransform``.
-"""
+"""Augmentations of colour: they change the image and leave alone what is said of it."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from fssops.data.universal.geometry import Scene
+from fssops.data.augmentation.scene import Scene
 
 _STEPS = np.arange(256)
 _SATURATION = np.rint(np.divide(255 << 12, _STEPS, out=np.zeros(256), where=_STEPS > 0)).astype(np.int32)
@@ -51,8 +48,7 @@ def _weights_of_hues() -> np.ndarray:
     sector = np.floor(hue)
     part = hue - sector
     weights = np.stack([np.zeros_like(part), np.ones_like(part), part, one - part])
-    found: np.ndarray = weights[_SECTORS[sector.astype(np.intp) % 6].T, _STEPS]
-    return found
+    return np.asarray(weights[_SECTORS[sector.astype(np.intp) % 6].T, _STEPS])
 
 
 _WEIGHTS = _weights_of_hues()
@@ -79,7 +75,10 @@ def _scaled(values: np.ndarray, factor: float = 1.0, offset: float = 0.0) -> np.
 
 @dataclass(frozen=True)
 class ColourJitter:
-    """Brightness, then contrast, saturation and hue in one of two orders, each with probability one half.
+    """SSD's: brightness, then contrast, saturation and hue in one of two orders, each with probability one half.
+
+    As detectron2 does it (``ColorAugSSDTransform``): in HSV of 8 bits with OpenCV's rounding, cut to bytes after every
+    step. Source: Liu et al., "SSD: Single Shot MultiBox Detector", ECCV 2016.
 
     Order of draws: brightness (coin, value), the order's coin, then the coin and value of each step.
 
@@ -121,3 +120,23 @@ class ColourJitter:
         shift = int(rng.integers(-self.hue, self.hue + 1))
         hsv[..., 0] = (hsv[..., 0].astype(np.int32) + shift) % 180
         return hsv_to_rgb(hsv)
+
+
+@dataclass(frozen=True)
+class GaussianBlur:
+    """With probability ``p`` blur with the 5 x 5 binomial kernel [1 4 6 4 1] / 16 an axis (OpenCV, sigma 0)."""
+
+    p: float = 0.5
+
+    def __call__(self, scene: Scene, rng: np.random.Generator) -> Scene:
+        if rng.random() >= self.p:
+            return scene
+        image = scene.image.astype(np.float32)
+        for axis in (0, 1):
+            length = image.shape[axis]
+            # OpenCV's default border mirrors without repeating the edge pixel; a side of 1 or 2 can only repeat.
+            margins = [(2, 2) if a == axis else (0, 0) for a in range(3)]
+            wide = np.pad(image, margins, mode="reflect" if length > 2 else "edge")
+            parts = [np.take(wide, range(i, i + length), axis=axis) for i in range(5)]
+            image = (parts[0] + parts[4] + 4.0 * (parts[1] + parts[3]) + 6.0 * parts[2]) / np.float32(16.0)
+        return replace(scene, image=image.astype(np.float32))

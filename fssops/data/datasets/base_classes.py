@@ -7,11 +7,12 @@ from collections.abc import Collection, Sequence
 import numpy as np
 import torch
 
-from fssops.data import transforms
+from fssops.data.augmentation.chains import few_shot_chain
+from fssops.data.augmentation.scene import Scene
+from fssops.data.datasets.seeded_items import SeededItems
 from fssops.data.errors import TooFewImagesError
-from fssops.data.image_items import ImageItems
 from fssops.data.sources import FewShotSource
-from fssops.data.transforms import Sample
+from fssops.normalisation import normalise
 from fssops.structures import IGNORE, LabelMapBatch
 
 
@@ -31,15 +32,15 @@ def base_labels(label: np.ndarray, base_classes: Sequence[int]) -> np.ndarray:
     return np.asarray(table[label])
 
 
-class BaseClassDataset(ImageItems[LabelMapBatch]):
+class BaseClassDataset(SeededItems[LabelMapBatch]):
     """Images with the base class of every pixel, each a batch of one.
 
     Args:
         source: the data set.
         base_classes: at most 254 class ids; channel i + 1 is the i-th of them.
         size: (height, width) of images and labels.
-        augment: one of :data:`fssops.data.transforms.AUGMENTATIONS`; BAM's is ``msanet_base``.
-        geometry: one of :data:`fssops.data.transforms.GEOMETRIES`.
+        augment: one of :data:`fssops.data.augmentation.chains.FEW_SHOT_CHAINS`; BAM's is ``msanet_base``.
+        geometry: one of :data:`fssops.data.augmentation.chains.GEOMETRIES`.
         avoid: leave out images that show any of these classes, the novel ones. The published data keep them, and
             novel objects are background there.
 
@@ -47,6 +48,8 @@ class BaseClassDataset(ImageItems[LabelMapBatch]):
         ValueError: an option is wrong.
         TooFewImagesError: no image is left.
     """
+
+    seeds = 2**63 - 1
 
     def __init__(
         self,
@@ -61,20 +64,18 @@ class BaseClassDataset(ImageItems[LabelMapBatch]):
         if not 0 < len(base_classes) < IGNORE:
             raise ValueError(f"BaseClassDataset: base_classes must hold 1 to 254 classes, got {len(base_classes)}")
         self.source, self.base_classes = source, tuple(base_classes)
-        self.size = transforms.check_size("BaseClassDataset", size)
-        self.transform = transforms.pipeline(self.size, augment, geometry)
-        banned = set(avoid)
-        areas = source.areas() if banned else {}
-        self.names = [name for name in source.names if not banned or banned.isdisjoint(areas[name])]
+        self.transform = few_shot_chain(size, augment, geometry)
+        areas = source.areas() if avoid else {}
+        self.names = [name for name in source.names if not avoid or set(avoid).isdisjoint(areas[name])]
         if not self.names:
             raise TooFewImagesError(
                 f"{source.label}: the base learner must have an image, got none of {len(source.names)} without a novel "
                 "class"
             )
 
-    def _item(self, index: int, rng: np.random.Generator) -> LabelMapBatch:
+    def item(self, index: int, rng: np.random.Generator) -> LabelMapBatch:
         name = self.names[index]
         label = base_labels(self.source.label_map(name), self.base_classes)
-        sample = self.transform(Sample(np.asarray(self.source.image(name)), {"label": label}), rng)
-        labels = torch.from_numpy(np.ascontiguousarray(sample.maps["label"]).astype(np.int64))
-        return LabelMapBatch(transforms.normalise(sample.image)[None], labels[None], [name])
+        scene = self.transform(Scene(np.asarray(self.source.image(name)), {"label": label}), rng)
+        labels = torch.from_numpy(scene.maps["label"].astype(np.int64))
+        return LabelMapBatch(normalise(scene.image)[None], labels[None], [name])

@@ -1,8 +1,8 @@
-"""Sources as data sets for training and evaluation: augmented images with masks, or resized images with their truth."""
+"""Images of universal systems: augmented with masks for training, or resized for evaluation."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from fssops.data.augmentation.scene import DETECTRON2, Scene, Size, Transform, resized
+from fssops.data.datasets.seeded_items import SeededItems
 from fssops.data.errors import ImageFileError
-from fssops.data.universal.geometry import Augmentation, Scene, resized, resized_image, scene_of, shortest_edge_size
 from fssops.data.universal.source import UniversalSource
 from fssops.structures import IGNORE, ImageBatch, MaskTargets
 from fssops.truth import Truth, TruthKind, draw
@@ -31,7 +32,7 @@ class UniversalItem:
     image: Tensor
     target: MaskTargets | None
     name: str
-    output_size: tuple[int, int]
+    output_size: Size
 
     @staticmethod
     def stack(items: Sequence[UniversalItem]) -> ImageBatch:
@@ -45,26 +46,26 @@ class UniversalItem:
         )
 
 
-class TrainingDataset(Dataset[UniversalItem]):
+class TrainingDataset(SeededItems[UniversalItem]):
     """Augmented images with their masks.
 
     Args:
         source: images and truth.
         kind: which masks: one a class present, one an object, or one a panoptic segment.
-        augmentation: see :func:`fssops.data.universal.pipelines.pipeline`.
+        augmentation: see :func:`fssops.data.augmentation.chains.universal_chain`.
         keep_empty: keep objects of which augmentation leaves no pixel. The published COCO instance mapper drops them,
             those of ADE20K and Cityscapes keep them; panoptic segments are always kept.
         label_maps: give targets a label map as well (per-pixel baselines).
 
     Raises:
-        ValueError: the source has no truth of this kind.
+        ValueError: the source has no truth of this kind, or no image to train on.
     """
 
     def __init__(
         self,
         source: UniversalSource,
         kind: TruthKind,
-        augmentation: Augmentation,
+        augmentation: Transform,
         *,
         keep_empty: bool = False,
         label_maps: bool = False,
@@ -77,28 +78,28 @@ class TrainingDataset(Dataset[UniversalItem]):
         if not self.names:
             raise ValueError(f"{source.label}: there must be at least one image with an annotation, got none")
 
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def draw(self, index: int, generator: torch.Generator) -> UniversalItem:
-        """Item ``index``; every random choice comes from ``generator``."""
-        seed = int(torch.randint(0, 1 << 62, (), generator=generator))
-        return self.item(index, np.random.default_rng(seed))
-
-    def __getitem__(self, index: int) -> UniversalItem:
-        return self.item(index, np.random.default_rng(index))
-
     def item(self, index: int, rng: np.random.Generator) -> UniversalItem:
-        """Item ``index`` with random choices from a NumPy generator."""
         name = self.names[index]
         image = np.asarray(self.source.image(name))
         truth = self.source.truth(name)
-        check_size(self.source, name, image.shape[:2], (truth.height, truth.width))
+        size = (image.shape[0], image.shape[1])
+        check_size(self.source, name, size, (truth.height, truth.width))
         scene = self.augmentation(scene_of(image, truth, self.kind, self.source.classes.things), rng)
         target = target_of(scene, self.kind, keep_empty=self.keep_empty)
-        if self.label_maps and scene.label_map is not None:
-            target.label_map = torch.from_numpy(np.ascontiguousarray(scene.label_map)).long()
-        return UniversalItem(to_tensor(scene.image), target, name, image.shape[:2])
+        if self.label_maps and "label" in scene.maps:
+            target.label_map = torch.from_numpy(scene.maps["label"].astype(np.int64))
+        return UniversalItem(to_tensor(scene.image), target, name, size)
+
+
+def scene_of(image: np.ndarray, truth: Truth, kind: TruthKind, things: Sequence[int]) -> Scene:
+    """An image with its truth in one form, crowds left out of the objects; ``things`` are the countable classes."""
+    if kind == "instance":
+        objects = [o for o in truth.instances(things) if not o.crowd]
+        return Scene(image, outlines=[o.outline for o in objects], labels=[o.label for o in objects])
+    if kind == "semantic":
+        return Scene(image, {"label": truth.semantic()})
+    maps = {"segments": truth.segment_ids, "label": truth.label_map}
+    return Scene(image, {name: values for name, values in maps.items() if values is not None}, truth.segments)
 
 
 def target_of(scene: Scene, kind: TruthKind, *, keep_empty: bool = False) -> MaskTargets:
@@ -109,32 +110,24 @@ def target_of(scene: Scene, kind: TruthKind, *, keep_empty: bool = False) -> Mas
         kind: which masks.
         keep_empty: keep objects without a pixel.
     """
-    height, width = scene.size
-    labels: list[int] = []
-    masks: list[np.ndarray] = []
     if kind == "semantic":
-        assert scene.label_map is not None
-        for label in np.unique(scene.label_map).tolist():
-            if label != IGNORE:
-                labels.append(label)
-                masks.append(scene.label_map == label)
+        label = scene.maps["label"]
+        labels = [value for value in np.unique(label).tolist() if value != IGNORE]
+        masks = [label == value for value in labels]
     elif kind == "panoptic":
-        assert scene.segment_ids is not None
-        for segment in scene.segments:
-            if not segment.crowd:
-                labels.append(segment.label)
-                masks.append(scene.segment_ids == segment.id)
+        segments = [segment for segment in scene.segments if not segment.crowd]
+        labels = [segment.label for segment in segments]
+        masks = [scene.maps["segments"] == segment.id for segment in segments]
     else:
-        for label, outline in zip(scene.labels, scene.outlines, strict=True):
-            mask = draw(outline, height, width)
-            if keep_empty or mask.any():
-                labels.append(label)
-                masks.append(mask)
-    stacked = np.stack(masks) if masks else np.zeros((0, height, width), dtype=bool)
+        masks = [draw(outline, *scene.size) for outline in scene.outlines]
+        shown = [keep_empty or bool(mask.any()) for mask in masks]
+        labels = [label for label, is_shown in zip(scene.labels, shown, strict=True) if is_shown]
+        masks = [mask for mask, is_shown in zip(masks, shown, strict=True) if is_shown]
+    stacked = np.stack(masks) if masks else np.zeros((0, *scene.size), dtype=bool)
     return MaskTargets(torch.tensor(labels, dtype=torch.int64), torch.from_numpy(stacked))
 
 
-def target_at(truth: Truth, kind: TruthKind, size: tuple[int, int], things: Sequence[int]) -> MaskTargets:
+def target_at(truth: Truth, kind: TruthKind, size: Size, things: Sequence[int]) -> MaskTargets:
     """The masks of an image at another (height, width).
 
     Args:
@@ -144,46 +137,34 @@ def target_at(truth: Truth, kind: TruthKind, size: tuple[int, int], things: Sequ
         things: indices of the countable classes.
     """
     blank = np.zeros((truth.height, truth.width, 3), dtype=np.uint8)
-    return target_of(resized(scene_of(blank, truth, kind, things), size), kind)
+    return target_of(resized(scene_of(blank, truth, kind, things), size, DETECTRON2), kind)
 
 
 class EvaluationDataset(Dataset[UniversalItem]):
-    """Images resized for testing; results come back at the file's own size.
+    """Images prepared for testing; results come back at the file's own size.
 
     Args:
         source: images.
-        short_side: of the resized image; 0 keeps its size.
-        longest: limit for the other side.
-        names: images to take; None all.
+        preparation: see :class:`fssops.data.preparation.UniversalPreparation`.
     """
 
-    def __init__(
-        self, source: UniversalSource, short_side: int = 0, longest: int = 1333, names: Sequence[str] | None = None
-    ) -> None:
-        self.source, self.short_side, self.longest = source, short_side, longest
-        self.names = list(source.names if names is None else names)
+    def __init__(self, source: UniversalSource, preparation: Callable[[np.ndarray, str], UniversalItem]) -> None:
+        self.source, self.preparation = source, preparation
 
     def __len__(self) -> int:
-        return len(self.names)
+        return len(self.source.names)
 
     def __getitem__(self, index: int) -> UniversalItem:
-        image = np.asarray(self.source.image(self.names[index]))
-        return evaluation_item(image, self.names[index], self.short_side, self.longest)
-
-
-def evaluation_item(image: np.ndarray, name: str, short_side: int, longest: int) -> UniversalItem:
-    """An image [H, W, 3] as a model sees it in testing."""
-    size = (image.shape[0], image.shape[1])
-    seen = resized_image(image, shortest_edge_size(size, short_side, longest)) if short_side else image
-    return UniversalItem(to_tensor(seen), None, name, size)
+        name = self.source.names[index]
+        return self.preparation(np.asarray(self.source.image(name)), name)
 
 
 def to_tensor(image: np.ndarray) -> Tensor:
     """[H, W, 3] -> [3, H, W], copied."""
-    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)).copy())
+    return torch.from_numpy(image.transpose(2, 0, 1).copy())
 
 
-def check_size(source: UniversalSource, name: str, image: tuple[int, ...], truth: tuple[int, int]) -> None:
+def check_size(source: UniversalSource, name: str, image: Size, truth: Size) -> None:
     """Refuse an image of another (height, width) than its truth.
 
     Raises:

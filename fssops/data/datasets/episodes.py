@@ -10,13 +10,15 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from fssops.data import boxes, scribbles, transforms
-from fssops.data.base_classes import base_labels
+from fssops import normalisation
+from fssops.data import boxes, scribbles
+from fssops.data.augmentation.chains import few_shot_chain, with_enough
+from fssops.data.augmentation.scene import Scene, Transform, checked_size
+from fssops.data.datasets.base_classes import base_labels
 from fssops.data.episode_draws import EpisodeSpec
 from fssops.data.episodes import EpisodeList
 from fssops.data.errors import MaskError
 from fssops.data.sources import FewShotSource
-from fssops.data.transforms import Sample, Transform
 from fssops.structures import IGNORE, Episode
 
 ANNOTATIONS = ("mask", "box", "component_boxes", "scribble")
@@ -24,7 +26,7 @@ ANNOTATIONS = ("mask", "box", "component_boxes", "scribble")
 component; one scribble stroke."""
 
 
-_KEPT_SCRIBBLES = 256
+_STORED_SCRIBBLES = 256
 """Drawing the scribbles of a picture takes some tenths of a second; small data sets draw each one once."""
 
 
@@ -35,10 +37,10 @@ class EpisodeDataset(Dataset[Episode]):
         source: the data set.
         episodes: which images each episode takes.
         size: (height, width) of every image and mask.
-        augment: one of :data:`fssops.data.transforms.AUGMENTATIONS`, or a transform of one's own that gives ``size``.
-            Every image of an episode is augmented on its own.
+        augment: one of :data:`fssops.data.augmentation.chains.FEW_SHOT_CHAINS`, or a transform of one's own that gives
+            ``size``. Every image of an episode is augmented on its own.
         annotation: one of :data:`ANNOTATIONS`, for the supports; query labels are always dense.
-        geometry: one of :data:`fssops.data.transforms.GEOMETRIES`.
+        geometry: one of :data:`fssops.data.augmentation.chains.GEOMETRIES`.
         ignore_in_support: pixels labelled 255, padding too, are ``background`` of supports (PANet's published
             protocol), or ``neither`` (they do not count at all, but where a box of ``annotation="box"`` covers them).
             Scribbles never mark them.
@@ -89,8 +91,8 @@ class EpisodeDataset(Dataset[Episode]):
         episodes.check(source)
         self.source = source
         self.episodes = episodes
-        self.size = transforms.check_size("EpisodeDataset", size)
-        self.transform = transforms.pipeline(self.size, augment, geometry) if isinstance(augment, str) else augment
+        self.size = checked_size("EpisodeDataset", size)
+        self.transform = few_shot_chain(self.size, augment, geometry) if isinstance(augment, str) else augment
         self.annotation = annotation
         self.ignore_in_support = ignore_in_support
         self.other_ways = other_ways
@@ -100,7 +102,7 @@ class EpisodeDataset(Dataset[Episode]):
         self.least_query, self.least_support = least_query, least_support
         self.seed = seed
         self._fixed_geometry = augment == "none"
-        self._drawn: OrderedDict[str, np.ndarray] = OrderedDict()
+        self._scribbles: OrderedDict[str, np.ndarray] = OrderedDict()
         # In shared memory, so that loader processes that live on see a new epoch as well.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
@@ -114,9 +116,10 @@ class EpisodeDataset(Dataset[Episode]):
     def __getitem__(self, index: int) -> Episode:
         if not -len(self) <= index < len(self):
             raise IndexError(f"EpisodeDataset: index must be below {len(self)}, got {index}")
-        return self._episode(index % len(self), int(self._epoch))
+        return self.item(index % len(self), int(self._epoch))
 
-    def _episode(self, index: int, epoch: int) -> Episode:
+    def item(self, index: int, epoch: int) -> Episode:
+        """Episode ``index`` with the augmentations of an epoch."""
         spec = self.episodes[index]
         ways, shots = len(spec.classes), len(spec.support[0])
         images = torch.empty(ways, shots, 3, *self.size)
@@ -124,23 +127,22 @@ class EpisodeDataset(Dataset[Episode]):
         background = torch.empty(ways, shots, *self.size)
         for way in range(ways):
             for shot, name in enumerate(spec.support[way]):
-                rng = self._generator(epoch, index, way * shots + shot)
-                sample = self._load(name, self._shown(spec, way), rng, spec.classes[way])
-                images[way, shot] = self._tensor(sample.image)
-                fg, bg = self._support_masks(sample, spec, way, name, rng)
-                foreground[way, shot] = torch.from_numpy(fg)
-                background[way, shot] = torch.from_numpy(bg)
+                rng = np.random.default_rng([self.seed, epoch, index, way * shots + shot])
+                scene = self._scene(spec, way, name, rng)
+                images[way, shot] = self._tensor(scene.image)
+                marked = self._marked(scene, spec, way, name, rng)
+                foreground[way, shot], background[way, shot] = map(torch.from_numpy, marked)
         query_images = torch.empty(len(spec.query), 3, *self.size)
         query_labels = torch.empty(len(spec.query), *self.size, dtype=torch.int64)
         base = torch.empty(query_labels.shape, dtype=torch.int64) if self.base_classes else None
         for number, name in enumerate(spec.query):
-            way = spec.query_ways[number]
-            rng = self._generator(epoch, index, ways * shots + number)
-            sample = self._load(name, self._shown(spec, way), rng, spec.classes[way], query=True)
+            rng = np.random.default_rng([self.seed, epoch, index, ways * shots + number])
+            scene = self._scene(spec, spec.query_ways[number], name, rng, query=True)
+            query_images[number] = self._tensor(scene.image)
+            query_labels[number] = torch.from_numpy(_way_labels(scene.maps["label"], spec.classes))
             if base is not None:
-                base[number] = torch.from_numpy(np.ascontiguousarray(sample.maps["base"]))
-            query_images[number] = self._tensor(sample.image)
-            query_labels[number] = torch.from_numpy(_way_labels(sample.maps["label"], spec.classes))
+                base[number] = torch.from_numpy(scene.maps["base"].astype(np.int64))
+        channels = {class_id: place for place, class_id in enumerate(self.base_classes, start=1)}
         return Episode(
             support_images=images,
             support_foreground=foreground,
@@ -152,7 +154,7 @@ class EpisodeDataset(Dataset[Episode]):
             query_names=list(spec.query),
             index=index,
             query_base_labels=base,
-            base_channels=self._base_channels(spec) if self.base_classes else None,
+            base_channels=torch.tensor([channels.get(c, 0) for c in spec.classes]) if channels else None,
         )
 
     def query_base_truth(self, index: int) -> list[np.ndarray]:
@@ -174,42 +176,61 @@ class EpisodeDataset(Dataset[Episode]):
             for name, way in zip(spec.query, spec.query_ways, strict=True)
         ]
 
-    def _generator(self, epoch: int, index: int, position: int) -> np.random.Generator:
-        return np.random.default_rng([self.seed, epoch, index, position])
-
     def _shown(self, spec: EpisodeSpec, way: int) -> list[int]:
         """Classes that the label of an image drawn for ``way`` shows."""
         return list(spec.classes) if self.other_ways == "label" else [spec.classes[way]]
 
-    def _base_channels(self, spec: EpisodeSpec) -> torch.Tensor:
-        places = {class_id: place for place, class_id in enumerate(self.base_classes, start=1)}
-        return torch.tensor([places.get(class_id, 0) for class_id in spec.classes])
-
-    def _load(
-        self,
-        name: str,
-        shown: list[int],
-        rng: np.random.Generator,
-        class_id: int,
-        *,
-        query: bool = False,
-    ) -> Sample:
-        maps = {"label": self.source.label_map(name, shown)}
+    def _scene(self, spec: EpisodeSpec, way: int, name: str, rng: np.random.Generator, *, query: bool = False) -> Scene:
+        """An image that was drawn for a way, augmented, with the maps that its masks are made of."""
+        class_id = spec.classes[way]
+        maps = {"label": self.source.label_map(name, self._shown(spec, way))}
         if query and self.base_classes:
             maps["base"] = base_labels(self.source.label_map(name), self.base_classes)
         if not query and self.annotation == "box":
             maps["instance"] = self.source.instance_map(name, class_id)
         if not query and self.annotation == "scribble":
             maps.update(self._scribble_inputs(name))
+        original = Scene(np.asarray(self.source.image(name)), maps)
         least = self.least_query if query else self.least_support
-        original = Sample(np.asarray(self.source.image(name)), maps)
-        sample = transforms.with_enough(self.transform, original, rng, [class_id], least)
-        if sample.size != self.size or sample.maps["label"].shape != self.size:
+        scene = with_enough(self.transform, original, rng, [class_id], least)
+        if scene.size != self.size or scene.maps["label"].shape != self.size:
             raise MaskError(
                 f"EpisodeDataset: augment must give images and labels of {self.size}, "
-                f"got {sample.size} and {sample.maps['label'].shape} for {name}"
+                f"got {scene.size} and {scene.maps['label'].shape} for {name}"
             )
-        return sample
+        return scene
+
+    def _tensor(self, image: np.ndarray) -> torch.Tensor:
+        if self.normalise:
+            return normalisation.normalise(image)
+        return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1), dtype=np.float32))
+
+    def _marked(
+        self, scene: Scene, spec: EpisodeSpec, way: int, name: str, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Foreground and background of a support as the annotation marks them: float32 [H, W] each."""
+        label, class_id = scene.maps["label"], spec.classes[way]
+        dense = label == class_id
+        if not dense.any() and self.empty_support == "error":
+            raise MaskError(
+                f"{name}: support must show class {self.source.classes[class_id]!r} ({class_id}) at {self.size}, "
+                "got no pixel of it"
+            )
+        if self.annotation == "box":
+            foreground, background = boxes.largest_instance_box(dense, scene.maps["instance"])
+            if self.ignore_in_support == "neither":
+                background[label == IGNORE] = 0.0
+            return foreground, background
+        if self.annotation == "scribble":
+            strokes = self._strokes(scene.maps, name)
+            return scribbles.choose_stroke(dense, strokes, rng).astype(np.float32), (strokes == 0).astype(np.float32)
+        if self.annotation == "component_boxes":
+            label = boxes.component_boxes(label, class_id)
+            dense = label == class_id
+        outside = ~np.isin(label, spec.classes)
+        if self.ignore_in_support == "neither":
+            outside &= label != IGNORE
+        return dense.astype(np.float32), outside.astype(np.float32)
 
     def _scribble_inputs(self, name: str) -> dict[str, np.ndarray]:
         """Stored scribbles, or what is needed to draw some after resizing: every object of the image, numbered."""
@@ -227,47 +248,16 @@ class EpisodeDataset(Dataset[Episode]):
         """Scribble map at the network's size: strokes drawn there stay whole, stored ones are resized as published."""
         if "scribble" in maps:
             return maps["scribble"]
-        if name in self._drawn:
-            return self._drawn[name]
+        if name in self._scribbles:
+            return self._scribbles[name]
         numbers, areas = np.unique(maps["objects"][maps["objects"] > 0], return_counts=True)
         largest = numbers[np.argsort(-areas, kind="stable")][: IGNORE - 1]
-        drawn = scribbles.scribble_map(maps["everything"] == 0, [maps["objects"] == number for number in largest])
+        strokes = scribbles.scribble_map(maps["everything"] == 0, [maps["objects"] == number for number in largest])
         if self._fixed_geometry:
-            self._drawn[name] = drawn
-            if len(self._drawn) > _KEPT_SCRIBBLES:
-                self._drawn.popitem(last=False)
-        return drawn
-
-    def _tensor(self, image: np.ndarray) -> torch.Tensor:
-        if self.normalise:
-            return transforms.normalise(image)
-        return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1), dtype=np.float32))
-
-    def _support_masks(
-        self, sample: Sample, spec: EpisodeSpec, way: int, name: str, rng: np.random.Generator
-    ) -> tuple[np.ndarray, np.ndarray]:
-        label, class_id = sample.maps["label"], spec.classes[way]
-        dense = label == class_id
-        if not dense.any() and self.empty_support == "error":
-            raise MaskError(
-                f"{name}: support must show class {self.source.classes[class_id]!r} ({class_id}) at {self.size}, "
-                "got no pixel of it"
-            )
-        if self.annotation == "box":
-            foreground, background = boxes.largest_instance_box(dense, sample.maps["instance"])
-            if self.ignore_in_support == "neither":
-                background[label == IGNORE] = 0.0
-            return foreground, background
-        if self.annotation == "scribble":
-            strokes = self._strokes(sample.maps, name)
-            return scribbles.choose_stroke(dense, strokes, rng).astype(np.float32), (strokes == 0).astype(np.float32)
-        if self.annotation == "component_boxes":
-            label = boxes.component_boxes(label, class_id)
-            dense = label == class_id
-        outside = ~np.isin(label, spec.classes)
-        if self.ignore_in_support == "neither":
-            outside &= label != IGNORE
-        return dense.astype(np.float32), outside.astype(np.float32)
+            self._scribbles[name] = strokes
+            if len(self._scribbles) > _STORED_SCRIBBLES:
+                self._scribbles.popitem(last=False)
+        return strokes
 
 
 class RepeatedEpisodes(Dataset[Episode]):
@@ -288,7 +278,7 @@ class RepeatedEpisodes(Dataset[Episode]):
 
     def draw(self, index: int, generator: torch.Generator) -> Episode:
         """An episode whose augmentation comes from ``generator``."""
-        return self.dataset._episode(index, int(torch.randint(2**62, (), generator=generator)))
+        return self.dataset.item(index, int(torch.randint(2**62, (), generator=generator)))
 
 
 def _way_labels(label: np.ndarray, classes: Sequence[int]) -> np.ndarray:

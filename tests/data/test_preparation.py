@@ -1,0 +1,106 @@
+"""How one image is made ready for a model: the same as in evaluation, and back again."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fssops.data import fewshot
+from fssops.data.datasets.universal import EvaluationDataset
+from fssops.data.preparation import FewShotPreparation, UniversalPreparation
+from fssops.data.universal import open_source
+from fssops.structures import IGNORE
+
+IMAGE = np.random.default_rng(0).integers(0, 256, (37, 53, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("geometry", ["square", "square_by_corners", "letterbox"])
+def test_an_image_is_prepared_as_queries_of_episodes_are(geometry: str) -> None:
+    source = fewshot.GeneratedSource(size=48, images_per_class=3)
+    episodes = fewshot.EpisodeList.draw(source, [1, 5], episodes=3, shots=2)
+    dataset, preparation = (
+        fewshot.EpisodeDataset(source, episodes, (41, 41), geometry=geometry),
+        FewShotPreparation((41, 41), geometry),
+    )
+    for episode, spec in zip((dataset[i] for i in range(3)), episodes, strict=True):
+        name, class_id = spec.query[0], spec.classes[0]
+        scene = preparation(np.asarray(source.image(name)), {"label": source.label_map(name, [class_id])})
+        assert torch.equal(preparation.tensor(scene), episode.query_images[0])
+        ways = np.where(scene.maps["label"] == class_id, 1, scene.maps["label"])
+        assert np.array_equal(ways, episode.query_labels[0].numpy())
+        for shot, support in enumerate(spec.support[0]):
+            scene = preparation(np.asarray(source.image(support)), {"label": source.label_map(support, [class_id])})
+            assert torch.equal(preparation.tensor(scene), episode.support_images[0, shot])
+            foreground = torch.from_numpy(scene.maps["label"] == class_id).float()
+            assert torch.equal(foreground, episode.support_foreground[0, shot])
+
+
+@pytest.mark.parametrize(("height", "width"), [(37, 53), (53, 37), (60, 60), (9, 60)])
+def test_the_inner_size_is_what_the_picture_fills(height: int, width: int) -> None:
+    label, image = np.ones((height, width), np.uint8), np.full((height, width, 3), 200, np.uint8)
+    for geometry in ("square", "square_by_corners", "letterbox"):
+        preparation = FewShotPreparation((65, 65), geometry)
+        scene, (rows, columns) = preparation(image, {"label": label}), preparation.inner_size(height, width)
+        filled = np.zeros((65, 65), dtype=bool)
+        filled[:rows, :columns] = True
+        assert np.array_equal(scene.maps["label"] == 1, filled)
+        assert np.array_equal(scene.maps["label"] == IGNORE, ~filled)
+        assert (scene.image[~filled] == 0).all()
+        assert (geometry == "letterbox") or (rows, columns) == (65, 65)
+    assert FewShotPreparation((40, 65)).inner_size(height, width) == (40, 65)
+
+
+def aligned(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Bilinear with aligned corners, written out: [h, w] -> ``size``."""
+    for axis, new in enumerate(size):
+        places = np.arange(new) * (values.shape[axis] - 1) / max(new - 1, 1)
+        low = np.floor(places).astype(int).clip(0, values.shape[axis] - 1)
+        high = (low + 1).clip(0, values.shape[axis] - 1)
+        part = (places - low).reshape([-1, 1] if axis == 0 else [1, -1])
+        values = np.take(values, low, axis) * (1 - part) + np.take(values, high, axis) * part
+    return values
+
+
+def test_logits_of_a_square_geometry_come_back_at_the_size_of_the_picture() -> None:
+    logits = torch.from_numpy(np.random.default_rng(1).normal(size=(2, 9, 9)).astype(np.float32))
+    preparation = FewShotPreparation((9, 9))
+    restored = preparation.restore(logits, (17, 12))
+    assert restored.shape == (2, 17, 12)
+    assert np.abs(restored[1].numpy() - aligned(logits[1].numpy(), (17, 12))).max() < 1e-5
+    assert torch.equal(preparation.restore(restored, (17, 12)), restored), "what fits is left as it is"
+
+
+@pytest.mark.parametrize("size", [(12, 20), (20, 12)])
+def test_logits_of_a_letterbox_are_stretched_to_a_square_and_cut_as_evaluation_compares_them(
+    size: tuple[int, int],
+) -> None:
+    from fssops.evaluation.fewshot import stretched
+
+    logits = torch.from_numpy(np.random.default_rng(1).normal(size=(2, 16, 16)).astype(np.float32))
+    restored = FewShotPreparation((16, 16), "letterbox").restore(logits, size)
+    assert restored.shape == (2, *size)
+    assert np.abs(restored[0].numpy() - aligned(logits[0].numpy(), (20, 20))[: size[0], : size[1]]).max() < 1e-5
+    square = torch.full((20, 20), IGNORE)
+    assert torch.equal(restored, stretched(logits, square)[:, : size[0], : size[1]])
+
+
+def test_options_that_cannot_be_built_are_refused_at_once() -> None:
+    with pytest.raises(ValueError, match="geometry must be one of square, square_by_corners, letterbox, got 'pad'"):
+        FewShotPreparation((9, 9), "pad")
+    with pytest.raises(ValueError, match=r"size must be square, got \(8, 9\)"):
+        FewShotPreparation((8, 9), "letterbox")
+
+
+def test_universal_images_keep_their_aspect_and_remember_their_size() -> None:
+    item = UniversalPreparation(20, 25)(IMAGE, "a")
+    assert (item.name, item.output_size, item.target) == ("a", (37, 53), None)
+    expected = Image.fromarray(IMAGE).resize((25, 17), Image.Resampling.BILINEAR)
+    assert np.array_equal(item.image.permute(1, 2, 0).numpy(), np.asarray(expected))
+    own = UniversalPreparation()(IMAGE)
+    assert np.array_equal(own.image.permute(1, 2, 0).numpy(), IMAGE)
+    source = open_source("generated", images=2, size=48)
+    seen, name = EvaluationDataset(source, UniversalPreparation(32))[1], source.names[1]
+    assert torch.equal(seen.image, UniversalPreparation(32)(np.asarray(source.image(name))).image)
+    assert (seen.name, seen.output_size) == (name, (48, 48))
