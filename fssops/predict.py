@@ -70,7 +70,9 @@ def parser() -> Parser:
     universal.add_argument(
         "--task", action="append", choices=("semantic", "instance", "panoptic"), help="what to write; may be repeated"
     )
-    universal.add_argument("--score", type=_score, default=0.3, help="least score of an instance on overlays (default 0.3)")
+    universal.add_argument(
+        "--score", type=_score, default=0.3, help="least score of an instance on overlays (default 0.3)"
+    )
     videos = arguments.add_argument_group("video systems")
     videos.add_argument(
         "--video",

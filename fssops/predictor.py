@@ -16,14 +16,16 @@ from typing import Any, Literal, TypeAlias, overload
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
 from fssops.data.images import read_image, read_mask, to_rgb
+from fssops.data.preparation import FewShotPreparation
 from fssops.evaluation.feature_cache import FeatureCache
 from fssops.models.interface import FewShotModel
-from fssops.normalisation import MEAN, STD
+
+FITS = {"stretch": "square", "stretch_by_corners": "square_by_corners", "pad": "letterbox"}
+"""How images get the model's size -> the geometry of evaluation that is the same."""
 
 NEITHER = 255
 """In the maps that this file makes: 1 foreground, 0 background, 255 neither."""
@@ -57,15 +59,16 @@ class FewShotPredictor:
         model: a few-shot model; it is put in eval mode and stays on its device.
         size: side in pixels, or (height, width), at which images enter the model; the published size of PANet by
             default.
-        fit: "stretch" to that size, as PANet does, or "pad": the longer side fills it, the aspect is kept, and the
-            rest is black and neither foreground nor background, as MSANet does.
+        fit: "stretch" to that size, as PANet does; "stretch_by_corners": the same with masks resized by another rule,
+            as MM-Former does; or "pad" (square sizes only): the longer side fills it, the aspect is kept, and the rest is
+            black and neither foreground nor background, as MSANet does. Evaluation prepares images by the same code.
         precision: "float32" or "bfloat16" (autocast).
         keep_mb: memory for what the model computes of an image alone, so that a further class in the same image, with
             another support set, costs the matching only: MM-Former's proposals, any system's backbone. 0 keeps nothing.
 
     Raises:
         TypeError: the model does not offer the steps of ``FewShotModel``.
-        ValueError: the size is below the model's stride, or an option is unknown.
+        ValueError: the size is below the model's stride or does not suit ``fit``, or an option is unknown.
     """
 
     def __init__(
@@ -73,14 +76,14 @@ class FewShotPredictor:
         model: nn.Module,
         *,
         size: int | tuple[int, int] = 417,
-        fit: Literal["stretch", "pad"] = "stretch",
+        fit: Literal["stretch", "stretch_by_corners", "pad"] = "stretch",
         precision: Literal["float32", "bfloat16"] = "float32",
         keep_mb: int = 256,
     ) -> None:
         if not isinstance(model, FewShotModel):
             raise TypeError(f"FewShotPredictor: model must be a few-shot model, got {type(model).__name__}")
-        if fit not in ("stretch", "pad"):
-            raise ValueError(f"FewShotPredictor: fit must be stretch or pad, got {fit!r}")
+        if fit not in FITS:
+            raise ValueError(f"FewShotPredictor: fit must be one of {', '.join(FITS)}, got {fit!r}")
         if precision not in ("float32", "bfloat16"):
             raise ValueError(f"FewShotPredictor: precision must be float32 or bfloat16, got {precision!r}")
         if keep_mb < 0:
@@ -88,6 +91,9 @@ class FewShotPredictor:
         self.size = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
         if min(self.size) < model.stride:
             raise ValueError(f"FewShotPredictor: size must be at least the stride {model.stride}, got {self.size}")
+        if fit == "pad" and self.size[0] != self.size[1]:
+            raise ValueError(f"FewShotPredictor: size must be square with fit pad, got {self.size}")
+        self._prepare = FewShotPreparation(self.size, FITS[fit])
         self.model: Any = model.eval()
         self.fit, self.precision = fit, precision
         self.device = next(model.parameters()).device
@@ -151,8 +157,9 @@ class FewShotPredictor:
                 where = f"set_support: image {_called(image, number)} of class {name!r}"
                 picture = self._picture(image, where)
                 area = _area(label, kind, picture.shape[1], picture.shape[0], where)
-                pictures.append(self._prepared(picture)[0])
-                maps.append(self._prepared_area(area, where))
+                image_tensor, area_map = self._prepared_support(picture, area, where)
+                pictures.append(image_tensor)
+                maps.append(area_map)
         ways, count = len(shots), next(iter(shots.values()))
         area_maps = torch.stack(maps).view(1, ways, count, *self.size).to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
@@ -188,17 +195,14 @@ class FewShotPredictor:
         started = time.perf_counter()
         picture = self._picture(image, f"segment: image {_called(image, 0)}")
         height, width = picture.shape[:2]
-        prepared, (inner_height, inner_width) = self._prepared(picture)
+        prepared = self._prepare.tensor(self._prepare(picture))
         read = time.perf_counter()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
             features = self._features(prepared.to(self.device))
             encoded = time.perf_counter()
-            if (inner_height, inner_width) == self.size:
-                logits = self.model.match(self._support, features, (height, width))[0]
-            else:
-                logits = self.model.match(self._support, features, self.size)[0, :, :, :inner_height, :inner_width]
-                logits = F.interpolate(logits.float(), size=(height, width), mode="bilinear", align_corners=False)
-        probabilities = logits[0].float().softmax(0)
+            size = (height, width) if self._prepare.compared_size == "original" else self.size
+            logits = self.model.match(self._support, features, size)[0, 0].float()
+        probabilities = self._prepare.restore(logits, (height, width)).softmax(0)
         labels = probabilities.argmax(0).to(torch.uint8).cpu().numpy()
         values = probabilities.cpu().numpy()
         seconds = {"read": read - started, "encode": encoded - read, "match": time.perf_counter() - encoded}
@@ -225,36 +229,20 @@ class FewShotPredictor:
             )
         return picture
 
-    def _inner(self, height: int, width: int) -> tuple[int, int]:
-        """Size that a picture takes within ``self.size``."""
-        if self.fit == "stretch":
-            return self.size
-        ratio = min(self.size[0] / height, self.size[1] / width)
-        return min(max(1, round(height * ratio)), self.size[0]), min(max(1, round(width * ratio)), self.size[1])
-
-    def _prepared(self, picture: np.ndarray[Any, Any]) -> tuple[Tensor, tuple[int, int]]:
-        """[3, H, W] normalised, and the (height, width) of it that the picture fills from the top left."""
-        inner = self._inner(*picture.shape[:2])
-        resized = Image.fromarray(picture).resize((inner[1], inner[0]), Image.Resampling.BILINEAR)
-        canvas = np.zeros((*self.size, 3), np.uint8)
-        canvas[: inner[0], : inner[1]] = np.asarray(resized)
-        values = torch.from_numpy(canvas).permute(2, 0, 1).float() / 255
-        return (values - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None], inner
-
-    def _prepared_area(self, area: np.ndarray[Any, Any], where: str) -> Tensor:
-        """The map at the model's size, uint8 [H, W]; nearest, so that it keeps its three values."""
+    def _prepared_support(
+        self, picture: np.ndarray[Any, Any], area: np.ndarray[Any, Any], where: str
+    ) -> tuple[Tensor, Tensor]:
+        """The picture float32 [3, H, W], and its map uint8 [H, W] of 1, 0 and NEITHER, at the model's size."""
         if not (area == 1).any():
             raise ValueError(f"{where} must have foreground, got none")
-        inner = self._inner(*area.shape)
-        canvas = np.full(self.size, NEITHER, np.uint8)
-        resized = Image.fromarray(area).resize((inner[1], inner[0]), Image.Resampling.NEAREST)
-        canvas[: inner[0], : inner[1]] = np.asarray(resized)
-        if not (canvas == 1).any():
+        scene = self._prepare(picture, {"label": area})
+        area_map = scene.maps["label"]
+        if not (area_map == 1).any():
             raise ValueError(
                 f"{where} must have foreground that survives resizing to {self.size[1]} x {self.size[0]}, got "
                 f"{int((area == 1).sum())} pixels of {area.shape[1]} x {area.shape[0]}"
             )
-        return torch.from_numpy(canvas)
+        return self._prepare.tensor(scene), torch.from_numpy(np.ascontiguousarray(area_map))
 
 
 def _called(image: Any, number: int) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch.nn.functional as F
@@ -42,6 +43,11 @@ class FewShotPreparation:
             )
         self._resize()
 
+    @property
+    def compared_size(self) -> Literal["original", "square"]:
+        """Where :meth:`restore` and the truth meet, in the words of protocols; a letterbox is compared on its square."""
+        return "square" if self.geometry == "letterbox" else "original"
+
     def _resize(self) -> Resize | Letterbox:
         return GEOMETRIES[self.geometry](self.size)
 
@@ -76,7 +82,7 @@ class FewShotPreparation:
             [C, height, width], bilinear with aligned corners; as they are where the size fits.
         """
         height, width = size
-        whole = (max(size), max(size)) if self.geometry == "letterbox" else size
+        whole = (max(size), max(size)) if self.compared_size == "square" else size
         if tuple(logits.shape[-2:]) != whole:
             logits = F.interpolate(logits[None], size=whole, mode="bilinear", align_corners=True)[0]
         return logits[:, :height, :width]

@@ -20,11 +20,11 @@ from fssops.data.few_shot_source import FewShotSource
 from fssops.data.preparation import FewShotPreparation
 from fssops.engine.settings import SettingsError
 from fssops.engine.trainer import Validation
+from fssops.evaluation.episode_pictures import Shown, episode_grid
 from fssops.evaluation.episodes import EpisodeTruth, LabelledEpisode, Outputs, labelled_episodes, segment
 from fssops.evaluation.feature_cache import FeatureCache
 from fssops.evaluation.metrics import metrics_for
 from fssops.evaluation.metrics.metric import EpisodeSetting, MetricSet
-from fssops.evaluation.episode_pictures import Shown, episode_grid
 from fssops.evaluation.results import FewShotResult, Result, best_and_worst
 from fssops.protocols import PROTOCOLS, FewShotProtocol, find_protocol, protocol_of
 from fssops.structures import Episode, FewShotBatch, move_to
@@ -243,7 +243,7 @@ class FewShotTask(FoldedTask):
         )
         dataset = self.episode_dataset(source, fold, episodes)
         classes = [number for number in fold.train if number not in episodes.dropped]
-        protocol = replace(PROTOCOLS["fssops"], size="square" if data.geometry == "letterbox" else "original")
+        protocol = replace(PROTOCOLS["fssops"], size=self.preparation.compared_size)
 
         def measure(model: nn.Module, step: int = 0, limit: int | None = None) -> Mapping[str, float]:
             metrics = self.count(model, fabric, [dataset], protocol, classes, "", {}, limit)
@@ -388,11 +388,12 @@ class FewShotTask(FoldedTask):
 
     def predictor(self, model: nn.Module, label: str, options: Any) -> Any:
         """Return what segments pictures with the labelled images of ``options.supports``."""
-        from fssops.predictor import FewShotPredictor
+        from fssops.predictor import FITS, FewShotPredictor
         from fssops.tasks.few_shot_prediction import FewShotPrediction
 
         size = self.settings.data.size if options.size is None else (options.size, options.size)
-        predictor = FewShotPredictor(model, size=size, fit=self.settings.data.geometry)
+        fit = {geometry: fit for fit, geometry in FITS.items()}[self.settings.data.geometry]
+        predictor = FewShotPredictor(model, size=size, fit=fit)
         probability = not options.no_probability
         return FewShotPrediction(predictor, options.supports, options.out, label, probability=probability)
 

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from fssops.engine.checkpoints import has_checkpoint
 from fssops.engine.run_folder import RunFolder
 from fssops.engine.settings import Table
+from fssops.evaluation.episode_pictures import proposal_grid
 from fssops.evaluation.episodes import EpisodeTruth, Outputs, segment
 from fssops.evaluation.feature_cache import FeatureCache
 from fssops.evaluation.metrics.proposals import full_masks
-from fssops.evaluation.episode_pictures import proposal_grid
 from fssops.evaluation.results import FewShotResult
 from fssops.structures import Episode
 from fssops.tasks.few_shot import FewShotTask

@@ -107,7 +107,9 @@ class Predictor(ABC):
                     bar.say(line)
                 bar.advance()
         self.finish()
-        self.write_json("summary.json", {"model": self.label, **self.summary(), f"{self.noun}s": self.rows, "failed": failed})
+        self.write_json(
+            "summary.json", {"model": self.label, **self.summary(), f"{self.noun}s": self.rows, "failed": failed}
+        )
         print(f"{len(self.rows)} {self.noun}s segmented into {self.out}/ ({self.files()})")
         if failed:
             print(f"{len(failed)} {self.noun}s{self.parts()} could not be used, see summary.json")

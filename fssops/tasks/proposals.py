@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from fssops.data.datasets.episodes import EpisodeDataset
 from fssops.data.datasets.proposals import ProposalDataset
 from fssops.engine.settings import SettingsError
+from fssops.evaluation.episode_pictures import ShownProposals, proposal_grid
 from fssops.evaluation.episodes import EpisodeTruth, Outputs
 from fssops.evaluation.feature_cache import FeatureCache
 from fssops.evaluation.metrics.proposals import best_merge, best_proposal, full_masks
-from fssops.evaluation.episode_pictures import ShownProposals, proposal_grid
 from fssops.evaluation.results import FewShotResult
 from fssops.structures import IGNORE, Episode, ProposalBatch, move_to
 from fssops.tasks.few_shot import FewShotTask, one_of_each_class

@@ -192,9 +192,7 @@ def report(prepared: Prepared, fitted: FitResult) -> None:
     task, fabric, run, settings = prepared.task, prepared.fabric, prepared.run, prepared.task.settings
     logger.info("trained        %s steps", fitted.steps)
     memory = peak_memory(fabric.device)
-    logger.info(
-        "peak memory    %s", ", ".join(f"{name.replace('_', ' ')} {size} MB" for name, size in memory.items())
-    )
+    logger.info("peak memory    %s", ", ".join(f"{name.replace('_', ' ')} {size} MB" for name, size in memory.items()))
     model = prepared.model
     if prepared.trainer.sharded:
         weights = prepared.trainer.whole_model()
@@ -216,7 +214,9 @@ def report(prepared: Prepared, fitted: FitResult) -> None:
     logger.info("  %s", "  ".join(name for name in _RUN_FILES if (run.path / name).exists()))
     if has_checkpoint(run.checkpoints):
         path = run.path
-        logger.info("  next: python -m fssops.evaluate %s    python -m fssops.predict --checkpoint %s --help", path, path)
+        logger.info(
+            "  next: python -m fssops.evaluate %s    python -m fssops.predict --checkpoint %s --help", path, path
+        )
 
 
 def _evaluate(

@@ -22,9 +22,9 @@ from fssops.data.preparation import UniversalPreparation
 from fssops.data.source import ImageSource
 from fssops.engine.settings import SettingsError
 from fssops.engine.trainer import Validation
+from fssops.evaluation.confusion_picture import confusion_picture
 from fssops.evaluation.metrics import metrics_for
 from fssops.evaluation.metrics.metric import ClassSetting, MetricSet
-from fssops.evaluation.confusion_picture import confusion_picture
 from fssops.evaluation.regions import result_regions, truth_regions
 from fssops.evaluation.results import Result, UniversalResult, best_and_worst, main_task
 from fssops.models.universal.augmented_inference import augmented_semantic
@@ -263,8 +263,9 @@ class UniversalTask(Task):
 
     def test_size(self) -> str:
         """Say at which size images are tested."""
-        rules = self.settings.eval
-        size = "images' own size" if not rules.short_side else f"short side {rules.short_side} (longest {rules.longest})"
+        rules, size = self.settings.eval, "images' own size"
+        if rules.short_side:
+            size = f"short side {rules.short_side} (longest {rules.longest})"
         if rules.scales or rules.flip:
             sides = "/".join(map(str, rules.scales)) or str(rules.short_side or "own")
             size += f", semantic averaged over short sides {sides}{' and flips' if rules.flip else ''}"

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from fssops.engine.settings import SettingsError
 from fssops.data.panoptic_json import encode_ids
+from fssops.engine.settings import SettingsError
 from fssops.evaluation.regions import SHOWN_SCORE, result_regions
 from fssops.evaluation.submissions import coco_results
 from fssops.pictures import label_image, overlay

@@ -103,8 +103,9 @@ class VideoTask(UniversalTask):
 
     def test_size(self) -> str:
         """Say at which size videos are tested, and in which clips."""
-        rules = self.settings.eval
-        size = "frames' own size" if not rules.short_side else f"short side {rules.short_side} (longest {rules.longest})"
+        rules, size = self.settings.eval, "frames' own size"
+        if rules.short_side:
+            size = f"short side {rules.short_side} (longest {rules.longest})"
         if not self.window:
             return f"{size}, whole videos"
         return f"{size}, clips of {self.window} frames that share {self.config.overlap}"
@@ -227,7 +228,8 @@ class VideoTask(UniversalTask):
         from fssops.tasks.video_prediction import VideoPrediction
 
         if options.task and set(options.task) != {"instance"}:
-            raise SettingsError(f"--task: {self.settings.model.name} finds instances alone, got {', '.join(options.task)}")
+            name = self.settings.model.name
+            raise SettingsError(f"--task: {name} finds instances alone, got {', '.join(options.task)}")
         return VideoPrediction(
             self,
             model,
