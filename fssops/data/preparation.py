@@ -45,7 +45,7 @@ class FewShotPreparation:
 
     @property
     def compared_size(self) -> Literal["original", "square"]:
-        """Where :meth:`restore` and the truth meet, in the words of protocols; a letterbox is compared on its square."""
+        """Where results and truth are compared, in the words of protocols; a letterbox on the whole of its square."""
         return "square" if self.geometry == "letterbox" else "original"
 
     def _resize(self) -> Resize | Letterbox:
