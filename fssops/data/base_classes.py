@@ -9,8 +9,8 @@ import torch
 
 from fssops.data import transforms
 from fssops.data.errors import TooFewImagesError
+from fssops.data.few_shot_source import FewShotSource
 from fssops.data.image_items import ImageItems
-from fssops.data.sources import FewShotSource
 from fssops.data.transforms import Sample
 from fssops.structures import IGNORE, LabelMapBatch
 

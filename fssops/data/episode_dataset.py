@@ -15,7 +15,7 @@ from fssops.data.base_classes import base_labels
 from fssops.data.episode_draws import EpisodeSpec
 from fssops.data.episodes import EpisodeList
 from fssops.data.errors import MaskError
-from fssops.data.sources import FewShotSource
+from fssops.data.few_shot_source import FewShotSource
 from fssops.data.transforms import Sample, Transform
 from fssops.structures import IGNORE, Episode
 

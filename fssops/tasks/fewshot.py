@@ -13,7 +13,11 @@ import torch
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 
-from fssops.data import fewshot, folds
+from fssops.data import folds
+from fssops.data.episode_dataset import EpisodeDataset, RepeatedEpisodes
+from fssops.data.episodes import EpisodeList
+from fssops.data.few_shot_source import FewShotSource
+from fssops.data.protocols import protocol_of
 from fssops.engine.checkpoints import read_checkpoint
 from fssops.engine.evaluation_progress import without
 from fssops.engine.progress import ProgressBar
@@ -56,13 +60,13 @@ class FewShotTask(FoldedTask):
 
     # -- data -------------------------------------------------------------------------------------------------
 
-    def training_data(self) -> tuple[fewshot.EpisodeDataset | fewshot.RepeatedEpisodes, list[str]]:
+    def training_data(self) -> tuple[EpisodeDataset | RepeatedEpisodes, list[str]]:
         """Return the training episodes and lines that describe them."""
         data, steps = self.settings.data, self.settings.schedule.steps
         source, needed = self.source(), max(steps, 1) * self.settings.engine.batch_size
         fold = self.fold_classes(data.fold, source)
         seed = self.settings.engine.seed if data.seed is None else data.seed
-        episodes = fewshot.EpisodeList.draw(
+        episodes = EpisodeList.draw(
             source,
             fold.train,
             ways=data.ways,
@@ -87,11 +91,11 @@ class FewShotTask(FoldedTask):
         if episodes.dropped:
             names = ", ".join(f"{source.classes[number]} ({count})" for number, count in episodes.dropped.items())
             lines.append(f"left out       classes with too few images: {names}")
-        return fewshot.RepeatedEpisodes(dataset) if len(episodes) < needed else dataset, lines
+        return RepeatedEpisodes(dataset) if len(episodes) < needed else dataset, lines
 
     def _dataset(
-        self, source: fewshot.FewShotSource, fold: folds.FoldClasses, episodes: fewshot.EpisodeList, **options: Any
-    ) -> fewshot.EpisodeDataset:
+        self, source: FewShotSource, fold: folds.FoldClasses, episodes: EpisodeList, **options: Any
+    ) -> EpisodeDataset:
         """Episodes as tensors; systems that learn the fold's base classes override it."""
         data = self.settings.data
         rules = {
@@ -99,14 +103,14 @@ class FewShotTask(FoldedTask):
             "other_ways": data.other_ways,
             "geometry": data.geometry,
         }
-        return fewshot.EpisodeDataset(source, episodes, data.size, **{**rules, **options})
+        return EpisodeDataset(source, episodes, data.size, **{**rules, **options})
 
-    def novel_runs(self, fold: int) -> tuple[folds.FoldClasses, list[fewshot.EpisodeDataset], list[int]]:
+    def novel_runs(self, fold: int) -> tuple[folds.FoldClasses, list[EpisodeDataset], list[int]]:
         """Return the fold, the episodes of each run, and the runs' seeds, as the protocol has them."""
         rules, data, protocol = self.settings.eval, self.settings.data, self.protocol
         source = self.source(evaluation=True)
         fold_classes = self.fold_classes(fold, source)
-        drawn = fewshot.protocol_of(protocol.data, source.format)
+        drawn = protocol_of(protocol.data, source.format)
         if rules.min_area is not None:
             drawn = replace(drawn, min_area=rules.min_area)
         count = rules.runs or protocol.runs
@@ -116,7 +120,7 @@ class FewShotTask(FoldedTask):
             seeds = list(range(first, first + count))
         runs = []
         for seed in seeds:
-            episodes = fewshot.EpisodeList.draw(
+            episodes = EpisodeList.draw(
                 source,
                 fold_classes.test,
                 ways=rules.ways or data.ways,
@@ -174,7 +178,7 @@ class FewShotTask(FoldedTask):
             return None
         source = self.source(evaluation=True)
         fold = self.fold_classes(data.fold, source)
-        episodes = fewshot.EpisodeList.draw(
+        episodes = EpisodeList.draw(
             source,
             fold.train,
             ways=data.ways,
@@ -216,7 +220,7 @@ class FewShotTask(FoldedTask):
         self,
         model: nn.Module,
         fabric: Fabric,
-        runs: Sequence[fewshot.EpisodeDataset],
+        runs: Sequence[EpisodeDataset],
         protocol: FewShotProtocol,
         classes: Mapping[int, str],
         title: str,
@@ -264,7 +268,7 @@ class FewShotTask(FoldedTask):
     def observer(
         self,
         model: nn.Module,
-        runs: Sequence[fewshot.EpisodeDataset],
+        runs: Sequence[EpisodeDataset],
         protocol: FewShotProtocol,
         classes: Mapping[int, str],
     ) -> Observer | None:
@@ -274,7 +278,7 @@ class FewShotTask(FoldedTask):
     def counts(
         self,
         model: nn.Module,
-        runs: Sequence[fewshot.EpisodeDataset],
+        runs: Sequence[EpisodeDataset],
         protocol: FewShotProtocol,
         cache: FeatureCache,
         observer: Observer | None,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from fssops.data import fewshot, folds
+from fssops.data import folds
+from fssops.data.few_shot_source import FewShotSource
+from fssops.data.layouts import open_data
 from fssops.engine.settings import SettingsError
 from fssops.tasks.resumable_evaluation import ResumableEvaluation
 
@@ -18,14 +20,14 @@ class FoldedTask(ResumableEvaluation):
 
     def __init__(self, settings: Any) -> None:
         self.settings = settings
-        self._sources: dict[tuple[str, str], fewshot.FewShotSource] = {}
+        self._sources: dict[tuple[str, str], FewShotSource] = {}
 
     @property
     def novel_images(self) -> str:
         """What training does with images that show a novel class, for results: "dropped" or "kept"."""
         return "dropped" if self.settings.data.drop_novel else "kept"
 
-    def source(self, *, evaluation: bool = False) -> fewshot.FewShotSource:
+    def source(self, *, evaluation: bool = False) -> FewShotSource:
         """Open the data set; the split of training, or that of evaluation."""
         data, rules = self.settings.data, self.settings.eval
         root, split = data.root, data.split
@@ -33,12 +35,12 @@ class FoldedTask(ResumableEvaluation):
             root = data.root if rules.root is None else rules.root
             split = data.split if rules.split is None else rules.split
         if (root, split) not in self._sources:
-            self._sources[root, split] = fewshot.open_source(
-                data.source, root or None, split=split or None, **data.options
+            self._sources[root, split] = open_data(
+                data.source, root or None, split=split or None, **data.options, truth="few-shot"
             )
         return self._sources[root, split]
 
-    def fold_classes(self, fold: int, source: fewshot.FewShotSource) -> folds.FoldClasses:
+    def fold_classes(self, fold: int, source: FewShotSource) -> folds.FoldClasses:
         """Return the classes of a fold.
 
         Raises:

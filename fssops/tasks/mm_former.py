@@ -9,7 +9,7 @@ from lightning.fabric import Fabric
 from pydantic import Field
 from torch import nn
 
-from fssops.data import fewshot
+from fssops.data.episode_dataset import EpisodeDataset
 from fssops.engine.checkpoints import has_checkpoint
 from fssops.engine.run_folder import RunFolder
 from fssops.engine.settings import Table
@@ -97,7 +97,7 @@ class MMFormerTask(FewShotTask):
     def observer(
         self,
         model: nn.Module,
-        runs: Sequence[fewshot.EpisodeDataset],
+        runs: Sequence[EpisodeDataset],
         protocol: FewShotProtocol,
         classes: Mapping[int, str],
     ) -> ProposalCounts | None:

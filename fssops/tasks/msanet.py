@@ -9,7 +9,10 @@ from typing import Any
 from pydantic import Field
 from torch import nn
 
-from fssops.data import fewshot, folds
+from fssops.data import folds
+from fssops.data.episode_dataset import EpisodeDataset
+from fssops.data.episodes import EpisodeList
+from fssops.data.few_shot_source import FewShotSource
 from fssops.engine.settings import SettingsError, Table
 from fssops.evaluation.parts import PartCounts
 from fssops.evaluation.protocols import FewShotProtocol
@@ -85,8 +88,8 @@ class MSANetTask(FewShotTask):
         say(f"base learner   {taken}")
 
     def _dataset(
-        self, source: fewshot.FewShotSource, fold: folds.FoldClasses, episodes: fewshot.EpisodeList, **options: Any
-    ) -> fewshot.EpisodeDataset:
+        self, source: FewShotSource, fold: folds.FoldClasses, episodes: EpisodeList, **options: Any
+    ) -> EpisodeDataset:
         if len(fold.train) != self.base_count:
             raise SettingsError(
                 f"model.base_classes must be the number of base classes of {fold}, {len(fold.train)}, got "
@@ -97,7 +100,7 @@ class MSANetTask(FewShotTask):
     def observer(
         self,
         model: nn.Module,
-        runs: Sequence[fewshot.EpisodeDataset],
+        runs: Sequence[EpisodeDataset],
         protocol: FewShotProtocol,
         classes: Mapping[int, str],
     ) -> PartCounts | None:

@@ -10,7 +10,7 @@ import torch
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 
-from fssops.data import fewshot
+from fssops.data.episode_dataset import EpisodeDataset
 from fssops.data.proposals import ProposalDataset
 from fssops.engine.settings import SettingsError
 from fssops.evaluation.feature_cache import FeatureCache
@@ -99,7 +99,7 @@ class ProposalTask(FewShotTask):
     def observer(
         self,
         model: nn.Module,
-        runs: Sequence[fewshot.EpisodeDataset],
+        runs: Sequence[EpisodeDataset],
         protocol: FewShotProtocol,
         classes: Mapping[int, str],
     ) -> Any:
@@ -109,7 +109,7 @@ class ProposalTask(FewShotTask):
     def counts(
         self,
         model: nn.Module,
-        runs: Sequence[fewshot.EpisodeDataset],
+        runs: Sequence[EpisodeDataset],
         protocol: FewShotProtocol,
         cache: FeatureCache,
         observer: Any,
@@ -143,7 +143,7 @@ def _published(model: nn.Module) -> bool:
 def draw_proposals(
     model: nn.Module,
     fabric: Fabric,
-    run: fewshot.EpisodeDataset,
+    run: EpisodeDataset,
     classes: Mapping[int, str],
     title: str,
     path: Path,

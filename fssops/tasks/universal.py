@@ -12,7 +12,10 @@ import torch
 from lightning.fabric import Fabric
 from torch import nn
 
-from fssops.data import universal
+from fssops.data.layouts import LAYOUTS, known_classes, open_data
+from fssops.data.source import ImageSource
+from fssops.data.universal.dataset import TrainingDataset, UniversalItem
+from fssops.data.universal.pipelines import pipeline
 from fssops.engine.progress import ProgressBar
 from fssops.engine.random_state import preserved_random_state
 from fssops.engine.settings import SettingsError
@@ -26,6 +29,7 @@ from fssops.tasks.universal_counting import TestItem, TestItems, count_image
 from fssops.tasks.universal_layers import layer_watcher, measured
 from fssops.tasks.universal_pictures import gallery
 from fssops.tasks.universal_settings import UniversalSettings
+from fssops.truth import Classes
 
 
 class UniversalTask(FixedClassTask):
@@ -36,17 +40,18 @@ class UniversalTask(FixedClassTask):
     """
 
     settings_class = UniversalSettings
-    collate = staticmethod(universal.UniversalItem.stack)
+    collate = staticmethod(UniversalItem.stack)
     batch_class = staticmethod(partial(unpacked_batch, ImageBatch))
 
     # -- data -------------------------------------------------------------------------------------------------
 
-    def open_source(self, root: str | None, split: str, options: dict[str, Any]) -> universal.UniversalSource:
+    def open_source(self, root: str | None, split: str, options: dict[str, Any]) -> ImageSource:
         """Open a split of the data set."""
         data = self.settings.data
-        return universal.open_source(data.source, root, split=split, kind=data.truth, **options)
+        source: ImageSource = open_data(data.source, root, split=split, truth=data.truth, **options)
+        return source
 
-    def check_classes(self, source: universal.UniversalSource) -> None:
+    def check_classes(self, source: ImageSource) -> None:
         """Compare a data set's classes with the model's, and the countable ones where the model is panoptic.
 
         Raises:
@@ -61,18 +66,18 @@ class UniversalTask(FixedClassTask):
                 f"got {'every class' if things is None else list(things)}"
             )
 
-    def classes(self) -> universal.Classes:
+    def classes(self) -> Classes:
         """The classes: of the data set where its files are at hand, else as published.
 
         Raises:
             SettingsError: neither is to be had.
         """
         data = self.settings.data
-        known = universal.known_classes(data.source, data.truth)
-        if known is not None and data.source in ("generated", "camvid", "cityscapes", "ade20k"):
+        known = known_classes(data.source, data.truth)
+        if known is not None and not LAYOUTS[data.source].other_classes:
             return known
         try:
-            classes: universal.Classes = self.source().classes
+            classes: Classes = self.source().classes
             return classes
         except (OSError, ValueError) as error:
             if known is not None and len(known) == self.config.num_classes:
@@ -100,14 +105,14 @@ class UniversalTask(FixedClassTask):
             )
         return list(asked or can)
 
-    def training_data(self) -> tuple[universal.TrainingDataset, list[str]]:
+    def training_data(self) -> tuple[TrainingDataset, list[str]]:
         """Return the training images and lines that describe them."""
         data = self.settings.data
         source = self.source()
         if data.augment == "none" and not data.short_sides:
-            chain = universal.pipeline("none")
+            chain = pipeline("none")
         else:
-            chain = universal.pipeline(
+            chain = pipeline(
                 data.augment,
                 short_sides=data.short_sides,
                 longest=data.longest,
@@ -117,7 +122,7 @@ class UniversalTask(FixedClassTask):
                 side=data.side,
                 scales=data.scales,
             )
-        dataset = universal.TrainingDataset(
+        dataset = TrainingDataset(
             source,
             data.truth,
             chain,
@@ -216,7 +221,7 @@ class UniversalTask(FixedClassTask):
         ``watch`` is given the predictions of all heads at the tested size.
         """
         rules = self.settings.eval
-        batch = move_to(universal.UniversalItem.stack([item.seen]), fabric.device)
+        batch = move_to(UniversalItem.stack([item.seen]), fabric.device)
         averaged = "semantic" in tasks and bool(rules.scales or rules.flip)
         others = [task for task in tasks if not (averaged and task == "semantic")]
         with fabric.autocast():

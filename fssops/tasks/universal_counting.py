@@ -8,10 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 from torch.utils.data import Dataset
 
-from fssops.data import universal
+from fssops.data.source import ImageSource
+from fssops.data.universal.dataset import EvaluationDataset, UniversalItem, check_size
 from fssops.evaluation.panoptic import UNIT, TrueSegment
 from fssops.evaluation.universal import UniversalCounts
 from fssops.structures import SegmentationResult
+from fssops.truth import Truth
 
 
 @dataclass
@@ -21,8 +23,8 @@ class TestItem:
     __test__ = False  # not a test, whatever pytest makes of the name
 
     number: int
-    seen: universal.UniversalItem
-    truth: universal.Truth
+    seen: UniversalItem
+    truth: Truth
 
 
 class TestItems(Dataset[TestItem]):
@@ -37,11 +39,9 @@ class TestItems(Dataset[TestItem]):
 
     __test__ = False
 
-    def __init__(
-        self, source: universal.UniversalSource, numbers: Sequence[int], short_side: int, longest: int
-    ) -> None:
+    def __init__(self, source: ImageSource, numbers: Sequence[int], short_side: int, longest: int) -> None:
         self.source, self.numbers = source, list(numbers)
-        self.images = universal.EvaluationDataset(source, short_side, longest)
+        self.images = EvaluationDataset(source, short_side, longest)
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -51,7 +51,7 @@ class TestItems(Dataset[TestItem]):
             raise IndexError(place)
         number = self.numbers[place]
         seen, truth = self.images[number], self.source.truth(self.source.names[number])
-        universal.check_size(self.source, seen.name, seen.output_size, (truth.height, truth.width))
+        check_size(self.source, seen.name, seen.output_size, (truth.height, truth.width))
         return TestItem(number, seen, truth)
 
 

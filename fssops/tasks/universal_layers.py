@@ -7,13 +7,14 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from fssops.data import universal
+from fssops.data.universal.dataset import target_at
 from fssops.engine.settings import SettingsError
 from fssops.evaluation.layer_measures import LayerCounts
 from fssops.losses.point_sources import RandomPoints
 from fssops.models.mask2former import Mask2Former
 from fssops.structures import MaskPredictions, move_to
 from fssops.tasks.universal_counting import TestItem
+from fssops.truth import TruthKind
 
 
 def measured(model: nn.Module) -> Mask2Former:
@@ -31,7 +32,7 @@ def measured(model: nn.Module) -> Mask2Former:
 
 
 def layer_watcher(
-    model: Mask2Former, counts: LayerCounts, item: TestItem, kind: universal.TruthKind, things: Sequence[int]
+    model: Mask2Former, counts: LayerCounts, item: TestItem, kind: TruthKind, things: Sequence[int]
 ) -> Callable[[MaskPredictions], None]:
     """A function that counts an image when it is given all heads' predictions of it.
 
@@ -46,7 +47,7 @@ def layer_watcher(
 
     def watch(predictions: MaskPredictions) -> None:
         device = predictions.class_logits.device
-        target = move_to(universal.target_at(item.truth, kind, size, things), device)
+        target = move_to(target_at(item.truth, kind, size, things), device)
         # Every image has its own points, whatever was measured before it and on how many processes.
         points = RandomPoints(device, torch.Generator(device).manual_seed(item.number))
         matches = model.criterion.match(predictions, [target], points)

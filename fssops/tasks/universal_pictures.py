@@ -11,7 +11,7 @@ import torch
 from lightning.fabric import Fabric
 from torch import nn
 
-from fssops.data import universal
+from fssops.data.source import ImageSource
 from fssops.evaluation.pictures import Tile, grid
 from fssops.evaluation.universal import UniversalResult
 from fssops.evaluation.universal_pictures import (
@@ -23,6 +23,7 @@ from fssops.evaluation.universal_pictures import (
 )
 from fssops.structures import SegmentationResult
 from fssops.tasks.universal_counting import TestItem, TestItems
+from fssops.truth import Classes, Truth
 
 if TYPE_CHECKING:
     from fssops.tasks.universal import UniversalTask
@@ -42,7 +43,7 @@ def main_task(tasks: Sequence[str]) -> str:
 def result_regions(
     result: SegmentationResult,
     task: str,
-    classes: universal.Classes,
+    classes: Classes,
     least_score: float = SHOWN_SCORE,
     at_least: int = 0,
 ) -> list[Region]:
@@ -77,7 +78,7 @@ def result_regions(
     return regions[::-1]
 
 
-def truth_regions(truth: universal.Truth, task: str, classes: universal.Classes) -> list[Region]:
+def truth_regions(truth: Truth, task: str, classes: Classes) -> list[Region]:
     """Regions of the truth, for overlays; crowds in grey."""
     names, colours = classes.names, classes.colours
     if task == "semantic":
@@ -102,7 +103,7 @@ def truth_regions(truth: universal.Truth, task: str, classes: universal.Classes)
     ]
 
 
-def file_picture(source: universal.UniversalSource, number: int) -> np.ndarray:
+def file_picture(source: ImageSource, number: int) -> np.ndarray:
     """The picture of a file, [H, W, 3] uint8."""
     return np.asarray(source.image(source.names[number]))
 

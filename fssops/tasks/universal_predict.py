@@ -20,8 +20,9 @@ import torch
 from PIL import Image
 from torch import nn
 
-from fssops.data import universal
-from fssops.data.universal.panoptic_json import encode_ids
+from fssops.data.class_names import read_classes
+from fssops.data.panoptic_json import encode_ids
+from fssops.data.universal.dataset import UniversalItem, evaluation_item
 from fssops.engine.checkpoints import write_text_atomically
 from fssops.engine.settings import SettingsError
 from fssops.evaluation.instance import coco_results
@@ -31,9 +32,10 @@ from fssops.tasks.frames import Frame
 from fssops.tasks.universal import UniversalTask
 from fssops.tasks.universal_pictures import SHOWN_SCORE, result_regions
 from fssops.tasks.video import VideoTask
+from fssops.truth import Classes
 
 
-def classes_for(task: UniversalTask | VideoTask, checkpoint: Path | None) -> universal.Classes:
+def classes_for(task: UniversalTask | VideoTask, checkpoint: Path | None) -> Classes:
     """Classes of a model: those its run folder keeps, else those of the data set or the published ones.
 
     Raises:
@@ -42,7 +44,7 @@ def classes_for(task: UniversalTask | VideoTask, checkpoint: Path | None) -> uni
     classes = None
     for folder in () if checkpoint is None else (checkpoint, *checkpoint.parents[:2]):
         if (folder / "classes.json").is_file():
-            classes = universal.read_classes(folder / "classes.json")
+            classes = read_classes(folder / "classes.json")
             break
     classes = classes or task.classes()
     if len(classes) != task.config.num_classes:
@@ -71,7 +73,7 @@ class Predictor:
 
     task: UniversalTask
     model: nn.Module
-    classes: universal.Classes
+    classes: Classes
     out: Path
     tasks: Sequence[str] | None = None
     least_score: float = SHOWN_SCORE
@@ -123,8 +125,8 @@ class Predictor:
         assert self.tasks is not None
         rules = self.task.settings.eval
         side = rules.short_side if self.short_side is None else self.short_side
-        item = universal.evaluation_item(frame.image, frame.name, side, rules.longest)
-        batch = move_to(universal.UniversalItem.stack([item]), next(self.model.parameters()).device)
+        item = evaluation_item(frame.image, frame.name, side, rules.longest)
+        batch = move_to(UniversalItem.stack([item]), next(self.model.parameters()).device)
         result: SegmentationResult = self.model.segment(batch, self.tasks)[0]  # type: ignore[operator]
         identifier = int(frame.name) if frame.name.isdecimal() else frame.name
         height, width = frame.image.shape[:2]

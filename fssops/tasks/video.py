@@ -14,8 +14,12 @@ from lightning.fabric import Fabric
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from fssops.data import universal, video
 from fssops.data.errors import ImageFileError
+from fssops.data.layouts import known_classes, open_data
+from fssops.data.source import VideoSource
+from fssops.data.universal.dataset import evaluation_item
+from fssops.data.universal.pipelines import pipeline
+from fssops.data.video.dataset import ClipItem, TrainingClips, seen_frames
 from fssops.engine.progress import ProgressBar
 from fssops.engine.random_state import preserved_random_state
 from fssops.engine.settings import SettingsError
@@ -27,6 +31,7 @@ from fssops.structures import ClipBatch, VideoResult
 from fssops.tasks.fixed_classes import FixedClassTask, Say, run_result, unpacked_batch
 from fssops.tasks.resumable_evaluation import all_states, to_plain
 from fssops.tasks.video_settings import VideoSettings
+from fssops.truth import Classes
 
 
 def encoded(masks: Tensor) -> list[dict[str, Any]]:
@@ -45,7 +50,7 @@ class VideoTask(FixedClassTask):
     """
 
     settings_class = VideoSettings
-    collate = staticmethod(video.ClipItem.stack)
+    collate = staticmethod(ClipItem.stack)
     batch_class = staticmethod(partial(unpacked_batch, ClipBatch))
 
     def __init__(self, settings: VideoSettings) -> None:
@@ -57,31 +62,31 @@ class VideoTask(FixedClassTask):
 
     # -- data -------------------------------------------------------------------------------------------------
 
-    def open_source(self, root: str | None, split: str, options: dict[str, Any]) -> video.VideoSource:
+    def open_source(self, root: str | None, split: str, options: dict[str, Any]) -> VideoSource:
         """Open a split of the data set."""
-        return video.open_source(self.settings.data.source, root, split=split, **options)
+        return open_data(self.settings.data.source, root, split=split, **options, truth="video")
 
-    def classes(self) -> universal.Classes:
+    def classes(self) -> Classes:
         """The classes: of the data set where its files are at hand, else as published.
 
         Raises:
             SettingsError: neither is to be had.
         """
-        known = video.known_classes(self.settings.data.source)
+        known = known_classes(self.settings.data.source, "video")
         if known is not None:
             return known
         try:
-            classes: universal.Classes = self.source().classes
+            classes: Classes = self.source().classes
             return classes
         except (OSError, ValueError) as error:
             raise SettingsError(f"data: class names must be readable, got {error}") from None
 
-    def training_data(self) -> tuple[video.TrainingClips, list[str]]:
+    def training_data(self) -> tuple[TrainingClips, list[str]]:
         """Return the training clips and lines that describe them."""
         data = self.settings.data
         source = self.source()
-        chain = universal.pipeline(data.augment, short_sides=data.short_sides, longest=data.longest)
-        dataset = video.TrainingClips(source, chain, frames=data.frames, reach=data.reach)
+        chain = pipeline(data.augment, short_sides=data.short_sides, longest=data.longest)
+        dataset = TrainingClips(source, chain, frames=data.frames, reach=data.reach)
         lines = [
             f"training data  {source.label}, {len(dataset)} videos, {len(source.classes)} classes, clips of "
             f"{data.frames} frames at most {data.reach} apart, augment {data.augment}"
@@ -167,7 +172,7 @@ class VideoTask(FixedClassTask):
         """The frames of a video as the model sees them, in order, a few of them read ahead."""
         rules, source = self.settings.eval, self.source(evaluation=True)
         if not rules.workers or source.frames(name) <= 8:
-            return video.seen_frames(source, name, rules.short_side, rules.longest)
+            return seen_frames(source, name, rules.short_side, rules.longest)
         frames = _Frames(source, name, rules.short_side, rules.longest)
         return _checked(DataLoader(frames, batch_size=None, num_workers=rules.workers, prefetch_factor=4))
 
@@ -232,7 +237,7 @@ class VideoTask(FixedClassTask):
 class _Frames(Dataset[Tensor | str]):
     """Frames of one video for loader processes; a failure travels as its message, so that it arrives unwrapped."""
 
-    def __init__(self, source: video.VideoSource, name: str, short_side: int, longest: int) -> None:
+    def __init__(self, source: VideoSource, name: str, short_side: int, longest: int) -> None:
         self.source, self.name, self.short_side, self.longest = source, name, short_side, longest
 
     def __len__(self) -> int:
@@ -243,7 +248,7 @@ class _Frames(Dataset[Tensor | str]):
             image = np.asarray(self.source.frame(self.name, index))
         except (OSError, ValueError) as error:
             return str(error)
-        return universal.evaluation_item(image, self.name, self.short_side, self.longest).image
+        return evaluation_item(image, self.name, self.short_side, self.longest).image
 
 
 def _checked(frames: Iterable[Tensor | str]) -> Iterator[Tensor]:
@@ -253,13 +258,13 @@ def _checked(frames: Iterable[Tensor | str]) -> Iterator[Tensor]:
         yield frame
 
 
-def video_number(source: video.VideoSource, name: str, number: int) -> int:
+def video_number(source: VideoSource, name: str, number: int) -> int:
     """Id of a video in results; its place in the split where the data set has no numbers."""
     identifier = source.video_id(name)
     return identifier if isinstance(identifier, int) else number
 
 
-def true_tracks(source: video.VideoSource, name: str) -> list[tuple[int, Masks, bool, list[float | None]]]:
+def true_tracks(source: VideoSource, name: str) -> list[tuple[int, Masks, bool, list[float | None]]]:
     """Class, run lengths, crowd and areas of the objects of a video."""
     found: list[tuple[int, Masks, bool, list[float | None]]] = []
     for track in source.tracks(name):
@@ -269,7 +274,7 @@ def true_tracks(source: video.VideoSource, name: str) -> list[tuple[int, Masks, 
     return found
 
 
-def count_video(records: VideoRecords, source: video.VideoSource, name: str, number: int, result: VideoResult) -> float:
+def count_video(records: VideoRecords, source: VideoSource, name: str, number: int, result: VideoResult) -> float:
     """Add one video to the records; returns how well it went: mean over objects of the best score times overlap."""
     detections = list(zip(result.labels.tolist(), result.scores.tolist(), result.masks, strict=True))
     truth = true_tracks(source, name) if source.has_truth else []

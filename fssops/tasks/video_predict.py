@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from fssops.data import universal
+from fssops.data.universal.dataset import evaluation_item
 from fssops.engine.checkpoints import write_text_atomically
 from fssops.evaluation.video_pictures import SHOWN_SCORE, draw_frame, drawn_objects
 from fssops.evaluation.video_results import Row, submission_rows, write_submission
@@ -28,6 +28,7 @@ from fssops.run_lengths import decode
 from fssops.structures import VideoResult
 from fssops.tasks.video import VideoTask, encoded
 from fssops.tasks.video_files import DEFAULT_RATE, VideoInput, write_video
+from fssops.truth import Classes
 
 
 @dataclass
@@ -48,7 +49,7 @@ class VideoPredictor:
 
     task: VideoTask
     model: nn.Module
-    classes: universal.Classes
+    classes: Classes
     out: Path
     suffix: str = "webp"
     least_score: float = SHOWN_SCORE
@@ -137,7 +138,7 @@ class VideoPredictor:
             size.append(shape)
             del size[1:]
             read.append(frame)
-            yield universal.evaluation_item(image, video.name, side, rules.longest).image
+            yield evaluation_item(image, video.name, side, rules.longest).image
 
     def _draw(
         self, video: VideoInput, masks: Sequence[Sequence[Any]], labels: Sequence[int], scores: Sequence[float]

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fssops.data.coco import COCOSource
 
 from fssops.data import images, transforms
-from fssops.data.coco import COCOSource
 from fssops.data.errors import AnnotationError, DataWarning, ImageFileError, MaskSizeError, MaskValueError
 from fssops.run_lengths import draw
 

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from fssops.data import universal
+from fssops.data.layouts import open_data
+from fssops.data.source import ImageSource
 from fssops.data.universal.colour import ColourJitter, hsv_to_rgb, rgb_to_hsv
+from fssops.data.universal.dataset import EvaluationDataset, TrainingDataset, UniversalItem
 from fssops.data.universal.geometry import (
     IMAGE_FILL,
     LargeScaleJitter,
@@ -23,9 +25,9 @@ from fssops.data.universal.geometry import (
     resized,
     shortest_edge_size,
 )
-from fssops.data.universal.source import UniversalSource
+from fssops.data.universal.pipelines import pipeline
 from fssops.structures import ImageBatch
-from fssops.truth import ObjectTruth, Segment, Truth
+from fssops.truth import Classes, ObjectTruth, Segment, Truth, TruthKind
 
 
 def scene(height: int = 30, width: int = 50) -> Scene:
@@ -209,13 +211,13 @@ def test_colour_jitter_truncates_to_bytes_and_leaves_truth_alone() -> None:
     assert len(seen) > 10
 
 
-class OneImage(UniversalSource):
+class OneImage(ImageSource):
     """A source with one image and the truth it is given."""
 
     format = "one"
 
-    def __init__(self, truth: Truth, kind: universal.TruthKind) -> None:
-        super().__init__(kind, "train", universal.Classes.from_names(["a", "b"], [1]), ["x"])
+    def __init__(self, truth: Truth, kind: TruthKind) -> None:
+        super().__init__(kind, "train", Classes.from_names(["a", "b"], [1]), ["x"])
         self.given = truth
 
     def image(self, name: str):  # type: ignore[no-untyped-def]
@@ -232,15 +234,13 @@ def test_targets_of_each_kind() -> None:
     label = one.label_map
     assert label is not None
     label[0] = 255
-    semantic = universal.TrainingDataset(
-        OneImage(Truth(30, 50, label_map=label), "semantic"), "semantic", lambda s, _: s
-    )[0]
+    semantic = TrainingDataset(OneImage(Truth(30, 50, label_map=label), "semantic"), "semantic", lambda s, _: s)[0]
     assert semantic.target is not None
     assert semantic.target.labels.tolist() == [0, 1]
     assert semantic.target.masks.sum((1, 2)).tolist() == [30 * 50 - 200 - 50, 200]
     crowd = [Segment(7, 1, crowd=True), Segment(3, 0)]
     truth = Truth(30, 50, segment_ids=one.segment_ids, segments=crowd)
-    panoptic = universal.TrainingDataset(OneImage(truth, "panoptic"), "panoptic", lambda s, _: s)[0]
+    panoptic = TrainingDataset(OneImage(truth, "panoptic"), "panoptic", lambda s, _: s)[0]
     assert panoptic.target is not None
     assert panoptic.target.labels.tolist() == [0]
 
@@ -253,7 +253,7 @@ def test_objects_that_leave_the_crop_are_dropped_or_kept_empty() -> None:
         return cropped(s, 20, 20, 10, 10)
 
     for keep_empty, count in ((False, 0), (True, 1)):
-        dataset = universal.TrainingDataset(OneImage(truth, "instance"), "instance", away, keep_empty=keep_empty)
+        dataset = TrainingDataset(OneImage(truth, "instance"), "instance", away, keep_empty=keep_empty)
         target = dataset[0].target
         assert target is not None
         assert target.masks.shape == (count, 10, 10)
@@ -261,22 +261,22 @@ def test_objects_that_leave_the_crop_are_dropped_or_kept_empty() -> None:
 
 
 def test_items_follow_from_the_generator_alone() -> None:
-    source = universal.open_source("generated", images=3, size=48)
-    chain = universal.pipeline("resize_crop", short_sides=(40, 60), crop=(32, 32))
-    dataset = universal.TrainingDataset(source, "panoptic", chain)
+    source = open_data("generated", images=3, size=48, truth="panoptic")
+    chain = pipeline("resize_crop", short_sides=(40, 60), crop=(32, 32))
+    dataset = TrainingDataset(source, "panoptic", chain)
     first, again, other = (dataset.draw(1, torch.Generator().manual_seed(seed)) for seed in (5, 5, 6))
     assert torch.equal(first.image, again.image)
     assert not torch.equal(first.image, other.image)
-    batch = universal.UniversalItem.stack([first, other])
+    batch = UniversalItem.stack([first, other])
     assert isinstance(batch, ImageBatch)
     assert batch.output_sizes == [(48, 48), (48, 48)]
     assert [t.masks.shape[1:] for t in batch.targets or []] == [(32, 32), (32, 32)]
 
 
 @pytest.mark.parametrize("kind", ["semantic", "instance", "panoptic"])
-def test_generated_scenes_have_every_kind_of_truth(kind: universal.TruthKind) -> None:
-    source = universal.open_source("generated", images=20, size=64)
-    dataset = universal.TrainingDataset(source, kind, universal.pipeline("flip"))
+def test_generated_scenes_have_every_kind_of_truth(kind: TruthKind) -> None:
+    source = open_data("generated", images=20, size=64, truth="panoptic")
+    dataset = TrainingDataset(source, kind, pipeline("flip"))
     seen = set()
     for index in range(20):
         target = dataset[index].target
@@ -287,14 +287,14 @@ def test_generated_scenes_have_every_kind_of_truth(kind: universal.TruthKind) ->
 
 
 def test_generated_scenes_are_the_same_everywhere_and_differ_by_split() -> None:
-    first, again = (universal.open_source("generated", images=2, size=32) for _ in range(2))
+    first, again = (open_data("generated", images=2, size=32, truth="panoptic") for _ in range(2))
     assert np.array_equal(np.asarray(first.image("train-00001")), np.asarray(again.image("train-00001")))
-    other = universal.open_source("generated", split="val", images=2, size=32)
+    other = open_data("generated", split="val", images=2, size=32, truth="panoptic")
     assert not np.array_equal(np.asarray(first.image("train-00001")), np.asarray(other.image("val-00001")))
 
 
 def test_test_images_are_resized_and_remember_their_size() -> None:
-    item = universal.EvaluationDataset(universal.open_source("generated", images=1, size=48), 32)[0]
+    item = EvaluationDataset(open_data("generated", images=1, size=48, truth="panoptic"), 32)[0]
     assert item.image.shape == (3, 32, 32)
     assert (item.output_size, item.target) == ((48, 48), None)
 
@@ -309,13 +309,13 @@ def test_test_images_are_resized_and_remember_their_size() -> None:
 )
 def test_pipelines_without_their_sizes_are_refused(options, told: str) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(ValueError, match=told):
-        universal.pipeline(**options)
+        pipeline(**options)
 
 
 def test_kind_that_the_data_does_not_have_is_refused() -> None:
     source = OneImage(Truth(30, 50, label_map=scene().label_map), "semantic")
     with pytest.raises(ValueError, match="kind must be semantic, got panoptic"):
-        universal.TrainingDataset(source, "panoptic", universal.pipeline("flip"))
+        TrainingDataset(source, "panoptic", pipeline("flip"))
     other = OneImage(Truth(30, 40, label_map=np.zeros((30, 40), dtype=np.uint8)), "semantic")
     with pytest.raises(ValueError, match="image x must have the size of its annotation, 40 x 30, got 50 x 30"):
-        universal.TrainingDataset(other, "semantic", universal.pipeline("flip"))[0]
+        TrainingDataset(other, "semantic", pipeline("flip"))[0]

@@ -10,12 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fssops.data.video.check import check_videos
 from PIL import Image
 from video_folder import SIZE, annotation, box, write_videos
 
-from fssops.data import universal, video
 from fssops.data.errors import AnnotationError, DataWarning, ImageFileError
-from fssops.data.video.check import check_videos
+from fssops.data.layouts import known_classes, open_data
+from fssops.data.universal.pipelines import pipeline
+from fssops.data.video.dataset import ClipItem, TrainingClips
+from fssops.data.video.sampling import sampled_frames
 
 
 def cat_that_leaves(**more: Any) -> dict[str, Any]:
@@ -26,7 +29,7 @@ def test_ytvis_json_gives_tracks_with_null_masks_and_areas(tmp_path: Path) -> No
     dog = annotation(5, 2, 7, [box(3)])
     polygon = annotation(6, 1, 7, [None] * 4)
     polygon["segmentations"][1] = [[2.0, 2.0, 10.0, 2.0, 10.0, 9.0, 2.0, 9.0]]
-    source = video.open_source("ytvis", write_videos(tmp_path, [cat_that_leaves(), dog, polygon]))
+    source = open_data("ytvis", write_videos(tmp_path, [cat_that_leaves(), dog, polygon]), truth="video")
     assert source.names == ["a", "b"]
     assert [(source.frames(n), source.size(n), source.video_id(n)) for n in source.names] == [
         (4, SIZE, 1),
@@ -54,32 +57,32 @@ def test_annotation_files_are_found_where_the_data_sets_put_them(place: str, tmp
     target = root / place
     target.parent.mkdir(exist_ok=True)
     (root / "train.json").rename(target)
-    assert video.open_source("ytvis", root, split="train").names == ["a", "b"]
+    assert open_data("ytvis", root, split="train", truth="video").names == ["a", "b"]
     assert video.splits_of("ytvis", root) == ["train"]
     assert video.looks_like_videos(root)
 
 
 def test_val_finds_valid_and_a_missing_split_is_told(tmp_path: Path) -> None:
     root = write_videos(tmp_path, [cat_that_leaves()], split="valid")
-    assert video.open_source("ytvis", root, split="val").split == "valid"
+    assert open_data("ytvis", root, split="val", truth="video").split == "valid"
     with pytest.raises(
         FileNotFoundError, match=r"split 'train' must have one of train.json, .* \(splits there: valid\)"
     ):
-        video.open_source("ytvis", root, split="train")
+        open_data("ytvis", root, split="train", truth="video")
 
 
 @pytest.mark.parametrize(
     ("name", "count", "third"), [("ytvis2019", 40, "lizard"), ("ytvis2021", 40, "bird"), ("ovis", 25, "Cat")]
 )
 def test_published_class_lists(name: str, count: int, third: str, tmp_path: Path) -> None:
-    classes = video.known_classes(name)
+    classes = known_classes(name, "video")
     assert classes is not None
     assert len(classes) == len(set(classes.names)) == count
     assert (classes.names[2], classes.categories[2].id) == (third, 3)
     with pytest.raises(
         AnnotationError, match=rf"categories must be the {count} of {name}, got 'cat'|'dog'|2 in another"
     ):
-        video.open_source(name, write_videos(tmp_path, [cat_that_leaves()]))
+        open_data(name, write_videos(tmp_path, [cat_that_leaves()]), truth="video")
 
 
 def bad(change: Any) -> Any:
@@ -107,7 +110,7 @@ def test_broken_objects_are_left_out_with_a_warning_and_found_by_the_check(
 ) -> None:
     root = write_videos(tmp_path, [bad(change), annotation(2, 1, 7, [box(5)] * 4)])
     with pytest.warns(DataWarning, match=f"annotation 1 left out: {told}"):
-        source = video.open_source("ytvis", root)
+        source = open_data("ytvis", root, truth="video")
     assert [track.id for track in source.tracks("a")] == [2]
     report = check_videos("ytvis", root)
     assert [f.kind for f in report.problems()] == ["bad_annotation"]
@@ -139,7 +142,7 @@ def test_broken_files_are_an_error_that_names_them(change: Any, told: str, tmp_p
     change(body)
     (root / "train.json").write_text(json.dumps(body))
     with pytest.raises(AnnotationError, match=f"train.json: .*{told}"):
-        video.open_source("ytvis", root)
+        open_data("ytvis", root, truth="video")
     assert [f.kind for f in check_videos("ytvis", root).problems()] in (["unreadable_layout"], ["duplicate_id"])
 
 
@@ -148,13 +151,13 @@ def test_cut_off_json_is_told(tmp_path: Path) -> None:
     text = (root / "train.json").read_text()
     (root / "train.json").write_text(text[: len(text) // 2])
     with pytest.raises(AnnotationError, match=r"must be complete JSON, got .* was it cut short"):
-        video.open_source("ytvis", root)
+        open_data("ytvis", root, truth="video")
 
 
 def test_a_video_of_zero_frames_is_left_out_and_found_by_the_check(tmp_path: Path) -> None:
     root = write_videos(tmp_path, [annotation(1, 1, 3, []), annotation(2, 2, 3, [box(0)])], lengths=(0, 1))
     with pytest.warns(DataWarning, match="video 1 must have at least one frame, got 0; left out"):
-        source = video.open_source("ytvis", root)
+        source = open_data("ytvis", root, truth="video")
     assert source.names == ["b"]
     assert [f.kind for f in check_videos("ytvis", root).problems()] == ["empty_video"]
 
@@ -165,7 +168,7 @@ def test_a_wrong_length_is_told_and_file_names_decide(tmp_path: Path) -> None:
     body["videos"][0]["length"] = 9
     (root / "train.json").write_text(json.dumps(body))
     with pytest.warns(DataWarning, match="video 1: length must be the number of file_names, 4, got 9"):
-        assert video.open_source("ytvis", root).frames("a") == 4
+        assert open_data("ytvis", root, truth="video").frames("a") == 4
 
 
 def test_missing_and_ill_sized_frames_are_told_and_found_by_the_check(tmp_path: Path) -> None:
@@ -173,7 +176,7 @@ def test_missing_and_ill_sized_frames_are_told_and_found_by_the_check(tmp_path: 
     folder = root / "train" / "JPEGImages" / "a"
     (folder / "00001.png").unlink()
     Image.new("RGB", (30, 24)).save(folder / "00003.png")
-    source = video.open_source("ytvis", root)
+    source = open_data("ytvis", root, truth="video")
     with pytest.raises(FileNotFoundError, match=r"00001.png: frame 1 of video a must exist, got no such file"):
         source.frame("a", 1)
     with pytest.raises(
@@ -184,10 +187,10 @@ def test_missing_and_ill_sized_frames_are_told_and_found_by_the_check(tmp_path: 
 
 
 def test_a_file_without_truth_can_be_read_but_not_trained_on(tmp_path: Path) -> None:
-    source = video.open_source("ytvis", write_videos(tmp_path, None))
+    source = open_data("ytvis", write_videos(tmp_path, None), truth="video")
     assert not source.has_truth
     with pytest.raises(AnnotationError, match="annotations must be a list to train on or to score against, got none"):
-        video.TrainingClips(source, universal.pipeline("none"))
+        TrainingClips(source, pipeline("none"))
     assert [f.kind for f in check_videos("ytvis", tmp_path).findings] == ["no_annotation"]
 
 
@@ -209,7 +212,7 @@ def test_real_videos_are_read(data_root: Path) -> None:
 
 def test_frames_are_sampled_in_order_within_reach_with_repeats_but_not_of_the_first() -> None:
     rng = np.random.default_rng(0)
-    drawn = [video.sampled_frames(60, 3, 5, rng) for _ in range(2000)]
+    drawn = [sampled_frames(60, 3, 5, rng) for _ in range(2000)]
     assert all(frames == sorted(frames) for frames in drawn)
     assert all(frames[-1] - frames[0] <= 10 for frames in drawn)
     # With three frames one is the reference: the other two may be equal, never all three.
@@ -223,7 +226,7 @@ def test_pairs_follow_the_published_distribution() -> None:
     total, reach, draws = 6, 2, 20000
     counts = np.zeros((total, total))
     for _ in range(draws):
-        low, high = video.sampled_frames(total, 2, reach, rng)
+        low, high = sampled_frames(total, 2, reach, rng)
         counts[low, high] += 1
     wanted = np.zeros((total, total))
     for first in range(total):
@@ -234,21 +237,21 @@ def test_pairs_follow_the_published_distribution() -> None:
 
 
 def test_a_video_of_one_frame_repeats_it() -> None:
-    assert video.sampled_frames(1, 3, 20, np.random.default_rng(0)) == [0, 0, 0]
-    assert video.sampled_frames(5, 1, 20, np.random.default_rng(0))[0] in range(5)
+    assert sampled_frames(1, 3, 20, np.random.default_rng(0)) == [0, 0, 0]
+    assert sampled_frames(5, 1, 20, np.random.default_rng(0))[0] in range(5)
     with pytest.raises(ValueError, match="total must be at least 1, got 0"):
-        video.sampled_frames(0, 2, 20, np.random.default_rng(0))
+        sampled_frames(0, 2, 20, np.random.default_rng(0))
 
 
 # Clips.
 
 
-def clips(root: Path, annotations: list[dict[str, Any]], chain: Any = None, **options: Any) -> video.TrainingClips:
-    source = video.open_source("ytvis", write_videos(root, annotations))
-    return video.TrainingClips(source, chain or universal.pipeline("none"), **options)
+def clips(root: Path, annotations: list[dict[str, Any]], chain: Any = None, **options: Any) -> TrainingClips:
+    source = open_data("ytvis", write_videos(root, annotations), truth="video")
+    return TrainingClips(source, chain or pipeline("none"), **options)
 
 
-def grey(item: video.ClipItem) -> list[int]:
+def grey(item: ClipItem) -> list[int]:
     """Numbers of the frames of a clip, read from their colours."""
     return [int(frame.min()) // 40 for frame in item.clip]
 
@@ -287,7 +290,7 @@ def test_a_mask_that_is_empty_but_there_counts_as_annotated(tmp_path: Path) -> N
 
 
 def test_all_frames_of_a_clip_are_augmented_alike(tmp_path: Path) -> None:
-    chain = universal.pipeline("flip", short_sides=[24, 36, 48, 60], longest=200)
+    chain = pipeline("flip", short_sides=[24, 36, 48, 60], longest=200)
     dataset = clips(tmp_path, [cat_that_leaves()], chain, frames=4)
     sizes, flips = set(), set()
     for seed in range(20):
@@ -302,7 +305,7 @@ def test_all_frames_of_a_clip_are_augmented_alike(tmp_path: Path) -> None:
 
 
 def test_a_flip_moves_masks_with_their_frame(tmp_path: Path) -> None:
-    dataset = clips(tmp_path, [annotation(1, 1, 3, [box(0)] * 4)], universal.pipeline("flip"))
+    dataset = clips(tmp_path, [annotation(1, 1, 3, [box(0)] * 4)], pipeline("flip"))
     for seed in range(6):
         item = dataset.item(0, np.random.default_rng(seed))
         left = 32 - 8 if bool(item.clip[0, 0, 0, -1] > item.clip[0, 0, 0, 0]) else 0
@@ -311,11 +314,11 @@ def test_a_flip_moves_masks_with_their_frame(tmp_path: Path) -> None:
 
 
 def test_clips_are_a_function_of_the_generator(tmp_path: Path) -> None:
-    dataset = clips(tmp_path, [cat_that_leaves()], universal.pipeline("flip"))
+    dataset = clips(tmp_path, [cat_that_leaves()], pipeline("flip"))
     first, again = (dataset.draw(0, torch.Generator().manual_seed(5)) for _ in range(2))
     assert torch.equal(first.clip, again.clip)
     assert torch.equal(first.target.masks, again.target.masks)
-    batch = video.ClipItem.stack([first, again])
+    batch = ClipItem.stack([first, again])
     assert len(batch.clips) == len(batch.targets or []) == 2
 
 
@@ -329,8 +332,8 @@ def test_one_frame_videos_train_as_clips_of_that_frame(tmp_path: Path) -> None:
 
 
 def test_generated_videos_follow_from_the_seed_alone() -> None:
-    first, again = (video.open_source("generated_videos", split="val", videos=4) for _ in range(2))
-    other = video.open_source("generated_videos", split="val", videos=4, seed=1)
+    first, again = (open_data("generated_videos", split="val", videos=4, truth="video") for _ in range(2))
+    other = open_data("generated_videos", split="val", videos=4, seed=1, truth="video")
     name = first.names[2]
     assert np.array_equal(first.frame(name, 3), again.frame(name, 3))
     assert not np.array_equal(first.frame(name, 3), other.frame(name, 3))
@@ -338,7 +341,7 @@ def test_generated_videos_follow_from_the_seed_alone() -> None:
 
 
 def test_generated_objects_move_hide_and_return() -> None:
-    source = video.open_source("generated_videos", videos=30, frames=10)
+    source = open_data("generated_videos", videos=30, frames=10, truth="video")
     returned, moved = 0, 0
     for name in source.names:
         for track in source.tracks(name):
@@ -353,7 +356,7 @@ def test_generated_objects_move_hide_and_return() -> None:
 
 
 def test_generated_masks_of_a_frame_do_not_overlap() -> None:
-    source = video.open_source("generated_videos", videos=10)
+    source = open_data("generated_videos", videos=10, truth="video")
     for name in source.names:
         for frame in range(source.frames(name)):
             masks = [m for t in source.tracks(name) if (m := t.mask(frame, 64, 64)) is not None]
@@ -368,17 +371,17 @@ def test_wrong_options_of_sources_are_told() -> None:
         ({"side": 3}, "options of format generated_videos must be .* got 'side'"),
     ):
         with pytest.raises(ValueError, match=told):
-            video.open_source("generated_videos", **options)
+            open_data("generated_videos", **options, truth="video")
     with pytest.raises(ValueError, match=r"format must be ytvis, .* got 'mp4'"):
-        video.open_source("mp4")
+        open_data("mp4", truth="video")
     with pytest.raises(FileNotFoundError, match="root must be a folder, got no such folder"):
-        video.open_source("ytvis", "nowhere")
+        open_data("ytvis", "nowhere", truth="video")
 
 
 @pytest.mark.parametrize("wrong", ["train-9", "train-0", "train-²", "val-00000", ""])
 def test_a_video_that_is_not_there_is_told(tmp_path: Path, wrong: str) -> None:
-    stored = video.open_source("ytvis", write_videos(tmp_path, [cat_that_leaves()]))
-    for source in (stored, video.open_source("generated_videos", videos=2)):
+    stored = open_data("ytvis", write_videos(tmp_path, [cat_that_leaves()]), truth="video")
+    for source in (stored, open_data("generated_videos", videos=2, truth="video")):
         for ask in (source.frames, source.size, source.tracks, source.video_id, partial(source.frame, index=0)):
             with pytest.raises(ValueError, match=r"train: name must be one of its 2 videos, got '"):
                 ask(wrong)  # type: ignore[operator]

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from fssops.data.errors import ImageFileError
+from fssops.data.source import ImageSource
 from fssops.data.universal.geometry import Augmentation, Scene, resized, resized_image, scene_of, shortest_edge_size
-from fssops.data.universal.source import UniversalSource
 from fssops.structures import IGNORE, ImageBatch, MaskTargets
 from fssops.truth import Truth, TruthKind, draw
 
@@ -62,7 +62,7 @@ class TrainingDataset(Dataset[UniversalItem]):
 
     def __init__(
         self,
-        source: UniversalSource,
+        source: ImageSource,
         kind: TruthKind,
         augmentation: Augmentation,
         *,
@@ -158,7 +158,7 @@ class EvaluationDataset(Dataset[UniversalItem]):
     """
 
     def __init__(
-        self, source: UniversalSource, short_side: int = 0, longest: int = 1333, names: Sequence[str] | None = None
+        self, source: ImageSource, short_side: int = 0, longest: int = 1333, names: Sequence[str] | None = None
     ) -> None:
         self.source, self.short_side, self.longest = source, short_side, longest
         self.names = list(source.names if names is None else names)
@@ -183,7 +183,7 @@ def to_tensor(image: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)).copy())
 
 
-def check_size(source: UniversalSource, name: str, image: tuple[int, ...], truth: tuple[int, int]) -> None:
+def check_size(source: ImageSource, name: str, image: tuple[int, ...], truth: tuple[int, int]) -> None:
     """Refuse an image of another (height, width) than its truth.
 
     Raises:

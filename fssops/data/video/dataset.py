@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from fssops.data.source import VideoSource
 from fssops.data.universal.dataset import evaluation_item, to_tensor
 from fssops.data.universal.geometry import Augmentation, Outline, Scene
 from fssops.data.video.sampling import sampled_frames
-from fssops.data.video.source import VideoSource
 from fssops.structures import ClipBatch, MaskTargets
 from fssops.truth import TrackTruth, draw
 
