@@ -24,10 +24,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from fssops.data.generated import GeneratedSource
 from random_kills import kill, same_bits
 
 from fssops.command_line import exit_code_of
-from fssops.data.generated import GeneratedSource
 from fssops.engine import checkpoints
 from fssops.engine.checkpoints import newest_good_checkpoint, read_checkpoint
 from fssops.engine.evaluation_progress import EvaluationProgress

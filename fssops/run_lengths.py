@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,19 +23,38 @@ def decode(rle: Mapping[str, Any]) -> np.ndarray:
     return np.asarray(coco_mask.decode(dict(rle)), dtype=bool)
 
 
-def draw(segmentation: Any, width: int, height: int) -> np.ndarray:
-    """Draw polygons or RLE that :func:`fssops.data.coco_json.fault` has accepted: bool [H, W], clipped to the image."""
+def draw(outline: Any, width: int, height: int) -> np.ndarray:
+    """Draw an outline that :func:`encode_outline` takes: bool [H, W], clipped to the image."""
     from pycocotools import mask as coco_mask
 
-    return np.asarray(coco_mask.decode(encode_outline(segmentation, width, height)), dtype=bool)
+    return np.asarray(coco_mask.decode(encode_outline(outline, width, height)), dtype=bool)
 
 
-def encode_outline(segmentation: Any, width: int, height: int) -> Any:
+def area_of_union(outlines: Sequence[Any], width: int, height: int) -> int:
+    """Pixels that any of the outlines covers, counted without drawing them."""
+    if all(isinstance(outline, np.ndarray) for outline in outlines):
+        return int(np.logical_or.reduce(outlines).sum())
     from pycocotools import mask as coco_mask
 
-    if isinstance(segmentation, list):
-        polygons = [list(polygon) for polygon in segmentation]
-        return coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
-    if isinstance(segmentation["counts"], list):
-        return coco_mask.frPyObjects(segmentation, height, width)
-    return {"size": [height, width], "counts": segmentation["counts"].encode()}
+    return int(coco_mask.area(coco_mask.merge([encode_outline(outline, width, height) for outline in outlines])))
+
+
+def encode_outline(outline: Any, width: int, height: int) -> Any:
+    """Run lengths as pycocotools holds them.
+
+    Args:
+        outline: polygons ([n, 2], or x0, y0, x1, y1, ... in pixels), run lengths that
+            :func:`fssops.data.coco_json.fault` has accepted, or a bool mask [H, W].
+        width: of the image.
+        height: of the image.
+    """
+    from pycocotools import mask as coco_mask
+
+    if isinstance(outline, np.ndarray):
+        return coco_mask.encode(np.asfortranarray(outline, dtype=np.uint8))
+    if isinstance(outline, list):
+        flat = [p.reshape(-1).tolist() if isinstance(p, np.ndarray) else list(p) for p in outline]
+        return coco_mask.merge(coco_mask.frPyObjects(flat, height, width))
+    if isinstance(outline["counts"], list):
+        return coco_mask.frPyObjects(outline, height, width)
+    return {"size": [height, width], "counts": outline["counts"].encode()}

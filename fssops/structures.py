@@ -17,8 +17,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-IGNORE = 255
-"""Label of pixels that neither train nor count."""
+from fssops.labels import IGNORE as IGNORE
 
 _Batch = TypeVar("_Batch")
 

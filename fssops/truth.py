@@ -16,7 +16,7 @@ import numpy as np
 
 from fssops import run_lengths
 from fssops.data.errors import AnnotationError, DuplicateError
-from fssops.structures import IGNORE
+from fssops.labels import IGNORE
 
 Colour = tuple[int, int, int]
 
@@ -46,15 +46,13 @@ class Classes:
         categories: by index.
 
     Raises:
-        AnnotationError: no class, too many for 8-bit label maps, or an id twice.
+        DuplicateError: an id occurs twice.
     """
 
     categories: tuple[Category, ...]
 
     def __post_init__(self) -> None:
-        """Refuse an empty list, too many classes for label maps, and an id that occurs twice."""
-        if not 1 <= len(self.categories) < IGNORE:
-            raise AnnotationError(f"categories: there must be 1 to {IGNORE - 1} classes, got {len(self.categories)}")
+        """Refuse an id that occurs twice."""
         if len(self.index_of) != len(self.categories):
             ids = [category.id for category in self.categories]
             raise DuplicateError(
@@ -81,6 +79,22 @@ class Classes:
         """Indices of the countable classes."""
         return tuple(index for index, category in enumerate(self.categories) if category.is_thing)
 
+    @property
+    def background(self) -> int | None:
+        """Index of the class that means none of the others: id 0, called background; None where there is none."""
+        index = self.index_of.get(0)
+        names = ("background", "bg", "__background__")
+        return None if index is None or self.categories[index].name.lower() not in names else index
+
+    def check_label_maps(self, where: str) -> None:
+        """Refuse more classes than 8-bit label maps hold beside 255.
+
+        Raises:
+            AnnotationError: names ``where`` and the number.
+        """
+        if len(self) >= IGNORE:
+            raise AnnotationError(f"{where}: label maps must be of at most {IGNORE - 1} classes, got {len(self)}")
+
     def __len__(self) -> int:
         return len(self.categories)
 
@@ -101,9 +115,11 @@ class Classes:
             things: whether rows that do not say are things; None makes ``isthing`` compulsory.
 
         Raises:
-            AnnotationError: a row is broken.
+            AnnotationError: a row is broken, or there is none.
         """
         listed = list(rows)
+        if not listed:
+            raise AnnotationError(f"{where}: there must be at least one class, got none")
         plain = distinct_colours(len(listed))
         found: list[Category] = []
         for number, row in enumerate(listed):
@@ -185,7 +201,7 @@ class ObjectTruth:
     Attributes:
         id: unique in the data set.
         label: class index.
-        outline: polygons, or a bool mask [H, W].
+        outline: polygons, or a bool mask [H, W]; in ``ImageSource.stored_truth`` of data also run lengths.
         crowd: a group that is not counted one by one.
         area: pixels, as the annotation says; what COCO's size ranges go by. None: what the mask covers.
     """
@@ -295,20 +311,24 @@ class VideoTruth:
 
 def draw(outline: Polygons | np.ndarray, height: int, width: int) -> np.ndarray:
     """Rasterise an outline with COCO's rule: bool [H, W], clipped to the image."""
-    if isinstance(outline, np.ndarray):
-        return outline
-    flat = [polygon.reshape(-1).tolist() for polygon in outline]
-    return run_lengths.draw(flat, width, height)
+    return outline if isinstance(outline, np.ndarray) else run_lengths.draw(outline, width, height)
 
 
-def labels_of_segments(segment_ids: np.ndarray, segments: Sequence[Segment]) -> np.ndarray:
-    """Class index of every pixel: uint8 [H, W], 255 where no segment is."""
-    labels = np.full(segment_ids.shape, IGNORE, dtype=np.uint8)
+def labels_of_segments(segment_ids: np.ndarray, segments: Sequence[Segment], dtype: Any = np.uint8) -> np.ndarray:
+    """Label of every pixel: [H, W] of ``dtype``, 255 where no segment is.
+
+    Raises:
+        AnnotationError: a label that 8 bits cannot hold beside 255.
+    """
+    labels = np.full(segment_ids.shape, IGNORE, dtype=dtype)
     if segments:
+        greatest = max(segment.label for segment in segments)
+        if dtype is np.uint8 and greatest >= IGNORE:
+            raise AnnotationError(f"label map: labels of 8 bits must be at most {IGNORE - 1}, got {greatest}")
         ids = np.array([segment.id for segment in segments])
         order = ids.argsort()
-        classes = np.array([segment.label for segment in segments], dtype=np.uint8)[order]
+        classes = np.array([segment.label for segment in segments], dtype=dtype)[order]
         place = np.searchsorted(ids[order], segment_ids).clip(max=len(ids) - 1)
-        found = ids[order][place] == segment_ids
-        labels[found] = classes[place[found]]
+        inside = ids[order][place] == segment_ids
+        labels[inside] = classes[place[inside]]
     return labels

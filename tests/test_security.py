@@ -16,12 +16,10 @@ import pytest
 import torch
 
 from fssops.command_line import exit_code_of
-from fssops.data import coco_json
+from fssops.data import coco_json, panoptic_json, ytvis_json
 from fssops.data.episodes import EpisodeList
 from fssops.data.errors import AnnotationError
-from fssops.data.universal import panoptic_json
-from fssops.data.video import ytvis_json
-from fssops.data.voc import read_list
+from fssops.data.layouts.voc import read_list
 from fssops.engine import checkpoints
 from fssops.engine.checkpoints import write_checkpoint
 from fssops.evaluate import main as evaluate

@@ -1,4 +1,4 @@
-"""Reading images and masks, few-shot data sets, folds, episodes, weak annotations and augmentation.
+"""Reading images and masks, data sets in many layouts, folds, episodes, weak annotations and augmentation.
 
-Start at :mod:`fssops.data.fewshot`; ``python -m fssops.data --help`` lists what can be done from a shell.
+Start at :func:`fssops.data.layouts.open_data`; ``python -m fssops.data --help`` lists what can be done from a shell.
 """

@@ -22,28 +22,23 @@ from PIL import Image
 from rich.table import Table
 
 from fssops.command_line import Parser, run_verb
-from fssops.data import check_command, command_options, fewshot, pictures
-from fssops.data.augmentation.chains import FEW_SHOT_CHAINS
+from fssops.data import check_command, command_options, layouts, pictures
 from fssops.data.command_options import positive
-from fssops.data.datasets.episodes import ANNOTATIONS
+from fssops.data.datasets.episodes import ANNOTATIONS, EpisodeDataset
+from fssops.data.episodes import EpisodeList
 from fssops.data.errors import DataError
+from fssops.data.few_shot_source import FewShotSource
+from fssops.data.augmentation.chains import FEW_SHOT_CHAINS
 from fssops.protocols import PROTOCOLS, FewShotProtocol, protocol_of
 
-_LAYOUTS = """layouts that are recognised:
-  voc       JPEGImages/ SegmentationClass[Aug]/ ImageSets/Segmentation/SPLIT.txt
-  coco      annotations/instances_SPLIT.json, SPLIT/ or images/SPLIT/
-  fss1000   CLASS/1.jpg CLASS/1.png ...
-  folder    CLASS/images/ CLASS/masks/, or CLASS/NAME.jpg CLASS/NAME.png, or images/ labels/ classes.json
-  generated drawn, no files
-and by check also, for fixed classes:
-  coco_panoptic    annotations/panoptic_SPLIT.json, annotations/panoptic_SPLIT/*.png
-  coco_instances   as coco, with the rules of instance segmentation
-  cityscapes       leftImg8bit/ gtFine/
-  ade20k           images/training/ annotations/training/ (and ade20k_panoptic_*.json, ade20k_instance_*.json)
-  label_folder     images/ labels/ classes.json; camvid: the same, or SegNet's train/ trainannot/
-and for videos:
-  ytvis            SPLIT.json or SPLIT/instances.json, SPLIT/JPEGImages/VIDEO/FRAME.jpg; ytvis2019, ytvis2021, ovis: the
-                   same with their classes; generated_videos: drawn"""
+
+def _layouts_text() -> str:
+    """Every layout with its files, under what it is read for."""
+    lines = ["layouts that are recognised, and by check alone those without few-shot:"]
+    for layout in layouts.LAYOUTS.values():
+        lines.append(f"  {layout.name:16} {layout.files}")
+        lines.append(f"  {'':16} for {', '.join(layout.offers)}")
+    return "\n".join(lines)
 
 
 # list
@@ -86,18 +81,18 @@ def _run_list(options: argparse.Namespace) -> int:
 # episodes
 
 
-def _open(options: argparse.Namespace) -> tuple[fewshot.FewShotSource, FewShotProtocol]:
+def _open(options: argparse.Namespace) -> tuple[FewShotSource, FewShotProtocol]:
     """The data set as the protocol reads it, and the protocol."""
     if options.fold is None and options.side is not None:
         raise DataError(f"--side: must be given with --fold, got {options.side} without it")
     format = command_options.format_of(options)
     if format == "auto":
-        format = fewshot.guess_format(options.path)
+        format = layouts.recognise(options.path, "few-shot")
     protocol = protocol_of(options.protocol, format)
     return command_options.open_source(options, **protocol.source_options(format)), protocol
 
 
-def _draw(options: argparse.Namespace, source: fewshot.FewShotSource, protocol: FewShotProtocol) -> fewshot.EpisodeList:
+def _draw(options: argparse.Namespace, source: FewShotSource, protocol: FewShotProtocol) -> EpisodeList:
     classes, avoid, fold = list(source.classes), [], ""
     if options.fold is not None:
         definition = options.definition or protocol.definition
@@ -107,7 +102,7 @@ def _draw(options: argparse.Namespace, source: fewshot.FewShotSource, protocol: 
         avoid = chosen.test if training and protocol.drop_novel else []
     with command_options.progress_bar("counting pixels") as progress:
         source.areas(progress)
-    return fewshot.EpisodeList.draw(
+    return EpisodeList.draw(
         source,
         classes,
         ways=options.ways,
@@ -146,12 +141,12 @@ def _run_preview(options: argparse.Namespace) -> int:
         raise DataError(f"--output: must end in the suffix of a picture, e.g. .png, got {options.output}")
     source, protocol = _open(options)
     if options.episode_list:
-        episodes = fewshot.EpisodeList.load(options.episode_list)
+        episodes = EpisodeList.load(options.episode_list)
         if not episodes:
             raise DataError(f"{options.episode_list}: episode list must hold at least one episode, got none")
     else:
         episodes = _draw(options, source, protocol)
-    dataset = fewshot.EpisodeDataset(
+    dataset = EpisodeDataset(
         source,
         episodes,
         (options.size, options.size),
@@ -169,7 +164,7 @@ def _run_preview(options: argparse.Namespace) -> int:
 
 
 def _add_source(parser: argparse.ArgumentParser) -> None:
-    group = command_options.add_source(parser, list(fewshot.FORMATS))
+    group = command_options.add_source(parser, layouts.names_for("few-shot"))
     group.add_argument("--split", help="split (default: train, or all where there are none)")
 
 
@@ -193,7 +188,7 @@ def _add_draw(parser: argparse.ArgumentParser, *, episodes: int) -> None:
 
 def main(arguments: Sequence[str]) -> int:
     """Run one of the commands and return its exit code: 0 done, 1 problems found, 2 wrong usage or input."""
-    parser = Parser("data", __doc__ or "", _LAYOUTS)
+    parser = Parser("data", __doc__ or "", _layouts_text())
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Command)
 
     check_command.add(commands.add_parser("check", help="read everything once; exit code 1 when something is wrong"))

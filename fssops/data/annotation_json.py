@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -43,3 +44,18 @@ def read_tables(file: Path, tables: Sequence[str]) -> dict[str, Any]:
             got = "no such table" if table not in content else type(content[table]).__name__
             raise AnnotationError(f"{file}: annotation file must hold a list {table!r}, got {got}")
     return content
+
+
+def mentions(file: Path, key: str, *tables: str) -> bool:
+    """Whether a JSON file has a key, without parsing it: such files run to hundreds of megabytes.
+
+    Args:
+        file: the file.
+        key: looked for everywhere.
+        tables: other keys that tell as much, looked for where tables are named: near the beginning and the end.
+    """
+    if file.stat().st_size == 0:
+        return False
+    with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        ends = content[: 1 << 16] + content[-(1 << 16) :]
+        return any(f'"{table}"'.encode() in ends for table in tables) or content.find(f'"{key}"'.encode()) >= 0

@@ -1,4 +1,4 @@
-"""Looks for what would spoil a training run, before it starts."""
+"""Looks for what would spoil training or evaluation, before it starts."""
 
 from __future__ import annotations
 
@@ -8,27 +8,31 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from fssops.data import coco, fewshot, voc
-from fssops.data.coco import COCOSource
+import numpy as np
+
+from fssops import run_lengths
+from fssops.data import layouts
 from fssops.data.episodes import EpisodeList
 from fssops.data.errors import (
     DataError,
     DataWarning,
     DuplicateError,
-    ImageFileError,
     ImageSizeError,
-    MaskError,
     MaskSizeError,
     MaskValueError,
+    PanopticMismatchError,
     UnknownCategoryError,
 )
+from fssops.data.few_shot_source import FewShotSource, Progress
 from fssops.data.folds import FoldClasses
-from fssops.data.sources import FewShotSource, PairedFilesSource, Progress, count_classes
-from fssops.data.voc import VOCSource
+from fssops.data.images import exif_orientation
+from fssops.data.layout import DataTruth
+from fssops.data.source import ImageSource, VideoSource
+from fssops.labels import IGNORE
 
-Source = TypeVar("Source")
+Source = FewShotSource | ImageSource | VideoSource
 
 FoldRule = Callable[[Sequence[int]], FoldClasses]
 """Gives a fold of the class ids that a data set turns out to have."""
@@ -45,6 +49,9 @@ KINDS = {
     "too_few_images": "a class of the fold has fewer images than an episode needs",
     "panoptic_mismatch": "the PNG and the JSON of a panoptic data set disagree",
     "empty_video": "a video has no frame, or another number of them than it says",
+    "class_mismatch": "a class has another number or name than in another split",
+    "exif_orientation": "an image is turned by its EXIF data, which its size does not show",
+    "left_out": "a file or folder of the data set is not read",
     "no_annotation": "an image or video holds no class at all",
     "split_leakage": "the same picture in training and in validation or test",
     "fold_leakage": "the same picture, or a novel class, on both sides of a split",
@@ -92,25 +99,26 @@ class Report:
         return {kind: n for kind in KINDS if (n := sum(f.kind == kind for f in self.findings))}
 
 
-def splits_of(format: str, root: str | Path) -> list[str]:
-    """Splits that a data set has; ``all`` where the layout knows none."""
-    if format == "voc":
-        return voc.splits(root)
-    if format == "coco":
-        return coco.splits(root)
-    if format == "folder":
-        images = Path(root) / "images"
-        found = sorted(p.name for p in images.iterdir() if p.is_dir()) if images.is_dir() else []
-        return found or ["all"]
-    if format == "generated":
-        return ["train", "val", "test"]
-    return ["all"]
+@dataclass
+class _Look:
+    """What is seen in an image or a video.
+
+    Attributes:
+        classes: class ids (few-shot: pixels of each; else objects of each, or 1 where it is there at all).
+        pictures: hashes of its pixels, of every frame of a video.
+        findings: what is wrong.
+    """
+
+    classes: dict[int, int] = field(default_factory=dict)
+    pictures: list[str] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
 
 
 def check_data(
-    format: str,
+    layout: str,
     root: str | Path | None,
     *,
+    truth: DataTruth | None = None,
     splits: Sequence[str] | None = None,
     fold: FoldClasses | FoldRule | None = None,
     min_area: int = 1,
@@ -120,203 +128,266 @@ def check_data(
     progress: Progress | None = None,
     **options: Any,
 ) -> Report:
-    """Read every image and mask of a data set once and report what is wrong.
+    """Read every picture and annotation of a data set once and report what is wrong.
 
     Args:
-        format: a key of ``fewshot.FORMATS`` or ``auto``.
+        layout: a key of ``layouts.LAYOUTS`` or ``auto``.
         root: the data set's folder.
+        truth: what it is to be used for; None: the layout's usual reading.
         splits: which; None checks all there are.
         fold: also report training images that hold novel classes (a note: PANet allows them, others drop them), and
             classes with too few images. A function is given the class ids of the first split that can be opened.
-        min_area: pixels that an image needs to count for a class.
-        need: images that each class of the fold needs (shots + queries).
+        min_area: few-shot: pixels that an image needs to count for a class.
+        need: few-shot: images that each class of the fold needs (shots + queries).
         train_episodes: list for training, to be looked through for leakage.
         test_episodes: list for evaluation, likewise.
-        progress: called with (done, total) images.
-        **options: options of the layout, see ``fewshot.open_source``.
+        progress: called with (done, total) images or videos.
+        **options: options of the layout, see ``layouts.open_data``.
 
     Raises:
         FileNotFoundError: ``root`` is not there.
         DataError: it fits no layout.
+        ValueError: the layout is unknown, needs a folder, or has no truth of this kind.
     """
-    if format == "auto":
-        format = fewshot.guess_format(root or ".")
-    elif root is not None and not Path(root).exists():
-        raise FileNotFoundError(f"{root}: root must be a folder, got no such folder")
-    elif root is None and format != "generated" and not {"annotations", "images"} <= set(options):
-        raise ValueError(f"check_data: root must be a folder for format {format}, got None")
-    report = Report(str(root or ""), format)
-    chosen = splits or splits_of(format, root or ".") or ["train"]
-    sources = open_splits(report, chosen, lambda split: fewshot.open_source(format, root, split=split, **options))
+    if layout == "auto":
+        layout = layouts.recognise(root or ".", truth)
+    declared = layouts.layout_of(layout, truth)
+    declared.check_root(root, options)
+    reading = truth or declared.offers[0]
+    report = Report(str(root or ""), layout)
+    stored = root is not None or not declared.has_files
+    wanted = splits or (declared.splits(Path(root or ".")) if stored else []) or ["train"]
+    sources = _open_splits(report, wanted, lambda split: declared.open(root, split, reading, **options))
     if callable(fold):
-        fold = fold(list(next(iter(sources.values())).classes)) if sources else None
-    total = len({n for s in sources.values() for n in _keys(s)})
-    seen: dict[str, tuple[dict[int, int], str, list[Finding]]] = {}
+        fold = fold(list(_class_names(next(iter(sources.values()))))) if sources else None
+    total = len({_key(source, name) for source in sources.values() for name in source.names})
+    seen: dict[tuple[str, ...], _Look] = {}
     for split, source in sources.items():
-        _check_split(split, source, report, seen, total, progress)
-        counts = dict.fromkeys(source.classes, 0)
-        for key in _keys(source):
-            for class_id, area in seen[key][0].items():
-                counts[class_id] += area >= min_area
-        _check_classes(split, source, counts, fold, min_area, need, report)
-        report.splits[split] = {
-            "images": len(source.names),
-            "classes": len(source.classes),
-            "empty classes": sum(n == 0 for n in counts.values()),
-        }
+        report.findings += [Finding(kind, split, message) for kind, message in _images_of(source).problems()]
+        report.findings += [Finding("left_out", split, text, "note") for text in _images_of(source).left_out()]
+        _look_at(source, report, seen, total, progress)
+        looks = [seen[_key(source, name)] for name in source.names]
+        least = min_area if isinstance(source, FewShotSource) else 1
+        counts = dict.fromkeys(_class_names(source), 0)
+        for look in looks:
+            for number, amount in look.classes.items():
+                counts[number] += amount if isinstance(source, VideoSource) else amount >= least
+        _check_classes(source, counts, fold, min_area, need, report)
+        numbers = {"images": len(source.names), "classes": len(counts)}
+        numbers["empty classes"] = sum(count == 0 for count in counts.values())
+        if isinstance(source, VideoSource):
+            numbers["images"] = sum(source.frames(name) for name in source.names)
+            numbers |= {"videos": len(source.names), "objects": sum(counts.values())}
+        report.splits[split] = numbers
+    report.findings += _class_mismatches(sources)
     _check_leakage(sources, seen, fold, report)
-    report.findings.extend(check_episodes(train_episodes, test_episodes, None, fold))
+    report.findings += check_episodes(train_episodes, test_episodes, None, fold)
     return report
 
 
-def open_splits(report: Report, splits: Iterable[str], open_split: Callable[[str], Source]) -> dict[str, Source]:
-    """Open the splits of a data set; those that cannot be opened become findings.
-
-    Args:
-        report: gets the findings.
-        splits: which.
-        open_split: gives the source of a split. It may warn: a source tells of the same faults when it is asked.
-
-    Returns:
-        split -> source.
-    """
+def _open_splits(report: Report, splits: Iterable[str], open_split: Callable[[str], Source]) -> dict[str, Source]:
+    """Open the splits of a data set; those that cannot be opened become findings."""
     sources = {}
     for split in splits:
         try:
             with warnings.catch_warnings():
+                # A source tells of the same faults when it is asked.
                 warnings.simplefilter("ignore", DataWarning)
                 sources[split] = open_split(split)
         except (DataError, OSError) as error:
-            report.findings.append(Finding(_layout_kind(error), split, str(error)))
+            kind = "unknown_id" if isinstance(error, UnknownCategoryError) else "unreadable_layout"
+            kind = "duplicate_id" if isinstance(error, DuplicateError) else kind
+            report.findings.append(Finding(kind, split, str(error)))
     return sources
 
 
-def _layout_kind(error: Exception) -> str:
-    if isinstance(error, DuplicateError):
-        return "duplicate_id"
-    return "unknown_id" if isinstance(error, UnknownCategoryError) else "unreadable_layout"
+def _images_of(source: Source) -> ImageSource | VideoSource:
+    return source.images if isinstance(source, FewShotSource) else source
 
 
-def _keys(source: FewShotSource) -> list[str]:
-    """Names that are equal where two splits share a file."""
-    if isinstance(source, VOCSource):
-        return [str(source.paths(name)[1]) for name in source.names]
-    return [f"{source.split}/{name}" for name in source.names]
+def _class_names(source: Source) -> dict[int, str]:
+    """Names of the classes by the number that is theirs in files, or in few-shot tasks."""
+    if isinstance(source, FewShotSource):
+        return source.classes
+    return {category.id: category.name for category in source.classes.categories}
 
 
-def _check_split(
-    split: str,
-    source: FewShotSource,
-    report: Report,
-    seen: dict[str, tuple[dict[int, int], str, list[Finding]]],
-    total: int,
-    progress: Progress | None,
+def _key(source: Source, name: str) -> tuple[str, ...]:
+    """What is equal where two splits share an item."""
+    images = _images_of(source)
+    files = images.truth_files(name) if isinstance(images, ImageSource) else ()
+    return (*map(str, files), name) if files else (source.split, name)
+
+
+def _look_at(
+    source: Source, report: Report, seen: dict[tuple[str, ...], _Look], total: int, progress: Progress | None
 ) -> None:
-    if isinstance(source, COCOSource):
-        for identifier, reason in source.file.dropped.items():
-            message = f"{source.file.path}: annotation {identifier}: {reason}"
-            report.findings.append(Finding("bad_annotation", split, message))
-        for text in source.file.problems:
-            report.findings.append(Finding("duplicate_id", split, f"{source.file.path}: {text}"))
-    new = [(key, name) for key, name in zip(_keys(source), source.names, strict=True) if key not in seen]
+    def look(name: str) -> _Look:
+        return _look_at_video(source, name) if isinstance(source, VideoSource) else _look_at_image(source, name)
+
+    new = [name for name in source.names if _key(source, name) not in seen]
     with ThreadPoolExecutor(max_workers=4) as pool:
-        for (key, _), result in zip(new, pool.map(lambda item: _check_image(split, source, item[1]), new), strict=True):
-            seen[key] = result
-            report.findings.extend(result[2])
+        for name, result in zip(new, pool.map(look, new), strict=True):
+            seen[_key(source, name)] = result
+            report.findings += result.findings
             if progress:
                 progress(len(seen), total)
 
 
-def _check_image(split: str, source: FewShotSource, name: str) -> tuple[dict[int, int], str, list[Finding]]:
-    """Areas of the classes, a hash of the image file, and what is wrong."""
-    where, found = f"{split}: {name}", []
-    digest = ""
-    try:
-        source.image(name)
-        digest = _file_hash(source, name)
-    except ImageFileError as error:
-        kind = "wrong_size" if isinstance(error, ImageSizeError) else "unreadable_image"
-        found.append(Finding(kind, where, str(error)))
-    except OSError as error:
-        found.append(Finding("unreadable_image", where, str(error)))
-    areas: dict[int, int] = {}
-    if isinstance(source, COCOSource):
-        for annotation in source.empty_annotations(name):
-            message = f"{source.file.path}: annotation {annotation} must cover a pixel of {name}, got none; not used"
-            found.append(Finding("bad_annotation", where, message, "note"))
-    try:
-        label = source.label_map(name)
-        areas = source._areas_of(name) if isinstance(source, COCOSource) else count_classes(label, source.classes)
-    except MaskSizeError as error:
-        found.append(Finding("wrong_size", where, str(error)))
-    except MaskValueError as error:
-        found.append(Finding("unknown_id", where, str(error)))
-    except (MaskError, DataError, OSError) as error:
-        if not (found and str(error) == found[0].message):
-            found.append(Finding("unreadable_mask", where, str(error)))
-    return areas, digest, found
+def _hash(picture: Any) -> str:
+    return hashlib.sha256(f"{picture.size}".encode() + picture.tobytes()).hexdigest()
 
 
-def _file_hash(source: FewShotSource, name: str) -> str:
-    if isinstance(source, COCOSource):
-        file = source.image_folder / name
-    elif isinstance(source, PairedFilesSource):
-        file = source.paths(name)[0]
+def _picture_fault(error: Exception, where: str) -> Finding:
+    return Finding("wrong_size" if isinstance(error, ImageSizeError) else "unreadable_image", where, str(error))
+
+
+def _truth_kind(error: Exception) -> str:
+    if isinstance(error, PanopticMismatchError):
+        return "panoptic_mismatch"
+    if isinstance(error, MaskSizeError):
+        return "wrong_size"
+    return "unknown_id" if isinstance(error, MaskValueError) else "unreadable_mask"
+
+
+def _look_at_image(source: FewShotSource | ImageSource, name: str) -> _Look:
+    images = source.images if isinstance(source, FewShotSource) else source
+    where, look, size = f"{source.split}: {name}", _Look(), None
+    try:
+        picture = images.image(name)
+        size, look.pictures = (picture.height, picture.width), [_hash(picture)]
+        file = images.image_file(name)
+        orientation = 1 if file is None else exif_orientation(file)
+        if orientation in (2, 3, 4):
+            message = f"{file}: EXIF orientation {orientation} turns it; annotations must be of the upright picture"
+            look.findings.append(Finding("exif_orientation", where, message, "note"))
+    except (DataError, OSError) as error:
+        look.findings.append(_picture_fault(error, where))
+    try:
+        truth = images.stored_truth(name)
+    except (DataError, OSError) as error:
+        if str(error) not in [finding.message for finding in look.findings]:
+            look.findings.append(Finding(_truth_kind(error), where, str(error)))
+        return look
+    if size is not None and size != (truth.height, truth.width):
+        message = (
+            f"image must have the size of its annotation, {truth.width} x {truth.height}, got {size[1]} x {size[0]}"
+        )
+        look.findings.append(Finding("wrong_size", where, message))
+    labels = {segment.label for segment in truth.segments}
+    if truth.label_map is not None:
+        labels |= set(np.unique(truth.label_map).tolist()) - {IGNORE}
+    for entry in truth.objects or ():
+        if run_lengths.area_of_union([entry.outline], truth.width, truth.height):
+            labels.add(entry.label)
+        else:
+            message = f"annotation {entry.id} must cover a pixel of {name}, got none; it trains nothing"
+            look.findings.append(Finding("bad_annotation", where, message, "note"))
+    look.findings += [Finding("panoptic_mismatch", where, text) for text in images.disagreements(name, truth)]
+    if isinstance(source, FewShotSource):
+        look.classes = source.areas_in(truth)
+    elif labels:
+        look.classes = {source.classes.categories[label].id: 1 for label in labels}
     else:
-        return ""
-    return hashlib.sha256(file.read_bytes()).hexdigest()
+        message = "image holds no class: nothing to learn or to find"
+        look.findings.append(Finding("no_annotation", where, message, "note"))
+    return look
+
+
+def _look_at_video(source: VideoSource, name: str) -> _Look:
+    where, look = f"{source.split}: {name}", _Look()
+    for index in range(source.frames(name)):
+        try:
+            look.pictures.append(_hash(source.frame(name, index)))
+        except (DataError, OSError) as error:
+            look.findings.append(_picture_fault(error, where))
+    if not source.has_truth:
+        return look
+    try:
+        tracks = source.tracks(name)
+    except DataError as error:
+        look.findings.append(Finding("unreadable_mask", where, str(error)))
+        return look
+    for track in tracks:
+        masks = (track.mask(frame, *source.size(name)) for frame in range(source.frames(name)))
+        if any(mask is not None and mask.any() for mask in masks):
+            number = source.classes.categories[track.label].id
+            look.classes[number] = look.classes.get(number, 0) + 1
+        else:
+            message = f"annotation {track.id} must be seen in a frame of {name}, got none; it trains nothing"
+            look.findings.append(Finding("bad_annotation", where, message, "note"))
+    if not look.classes:
+        look.findings.append(Finding("no_annotation", where, "video holds no object: nothing to find", "note"))
+    return look
 
 
 def _check_classes(
-    split: str,
-    source: FewShotSource,
-    counts: dict[int, int],
-    fold: FoldClasses | None,
-    min_area: int,
-    need: int,
-    report: Report,
+    source: Source, counts: dict[int, int], fold: FoldClasses | None, min_area: int, need: int, report: Report
 ) -> None:
-    rule = f" with at least {min_area} px of it" if min_area > 1 else ""
-    for class_id, count in counts.items():
-        title = f"class {source.classes[class_id]!r} ({class_id})"
+    """Classes without an image are a problem of few-shot tasks, and of a fold those with too few."""
+    few_shot, split = isinstance(source, FewShotSource), source.split
+    if isinstance(source, VideoSource) and not source.has_truth:
+        report.findings.append(Finding("no_annotation", split, "no truth: predictions alone are possible", "note"))
+        return
+    item = "object" if isinstance(source, VideoSource) else "image"
+    rule = f" with at least {min_area} px of it" if few_shot and min_area > 1 else ""
+    for number, name in _class_names(source).items():
+        title, count = f"class {name!r} ({number})", counts[number]
         if count == 0:
-            report.findings.append(Finding("empty_class", split, f"{title} must have an image{rule}, got none"))
-        elif fold and count < need and class_id in (*fold.train, *fold.test):
-            part = "novel" if class_id in fold.test else "training"
+            message = f"{title} must have an {item}{rule}, got none"
+            report.findings.append(Finding("empty_class", split, message, "problem" if few_shot else "note"))
+        elif few_shot and fold and count < need and number in (*fold.train, *fold.test):
+            part = "novel" if number in fold.test else "training"
             message = f"{title}, a {part} class of {fold}, must have at least {need} images{rule}, got {count}"
             report.findings.append(Finding("too_few_images", split, message))
 
 
-def _training(split: str) -> bool:
+def _class_mismatches(sources: dict[str, Source]) -> Iterator[Finding]:
+    """Splits that do not mean the same by a number or a name."""
+    listed = {split: _class_names(source) for split, source in sources.items()}
+    first = next(iter(listed), "")
+    for split, names in listed.items():
+        numbers = {name: number for number, name in names.items()}
+        for number, name in listed[first].items():
+            other = names.get(number, name)
+            if other != name or numbers.get(name, number) != number:
+                got = f"{other!r}" if other != name else f"number {numbers[name]}"
+                message = f"class {number} must be {name!r} as in {first}, got {got}"
+                yield Finding("class_mismatch", f"{first} / {split}", message)
+
+
+def _is_training(split: str) -> bool:
     return split.startswith(("train", "trn")) and "val" not in split
 
 
 def _check_leakage(
-    sources: dict[str, FewShotSource],
-    seen: dict[str, tuple[dict[int, int], str, list[Finding]]],
-    fold: FoldClasses | None,
-    report: Report,
+    sources: dict[str, Source], seen: dict[tuple[str, ...], _Look], fold: FoldClasses | None, report: Report
 ) -> None:
-    for train in filter(_training, sources):
+    for train in filter(_is_training, sources):
+        few_shot = isinstance(sources[train], FewShotSource)
+        same = "a frame that is the same in" if isinstance(sources[train], VideoSource) else "the same picture as"
         first: dict[str, str] = {}
-        for key, name in zip(_keys(sources[train]), sources[train].names, strict=True):
-            digest = seen[key][1]
-            if digest:
-                if digest in first:
-                    message = f"{first[digest]} and {name} are the same picture"
-                    report.findings.append(Finding("duplicate_id", f"{train}: {name}", message))
-                first.setdefault(digest, name)
-        for other in (s for s in sources if s.startswith(("val", "test"))):
-            for key, name in zip(_keys(sources[other]), sources[other].names, strict=True):
-                if seen[key][1] in first:
-                    message = f"{name} of {other} must not be in {train}, got the same picture as {first[seen[key][1]]}"
-                    report.findings.append(Finding("fold_leakage", f"{train} / {other}", message))
+        for name in sources[train].names:
+            for earlier in dict.fromkeys(
+                first.setdefault(digest, name) for digest in seen[_key(sources[train], name)].pictures
+            ):
+                if earlier != name:
+                    message = f"{earlier} and {name} are the same picture"
+                    severity = "problem" if few_shot else "note"
+                    report.findings.append(Finding("duplicate_id", f"{train}: {name}", message, severity))
+        for other in (split for split in sources if split.startswith(("val", "test"))):
+            for name in sources[other].names:
+                pictures = seen[_key(sources[other], name)].pictures
+                for earlier in dict.fromkeys(first[digest] for digest in pictures if digest in first):
+                    message = f"{name} of {other} must not be in {train}, got {same} {earlier}"
+                    kind = "fold_leakage" if few_shot else "split_leakage"
+                    report.findings.append(Finding(kind, f"{train} / {other}", message))
         if fold:
-            novel = set(fold.test)
-            holds = [k for k in _keys(sources[train]) if not novel.isdisjoint(seen[k][0])]
-            if holds:
+            names = sources[train].names
+            novel = [n for n in names if not set(fold.test).isdisjoint(seen[_key(sources[train], n)].classes)]
+            if novel:
                 message = (
-                    f"{len(holds)} of {len(sources[train].names)} images hold novel classes of {fold}; they are "
+                    f"{len(novel)} of {len(names)} images hold novel classes of {fold}; they are "
                     "background there (PANet) unless such images are dropped (drop_novel, as BAM and MSANet do)"
                 )
                 report.findings.append(Finding("fold_leakage", train, message, "note"))

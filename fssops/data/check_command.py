@@ -1,17 +1,17 @@
-"""The command ``check`` of ``python -m fssops.data``: options, which check a layout gets, the report as a table."""
+"""The command ``check`` of ``python -m fssops.data``: its options, and the report as a table."""
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 
-from fssops.data import check, command_options, fewshot, universal, video
+from fssops.data import check, command_options, layouts
+from fssops.data.episodes import EpisodeList
 from fssops.data.errors import DataError
+from fssops.data.layout import TRUTHS
 
 _EXAMPLES = """examples:
   python -m fssops.data check VOCdevkit/VOC2012
@@ -22,14 +22,11 @@ _EXAMPLES = """examples:
 kinds of findings:
 """ + "\n".join(f"  {kind:18} {text}" for kind, text in check.KINDS.items())
 
-_FIXED = tuple(name for name in (*universal.FORMATS, *video.FORMATS) if name not in fewshot.FORMATS)
-"""Layouts of fixed-class data, which only this command looks at."""
-
 
 def add(command: argparse.ArgumentParser) -> None:
     """Give a parser the options of the command."""
     command.epilog = _EXAMPLES
-    group = command_options.add_source(command, [*fewshot.FORMATS, *_FIXED])
+    group = command_options.add_source(command, list(layouts.LAYOUTS))
     group.add_argument("--split", action="append", help="split to look at; may be repeated (default: all there are)")
     command_options.add_fold(command_options.add_classes(command))
     command.add_argument("--shots", type=int, default=0, help="with --fold: report classes with fewer images than this")
@@ -39,9 +36,7 @@ def add(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--allow", action="append", default=[], choices=list(check.KINDS), help="kind that is no problem"
     )
-    command.add_argument(
-        "--truth", choices=("semantic", "instance", "panoptic"), help="ade20k, cityscapes: which annotations to read"
-    )
+    command.add_argument("--truth", choices=TRUTHS, help="what the data are for (default: the layout's usual reading)")
     command.add_argument("--maps", help="coco_panoptic: folder of the PNGs, instead of the one of --annotations")
     command.add_argument("--classes", help="label_folder: class file, instead of PATH/classes.json")
     command.add_argument("--show", type=int, default=5, help="findings shown of each kind (default 5)")
@@ -54,18 +49,22 @@ def add(command: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Check what the options name; returns the exit code."""
-    format, extra = command_options.format_of(options), command_options.source_options(options)
-    if format == "auto":
-        format = _guess(options.path)
-    if format in _FIXED:
-        return _check_fixed(options, format, extra)
-    lists = [fewshot.EpisodeList.load(f) if f else None for f in (options.train_episodes, options.test_episodes)]
-    with command_options.progress_bar("reading images and masks") as progress:
+    layout, extra = command_options.format_of(options), command_options.source_options(options)
+    if layout == "auto":
+        layout = layouts.recognise(options.path, options.truth)
+    truth = options.truth or layouts.LAYOUTS[layout].offers[0]
+    if options.fold is not None and truth != "few-shot":
+        raise DataError(f"--fold: {layout} has fixed classes and no folds, got {options.fold}")
+    if truth == "video" and "images" in extra:
+        extra["frames"] = extra.pop("images")
+    lists = [EpisodeList.load(f) if f else None for f in (options.train_episodes, options.test_episodes)]
+    with command_options.progress_bar("reading images and annotations") as progress:
         report = check.check_data(
-            format,
+            layout,
             options.path,
-            splits=options.split or (["train"] if extra else None),
-            fold=_fold(options, format),
+            truth=truth,
+            splits=options.split or (["train"] if extra and truth == "few-shot" else None),
+            fold=_fold(options, layout),
             min_area=options.min_area,
             need=options.shots + options.queries if options.shots else 0,
             train_episodes=lists[0],
@@ -76,52 +75,10 @@ def run(options: argparse.Namespace) -> int:
     return _tell(report, options)
 
 
-def _fold(options: argparse.Namespace, format: str) -> check.FoldRule | None:
+def _fold(options: argparse.Namespace, layout: str) -> check.FoldRule | None:
     if options.fold is None:
         return None
-    return lambda classes: command_options.fold_of(format, options.fold, options.definition, classes)
-
-
-def _guess(path: str) -> str:
-    """Layouts of fixed classes that look like no other come first; everything else is few-shot's."""
-    try:
-        fixed = "ytvis" if video.looks_like_videos(path) else universal.guess_format(path)
-    except DataError:
-        fixed = ""
-    instances = any((Path(path) / "annotations").glob("instances_*.json"))
-    if fixed in ("cityscapes", "ade20k", "ytvis") or (fixed == "coco_panoptic" and not instances):
-        return fixed
-    try:
-        return fewshot.guess_format(path)
-    except DataError:
-        if fixed:
-            return fixed
-        raise
-
-
-def _check_fixed(options: argparse.Namespace, format: str, extra: dict[str, Any]) -> int:
-    from fssops.data.universal.check import check_universal
-
-    splits: Sequence[str] | None = options.split
-    if options.fold is not None:
-        raise DataError(f"--fold: {format} has fixed classes and no folds, got {options.fold}")
-    if format in video.FORMATS:
-        from fssops.data.video.check import check_videos
-
-        with command_options.progress_bar("reading videos and annotations") as progress:
-            extra = {"frames" if name == "images" else name: value for name, value in extra.items()}
-            report = check_videos(format, options.path, splits=splits, progress=progress, **extra)
-        return _tell(report, options)
-    with command_options.progress_bar("reading images and annotations") as progress:
-        report = check_universal(
-            format,
-            options.path,
-            splits=splits or (["train"] if "annotations" in extra else None),
-            kind=options.truth,
-            progress=progress,
-            **extra,
-        )
-    return _tell(report, options)
+    return lambda classes: command_options.fold_of(layout, options.fold, options.definition, classes)
 
 
 def _tell(report: check.Report, options: argparse.Namespace) -> int:

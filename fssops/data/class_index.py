@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from fssops.data.sources import FewShotSource
+    from fssops.data.few_shot_source import FewShotSource
 
 VERSION = 1
 MIN_IMAGES = 500
@@ -39,15 +39,14 @@ def key_of(source: FewShotSource) -> str | None:
         return None
     classes = {str(number): name for number, name in source.classes.items()}
     digest = hashlib.sha256(json.dumps([VERSION, source.describe(), classes, source.names]).encode())
-    found = False
-    for file in source.files():
-        found = True
+    files = source.truth_files()
+    for file in files:
         try:
             status = os.stat(file)
         except OSError:
             return None  # the error is reported where the file is read
         digest.update(f"{file}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
-    return digest.hexdigest() if found else None
+    return digest.hexdigest() if files else None
 
 
 def load(key: str) -> dict[str, dict[int, int]] | None:

@@ -10,8 +10,10 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from fssops.data import fewshot, folds
+from fssops.data import folds
+from fssops.data.few_shot_source import FewShotSource
 from fssops.data.folds import FoldClasses
+from fssops.data.layouts import open_data
 
 
 def console() -> Console:
@@ -94,7 +96,7 @@ def fold_of(format: str, fold: int, definition: str, classes: Sequence[int]) -> 
     return folds.by_name("generated" if format == "generated" else "custom", fold, classes=classes)
 
 
-def open_source(options: argparse.Namespace, **further: Any) -> fewshot.FewShotSource:
+def open_source(options: argparse.Namespace, **further: Any) -> FewShotSource:
     """The data set that the options name, one split of it."""
     extra = {**further, **source_options(options)}
-    return fewshot.open_source(format_of(options), options.path, split=options.split, **extra)
+    return open_data(format_of(options), options.path, split=options.split, truth="few-shot", **extra)

@@ -6,7 +6,7 @@ import random
 from dataclasses import dataclass
 
 from fssops.data.errors import TooFewImagesError
-from fssops.data.sources import FewShotSource
+from fssops.data.few_shot_source import FewShotSource
 
 _ATTEMPTS = 100
 

@@ -20,7 +20,7 @@ from typing import Any, Literal
 from fssops.data import episode_draws
 from fssops.data.episode_draws import EpisodeSpec
 from fssops.data.errors import AnnotationError, TooFewImagesError
-from fssops.data.sources import FewShotSource
+from fssops.data.few_shot_source import FewShotSource
 
 FILE_FORMAT = "fssops-episodes-1"
 
@@ -302,7 +302,5 @@ def _too_few(
 
 
 def _images_of(source: FewShotSource, class_id: int, min_area: int, avoid: Collection[int], draw: str) -> list[str]:
-    published = getattr(source, "images_of_annotations", None)
-    if draw == "panet" and published is not None and min_area <= 1 and not avoid:
-        return list(published(class_id))
-    return source.images_of(class_id, min_area, avoid)
+    published = source.images_of_annotations(class_id) if draw == "panet" and min_area <= 1 and not avoid else None
+    return source.images_of(class_id, min_area, avoid) if published is None else published

@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageOps
 
-from fssops.data.errors import DataWarning, ImageFileError, MaskError, MaskSizeError, MaskValueError
+from fssops.data.errors import DataWarning, ImageFileError, ImageSizeError, MaskError, MaskSizeError, MaskValueError
 
 MAX_PIXELS = 1 << 26
 """Pictures of more pixels than this (67 million) are refused before they are decoded: a few kilobytes of PNG can
@@ -134,15 +134,43 @@ def read_image(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) ->
         return to_rgb(_decode(image, file), str(file))
 
 
+def read_sized(path: Path, size: tuple[int, int] | None) -> Image.Image:
+    """Read a picture whose (width, height) annotations give; None where they do not.
+
+    Raises:
+        ImageSizeError: it has another size; says so where the annotations are of the picture before its EXIF
+            orientation turns it.
+    """
+    picture = read_image(path)
+    if size is not None and picture.size != size:
+        orientation = exif_orientation(path)
+        turned = f" (EXIF orientation {orientation} turns it; annotations must be of the upright picture)"
+        raise ImageSizeError(
+            f"{path}: image must have the size its annotations are made for, {size[0]} x {size[1]}, "
+            f"got {picture.width} x {picture.height}{turned if orientation > 4 and picture.size == size[::-1] else ''}"
+        )
+    return picture
+
+
+def exif_orientation(path: str | os.PathLike[str]) -> int:
+    """The EXIF orientation of a picture, 1 (upright) to 8, from the header alone."""
+    with _open(path, MAX_PIXELS) as image:
+        return _orientation(image)
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        stated = image.getexif().get(0x0112, 1)
+    except _DECODE_ERRORS:
+        return 1
+    return stated if stated in range(1, 9) else 1
+
+
 def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     """Width and height of a picture as :func:`read_image` would return it, from the header alone."""
     with _open(path, MAX_PIXELS) as image:
         width, height = image.size
-        try:
-            turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-        except _DECODE_ERRORS:
-            turned = False
-    return (height, width) if turned else (width, height)
+        return (height, width) if _orientation(image) > 4 else (width, height)
 
 
 def read_mask(

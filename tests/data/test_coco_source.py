@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fssops.data import coco_json, fewshot
+from fssops.data import coco_json
 from fssops.data.errors import AnnotationError, DataWarning, ImageFileError
+from fssops.data.layouts import open_data
 from fssops.run_lengths import draw
 
 
@@ -22,7 +23,7 @@ def square(x: float, y: float, side: float) -> list[float]:
 
 def test_coco_numbers_classes_by_category_order_and_finds_the_year(coco_folder: Callable[..., Path]) -> None:
     root = coco_folder([{"image_id": 1, "category_id": 4, "segmentation": [square(10, 10, 20)]}])
-    source = fewshot.open_source("coco", root, split="train")
+    source = open_data("coco", root, split="train", truth="few-shot")
     assert source.split == "train2017"
     assert source.classes == {1: "cat", 2: "dog", 3: "owl"}
     assert source.images_of(2) == ["000000000001.jpg"]
@@ -38,7 +39,7 @@ def test_coco_smaller_object_lies_on_top_and_areas_are_of_whole_classes(coco_fol
             {"image_id": 1, "category_id": 4, "segmentation": [square(20, 10, 20)]},
         ]
     )
-    source = fewshot.open_source("coco", root, split="train")
+    source = open_data("coco", root, split="train", truth="few-shot")
     name = source.names[0]
     label = source.label_map(name)
     assert label[22, 22] == 1
@@ -58,13 +59,13 @@ def test_coco_crowds_are_ignored_or_part_of_the_class(coco_folder: Callable[...,
     counts = [40 * 30, 40 * 10, 40 * 20]  # columns 30 to 39
     crowd = {"image_id": 1, "category_id": 1, "iscrowd": 1, "segmentation": {"size": [40, 60], "counts": counts}}
     root = coco_folder([crowd, {"image_id": 1, "category_id": 1, "segmentation": [square(35, 0, 10)]}])
-    ignored = fewshot.open_source("coco", root, split="train")
+    ignored = open_data("coco", root, split="train", truth="few-shot")
     label = ignored.label_map(ignored.names[0], [1])
     assert (label == 1).sum() == 100
     assert (label == 255).sum() == 400 - 50
     assert ignored.areas()[ignored.names[0]] == {1: 100}
     assert (ignored.label_map(ignored.names[0], [2]) == 0).all()
-    part = fewshot.open_source("coco", root, split="train", crowd="object")
+    part = open_data("coco", root, split="train", crowd="object", truth="few-shot")
     assert (part.label_map(part.names[0], [1]) == 1).sum() == 450
     assert part.areas()[part.names[0]] == {1: 450}
 
@@ -161,7 +162,7 @@ def test_annotation_with_a_field_of_another_type_is_dropped(
 ) -> None:
     good = {"image_id": 1, "category_id": 1, "segmentation": [square(0, 0, 9)]}
     with pytest.warns(DataWarning, match=f"annotation 2 dropped: {reason}"):
-        source = fewshot.open_source("coco", coco_folder([good, {**good, field: value}]), split="train")
+        source = open_data("coco", coco_folder([good, {**good, field: value}]), split="train", truth="few-shot")
     assert isinstance(source, fewshot.COCOSource)
     assert [a.id for a in source.annotations_of(source.names[0])] == [1]
 
@@ -169,7 +170,7 @@ def test_annotation_with_a_field_of_another_type_is_dropped(
 def test_area_that_is_no_finite_number_counts_as_not_stated(coco_folder: Callable[..., Path]) -> None:
     good = {"image_id": 1, "category_id": 1, "segmentation": [square(0, 0, 9)]}
     areas = [81, 10**400, "81", None, -1]
-    source = fewshot.open_source("coco", coco_folder([{**good, "area": area} for area in areas]), split="train")
+    source = open_data("coco", coco_folder([{**good, "area": area} for area in areas]), split="train", truth="few-shot")
     assert isinstance(source, fewshot.COCOSource)
     assert [a.area for a in source.annotations_of(source.names[0])] == [81.0, None, None, None, None]
 
@@ -204,7 +205,7 @@ def test_broken_coco_structure_is_an_error_that_says_where(
     change(content)
     file.write_text(json.dumps(content))
     with pytest.raises(AnnotationError, match=rf"instances_train2017\.json.*{message}"):
-        fewshot.open_source("coco", root, split="train")
+        open_data("coco", root, split="train", truth="few-shot")
 
 
 def test_coco_json_cut_anywhere_is_an_error(coco_folder: Callable[..., Path]) -> None:
@@ -214,26 +215,26 @@ def test_coco_json_cut_anywhere_is_an_error(coco_folder: Callable[..., Path]) ->
     for kept in (0, 1, len(whole) // 2, len(whole) - 1):
         file.write_text(whole[:kept])
         with pytest.raises(AnnotationError, match="must be complete JSON"):
-            fewshot.open_source("coco", root, split="train")
+            open_data("coco", root, split="train", truth="few-shot")
 
 
 def test_coco_duplicate_annotation_id_is_warned_of(coco_folder: Callable[..., Path]) -> None:
     one = {"id": 7, "image_id": 1, "category_id": 1, "segmentation": [square(0, 0, 9)]}
     with pytest.warns(DataWarning, match="annotation id 7 occurs more than once"):
-        fewshot.open_source("coco", coco_folder([one, one]), split="train")
+        open_data("coco", coco_folder([one, one]), split="train", truth="few-shot")
 
 
 def test_coco_image_of_another_size_than_its_annotations_is_an_error(coco_folder: Callable[..., Path]) -> None:
     root = coco_folder([])
     Image.fromarray(np.zeros((60, 40, 3), np.uint8)).save(root / "train2017" / "000000000001.jpg")
     with pytest.raises(ImageFileError, match=r"000000000001\.jpg.*60 x 40, got 40 x 60"):
-        fewshot.open_source("coco", root, split="train").image("000000000001.jpg")
+        open_data("coco", root, split="train", truth="few-shot").image("000000000001.jpg")
 
 
 def test_coco_polygon_parts_outside_the_image_are_left_out_of_a_good_object(coco_folder: Callable[..., Path]) -> None:
     parts = [square(10, 10, 5), square(100, 100, 5), square(30, 10, 5)]
     root = coco_folder([{"image_id": 1, "category_id": 1, "segmentation": parts}])
-    source = fewshot.open_source("coco", root, split="train")
+    source = open_data("coco", root, split="train", truth="few-shot")
     assert source.areas()[source.names[0]] == {1: 50}
 
 
@@ -246,8 +247,8 @@ def test_coco_without_a_root_needs_annotations_and_images(
     with pytest.raises(ValueError, match="root must be a folder unless annotations and images are given, got None"):
         fewshot.COCOSource(None, annotations=annotations)
     with pytest.raises(ValueError, match="root must be a folder for format coco, got None"):
-        fewshot.open_source("coco", annotations=annotations)
-    assert len(fewshot.open_source("coco", annotations=annotations, images="train").names) == 3
+        open_data("coco", annotations=annotations, truth="few-shot")
+    assert len(open_data("coco", annotations=annotations, images="train", truth="few-shot").names) == 3
 
 
 def test_coco_image_that_is_listed_twice_is_drawn_once(coco_folder: Callable[..., Path]) -> None:
@@ -255,7 +256,7 @@ def test_coco_image_that_is_listed_twice_is_drawn_once(coco_folder: Callable[...
     file = root / "annotations" / "instances_train2017.json"
     file.write_text(file.read_text().replace("000000000002.jpg", "000000000001.jpg"))
     with pytest.warns(DataWarning, match=r"images 1 and 2 share the file 000000000001\.jpg"):
-        source = fewshot.open_source("coco", root, split="train")
+        source = open_data("coco", root, split="train", truth="few-shot")
     assert isinstance(source, fewshot.COCOSource)
     assert source.images_of_annotations(1) == ["000000000001.jpg"]
 
@@ -264,5 +265,5 @@ def test_coco_two_years_need_an_explicit_split(coco_folder: Callable[..., Path])
     coco_folder([], split="train2014")
     root = coco_folder([], split="train2017")
     with pytest.raises(AnnotationError, match=r"got 'train' .fits train2014, train2017"):
-        fewshot.open_source("coco", root, split="train")
-    assert fewshot.open_source("coco", root, split="train2014").split == "train2014"
+        open_data("coco", root, split="train", truth="few-shot")
+    assert open_data("coco", root, split="train2014", truth="few-shot").split == "train2014"

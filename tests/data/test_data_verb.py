@@ -13,9 +13,10 @@ import pytest
 from PIL import Image
 
 from fssops.command_line import exit_code_of
-from fssops.data import check, fewshot, folds, pictures
+from fssops.data import check, folds, pictures
 from fssops.data.__main__ import main
 from fssops.data.episodes import EpisodeList
+from fssops.data.layouts import open_data
 
 
 def run(*arguments: object) -> int:
@@ -159,7 +160,7 @@ def test_fold_reports_novel_classes_in_training_as_a_note_and_small_classes_as_p
 
 
 def test_episode_lists_are_searched_for_leakage(voc_folder: Path, tmp_path: Path) -> None:
-    source = fewshot.open_source("voc", voc_folder, split="train")
+    source = open_data("voc", voc_folder, split="train", truth="few-shot")
     EpisodeList.draw(source, [1, 2], episodes=20).save(tmp_path / "train.json")
     EpisodeList.draw(source, [2, 3], episodes=20).save(tmp_path / "test.json")
     found = list(
@@ -179,7 +180,7 @@ def test_episode_lists_are_searched_for_leakage(voc_folder: Path, tmp_path: Path
 
 
 def test_support_that_is_also_the_query_is_leakage(voc_folder: Path) -> None:
-    source = fewshot.open_source("voc", voc_folder, split="train")
+    source = open_data("voc", voc_folder, split="train", truth="few-shot")
     drawn = EpisodeList.draw(source, [1, 2, 3], episodes=3)
     spoilt = drawn.episodes[0].__class__((1,), (("im00",),), ("im00",), (0,))
     bad = EpisodeList((spoilt,), 1, 1, 1, None, drawn.class_names)
@@ -342,7 +343,7 @@ def test_preview_draws_background_strokes_of_scribbles_only() -> None:
 
 
 def test_preview_of_an_empty_list_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    source = fewshot.open_source("generated")
+    source = open_data("generated", truth="few-shot")
     replace(EpisodeList.draw(source, [1], episodes=1), episodes=()).save(tmp_path / "none.json")
     assert run("preview", "--episode-list", tmp_path / "none.json", "-o", tmp_path / "x.png") == 2
     assert "none.json: episode list must hold at least one episode, got none" in capsys.readouterr().err

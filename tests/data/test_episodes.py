@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fssops.data import fewshot, folds
+from fssops.data import folds
 from fssops.data.episodes import EpisodeList
 from fssops.data.errors import AnnotationError, TooFewImagesError
+from fssops.data.few_shot_source import FewShotSource
+from fssops.data.layouts import open_data
 
 
 @pytest.fixture
@@ -22,7 +24,7 @@ def source() -> fewshot.GeneratedSource:
     return fewshot.GeneratedSource(size=32, images_per_class=6)
 
 
-def test_same_seed_same_list_and_another_seed_another(source: fewshot.FewShotSource) -> None:
+def test_same_seed_same_list_and_another_seed_another(source: FewShotSource) -> None:
     a, b, c = (EpisodeList.draw(source, [1, 5, 9], shots=2, episodes=30, seed=s) for s in (7, 7, 8))
     assert a == b
     assert a.hash == b.hash
@@ -32,7 +34,7 @@ def test_same_seed_same_list_and_another_seed_another(source: fewshot.FewShotSou
 
 def test_drawn_lists_never_change_between_versions(voc_folder: Path) -> None:
     """Results name their lists by hash: a change of the draw would make them irreproducible."""
-    source = fewshot.open_source("voc", voc_folder, split="train")
+    source = open_data("voc", voc_folder, split="train", truth="few-shot")
     balanced = EpisodeList.draw(source, [1, 2, 3], ways=2, episodes=50, seed=1)
     assert balanced[0].classes == (2, 3)
     assert (balanced[0].support, balanced[0].query) == ((("im04",), ("im05",)), ("im01",))
@@ -43,13 +45,13 @@ def test_drawn_lists_never_change_between_versions(voc_folder: Path) -> None:
 DRAWS = {"balanced": "9afcca478771047f", "panet": "d140be8637080023", "list": "86abe71f301c78b6"}
 
 
-def test_longer_list_begins_with_the_shorter_one(source: fewshot.FewShotSource) -> None:
+def test_longer_list_begins_with_the_shorter_one(source: FewShotSource) -> None:
     short = EpisodeList.draw(source, [1, 5, 9], episodes=10)
     long = EpisodeList.draw(source, [1, 5, 9], episodes=40)
     assert long.episodes[:10] == short.episodes
 
 
-def test_shape_of_episodes_is_as_asked(source: fewshot.FewShotSource) -> None:
+def test_shape_of_episodes_is_as_asked(source: FewShotSource) -> None:
     for e in EpisodeList.draw(source, list(source.classes), ways=3, shots=2, queries=4, episodes=20):
         assert len(set(e.classes)) == 3
         assert [len(names) for names in e.support] == [2, 2, 2]
@@ -59,14 +61,14 @@ def test_shape_of_episodes_is_as_asked(source: fewshot.FewShotSource) -> None:
             assert all(e.classes[way] in source.classes_of(name) for name in drawn_for_way)
 
 
-def test_no_image_occurs_twice_in_a_balanced_episode(source: fewshot.FewShotSource) -> None:
+def test_no_image_occurs_twice_in_a_balanced_episode(source: FewShotSource) -> None:
     # Classes 1 and 5 share many images: one is the distractor of the other.
     for e in EpisodeList.draw(source, [1, 5], ways=2, shots=3, queries=3, episodes=200):
         names = [n for way in e.support for n in way] + list(e.query)
         assert len(set(names)) == len(names)
 
 
-def test_classes_and_query_ways_are_balanced(source: fewshot.FewShotSource) -> None:
+def test_classes_and_query_ways_are_balanced(source: FewShotSource) -> None:
     episodes = EpisodeList.draw(source, [1, 5, 9, 13], ways=2, episodes=2000)
     drawn = Counter(c for e in episodes for c in e.classes)
     assert all(900 < drawn[c] < 1100 for c in (1, 5, 9, 13))
@@ -98,9 +100,7 @@ def panet_lists(pools: dict[int, list[str]], ways: int, shots: int, queries: int
 
 
 @pytest.mark.parametrize(("ways", "shots", "queries"), [(1, 1, 1), (1, 5, 1), (2, 1, 1), (3, 2, 4)])
-def test_panet_draw_repeats_the_published_generator(
-    source: fewshot.FewShotSource, ways: int, shots: int, queries: int
-) -> None:
+def test_panet_draw_repeats_the_published_generator(source: FewShotSource, ways: int, shots: int, queries: int) -> None:
     classes = [2, 6, 10, 14]
     drawn = EpisodeList.draw(
         source, classes, ways=ways, shots=shots, queries=queries, episodes=40, seed=1234, draw="panet"
@@ -115,7 +115,7 @@ def test_panet_draw_repeats_the_published_generator(
     assert len({e.query_ways for e in drawn}) == 1, "the ways of the queries are drawn once a list"
 
 
-def test_panet_draw_may_use_an_image_for_two_ways_but_not_twice_for_one(source: fewshot.FewShotSource) -> None:
+def test_panet_draw_may_use_an_image_for_two_ways_but_not_twice_for_one(source: FewShotSource) -> None:
     drawn = EpisodeList.draw(source, [1, 5], ways=2, shots=3, episodes=300, draw="panet")
     shared = 0
     for e in drawn:
@@ -132,7 +132,7 @@ def test_panet_draw_on_coco_lists_every_annotated_image_in_the_published_order(
     crowd = {"image_id": 2, "category_id": 1, "iscrowd": 1, "segmentation": {"size": [40, 60], "counts": [0, 2400]}}
     box = [1, 1, 9, 1, 9, 9, 1, 9]
     things = [{"image_id": i, "category_id": 1, "segmentation": [box]} for i in (30, 7, 1)]
-    source = fewshot.open_source("coco", coco_folder([*things, crowd], images=40), split="train")
+    source = open_data("coco", coco_folder([*things, crowd], images=40), split="train", truth="few-shot")
     assert set(source.images_of(1)) == {f"{i:012d}.jpg" for i in (1, 7, 30)}
     drawn = EpisodeList.draw(source, [1], shots=3, episodes=5, draw="panet")
     order = [f"{i:012d}.jpg" for i in set([30, 7, 1, 2])]  # noqa: C405  the published code iterates a set built from a list
@@ -140,7 +140,7 @@ def test_panet_draw_on_coco_lists_every_annotated_image_in_the_published_order(
         assert (list(e.support), list(e.query)) == (support, query)
 
 
-def test_list_draw_runs_through_the_images_and_reverses_supports(source: fewshot.FewShotSource) -> None:
+def test_list_draw_runs_through_the_images_and_reverses_supports(source: FewShotSource) -> None:
     classes = [1, 5, 9]
     drawn = EpisodeList.draw(source, classes, shots=2, episodes=100, seed=321, draw="list", min_area=20)
     pools = {c: source.images_of(c, 20) for c in classes}
@@ -163,7 +163,7 @@ def test_list_draw_runs_through_the_images_and_reverses_supports(source: fewshot
 
 
 def test_class_with_too_few_images_is_named_with_fold_rule_and_count(voc_folder: Path) -> None:
-    source = fewshot.open_source("voc", voc_folder, split="train")
+    source = open_data("voc", voc_folder, split="train", truth="few-shot")
     fold = folds.pascal5i(1)
     with pytest.raises(TooFewImagesError) as error:
         EpisodeList.draw(source, [7], shots=5, min_area=2048, avoid=[1], fold=fold)
@@ -175,7 +175,7 @@ def test_class_with_too_few_images_is_named_with_fold_rule_and_count(voc_folder:
 
 
 def test_classes_with_too_few_images_can_be_left_out_and_are_recorded(voc_folder: Path) -> None:
-    source = fewshot.open_source("voc", voc_folder, split="train")
+    source = open_data("voc", voc_folder, split="train", truth="few-shot")
     drawn = EpisodeList.draw(source, [1, 2, 3, 7, 8], shots=2, episodes=20, too_few="skip")
     assert drawn.dropped == {7: 1, 8: 0}
     assert {c for e in drawn for c in e.classes} == {1, 2, 3}
@@ -184,7 +184,7 @@ def test_classes_with_too_few_images_can_be_left_out_and_are_recorded(voc_folder
 
 
 def test_images_with_novel_classes_are_dropped_on_request_only(voc_folder: Path) -> None:
-    source = fewshot.open_source("voc", voc_folder, split="train")
+    source = open_data("voc", voc_folder, split="train", truth="few-shot")
     kept = EpisodeList.draw(source, [1], shots=1, episodes=50)
     dropped = EpisodeList.draw(source, [1], shots=1, episodes=50, avoid=[7])
     assert "im00" in kept.names()
@@ -199,7 +199,7 @@ def test_classes_that_share_all_their_images_end_in_an_error_not_in_a_loop(tmp_p
             Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / folder / f"{i}.png")
     (tmp_path / "classes.json").write_text('["background", "a", "b"]')
     with pytest.raises(TooFewImagesError, match="share too many of their images"):
-        EpisodeList.draw(fewshot.open_source("folder", tmp_path), [1, 2], ways=2, shots=2)
+        EpisodeList.draw(open_data("folder", tmp_path, truth="few-shot"), [1, 2], ways=2, shots=2)
 
 
 @pytest.mark.parametrize(
@@ -213,19 +213,19 @@ def test_classes_that_share_all_their_images_end_in_an_error_not_in_a_loop(tmp_p
         ({"draw": "list", "queries": 2}, "draw 'list' must have 1 way and 1 query, got 1 and 2"),
     ],
 )
-def test_bad_option_is_an_error(source: fewshot.FewShotSource, options: dict, message: str) -> None:
+def test_bad_option_is_an_error(source: FewShotSource, options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         EpisodeList.draw(source, [1], **options)
 
 
-def test_unknown_and_repeated_classes_are_errors(source: fewshot.FewShotSource) -> None:
+def test_unknown_and_repeated_classes_are_errors(source: FewShotSource) -> None:
     with pytest.raises(ValueError, match=r"got unknown \[99\]"):
         EpisodeList.draw(source, [1, 99])
     with pytest.raises(ValueError, match=r"got repeated \[1, 1\]"):
         EpisodeList.draw(source, [1, 1])
 
 
-def test_list_file_keeps_everything_and_its_hash(source: fewshot.FewShotSource, tmp_path: Path) -> None:
+def test_list_file_keeps_everything_and_its_hash(source: FewShotSource, tmp_path: Path) -> None:
     drawn = EpisodeList.draw(source, [1, 5, 9], ways=2, shots=2, queries=2, episodes=25, fold="some fold")
     drawn.save(tmp_path / "new" / "list.json")
     loaded = EpisodeList.load(tmp_path / "new" / "list.json")
@@ -234,7 +234,7 @@ def test_list_file_keeps_everything_and_its_hash(source: fewshot.FewShotSource, 
     loaded.check(source)
 
 
-def test_changed_cut_or_foreign_list_file_is_refused(source: fewshot.FewShotSource, tmp_path: Path) -> None:
+def test_changed_cut_or_foreign_list_file_is_refused(source: FewShotSource, tmp_path: Path) -> None:
     file = tmp_path / "list.json"
     drawn = EpisodeList.draw(source, [1, 5], episodes=5)
     drawn.save(file)
@@ -254,7 +254,7 @@ def test_changed_cut_or_foreign_list_file_is_refused(source: fewshot.FewShotSour
 
 
 def test_full_disk_leaves_the_old_list_and_no_rubbish(
-    source: fewshot.FewShotSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    source: FewShotSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old = EpisodeList.draw(source, [1], episodes=2)
     old.save(tmp_path / "list.json")
@@ -269,10 +269,10 @@ def test_full_disk_leaves_the_old_list_and_no_rubbish(
     assert [p.name for p in tmp_path.iterdir()] == ["list.json"]
 
 
-def test_list_of_another_data_set_is_refused(source: fewshot.FewShotSource, voc_folder: Path) -> None:
+def test_list_of_another_data_set_is_refused(source: FewShotSource, voc_folder: Path) -> None:
     drawn = EpisodeList.draw(source, [1], episodes=2)
     with pytest.raises(AnnotationError, match=r"every image of the episode list, got none named 'train-"):
-        drawn.check(fewshot.open_source("voc", voc_folder))
+        drawn.check(open_data("voc", voc_folder, truth="few-shot"))
 
 
 def test_list_does_not_depend_on_the_machine(voc_folder: Path, tmp_path: Path) -> None:
@@ -280,7 +280,7 @@ def test_list_does_not_depend_on_the_machine(voc_folder: Path, tmp_path: Path) -
 
     shutil.copytree(voc_folder, tmp_path / "elsewhere")
     lists = [
-        EpisodeList.draw(fewshot.open_source("voc", root, split="train"), [1, 2], episodes=10)
+        EpisodeList.draw(open_data("voc", root, split="train", truth="few-shot"), [1, 2], episodes=10)
         for root in (voc_folder, tmp_path / "elsewhere")
     ]
     assert lists[0].hash == lists[1].hash

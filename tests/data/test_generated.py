@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-
-from fssops.data import fewshot, folds
 from fssops.data.generated import GROUPS, TEXTURES, GeneratedSource
+
+from fssops.data import folds
+from fssops.data.layouts import open_data
 
 
 def test_same_seed_same_pictures_and_splits_and_seeds_differ() -> None:
@@ -78,7 +79,7 @@ def test_instances_partition_the_class() -> None:
 )
 def test_bad_option_is_an_error(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        fewshot.open_source("generated", **options)
+        open_data("generated", **options, truth="few-shot")
 
 
 def test_interleaved_folds_share_texture_kinds_but_no_class() -> None:

@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 
-from fssops.data import fewshot, universal, video
+from fssops.data.layouts import open_data
 
 
 @pytest.mark.parametrize(
     ("open_source", "format"),
     [
-        (fewshot.open_source, "generated"),
-        (universal.open_source, "generated"),
-        (video.open_source, "generated_videos"),
+        (open_data, "generated"),
+        (open_data, "generated"),
+        (open_data, "generated_videos"),
     ],
 )
 def test_a_folder_is_not_passed_over_where_data_are_generated(

@@ -9,7 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fssops.data import check, fewshot, folds
+from fssops.data import check, folds
+from fssops.data.episode_dataset import EpisodeDataset
+from fssops.data.episodes import EpisodeList
+from fssops.data.errors import TooFewImagesError
+from fssops.data.few_shot_source import FewShotSource
+from fssops.data.layouts import open_data
 from fssops.structures import FewShotBatch
 
 
@@ -19,13 +24,15 @@ def stats(data_root: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def coco(data_root: Path) -> dict[str, fewshot.FewShotSource]:
-    return {s: fewshot.open_source("coco", data_root / "coco_mini", split=s) for s in ("train", "val")}
+def coco(data_root: Path) -> dict[str, FewShotSource]:
+    return {s: open_data("coco", data_root / "coco_mini", split=s, truth="few-shot") for s in ("train", "val")}
 
 
 @pytest.fixture(scope="module")
-def voc(data_root: Path) -> dict[str, fewshot.FewShotSource]:
-    return {s: fewshot.open_source("voc", data_root / "voc_mini", split=s) for s in ("train", "val", "trainval")}
+def voc(data_root: Path) -> dict[str, FewShotSource]:
+    return {
+        s: open_data("voc", data_root / "voc_mini", split=s, truth="few-shot") for s in ("train", "val", "trainval")
+    }
 
 
 def test_coco_images_annotations_and_crowds_are_all_there(stats: dict[str, Any], coco: dict[str, Any]) -> None:
@@ -40,7 +47,7 @@ def test_coco_images_annotations_and_crowds_are_all_there(stats: dict[str, Any],
 
 @pytest.mark.parametrize("fold", range(4))
 def test_coco_usable_images_of_every_class_are_as_stated(
-    stats: dict[str, Any], coco: dict[str, fewshot.FewShotSource], fold: int
+    stats: dict[str, Any], coco: dict[str, FewShotSource], fold: int
 ) -> None:
     facts = stats["coco_mini"]["coco20i_folds"][str(fold)]
     classes = folds.coco20i(fold, "msanet").test
@@ -60,7 +67,7 @@ def test_voc_lists_and_images_of_every_class_are_as_stated(stats: dict[str, Any]
         assert counted == {name: counts[key] for name, counts in facts["images_per_class"].items()}
 
 
-def test_voc_images_of_every_fold_are_as_stated(voc: dict[str, fewshot.FewShotSource]) -> None:
+def test_voc_images_of_every_fold_are_as_stated(voc: dict[str, FewShotSource]) -> None:
     # shared/data/README.md, last table.
     for split, expected in (("train", [26, 37, 81, 23]), ("val", [14, 30, 89, 22])):
         source = voc[split]
@@ -69,7 +76,7 @@ def test_voc_images_of_every_fold_are_as_stated(voc: dict[str, fewshot.FewShotSo
 
 
 def test_camvid_is_read_as_a_folder_of_label_maps(data_root: Path) -> None:
-    source = fewshot.open_source("auto", data_root / "camvid", split="val")
+    source = open_data("auto", data_root / "camvid", split="val", truth="few-shot")
     assert source.format == "folder"
     assert len(source.names) == 101
     assert source.classes[1] == "Sky"
@@ -80,7 +87,7 @@ def test_camvid_is_read_as_a_folder_of_label_maps(data_root: Path) -> None:
 
 
 def test_every_real_image_has_three_channels_and_the_size_its_annotations_state(
-    coco: dict[str, fewshot.FewShotSource],
+    coco: dict[str, FewShotSource],
 ) -> None:
     for source in coco.values():
         for name in source.names[:40]:
@@ -90,10 +97,10 @@ def test_every_real_image_has_three_channels_and_the_size_its_annotations_state(
 
 
 @pytest.mark.parametrize("annotation", ["mask", "box", "scribble"])
-def test_episodes_of_real_images_show_their_classes(voc: dict[str, fewshot.FewShotSource], annotation: str) -> None:
+def test_episodes_of_real_images_show_their_classes(voc: dict[str, FewShotSource], annotation: str) -> None:
     source, fold = voc["trainval"], folds.pascal5i(0)
-    episodes = fewshot.EpisodeList.draw(source, fold.test, ways=2, shots=1, episodes=4, min_area=2048, fold=fold)
-    dataset = fewshot.EpisodeDataset(source, episodes, size=(161, 161), annotation=annotation)
+    episodes = EpisodeList.draw(source, fold.test, ways=2, shots=1, episodes=4, min_area=2048, fold=fold)
+    dataset = EpisodeDataset(source, episodes, size=(161, 161), annotation=annotation)
     batch = FewShotBatch.stack([dataset[i] for i in range(4)])
     assert (batch.support_foreground.sum((-1, -2)) > 0).all()
     assert (batch.support_background.sum((-1, -2)) > 0).all()
@@ -101,10 +108,10 @@ def test_episodes_of_real_images_show_their_classes(voc: dict[str, fewshot.FewSh
     assert set(batch.query_labels.unique().tolist()) <= {0, 1, 2, 255}
 
 
-def test_class_without_enough_real_images_is_named_with_its_fold(voc: dict[str, fewshot.FewShotSource]) -> None:
+def test_class_without_enough_real_images_is_named_with_its_fold(voc: dict[str, FewShotSource]) -> None:
     fold = folds.pascal5i(0)
-    with pytest.raises(fewshot.TooFewImagesError, match=r"voc val: every class of pascal5i fold 0 .*'boat' \(4\): 0"):
-        fewshot.EpisodeList.draw(voc["val"], fold.test, min_area=2048, fold=fold)
+    with pytest.raises(TooFewImagesError, match=r"voc val: every class of pascal5i fold 0 .*'boat' \(4\): 0"):
+        EpisodeList.draw(voc["val"], fold.test, min_area=2048, fold=fold)
 
 
 def test_check_finds_nothing_wrong_in_the_packs_but_empty_classes(data_root: Path) -> None:

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fssops.data.universal.check import check_universal
 from PIL import Image
 
 from fssops.data.__main__ import main
-from fssops.data.universal.check import check_universal
-from fssops.data.universal.panoptic_json import encode_ids
+from fssops.data.panoptic_json import encode_ids
 
 H, W = 20, 30
 

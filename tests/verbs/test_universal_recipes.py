@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import fssops
-from fssops.data import universal
+from fssops.data.layouts import known_classes
 from fssops.engine.optimizers import parameter_groups
 from fssops.engine.schedules import learning_rate_factor
 from fssops.recipes import list_recipes
@@ -37,7 +37,7 @@ def test_recipe_is_valid_and_its_model_can_be_built(recipe: str) -> None:
         model = fssops.create_model(settings.model.name, **settings.model.options)
     groups = parameter_groups(model, settings.optim)
     assert sum(p.numel() for group in groups for p in group["params"]) > 1e6
-    known = universal.known_classes(settings.data.source, settings.data.truth)
+    known = known_classes(settings.data.source, settings.data.truth)
     assert known is not None
     assert len(known) == task.config.num_classes
     if settings.data.truth == "panoptic":

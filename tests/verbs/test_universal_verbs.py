@@ -16,11 +16,13 @@ from PIL import Image
 from tiny_universal import TINY, settings_arguments
 
 import fssops
-from fssops.data import universal
-from fssops.data.universal import panoptic_json
+from fssops.data import panoptic_json
+from fssops.data.class_names import read_classes
+from fssops.data.layouts import open_data
 from fssops.engine.settings import SettingsError
 from fssops.tasks import load_settings, resumable_evaluation
 from fssops.tasks.universal import UniversalTask
+from fssops.truth import Classes
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
@@ -58,8 +60,8 @@ def test_training_leaves_scores_pictures_and_classes(universal_run: Path) -> Non
     for name in ("curves.png", "grid.png", "best.png", "worst.png", "confusion.png"):
         with Image.open(universal_run / name) as picture:
             assert min(picture.size) > 200
-    classes = universal.read_classes(universal_run / "classes.json")
-    assert classes.names == universal.open_source("generated").classes.names
+    classes = read_classes(universal_run / "classes.json")
+    assert classes.names == open_data("generated", truth="panoptic").classes.names
     assert classes.things == (3, 4, 5, 6, 7)
     metrics = [json.loads(line) for line in (universal_run / "metrics.jsonl").read_text().splitlines()]
     assert {"val/pq", "val/miou", "val/ap"} <= set(metrics[-1])
@@ -94,9 +96,9 @@ def test_evaluation_can_average_sizes_and_flips(universal_run: Path, tmp_path: P
 def test_a_panoptic_model_without_countable_classes_fits_data_without_them() -> None:
     task = UniversalTask(load_settings("mask2former_generated", [*TINY, "model.things=[]"]))  # type: ignore[arg-type]
     names = [f"stuff {number}" for number in range(8)]
-    task.check_classes(SimpleNamespace(label="stuff", classes=universal.Classes.from_names(names, [])))  # type: ignore[arg-type]
+    task.check_classes(SimpleNamespace(label="stuff", classes=Classes.from_names(names, [])))  # type: ignore[arg-type]
     with pytest.raises(SettingsError, match=r"countable classes of mixed, \[7\], got \[\]"):
-        task.check_classes(SimpleNamespace(label="mixed", classes=universal.Classes.from_names(names, [7])))  # type: ignore[arg-type]
+        task.check_classes(SimpleNamespace(label="mixed", classes=Classes.from_names(names, [7])))  # type: ignore[arg-type]
 
 
 def test_two_processes_count_what_one_counts(universal_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import fssops
-from fssops.data import video
+from fssops.data.layouts import known_classes
 from fssops.engine.optimizers import parameter_groups
 from fssops.engine.settings import SettingsError
 from fssops.recipes import list_recipes
@@ -40,7 +40,7 @@ def test_recipe_is_valid_and_its_model_can_be_built(recipe: str) -> None:
         model = fssops.create_model(settings.model.name, **settings.model.options)
     groups = parameter_groups(model, settings.optim)
     assert sum(p.numel() for group in groups for p in group["params"]) > 1e6
-    known = video.known_classes(settings.data.source)
+    known = known_classes(settings.data.source, "video")
     assert known is not None
     assert len(known) == task.config.num_classes
     assert len(task.classes()) == task.config.num_classes

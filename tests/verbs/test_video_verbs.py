@@ -17,7 +17,7 @@ from PIL import Image
 from tiny_video import TINY, settings_arguments
 
 import fssops
-from fssops.data import video
+from fssops.data.layouts import known_classes
 from fssops.run_lengths import decode
 from fssops.tasks import load_settings, resumable_evaluation
 from fssops.tasks.video import VideoTask
@@ -381,4 +381,4 @@ def test_models_lists_the_video_system_with_its_recipes() -> None:
 
     assert "mask2former_vis_ytvis2019_r50" in recipes_of("mask2former_vis")
     assert not [name for name in recipes_of("mask2former") if "_vis_" in name]
-    assert video.known_classes("ovis") is not None
+    assert known_classes("ovis", "video") is not None

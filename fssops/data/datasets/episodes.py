@@ -18,7 +18,7 @@ from fssops.data.datasets.base_classes import base_labels
 from fssops.data.episode_draws import EpisodeSpec
 from fssops.data.episodes import EpisodeList
 from fssops.data.errors import MaskError
-from fssops.data.sources import FewShotSource
+from fssops.data.few_shot_source import FewShotSource
 from fssops.structures import IGNORE, Episode
 
 ANNOTATIONS = ("mask", "box", "component_boxes", "scribble")

@@ -11,7 +11,7 @@ from fssops.data.augmentation.chains import few_shot_chain, with_enough
 from fssops.data.augmentation.scene import Scene
 from fssops.data.datasets.seeded_items import SeededItems
 from fssops.data.errors import TooFewImagesError
-from fssops.data.sources import FewShotSource
+from fssops.data.few_shot_source import FewShotSource
 from fssops.normalisation import normalise
 from fssops.structures import IGNORE, ProposalBatch
 

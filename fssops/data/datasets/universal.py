@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from fssops.data.augmentation.scene import DETECTRON2, Scene, Size, Transform, resized
 from fssops.data.datasets.seeded_items import SeededItems
 from fssops.data.errors import ImageFileError
-from fssops.data.universal.source import UniversalSource
+from fssops.data.source import ImageSource
 from fssops.structures import IGNORE, ImageBatch, MaskTargets
 from fssops.truth import Truth, TruthKind, draw
 
@@ -63,7 +63,7 @@ class TrainingDataset(SeededItems[UniversalItem]):
 
     def __init__(
         self,
-        source: UniversalSource,
+        source: ImageSource,
         kind: TruthKind,
         augmentation: Transform,
         *,
@@ -148,7 +148,7 @@ class EvaluationDataset(Dataset[UniversalItem]):
         preparation: see :class:`fssops.data.preparation.UniversalPreparation`.
     """
 
-    def __init__(self, source: UniversalSource, preparation: Callable[[np.ndarray, str], UniversalItem]) -> None:
+    def __init__(self, source: ImageSource, preparation: Callable[[np.ndarray, str], UniversalItem]) -> None:
         self.source, self.preparation = source, preparation
 
     def __len__(self) -> int:
@@ -164,7 +164,7 @@ def to_tensor(image: np.ndarray) -> Tensor:
     return torch.from_numpy(image.transpose(2, 0, 1).copy())
 
 
-def check_size(source: UniversalSource, name: str, image: Size, truth: Size) -> None:
+def check_size(source: ImageSource, name: str, image: Size, truth: Size) -> None:
     """Refuse an image of another (height, width) than its truth.
 
     Raises:

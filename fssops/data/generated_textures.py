@@ -9,13 +9,14 @@ Everything follows from (seed, split, number of the image); an image takes a few
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
-from fssops.data.sources import FewShotSource, keep_classes
+from fssops.data.source import ImageSource
+from fssops.truth import Classes, Truth
 
 Array = np.ndarray
 
@@ -23,7 +24,23 @@ GROUPS = 4
 """Distractors come from classes with the same number modulo 4. Under the interleaved split into four folds
 (``folds.by_name("generated", ...)``) a training image therefore never holds a novel class."""
 
-_SPLITS = {"train": 0, "val": 1, "test": 2}
+SPLITS = {"train": 0, "val": 1, "test": 2}
+"""Splits of everything that is drawn, and their place in seeds."""
+
+
+def check_options(where: str, split: str, **limits: tuple[object, int, int | None]) -> None:
+    """Check the split, and options given as (value, least, greatest or None).
+
+    Raises:
+        ValueError: names the first that is out of range.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"{where}: split must be one of {', '.join(SPLITS)}, got {split!r}")
+    for name, (value, least, greatest) in limits.items():
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if not whole or value < least or (greatest is not None and value > greatest):  # type: ignore[operator]
+            rule = f"of at least {least}" if greatest is None else f"from {least} to {greatest}"
+            raise ValueError(f"{where}: {name} must be an integer {rule}, got {value!r}")
 
 
 OUTLINES: dict[str, Callable[[Array, Array], Array]] = {
@@ -77,14 +94,18 @@ PERIODS = {"fine": 0.06, "coarse": 0.12}
 """Period of a texture as a share of the image's side."""
 
 
-def class_names() -> dict[int, str]:
-    """Class id -> name; 28 classes, the two scales of a texture have different outlines."""
+def class_names() -> list[str]:
+    """Names of the 28 classes, whose numbers start at 1; the two scales of a texture have different outlines."""
     outlines = list(OUTLINES)
     kinds = [(scale, texture) for texture in TEXTURES for scale in PERIODS]
-    return {
-        number: f"{scale} {texture} {outlines[(3 * number) % len(outlines)]}"
+    return [
+        f"{scale} {texture} {outlines[(3 * number) % len(outlines)]}"
         for number, (scale, texture) in enumerate(kinds, start=1)
-    }
+    ]
+
+
+CLASSES = Classes.from_names(["background", *class_names()])
+"""The background and the 28 classes."""
 
 
 @dataclass(frozen=True)
@@ -98,8 +119,8 @@ class _Object:
     colours: Array  # [2, 3] in 0..1
 
 
-class GeneratedSource(FewShotSource):
-    """The generated data set.
+class GeneratedTextures(ImageSource):
+    """The generated textures; class 0 is the background.
 
     Args:
         split: ``train``, ``val`` or ``test``: other images of the same classes.
@@ -111,24 +132,20 @@ class GeneratedSource(FewShotSource):
         ValueError: a value out of range.
     """
 
-    format = "generated"
-
     def __init__(self, split: str = "train", *, size: int = 96, images_per_class: int = 40, seed: int = 0) -> None:
-        if split not in _SPLITS:
-            raise ValueError(f"GeneratedSource: split must be one of {', '.join(_SPLITS)}, got {split!r}")
-        if isinstance(size, bool) or not isinstance(size, int) or not 32 <= size <= 512:
-            raise ValueError(f"GeneratedSource: size must be an integer from 32 to 512, got {size!r}")
-        if isinstance(images_per_class, bool) or not isinstance(images_per_class, int) or images_per_class < 1:
-            raise ValueError(f"GeneratedSource: images_per_class must be at least 1, got {images_per_class!r}")
-        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-            raise ValueError(f"GeneratedSource: seed must be an integer of at least 0, got {seed!r}")
+        check_options(
+            "GeneratedTextures",
+            split,
+            size=(size, 32, 512),
+            images_per_class=(images_per_class, 1, None),
+            seed=(seed, 0, None),
+        )
         self.size = size
         self.images_per_class = images_per_class
         self.seed = seed
-        classes = class_names()
         self._kinds = [(texture, scale) for texture in TEXTURES for scale in PERIODS]
-        names = [f"{split}-{number:05d}" for number in range(len(classes) * images_per_class)]
-        super().__init__(split, classes, names)
+        names = [f"{split}-{number:05d}" for number in range(len(self._kinds) * images_per_class)]
+        super().__init__("semantic", split, CLASSES, names)
 
     def image(self, name: str) -> Image.Image:
         rng, objects = self._scene(name)
@@ -143,33 +160,32 @@ class GeneratedSource(FewShotSource):
         canvas += 0.06 * rng.random(canvas.shape, dtype=np.float32) - 0.03
         return Image.fromarray((canvas.clip(0.0, 1.0) * 255.0).astype(np.uint8))
 
-    def label_map(self, name: str, class_ids: Sequence[int] | None = None) -> np.ndarray:
-        _, objects = self._scene(name)
-        label = np.zeros((self.size, self.size), dtype=np.uint8)
-        for thing in objects:
-            window, inside, _, _ = self._inside(thing)
-            label[window][inside] = thing.class_id
-        return keep_classes(label, class_ids)
+    def truth(self, name: str) -> Truth:
+        return Truth(self.size, self.size, label_map=self._drawn(name)[0])
 
-    def instance_map(self, name: str, class_id: int) -> np.ndarray:
-        """Objects of a class, numbered from 1 in the order they were drawn."""
+    def object_numbers(self, name: str) -> np.ndarray:
+        """Objects are numbered from 1 in the order they were drawn."""
+        return self._drawn(name)[1]
+
+    def _drawn(self, name: str) -> tuple[Array, Array]:
+        """Class uint8 [size, size] and number of the object int32 of every pixel."""
         _, objects = self._scene(name)
-        numbered = np.zeros((self.size, self.size), dtype=np.int32)
+        labels, numbers = (np.zeros((self.size, self.size), dtype=kind) for kind in (np.uint8, np.int32))
         for number, thing in enumerate(objects, start=1):
             window, inside, _, _ = self._inside(thing)
-            numbered[window][inside] = number if thing.class_id == class_id else 0
-        return numbered
+            labels[window][inside], numbers[window][inside] = thing.class_id, number
+        return labels, numbers
 
-    def describe(self) -> dict[str, object]:
-        return {**super().describe(), "size": self.size, "images_per_class": self.images_per_class, "seed": self.seed}
+    def identity(self) -> Mapping[str, object]:
+        return {"size": self.size, "images_per_class": self.images_per_class, "seed": self.seed}
 
     def _scene(self, name: str) -> tuple[np.random.Generator, list[_Object]]:
         """The objects of an image, the main one last and thus on top, and the generator for its background."""
-        self._check_name(name)
+        self.check_name(name)
         index = int(name.rsplit("-", 1)[1])
-        rng = np.random.default_rng([self.seed, _SPLITS[self.split], index])
-        main = index % len(self.classes) + 1
-        others = [c for c in self.classes if c != main and (c - main) % GROUPS == 0]
+        rng = np.random.default_rng([self.seed, SPLITS[self.split], index])
+        main = index % len(self._kinds) + 1
+        others = [c for c in range(1, len(self._kinds) + 1) if c != main and (c - main) % GROUPS == 0]
         wanted = [others[int(rng.random() * len(others))] for _ in range(1 + int(rng.random() * 3))]
         wanted = ([main] if rng.random() < 0.25 else []) + wanted
         objects = [self._object(rng, main, 0.19 + 0.11 * rng.random(), [])]

@@ -12,11 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from fssops.data.generated import OUTLINES, TEXTURES
-from fssops.data.universal.source import UniversalSource
+from fssops.data.generated_textures import OUTLINES, SPLITS, TEXTURES, check_options
+from fssops.data.source import ImageSource
 from fssops.truth import Category, Classes, Segment, Truth
-
-_SPLITS = {"train": 0, "val": 1, "test": 2}
 
 STUFF = ("sky", "ground", "wall")
 THINGS = ("disc", "square", "triangle", "star", "ring")
@@ -40,7 +38,7 @@ class _Shape:
     colour: np.ndarray
 
 
-class GeneratedScenesSource(UniversalSource):
+class GeneratedScenes(ImageSource):
     """The generated scenes.
 
     Args:
@@ -53,16 +51,8 @@ class GeneratedScenesSource(UniversalSource):
         ValueError: a value out of range.
     """
 
-    format = "generated"
-
     def __init__(self, split: str = "train", *, size: int = 96, images: int = 400, seed: int = 0) -> None:
-        if split not in _SPLITS:
-            raise ValueError(f"GeneratedScenesSource: split must be one of {', '.join(_SPLITS)}, got {split!r}")
-        for name, value, low, high in (("size", size, 32, 512), ("images", images, 1, 10**6), ("seed", seed, 0, 2**31)):
-            if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-                raise ValueError(
-                    f"GeneratedScenesSource: {name} must be an integer from {low} to {high}, got {value!r}"
-                )
+        check_options("GeneratedScenes", split, size=(size, 32, 512), images=(images, 1, 10**6), seed=(seed, 0, 2**31))
         self.size, self.seed = size, seed
         super().__init__("panoptic", split, CLASSES, [f"{split}-{number:05d}" for number in range(images)])
 
@@ -98,7 +88,7 @@ class GeneratedScenesSource(UniversalSource):
     def _scene(self, name: str) -> tuple[np.random.Generator, np.ndarray, list[_Shape]]:
         """A generator for the painting, segment ids (1 sky, 2 ground, 3 wall, 4.. shapes), and the shapes."""
         self.check_name(name)
-        rng = np.random.default_rng([self.seed, _SPLITS[self.split], int(name.rsplit("-", 1)[1])])
+        rng = np.random.default_rng([self.seed, SPLITS[self.split], int(name.rsplit("-", 1)[1])])
         side = self.size
         y, x = np.mgrid[0:side, 0:side] / side
         horizon = rng.uniform(0.3, 0.6) + 0.04 * np.sin(2 * np.pi * (rng.uniform(0.5, 2) * x + rng.random()))

@@ -10,63 +10,85 @@ createPanopticImgs.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
 
 from fssops.data.errors import DataError, MaskError, MaskSizeError
 from fssops.data.images import image_size, read_image, read_numbers
+from fssops.data.label_maps import LabelMapSource, Pairs
+from fssops.data.layout import DataTruth, Layout, few_shot_view
+from fssops.data.layouts.coco_panoptic import COCOPanopticSource
+from fssops.data.listing import folders_in, pictures_in
 from fssops.data.paths import check_inside
-from fssops.data.universal import panoptic_json
-from fssops.data.universal.coco_sources import COCOPanopticSource
-from fssops.data.universal.label_folder import LabelMapSource
-from fssops.data.universal.source import UniversalSource
+from fssops.data.source import ImageSource, PathLike
+from fssops.labels import IGNORE
 from fssops.truth import Category, Classes, ObjectTruth, Truth, TruthKind
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 _ROWS = """7 road 128 64 128|8 sidewalk 244 35 232|11 building 70 70 70|12 wall 102 102 156|13 fence 190 153 153
 17 pole 153 153 153|19 traffic_light 250 170 30|20 traffic_sign 220 220 0|21 vegetation 107 142 35
 22 terrain 152 251 152|23 sky 70 130 180|24 person 220 20 60|25 rider 255 0 0|26 car 0 0 142|27 truck 0 0 70
 28 bus 0 60 100|31 train 0 80 100|32 motorcycle 0 0 230|33 bicycle 119 11 32"""
 
-FIRST_THING = 24
+_FIRST_THING = 24
 """Label ids from here on are countable."""
 
 
 def _categories() -> tuple[Category, ...]:
-    found = []
+    rows = []
     for row in _ROWS.replace("\n", "|").split("|"):
         number, name, *colour = row.split()
         red, green, blue = map(int, colour)
-        found.append(
-            Category(int(number), name.replace("_", " "), (red, green, blue), is_thing=int(number) >= FIRST_THING)
+        rows.append(
+            Category(int(number), name.replace("_", " "), (red, green, blue), is_thing=int(number) >= _FIRST_THING)
         )
-    return tuple(found)
+    return tuple(rows)
 
 
-CLASSES = Classes(_categories())
-"""The 19 classes; ids are Cityscapes' label ids."""
-THINGS = Classes(tuple(category for category in CLASSES.categories if category.is_thing))
-"""The 8 classes of instance segmentation."""
+_CATEGORIES = _categories()
 
 
-def _files(root: Path, split: str, kind: str) -> dict[str, tuple[Path, Path]]:
+def _classes(truth: DataTruth) -> Classes:
+    """The 8 countable classes of instance segmentation, else all 19; ids are Cityscapes' label ids."""
+    return Classes(tuple(category for category in _CATEGORIES if category.is_thing or truth != "instance"))
+
+
+def _pairs(root: Path, split: str, kind: str) -> Pairs:
     """Image and annotation of each name CITY/NAME."""
     images, truth = root / "leftImg8bit" / split, root / "gtFine" / split
     for folder in (images, truth):
         if not folder.is_dir():
             raise FileNotFoundError(f"{folder}: folder must exist, got no such folder")
-    found = {}
-    for path in sorted(images.glob("*/*_leftImg8bit.png")):
+    listing = pictures_in(images)
+    files = {}
+    for path in listing.files:
         name = path.name.removesuffix("_leftImg8bit.png")
-        found[f"{path.parent.name}/{name}"] = (path, truth / path.parent.name / f"{name}_gtFine_{kind}.png")
-    if not found:
+        if name != path.name and path.parent.parent == images:
+            files[f"{path.parent.name}/{name}"] = (path, truth / path.parent.name / f"{name}_gtFine_{kind}.png")
+    if not files:
         raise DataError(f"{images}: there must be at least one CITY/NAME_leftImg8bit.png, got none")
-    return found
+    return Pairs(files, list(listing.notes()))
 
 
-class CityscapesInstanceSource(UniversalSource):
+class CityscapesSource(LabelMapSource):
+    """Label maps of the 19 classes from ``labelIds``; every other label id is ignored.
+
+    Args:
+        root: the folder.
+        split: train or val.
+    """
+
+    def __init__(self, root: PathLike, split: str = "train") -> None:
+        classes = _classes("semantic")
+        remap = dict.fromkeys(range(34), IGNORE) | dict(classes.index_of)
+        super().__init__(split, classes, _pairs(Path(root), split, "labelIds"), remap=remap)
+
+
+class CityscapesInstanceSource(ImageSource):
     """The 8 countable classes from ``instanceIds``: label id * 1000 + number; a bare label id is a crowd region.
 
     The published training reads the polygons instead and cuts those in front out of those behind, which gives the same
@@ -77,19 +99,20 @@ class CityscapesInstanceSource(UniversalSource):
         split: train or val.
     """
 
-    format = "cityscapes"
+    def __init__(self, root: PathLike, split: str = "train") -> None:
+        self._pairs = _pairs(Path(root), split, "instanceIds")
+        super().__init__("instance", split, _classes("instance"), list(self._pairs.files))
 
-    def __init__(self, root: str | os.PathLike[str], split: str = "train") -> None:
-        self._files = _files(Path(root), split, "instanceIds")
-        super().__init__("instance", split, THINGS, list(self._files))
+    def image_file(self, name: str) -> Path:
+        self.check_name(name)
+        return self._pairs.files[name][0]
 
     def image(self, name: str) -> Image.Image:
-        self.check_name(name)
-        return read_image(self._files[name][0])
+        return read_image(self.image_file(name))
 
     def truth(self, name: str) -> Truth:
         self.check_name(name)
-        image, path = self._files[name]
+        image, path = self._pairs.files[name]
         values, (width, height) = read_numbers(path, what="instance map"), image_size(image)
         if values.ndim != 2:
             raise MaskError(f"{path}: instance map must hold one number a pixel, got colours")
@@ -105,6 +128,9 @@ class CityscapesInstanceSource(UniversalSource):
                 objects.append(ObjectTruth(number, label, values == number, crowd=number < 1000))
         return Truth(height, width, objects=objects)
 
+    def truth_files(self, name: str) -> tuple[Path, ...]:
+        return (self._pairs.files[name][1],)
+
     def training_names(self, kind: TruthKind) -> list[str]:
         # As published: only images with an object, which needs a look at every map.
         return [name for name in self.names if any(not o.crowd for o in self.truth(name).objects or ())]
@@ -118,9 +144,7 @@ class CityscapesPanopticSource(COCOPanopticSource):
         split: train or val.
     """
 
-    format = "cityscapes"
-
-    def __init__(self, root: str | os.PathLike[str], split: str = "train") -> None:
+    def __init__(self, root: PathLike, split: str = "train") -> None:
         base = Path(root)
         super().__init__(
             base,
@@ -129,33 +153,31 @@ class CityscapesPanopticSource(COCOPanopticSource):
             images=base / "leftImg8bit" / split,
         )
 
-    def image_path(self, name: str) -> Path:
-        entry: panoptic_json.PanopticImage = self.entry(name)
+    def image_file(self, name: str) -> Path:
         # The JSON calls images CITY_..._gtFine_leftImg8bit.png; the files lie in a folder a city.
         stem = Path(name).name.replace("_gtFine_leftImg8bit", "_leftImg8bit")
-        city = check_inside(str(entry.id).split("_")[0], f"{self.file.path}: image id")
+        city = check_inside(str(self.entry(name).id).split("_")[0], f"{self.file.path}: image id")
         return self.image_folder / city / stem
 
 
-def cityscapes(root: str | os.PathLike[str], split: str = "train", kind: TruthKind = "semantic") -> UniversalSource:
-    """Open Cityscapes for a task."""
-    if kind == "instance":
-        return CityscapesInstanceSource(root, split)
-    if kind == "panoptic":
-        return CityscapesPanopticSource(root, split)
-    return CityscapesSemanticSource(root, split)
+def _recognise(root: Path) -> str:
+    return "" if (root / "leftImg8bit").is_dir() else "no leftImg8bit"
 
 
-class CityscapesSemanticSource(LabelMapSource):
-    """The 19 classes from ``labelIds``; every other label id is ignored.
+def _splits(root: Path) -> list[str]:
+    return [split for split in folders_in(root / "leftImg8bit") if split != "test"]
 
-    Args:
-        root: the folder.
-        split: train or val.
-    """
 
-    format = "cityscapes"
-
-    def __init__(self, root: str | os.PathLike[str], split: str = "train") -> None:
-        remap = dict.fromkeys(range(34), 255) | dict(CLASSES.index_of)
-        super().__init__(split, CLASSES, _files(Path(root), split, "labelIds"), remap=remap)
+LAYOUT = Layout(
+    name="cityscapes",
+    files="leftImg8bit/SPLIT/CITY/ gtFine/SPLIT/CITY/ (and gtFine/cityscapes_panoptic_*.json)",
+    readers={
+        "semantic": CityscapesSource,
+        "instance": CityscapesInstanceSource,
+        "panoptic": CityscapesPanopticSource,
+        "few-shot": few_shot_view(CityscapesSource),
+    },
+    recognise=_recognise,
+    splits=_splits,
+    classes=_classes,
+)

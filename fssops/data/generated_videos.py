@@ -13,13 +13,11 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image
 
-from fssops.data.generated import OUTLINES, TEXTURES
-from fssops.data.universal.scenes import CLASSES as SCENE_CLASSES
-from fssops.data.universal.scenes import THING_TEXTURES, THINGS
-from fssops.data.video.source import VideoSource
+from fssops.data.generated_scenes import CLASSES as SCENE_CLASSES
+from fssops.data.generated_scenes import THING_TEXTURES, THINGS
+from fssops.data.generated_textures import OUTLINES, SPLITS, TEXTURES, check_options
+from fssops.data.source import VideoSource
 from fssops.truth import Category, Classes, TrackTruth
-
-_SPLITS = {"train": 0, "val": 1, "test": 2}
 
 CLASSES = Classes(
     tuple(
@@ -55,7 +53,7 @@ class _Shape:
         return np.where(way > 1.0, 2.0 - way, way)
 
 
-class MovingShapesSource(VideoSource):
+class GeneratedVideos(VideoSource):
     """The generated videos.
 
     Args:
@@ -69,22 +67,17 @@ class MovingShapesSource(VideoSource):
         ValueError: a value out of range.
     """
 
-    format = "generated_videos"
-
     def __init__(
         self, split: str = "train", *, size: int = 64, videos: int = 200, frames: int = 8, seed: int = 0
     ) -> None:
-        if split not in _SPLITS:
-            raise ValueError(f"MovingShapesSource: split must be one of {', '.join(_SPLITS)}, got {split!r}")
-        limits = (
-            ("size", size, 32, 512),
-            ("videos", videos, 1, 10**6),
-            ("frames", frames, 1, 1000),
-            ("seed", seed, 0, 2**31),
+        check_options(
+            "GeneratedVideos",
+            split,
+            size=(size, 32, 512),
+            videos=(videos, 1, 10**6),
+            frames=(frames, 1, 1000),
+            seed=(seed, 0, 2**31),
         )
-        for name, value, low, high in limits:
-            if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-                raise ValueError(f"MovingShapesSource: {name} must be an integer from {low} to {high}, got {value!r}")
         self._side, self._frames, self.seed = size, frames, seed
         super().__init__(split, CLASSES, [f"{split}-{number:05d}" for number in range(videos)])
 
@@ -101,7 +94,7 @@ class MovingShapesSource(VideoSource):
 
     def frame(self, name: str, index: int) -> Image.Image:
         number = self._number(name)
-        ground, shapes = _scene(self.seed, _SPLITS[self.split], number, self._side)
+        ground, shapes = _scene(self.seed, SPLITS[self.split], number, self._side)
         canvas = ground.copy()
         y, x = np.mgrid[0 : self._side, 0 : self._side] / self._side
         time = self._time(index)
@@ -110,13 +103,13 @@ class MovingShapesSource(VideoSource):
                 u, v = _turned(shape, x, y, time)
                 texture = TEXTURES[THING_TEXTURES[shape.kind]](u * 14 * shape.radius, v * 14 * shape.radius)
                 canvas[inside] = shape.colour * (0.55 + 0.45 * texture[inside][:, None])
-        rng = np.random.default_rng([self.seed, _SPLITS[self.split], number, index])
+        rng = np.random.default_rng([self.seed, SPLITS[self.split], number, index])
         canvas += rng.uniform(-0.03, 0.03, canvas.shape)
         return Image.fromarray((canvas.clip(0, 1) * 255).astype(np.uint8))
 
     def tracks(self, name: str) -> list[TrackTruth]:
         number = self._number(name)
-        _, shapes = _scene(self.seed, _SPLITS[self.split], number, self._side)
+        _, shapes = _scene(self.seed, SPLITS[self.split], number, self._side)
         frames = [self._visible(shapes, self._time(index)) for index in range(self._frames)]
         found = []
         for place, shape in enumerate(shapes):

@@ -1,0 +1,249 @@
+"""One's own images and masks: a sub-folder a class, or label maps.
+
+One sub-folder a class (any of these forms, also mixed; images may lie in sub-folders, masks then in the same ones):
+
+    ROOT/CLASS/images/NAME.jpg    ROOT/CLASS/masks/NAME.png
+    ROOT/CLASS/NAME.jpg           ROOT/CLASS/NAME.png
+    ROOT/CLASS/NAME.jpg           ROOT/CLASS/NAME_mask.png
+
+Such masks are binary. 0 is background; where some mask of the data set holds a 1, 1 is the object and 255 is ignored
+everywhere, else 255 is the object everywhere. Any other value is an error. Classes are numbered in the alphabetical
+order of their folders.
+
+Or one label map an image, read as :mod:`fssops.data.layouts.label_folder` says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fssops.data.errors import DataError, DuplicateError
+from fssops.data.few_shot_source import FewShotSource
+from fssops.data.images import image_size, read_image, read_mask
+from fssops.data.label_maps import OnUnknown
+from fssops.data.layout import Layout
+from fssops.data.layouts import label_folder
+from fssops.data.listing import folders_in, pictures_in
+from fssops.data.source import ImageSource, PathLike
+from fssops.labels import IGNORE
+from fssops.truth import Classes, Truth
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+_SUFFIX = "_mask"
+
+
+def pair_files(folder: Path) -> tuple[list[tuple[Path, Path]], list[str]]:
+    """Pair the images of a class folder with their masks; the forms are listed in the module.
+
+    Returns:
+        image and mask files in natural order, and what else lies there.
+
+    Raises:
+        DataError: a folder of images without a folder of masks.
+        AnnotationError: two images of one name.
+    """
+    masks: dict[str, Path] = {}
+    if (folder / "images").is_dir():
+        masks_in = next((folder / name for name in ("masks", "labels") if (folder / name).is_dir()), None)
+        if masks_in is None:
+            raise DataError(f"{folder}: folder must hold masks (or labels) beside images, got neither")
+        listing, listed_masks = pictures_in(folder / "images"), pictures_in(masks_in)
+        images, ending = listing.by_stem(), ""
+        masks = {stem: paths[-1] for stem, paths in listed_masks.by_stem().items()}
+        left_out = [*listing.notes(), *listed_masks.notes()]
+    else:
+        listing = pictures_in(folder, below=bool(pictures_in(folder, below=False).files))
+        images, masks_in, ending, left_out = listing.by_stem(), folder, _SUFFIX, list(listing.notes())
+        for stem in [stem for stem in images if stem.endswith(_SUFFIX)]:
+            masks[stem] = images.pop(stem)[-1]
+        for stem, paths in images.items():
+            # Two files of one name: the PNG is the mask.
+            png = next((path for path in paths if path.suffix.lower() == ".png"), None)
+            if len(paths) > 1 and png is not None and f"{stem}{_SUFFIX}" not in masks:
+                masks[stem] = png
+                paths.remove(png)
+    pairs: list[tuple[Path, Path]] = []
+    for stem, paths in images.items():
+        if len(paths) > 1:
+            raise DuplicateError(f"{paths[1]}: images of a class must differ in name, got also {paths[0].name}")
+        mask = masks.pop(stem, None) or masks.pop(f"{stem}{_SUFFIX}", None)
+        # Where none is there, the file that should be: reading it says so, and a check goes on to the next image.
+        pairs.append((paths[0], mask or masks_in / f"{stem}{ending}.png"))
+    if masks:
+        left_out.append(f"{masks_in}: {len(masks)} left out (no image of their name), e.g. {next(iter(masks))}")
+    return pairs, left_out
+
+
+def class_folders(root: Path) -> list[Path]:
+    """Sub-folders in alphabetical order, by which classes are numbered; hidden ones are left out."""
+    return [root / name for name in sorted(folders_in(root))]
+
+
+class ClassFolders(ImageSource):
+    """Images with one mask each, of the class whose folder they lie in.
+
+    Args:
+        split: which part of the data set.
+        classes: its classes, by id.
+        folders: class folders by the id of their class.
+
+    Raises:
+        DataError: images and masks do not pair.
+    """
+
+    def __init__(self, split: str, classes: Classes, folders: Mapping[int, Path]) -> None:
+        self._files: dict[str, tuple[Path, Path]] = {}
+        self._labels: dict[str, int] = {}
+        self._left_out: list[str] = []
+        for number, folder in folders.items():
+            pairs, left_out = pair_files(folder)
+            self._left_out += left_out
+            place = folder / "images" if (folder / "images").is_dir() else folder
+            for image, mask in pairs:
+                name = f"{folder.name}/{image.relative_to(place).as_posix()}"
+                self._files[name], self._labels[name] = (image, mask), classes.index_of[number]
+        super().__init__("semantic", split, classes, list(self._files))
+
+    def paths(self, name: str) -> tuple[Path, Path]:
+        """Image file and mask file.
+
+        Raises:
+            ValueError: no such image.
+        """
+        self.check_name(name)
+        return self._files[name]
+
+    def label_of(self, name: str) -> int:
+        """Index of the class of an image."""
+        self.check_name(name)
+        return self._labels[name]
+
+    def image_file(self, name: str) -> Path:
+        return self.paths(name)[0]
+
+    def image(self, name: str) -> Image.Image:
+        return read_image(self.paths(name)[0])
+
+    def truth_files(self, name: str) -> tuple[Path, ...]:
+        return (self.paths(name)[1],)
+
+    def left_out(self) -> Iterator[str]:
+        yield from self._left_out
+
+
+class FolderSource(ClassFolders):
+    """A folder a class, masks of 0 and 1 (255 ignored) or of 0 and 255; class 0 is the background.
+
+    Args:
+        root: the folder.
+
+    Raises:
+        DataError: nothing in it fits, or images and masks do not pair.
+    """
+
+    def __init__(self, root: PathLike) -> None:
+        base = Path(root)
+        folders = [folder for folder in class_folders(base) if _holds_images(folder)]
+        if not folders:
+            raise DataError(
+                f"{base}: root must hold one sub-folder a class with images and masks, or images/ and labels/, "
+                "got neither"
+            )
+        classes = Classes.from_names(["background", *(folder.name for folder in folders)])
+        classes.check_label_maps(str(base))
+        super().__init__("all", classes, dict(enumerate(folders, start=1)))
+        self._object_is_255: bool | None = None
+
+    def truth(self, name: str) -> Truth:
+        image, mask = self.paths(name)
+        values = read_mask(mask, size=image_size(image), allowed=(0, 1, IGNORE))
+        inside = values == (IGNORE if self._object_is_white() else 1)
+        labels = np.where(inside, np.uint8(self.label_of(name)), np.uint8(0))
+        if not self._object_is_white():
+            labels[values == IGNORE] = IGNORE
+        return Truth(labels.shape[0], labels.shape[1], label_map=labels)
+
+    def _object_is_white(self) -> bool:
+        """Whether 255 marks the object: when no mask of the data set holds a 1."""
+        if self._object_is_255 is None:
+            self._object_is_255 = not any(_holds_a_one(mask) for _, mask in self._files.values())
+        return self._object_is_255
+
+
+def _holds_images(folder: Path) -> bool:
+    if (folder / "images").is_dir():
+        return bool(pictures_in(folder / "images").files)
+    return bool(pictures_in(folder, below=False).files)
+
+
+def _holds_a_one(mask: Path) -> bool:
+    try:
+        return bool((read_mask(mask) == 1).any())
+    except (DataError, OSError):
+        return False  # said where this mask itself is asked for: others need not fail with it
+
+
+def _has_label_maps(root: Path) -> bool:
+    return (root / "images").is_dir() or bool(label_folder.split_folders(root))
+
+
+def few_shot(root: PathLike, split: str | None = None, *, unknown: OnUnknown = "error") -> FewShotSource:
+    """Open a plain folder of images and masks; layouts in the module.
+
+    Args:
+        root: the folder.
+        split: for label maps: one of their splits, or ``all``; None takes ``train`` where that is one of them. Class
+            folders have no splits: always ``all``.
+        unknown: for label maps: ids outside classes.json are an ``error`` or mapped to 255 (``ignore``).
+
+    Raises:
+        FileNotFoundError: no such folder.
+        DataError: nothing in it fits a layout, or images and masks do not pair.
+    """
+    if _has_label_maps(Path(root)):
+        return label_folder.few_shot(root, split, unknown=unknown)
+    if unknown not in ("error", "ignore"):
+        raise ValueError(f"folder: unknown must be error or ignore, got {unknown!r}")
+    return FewShotSource(FolderSource(root))
+
+
+def numbered_as_fss1000(folder: Path) -> bool:
+    """Whether a class folder holds 1.jpg and 1.png, as all of FSS-1000 do."""
+    return (folder / "1.jpg").is_file() and (folder / "1.png").is_file()
+
+
+def _recognise(root: Path) -> str:
+    if label_folder.recognise(root) == "":
+        return ""
+    if _has_label_maps(root):
+        return label_folder.recognise(root)
+    folders = class_folders(root)
+    if any(map(numbered_as_fss1000, folders)):
+        return "sub-folders hold 1.jpg and 1.png as FSS-1000's"
+    if any((folder / "images").is_dir() or _holds_a_pair(folder) for folder in folders):
+        return ""
+    return "no images beside labels, and no sub-folder that holds images with masks"
+
+
+def _holds_a_pair(folder: Path) -> bool:
+    stems = pictures_in(folder, below=False).by_stem()
+    return any(len(paths) > 1 or f"{stem}{_SUFFIX}" in stems for stem, paths in stems.items())
+
+
+def _splits(root: Path) -> list[str]:
+    return label_folder.splits(root) if _has_label_maps(root) else ["all"]
+
+
+LAYOUT = Layout(
+    name="folder",
+    files="CLASS/images/ CLASS/masks/, or CLASS/NAME.jpg CLASS/NAME.png, or as label_folder",
+    readers={"few-shot": few_shot},
+    recognise=_recognise,
+    splits=_splits,
+)
