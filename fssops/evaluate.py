@@ -132,7 +132,7 @@ def _evaluate(
         return
     kind = type(results[0])
     for title, rows in kind.report_tables(results, options.classes):
-        print_table(title, rows)
+        print_table(rows[1:], rows[0], title=title)
     for line in [*kind.report_lines(results), *warnings]:
         print(line)
     body = json.dumps(kind.report_json(results), indent=2, allow_nan=False)

@@ -60,7 +60,7 @@ class FewShotPredictor:
         size: side in pixels, or (height, width), at which images enter the model; the published size of PANet by
             default.
         fit: "stretch" to that size, as PANet does; "stretch_by_corners": the same with masks resized by another rule,
-            as MM-Former does; or "pad" (square sizes only): the longer side fills it, the aspect is kept, and the rest is
+            as MM-Former does; or "pad" (square sizes only): the longer side fills it, the aspect is kept, the rest is
             black and neither foreground nor background, as MSANet does. Evaluation prepares images by the same code.
         precision: "float32" or "bfloat16" (autocast).
         keep_mb: memory for what the model computes of an image alone, so that a further class in the same image, with

@@ -78,15 +78,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         print(to_toml(task.settings.as_tables()), end="")
         return 0
-    from fssops.engine.launch import build_fabric, run_on_first
-    from fssops.engine.run_folder import new_run_path
-    from fssops.tasks.training import locked_run, train
+    from fssops.engine.launch import build_fabric
+    from fssops.engine.run_folder import locked_run
+    from fssops.tasks.training import train
 
     fabric = build_fabric(task.settings.engine)
     fabric.launch()
-    path = run_on_first(fabric, lambda: folder or options.out or new_run_path(Path("runs"), task.settings.name))
-    with locked_run(fabric, path, new=folder is None) as run:
+    with locked_run(fabric, lambda: folder or _new_folder(options.out, task.settings.name)) as run:
         return train(task, fabric, run, earlier, evaluate=not options.no_eval)
+
+
+def _new_folder(given: Path | None, name: str) -> Path:
+    from fssops.engine.checkpoints import has_checkpoint
+    from fssops.engine.run_folder import new_run_path
+
+    folder = given or new_run_path(Path("runs"), name)
+    # A first stage's checkpoints count too: it may have been trained with other settings.
+    if any(has_checkpoint(below) for below in (folder / "checkpoints", *folder.glob("*/checkpoints"))):
+        raise SettingsError(
+            f"--out: {folder} must be a new folder, got one with a run in it; continue it with --resume"
+        )
+    return folder
 
 
 def _folder_to_resume(options: Any) -> Path | None:

@@ -190,6 +190,6 @@ class BaseClassTask(FoldedTask):
             SettingsError: always.
         """
         raise SettingsError(
-            f"--checkpoint: {self.settings.model.name} is the base learner of another system, got its checkpoint alone; "
+            f"--checkpoint: {self.settings.model.name} is the base learner of another system, got it alone; "
             "use one of msanet"
         )

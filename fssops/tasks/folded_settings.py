@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, Strict
 
+from fssops.data.layouts import names_for
 from fssops.engine.settings import Table
 
 Side = Annotated[int, Field(ge=1)]
 """Pixels."""
 
 
+if TYPE_CHECKING:
+    LayoutName = str
+else:
+    LayoutName = Literal[("auto", *names_for("few-shot"))]
+
+
 class FoldedTable(Table):
     """The part of ``[data]`` that names the data set and the fold."""
 
-    source: Literal["auto", "generated", "voc", "coco", "fss1000", "folder"] = "generated"
+    source: LayoutName = "generated"
     root: str = ""
     """Folder of the data set; refused by ``generated``."""
     split: str = ""

@@ -1,4 +1,4 @@
-"""Prediction as a run over many inputs: what could not be used is named and costs nothing else, and a summary is left."""
+"""Prediction as a run over many inputs: what cannot be used is named and costs nothing else; a summary is left."""
 
 from __future__ import annotations
 
@@ -107,9 +107,8 @@ class Predictor(ABC):
                     bar.say(line)
                 bar.advance()
         self.finish()
-        self.write_json(
-            "summary.json", {"model": self.label, **self.summary(), f"{self.noun}s": self.rows, "failed": failed}
-        )
+        summary = {"model": self.label, **self.summary(), f"{self.noun}s": self.rows, "failed": failed}
+        self.write_json("summary.json", summary)
         print(f"{len(self.rows)} {self.noun}s segmented into {self.out}/ ({self.files()})")
         if failed:
             print(f"{len(failed)} {self.noun}s{self.parts()} could not be used, see summary.json")

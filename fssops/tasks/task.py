@@ -1,8 +1,8 @@
 """The contract: what the verbs and the Python API may ask of a kind of system.
 
-A task puts data, model, engine and evaluation of one kind of system together. It is built from settings alone; data sets
-are opened, and lists of episodes drawn, when they are first asked for and once. Everything that differs between kinds of
-systems is said here, so that the verbs ask no other question.
+A task puts data, model, engine and evaluation of one kind of system together. It is built from settings alone; data
+sets are opened, and lists of episodes drawn, when they are first asked for and once. Everything that differs between
+kinds of systems is said here, so that the verbs ask no other question.
 """
 
 from __future__ import annotations

@@ -6,8 +6,7 @@ import copy
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,10 +20,10 @@ from fssops.engine.checkpoints import has_checkpoint, newest_good_checkpoint, re
 from fssops.engine.curves import draw_curves
 from fssops.engine.evaluation_progress import discard_progress
 from fssops.engine.interrupts import Interrupted
-from fssops.engine.launch import build_fabric, run_on_first
+from fssops.engine.launch import build_fabric
 from fssops.engine.memory import peak_memory
 from fssops.engine.random_state import preserved_random_state, restore_random_state, seed_everything
-from fssops.engine.run_folder import RunFolder
+from fssops.engine.run_folder import RunFolder, locked_run
 from fssops.engine.settings import SettingsError, changed_settings
 from fssops.engine.trainer import FitResult, Trainer
 from fssops.evaluation.scores import percent, without_nan
@@ -65,41 +64,6 @@ class Prepared:
     whole: RunFolder
     evaluate: bool
     started: float
-
-
-@contextmanager
-def locked_run(fabric: Fabric, folder: Path, *, new: bool) -> Iterator[RunFolder]:
-    """A run folder that no other run may use meanwhile; a new one in which nothing happened is removed again.
-
-    Args:
-        fabric: launched.
-        folder: the same on every process.
-        new: refuse a folder with a run in it.
-
-    Raises:
-        SettingsError: there is a run in a folder that should be new.
-        RunFolderError: another run works in it, or it cannot be written.
-    """
-    run = RunFolder(folder)
-
-    def lock() -> None:
-        # A first stage's checkpoints count too: it may have been trained with other settings.
-        if new and any(has_checkpoint(below) for below in (run.checkpoints, *folder.glob("*/checkpoints"))):
-            raise SettingsError(
-                f"--out: {folder} must be a new folder, got one with a run in it; continue it with --resume"
-            )
-        run.create()
-        run.lock()
-        if run.took_over:
-            logger.warning("note: %s", run.took_over)
-
-    run_on_first(fabric, lock)
-    try:
-        yield run
-    finally:
-        if fabric.is_global_zero:
-            run.unlock()
-            run.remove_if_nothing_happened()
 
 
 def train(
@@ -213,10 +177,8 @@ def report(prepared: Prepared, fitted: FitResult) -> None:
     logger.info("finished in %.0f s; everything is in %s/:", content["seconds"], run.path)
     logger.info("  %s", "  ".join(name for name in _RUN_FILES if (run.path / name).exists()))
     if has_checkpoint(run.checkpoints):
-        path = run.path
-        logger.info(
-            "  next: python -m fssops.evaluate %s    python -m fssops.predict --checkpoint %s --help", path, path
-        )
+        commands = ("fssops.evaluate {}", "fssops.predict --checkpoint {} --help")
+        logger.info("  next: %s", "    ".join(f"python -m {command.format(run.path)}" for command in commands))
 
 
 def _evaluate(
@@ -274,7 +236,7 @@ def _train_first_stage(stage: FirstStage, task: Task, fabric: Fabric, run: RunFo
             "first stage    %s: its checkpoint is missing, so it is trained first, in %s", stage.name, folder.path
         )
     # The folder may lie outside the run, shared with runs of other shots.
-    with locked_run(fabric, stage.folder, new=False) as locked:
+    with locked_run(fabric, lambda: stage.folder) as locked:
         code = train(stage.task, fabric, locked, earlier, evaluate=evaluate, outer=(run, task))
     if not code:
         logger.info("second stage   %s", task.settings.name)

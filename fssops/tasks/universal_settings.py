@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, Strict, model_validator
 
+from fssops.data.layouts import names_for
 from fssops.engine.settings import Settings, Table
 
 Side = Annotated[int, Field(ge=1)]
 Size = Annotated[tuple[Side, Side], Strict(False)]
 
 
+if TYPE_CHECKING:
+    LayoutName = str
+else:
+    LayoutName = Literal[
+        ("auto", *dict.fromkeys(name for truth in ("semantic", "instance", "panoptic") for name in names_for(truth)))
+    ]
+
+
 class UniversalData(Table):
     """``[data]``: where images come from, which masks are trained, and how images are augmented."""
 
-    source: Literal[
-        "auto", "generated", "label_folder", "camvid", "coco_instances", "coco_panoptic", "ade20k", "cityscapes"
-    ] = "generated"
+    source: LayoutName = "generated"
     root: str = ""
     """Folder of the data set; refused by ``generated``."""
     split: str = "train"

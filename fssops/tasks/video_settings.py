@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
+from fssops.data.layouts import names_for
 from fssops.engine.settings import Settings, Table
+
+
+if TYPE_CHECKING:
+    LayoutName = str
+else:
+    LayoutName = Literal[("auto", *names_for("video"))]
 
 
 class VideoData(Table):
     """``[data]``: where videos come from, and how clips are drawn from them and augmented."""
 
-    source: Literal["ytvis", "ytvis2019", "ytvis2021", "ovis", "generated_videos"] = "generated_videos"
+    source: LayoutName = "generated_videos"
     root: str = ""
     """Folder of the data set; not used by ``generated_videos``."""
     split: str = "train"

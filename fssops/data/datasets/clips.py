@@ -12,7 +12,7 @@ from torch import Tensor
 from fssops.data.augmentation.scene import Outline, Scene, Transform
 from fssops.data.datasets.seeded_items import SeededItems
 from fssops.data.datasets.universal import UniversalItem, target_of, to_tensor
-from fssops.data.video.source import VideoSource
+from fssops.data.source import VideoSource
 from fssops.structures import ClipBatch, MaskTargets
 from fssops.truth import TrackTruth
 
