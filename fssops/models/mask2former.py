@@ -16,15 +16,15 @@ from fssops.losses.point_criterion import PointSetCriterion
 from fssops.losses.point_sources import ItemPoints, PointSource
 from fssops.models.backbones.build import build_backbone
 from fssops.models.checks import check_least, check_share
-from fssops.models.mask_classification import MaskClassificationConfig, MaskClassificationModel
 from fssops.models.pixel_decoders.features import PixelFeatures
 from fssops.models.pixel_decoders.ms_deform import MSDeformPixelDecoder, resized_padding
 from fssops.models.transformer_decoders.masked import MaskedTransformerDecoder, Memory
+from fssops.models.universal import UniversalConfig, UniversalModel
 from fssops.structures import ClipBatch, ImageBatch, MaskPredictions, MaskTargets
 
 
 @dataclass(frozen=True)
-class Mask2FormerConfig(MaskClassificationConfig):
+class Mask2FormerConfig(UniversalConfig):
     """Options of :class:`Mask2Former`; the defaults are COCO panoptic's.
 
     Attributes:
@@ -71,7 +71,7 @@ class Mask2FormerConfig(MaskClassificationConfig):
         check_share(self, "dropout", below_one=True)
 
 
-class Mask2Former(MaskClassificationModel):
+class Mask2Former(UniversalModel):
     """Backbone, deformable-attention pixel decoder, masked-attention decoder.
 
     Args:
@@ -143,7 +143,7 @@ class Mask2Former(MaskClassificationModel):
         return self.transformer_decoder.prepare(features.memory, features.sizes, mask_features, blocked)
 
     def predict(self, images: Tensor, padding: Tensor | None, *, auxiliary: bool, frames: int = 1) -> MaskPredictions:
-        """See :meth:`MaskClassificationModel.predict`; ``frames`` images in a row are one clip."""
+        """See :meth:`UniversalModel.predict`; ``frames`` images in a row are one clip."""
         features = self.encode(images, padding)
         memory = self.memory_of(features, padding, frames)
         decoded = self.transformer_decoder(memory, auxiliary=auxiliary)

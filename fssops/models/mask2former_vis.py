@@ -32,9 +32,9 @@ from fssops.losses.point_sources import PointSource
 from fssops.models.checks import check_least
 from fssops.models.clip_joining import ClipJoiner
 from fssops.models.mask2former import Mask2Former, Mask2FormerConfig
-from fssops.models.mask_classification import postprocessing
-from fssops.models.mask_classification.config import Task
 from fssops.models.pixel_decoders.features import PixelFeatures
+from fssops.models.universal import postprocessing
+from fssops.models.universal.config import Task
 from fssops.structures import ClipBatch, MaskPredictions, MaskTargets, VideoResult
 
 Keep = Callable[[Tensor], Sequence[Any]]

@@ -15,16 +15,16 @@ from fssops.losses.dense_criterion import DenseSetCriterion
 from fssops.losses.mask_criterion import LossWeights
 from fssops.models.backbones.build import build_backbone
 from fssops.models.checks import check_least, check_share
-from fssops.models.mask_classification import MaskClassificationConfig, MaskClassificationModel
 from fssops.models.pixel_decoders.fpn import FPNPixelDecoder
 from fssops.models.pixel_decoders.ms_deform import resized_padding
 from fssops.models.pixel_decoders.transformer_fpn import TransformerFPNPixelDecoder
 from fssops.models.transformer_decoders.standard import StandardTransformerDecoder
+from fssops.models.universal import UniversalConfig, UniversalModel
 from fssops.structures import MaskPredictions
 
 
 @dataclass(frozen=True)
-class MaskFormerConfig(MaskClassificationConfig):
+class MaskFormerConfig(UniversalConfig):
     """Options of :class:`MaskFormer`; the defaults are ADE20K semantic's.
 
     Attributes:
@@ -76,7 +76,7 @@ def build_fpn(in_channels: Mapping[str, int], config: MaskFormerConfig) -> FPNPi
     )
 
 
-class MaskFormer(MaskClassificationModel):
+class MaskFormer(UniversalModel):
     """Backbone, FPN (with or without a transformer encoder), DETR's decoder.
 
     Args:
@@ -110,7 +110,7 @@ class MaskFormer(MaskClassificationModel):
         )
 
     def predict(self, images: Tensor, padding: Tensor | None, *, auxiliary: bool) -> MaskPredictions:
-        """See :meth:`MaskClassificationModel.predict`."""
+        """See :meth:`UniversalModel.predict`."""
         features = self.pixel_decoder(self.backbone(images.contiguous(memory_format=torch.channels_last)), padding)
         memory, size = features.memory[0], features.sizes[0]
         blocked = None if padding is None else resized_padding(padding, size)

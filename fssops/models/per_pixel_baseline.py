@@ -16,9 +16,9 @@ from fssops.models.backbones.build import BackboneName, build_backbone
 from fssops.models.checks import check_choices, check_least, check_share, check_width
 from fssops.models.layers.convolution import Norm
 from fssops.models.layers.image_input import ImageInput
-from fssops.models.mask_classification import postprocessing
 from fssops.models.pixel_decoders.fpn import FPNPixelDecoder
 from fssops.models.transformer_decoders.standard import StandardTransformerDecoder
+from fssops.models.universal import postprocessing
 from fssops.structures import IGNORE, ImageBatch, SegmentationResult, SemanticResult
 
 

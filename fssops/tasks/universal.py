@@ -225,7 +225,7 @@ class UniversalTask(FixedClassTask):
             else:
                 result = model.segment(batch, others)[0] if others else None
             if averaged:
-                from fssops.models.mask_classification.augmented_inference import augmented_semantic
+                from fssops.models.universal.augmented_inference import augmented_semantic
                 from fssops.structures import SegmentationResult
 
                 image = batch.images[0]

@@ -11,8 +11,8 @@ from typing import Any
 import parity
 import pytest
 import torch
-from mask_classification_toys import SMALL, small_model
 from torch import Tensor
+from universal_toys import SMALL, small_model
 
 import fssops
 from fssops.losses.point_sources import RandomPoints

@@ -8,8 +8,8 @@ from typing import Any
 import parity
 import pytest
 import torch
-from mask_classification_toys import SMALL, small_batch
 from torch import Tensor
+from universal_toys import SMALL, small_batch
 
 import fssops
 from fssops.losses.point_sources import RandomPoints

@@ -14,7 +14,7 @@ TASKS: tuple[Task, ...] = get_args(Task)
 
 
 @dataclass(frozen=True)
-class MaskClassificationConfig:
+class UniversalConfig:
     """Options that the systems of this family share.
 
     Attributes:
@@ -31,7 +31,7 @@ class MaskClassificationConfig:
         size_divisor: images of a batch are padded to a common multiple of this; 0 or 1: to the largest.
         mask_padding: keep attention away from padding. The published systems attend to it (False).
         no_object_weight: weight of "no object" in the class loss.
-        tasks: what :meth:`MaskClassificationModel.segment` returns: "semantic", "instance", "panoptic", "general".
+        tasks: what :meth:`UniversalModel.segment` returns: "semantic", "instance", "panoptic", "general".
         object_threshold: least class probability of a panoptic segment.
         overlap_threshold: least share of its own mask that a panoptic segment must win.
         detections: instances an image.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from mask_classification_toys import box_target, small_batch, small_model
 from torch import Tensor
+from universal_toys import box_target, small_batch, small_model
 
 import fssops
 from fssops.models.backbones.swin import SWIN, SwinForm
