@@ -6,7 +6,7 @@ import hashlib
 import shutil
 import tempfile
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 
 Features = dict[str, Tensor]
 Encode = Callable[[Tensor], Features]
-Complete = Callable[[Features], Mapping[str, Tensor | None]]
+Complete = Callable[[Features], Features]
 
 
 class FeatureCache:
@@ -53,8 +53,7 @@ class FeatureCache:
 
         Args:
             images: normalised.
-            complete: further features from those of ``encode``, kept with them: what a system computes of a query
-                image alone. None in place of a feature drops it: nothing needs it any more.
+            complete: ``model.query_features``; what it makes of the features of a query image is kept in their place.
         """
         parts = [self._one(image, complete) for image in images]
         if len(parts) == 1:
@@ -84,11 +83,9 @@ class FeatureCache:
 
     def _one(self, image: Tensor, complete: Complete | None) -> Features:
         self.requests += 1
-        self.query_requests += complete is not None
         if not self._memory and not self._disk:
             self.passes += 1
-            self.query_passes += complete is not None  # by the model, when it matches
-            return self._encode(image[None])
+            return self._completed(self._encode(image[None]), complete)
         key = digest(image)
         if key in self._kept:
             self._kept.move_to_end(key)
@@ -100,13 +97,9 @@ class FeatureCache:
             self.passes += 1
             found = {name: _dense(value) for name, value in self._encode(image[None]).items()}
             self._keep(key, found)
-        if complete is not None and not (self._further and self._further <= found.keys()):
-            self.query_passes += 1
-            further = complete(found)
-            dense = {name: _dense(value) for name, value in further.items() if value is not None}
-            self._further = frozenset(dense)
-            found = {name: value for name, value in found.items() if further.get(name, value) is not None}
-            found.update(dense)
+        completed = self._completed(found, complete)
+        if completed is not found:
+            found = {name: _dense(value) for name, value in completed.items()}
             if key in self._stored:
                 # What lies on disk is no longer all there is to keep.
                 path, size = self._stored.pop(key)
@@ -114,6 +107,20 @@ class FeatureCache:
                 self._stored_bytes -= size
             self._keep(key, found)
         return found
+
+    def _completed(self, features: Features, complete: Complete | None) -> Features:
+        """The features of a query; those given where they are complete, or the system computes nothing of a query."""
+        if complete is None:
+            return features
+        if self._further and self._further <= features.keys():
+            self.query_requests += 1
+            return features
+        completed = complete(features)
+        if completed is not features:
+            self._further = frozenset(completed.keys() - features.keys())
+            self.query_requests += 1
+            self.query_passes += 1
+        return completed
 
     def _keep(self, key: str, features: Features) -> None:
         size = _bytes(features)

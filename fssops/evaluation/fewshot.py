@@ -20,9 +20,11 @@ from fssops.structures import IGNORE, Episode, move_to
 
 
 class Segmenter(Protocol):
-    """What evaluation asks of a few-shot model; the three steps of ``fssops.models.interface.FewShotModel``."""
+    """What evaluation asks of a few-shot model; the steps of ``fssops.models.interface.FewShotModel``."""
 
     def encode(self, images: Tensor) -> dict[str, Tensor]: ...
+
+    def query_features(self, features: dict[str, Tensor]) -> dict[str, Tensor]: ...
 
     def summarise(self, features: dict[str, Tensor], foreground: Tensor, background: Tensor) -> Any: ...
 
@@ -113,9 +115,8 @@ def segment(
         height, width = episode.query_images.shape[-2:]
         sizes = [(int(height), int(width))] * episode.query_images.shape[0]
     logits = []
-    complete = getattr(model, "query_features", None)
     for query, size in zip(episode.query_images, sizes, strict=True):
-        logits.append(model.match(support, cache.features(query[None], complete), size)[0, 0])
+        logits.append(model.match(support, cache.features(query[None], model.query_features), size)[0, 0])
     return logits
 
 

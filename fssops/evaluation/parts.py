@@ -17,8 +17,6 @@ from fssops.structures import Episode
 class PartedSegmenter(Segmenter, Protocol):
     """A few-shot model whose parts can be asked."""
 
-    def query_features(self, features: dict[str, Tensor]) -> dict[str, Tensor]: ...
-
     def match_parts(self, support: Any, features: dict[str, Tensor], size: tuple[int, int]) -> dict[str, Tensor]: ...
 
 

@@ -6,7 +6,7 @@ overlap of the union. MM-Former bounds itself by such an oracle (Zhang et al., N
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
@@ -46,8 +46,6 @@ class ProposalModel(Protocol):
 
 class ProposalMatcher(Segmenter, Protocol):
     """A few-shot model that merges proposals."""
-
-    def query_features(self, features: dict[str, Tensor]) -> Mapping[str, Tensor | None]: ...
 
     def full_size(self, masks: Tensor, features: dict[str, Tensor], size: tuple[int, int]) -> Tensor: ...
 
@@ -179,8 +177,7 @@ class ProposalCounts:
     def match(self, support: Any, features: dict[str, Tensor], size: tuple[int, int]) -> Tensor:
         """As the model's, and the proposals are kept until :meth:`observe`."""
         if "proposals" not in features:
-            found = self.model.query_features(features)
-            features = {**features, **{name: value for name, value in found.items() if value is not None}}
+            features = self.model.query_features(features)
         self._seen.append(({name: features[name] for name in ("proposals", "size")}, size))
         return self.model.match(support, features, size)
 

@@ -19,8 +19,7 @@ from fssops.evaluation.proposal_pictures import ShownProposals, proposal_grid
 from fssops.evaluation.proposals import ProposalTally, best_merge, count_proposals
 from fssops.evaluation.protocols import FewShotProtocol
 from fssops.evaluation.results import FewShotResult
-from fssops.models.mm_former import MMFormer
-from fssops.models.mm_former_segmenter import MMFormerSegmenter
+from fssops.models.mm_former import MMFormer, MMFormerSegmenter
 from fssops.structures import IGNORE, Episode, ProposalBatch, move_to
 from fssops.tasks.fewshot import FewShotTask
 from fssops.tasks.fewshot_settings import FewShotSettings
@@ -196,8 +195,7 @@ def _matched(model: MMFormer, episode: Episode) -> ShownProposals:
         episode.support_foreground[None],
         episode.support_background[None],
     )
-    features = model.encode(episode.query_images[:1])
-    features.update({name: value for name, value in model.query_features(features).items() if value is not None})
+    features = model.query_features(model.encode(episode.query_images[:1]))
     found = model.compare(support, features)
     full, overlaps, target = _masks(model, features, episode)
     similarity, weights = found.similarity[0, 0], found.coefficients[0, 0]

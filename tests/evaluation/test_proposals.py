@@ -77,8 +77,8 @@ class Columns:
         assert size == (8, 8)
         return masks
 
-    def query_features(self, features: dict[str, Tensor]) -> dict[str, Tensor | None]:
-        return {}
+    def query_features(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
+        return features
 
     def summarise(self, *_: Any) -> None:
         return None

@@ -12,6 +12,7 @@ from torch import Tensor
 from fssops.engine.optimizers import parameter_groups
 from fssops.engine.settings import OptimSettings
 from fssops.losses.mask_criterion import Matches
+from fssops.models.backbones.build import BACKBONES, swin_row
 from fssops.models.backbones.swin import SWIN, SwinForm
 from fssops.models.pixel_decoders.features import PixelFeatures
 from fssops.models.universal import UniversalModel
@@ -96,7 +97,7 @@ def backbone_of(used: Mapping[str, Any]) -> str:
         for name, known in SWIN.items():
             if known == form:
                 return name
-        SWIN["swin_of_case"] = form
+        BACKBONES["swin_of_case"] = swin_row(form)
         return "swin_of_case"
     return f"resnet{used['MODEL.RESNETS']['DEPTH']}" + ("_deeplab" if "deeplab" in kind else "")
 

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from fssops.losses.mask_criterion import SetCriterion
+from fssops.models.backbones.build import build_backbone
 from fssops.models.layers.image_input import ImageInput
+from fssops.models.pixel_decoders.features import STRIDES
 from fssops.models.universal import postprocessing
 from fssops.models.universal.config import TASKS, Task, UniversalConfig
 from fssops.structures import ImageBatch, MaskPredictions, MaskTargets, SegmentationResult, SemanticResult
@@ -36,6 +38,9 @@ class UniversalModel(nn.Module, ABC):
         self.config: UniversalConfig = config
         self.image_input = ImageInput(config.size_divisor)
         self.criterion = criterion
+        self.backbone = build_backbone(
+            config.backbone, taps=STRIDES, norm=config.backbone_norm, drop_path=config.drop_path
+        )
 
     @abstractmethod
     def predict(self, images: Tensor, padding: Tensor | None, *, auxiliary: bool) -> MaskPredictions:
