@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fssops.models.mask2former_vis import Mask2FormerVIS, Mask2FormerVISConfig
-from fssops.models.mask_classification.postprocessing import best_instances
+from fssops.models.universal.postprocessing import best_instances
 
 SIZE = (240, 428)
 LENGTHS = (16, 32)

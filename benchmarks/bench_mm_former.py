@@ -53,9 +53,7 @@ def runner(variant: str, shots: int = 1, device: torch.device | str = "cpu") -> 
         return model.summarise(features, batch.support_foreground, batch.support_background)
 
     def kept_query() -> dict[str, Tensor]:
-        query = model.encode(batch.query_images[0])
-        query.update({name: value for name, value in model.query_features(query).items() if value is not None})
-        return query
+        return model.query_features(model.encode(batch.query_images[0]))
 
     if variant.startswith("published"):
         published = PublishedMMFormer(model)
@@ -125,7 +123,7 @@ def steps_of_an_episode(shots: int = 1) -> dict[str, float]:
         timed("transformer decoder, layers", lambda: segmenter.transformer_decoder(memory, auxiliary=False))
         query = model.encode(image)
         timed("all of the proposals", lambda: model.query_features(query))
-        query.update({name: value for name, value in model.query_features(query).items() if value is not None})
+        query = model.query_features(query)
         features = model._features(batch.support_images[0, 0, :1], proposals=False)
         support = timed(
             "support summary",

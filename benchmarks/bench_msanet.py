@@ -18,7 +18,7 @@ from torch import Tensor
 
 import fssops
 from fssops.models.msanet import MSANet
-from fssops.models.msanet_streams import QueryLayers
+from fssops.models.msanet.compared_layers import QueryLayers
 from fssops.structures import move_to
 from fssops.testing.published_msanet import PublishedMSANet
 
@@ -52,8 +52,7 @@ def runner(variant: str, shots: int = 1, device: torch.device | str = "cpu") -> 
     elif variant.endswith("cached"):
         with torch.inference_mode():
             supports = model.encode(batch.support_images[0, 0])
-            query = model.encode(batch.query_images[0])
-            query.update(model.query_features(query))
+            query = model.query_features(model.encode(batch.query_images[0]))
 
         def forward() -> Tensor:
             summary = model.summarise(supports, batch.support_foreground, batch.support_background)
@@ -91,13 +90,13 @@ def steps_of_an_episode(shots: int = 1) -> dict[str, float]:
         query = timed("backbone, query", lambda: model.encode(batch.query_images[0]))
         outputs = model._frozen().outputs(query)
         timed("base learner", lambda: model.base_learner.head(outputs[2]))
-        query.update(model.query_features(query))
+        query = model.query_features(query)
         summary = timed(
             "support summary",
             lambda: model.summarise(supports, batch.support_foreground, batch.support_background),
         )
         layers = QueryLayers(summary, 1)
-        take_all = model._frozen().replayed
+        take_all = model._frozen().replay
         timed("similarity", lambda: take_all(query, QueryLayers(summary, 1).taker([0])))
         timed("prior mask", lambda: layers.prior(outputs[2]))
         merged = model.compare(summary, query).merged

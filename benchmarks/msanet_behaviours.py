@@ -24,7 +24,7 @@ import fssops
 from fssops.engine.launch import build_fabric
 from fssops.evaluation.results import FewShotResult
 from fssops.models.msanet import MSANet
-from fssops.models.msanet_records import MSANetSupport
+from fssops.models.msanet.records import MSANetSupport
 from fssops.tasks import task_of
 from fssops.tasks.trained_models import load_for_use
 

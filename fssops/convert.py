@@ -96,10 +96,10 @@ def _described(checkpoint: Path) -> tuple[str, dict[str, Any]]:
 
 
 def _write_transformers(model: nn.Module, folder: Path) -> None:
-    from fssops.models.mask_classification import MaskClassificationModel
+    from fssops.models.universal import UniversalModel
     from fssops.weights.transformers_layout import write_transformers
 
-    if not isinstance(model, MaskClassificationModel):
+    if not isinstance(model, UniversalModel):
         raise ValueError(f"--layout transformers must be of maskformer or mask2former, got {model.name}")
     write_transformers(model, folder)
 

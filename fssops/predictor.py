@@ -214,7 +214,7 @@ class FewShotPredictor:
         if weights != self._weights:
             self._kept.close()
             self._weights = weights
-        return self._kept.features(image[None], getattr(self.model, "query_features", None))
+        return self._kept.features(image[None], self.model.query_features)
 
     def _versions(self) -> tuple[int, ...]:
         return tuple(tensor._version for tensor in (*self.model.parameters(), *self.model.buffers()))

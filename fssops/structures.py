@@ -342,7 +342,7 @@ class SemanticResult:
 
     Attributes:
         scores: [C, H, W] float32, larger is likelier: sums of probabilities, not normalised over the classes, of
-            mask classification; logits of the per-pixel baselines.
+            universal systems; logits of the per-pixel baselines.
     """
 
     scores: Tensor

@@ -31,6 +31,9 @@ class ColourModel(nn.Module):
         colours = images * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1)
         return {"colours": colours}
 
+    def query_features(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
+        return features
+
     def summarise(self, features: dict[str, Tensor], foreground: Tensor, background: Tensor) -> Tensor:
         self.foreground, self.background = foreground, background
         images = features["colours"].view(*foreground.shape[:3], 3, *foreground.shape[3:])

@@ -90,7 +90,7 @@ MODELS: dict[str, ModelRow] = {
         ),
         ModelRow(
             name="mm_former_segmenter",
-            module="fssops.models.mm_former_segmenter",
+            module="fssops.models.mm_former.segmenter",
             model="MMFormerSegmenter",
             config="MMFormerSegmenterConfig",
             task="proposals",
@@ -179,8 +179,6 @@ def create_config(name: str, options: dict[str, Any]) -> Any:
     Raises:
         ValueError: as :func:`create_model`.
     """
-    from pydantic import TypeAdapter, ValidationError
-
     if name not in MODELS:
         raise ValueError(f"create_model: name must be one of {', '.join(MODELS)}, got {name!r}{_nearest(name, MODELS)}")
     config_class = MODELS[name].config_class()
@@ -191,14 +189,9 @@ def create_config(name: str, options: dict[str, Any]) -> Any:
                 f"create_model: options of {name} are {', '.join(known)}, got {option!r}{_nearest(option, known)}"
             )
     try:
-        return TypeAdapter(config_class).validate_python(options)
-    except ValidationError as error:
-        lines = []
-        for problem in error.errors():
-            where = ".".join(str(part) for part in problem["loc"]) or "options"
-            message = problem["msg"].removeprefix("Value error, ")
-            lines.append(f"{where}: {message}, got {problem['input']!r}" if problem["loc"] else message)
-        raise ValueError(f"create_model({name}): " + "; ".join(lines)) from None
+        return config_class(**options)
+    except ValueError as error:
+        raise ValueError(f"create_model({name}): {error}") from None
 
 
 def _nearest(word: str, known: Any) -> str:

@@ -1,51 +1,68 @@
-"""Checks of configurations and inputs that several systems make."""
+"""Checks of options and inputs that several systems make."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import fields
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from functools import cache
+from typing import Annotated, Any, get_type_hints
 
+from pydantic import Field, TypeAdapter, ValidationError
 from torch import Tensor
 
-
-def check_choices(config: object, *, but: str = "") -> None:
-    """Check every field of a configuration whose type is a ``Literal``; ``but`` names one that is left alone.
-
-    Raises:
-        ValueError: names the configuration, the field and what it may be.
-    """
-    hints = get_type_hints(type(config))
-    for option in fields(config):  # type: ignore[arg-type]
-        hint, value = hints[option.name], getattr(config, option.name)
-        allowed = get_args(hint)
-        if option.name != but and get_origin(hint) is Literal and value not in allowed:
-            choices = ", ".join(map(str, allowed))
-            raise ValueError(f"{type(config).__name__}: {option.name} must be one of {choices}, got {value!r}")
+# Types of options with their bounds; the description ends the sentence "<option> must be ...".
+Count = Annotated[int, Field(ge=1, description="at least 1")]
+Natural = Annotated[int, Field(ge=0, description="at least 0")]
+Ratio = Annotated[float, Field(ge=1, description="at least 1")]
+NonNegative = Annotated[float, Field(ge=0, description="at least 0")]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False, description="more than 0")]
+Share = Annotated[float, Field(ge=0, le=1, description="in 0..1")]
+Rate = Annotated[float, Field(ge=0, lt=1, description="at least 0 and less than 1")]
 
 
-def check_least(config: object, least: float, *options: str) -> None:
-    """Check that options of a configuration are at least ``least``.
+def check_options(config: Any, **choices: Sequence[str]) -> None:
+    """Check every option of a configuration by its type, and convert what TOML writes otherwise, lists to tuples.
+
+    Args:
+        config: a dataclass, which calls this first in ``__post_init__``.
+        **choices: what an option may be, where that is no matter of its type.
 
     Raises:
-        ValueError: names the configuration, the option and the bound.
+        ValueError: names the configuration, each bad option, its rule and its value.
     """
-    for option in options:
+    config_class: Any = type(config)
+    faults = []
+    for option, adapter in _adapters(config_class).items():
         value = getattr(config, option)
-        if not value >= least:  # NaN is refused as well
-            raise ValueError(f"{type(config).__name__}: {option} must be at least {least}, got {value}")
+        try:
+            object.__setattr__(config, option, adapter.validate_python(value))
+        except ValidationError as error:
+            (problem, *_) = error.errors()
+            faults.append(f"{'.'.join(map(str, (option, *problem['loc'])))} must {_rule(config, option, problem)}")
+            continue
+        if option in choices and value not in choices[option]:
+            faults.append(f"{option} must be one of {', '.join(choices[option])}, got {value!r}")
+    if faults:
+        raise ValueError(f"{config_class.__name__}: {'; '.join(faults)}")
 
 
-def check_share(config: object, *options: str, below_one: bool = False) -> None:
-    """Check that options of a configuration are in 0..1; ``below_one`` leaves 1 itself out.
+@cache
+def _adapters(config_class: Any) -> dict[str, TypeAdapter[Any]]:
+    hints = get_type_hints(config_class, include_extras=True)
+    return {field.name: TypeAdapter(hints[field.name]) for field in fields(config_class)}
 
-    Raises:
-        ValueError: names the configuration and the option.
-    """
-    for option in options:
-        value = getattr(config, option)
-        if not 0 <= value <= 1 or (below_one and value == 1):
-            rule = "at least 0 and less than 1" if below_one else "in 0..1"
-            raise ValueError(f"{type(config).__name__}: {option} must be {rule}, got {value}")
+
+def _rule(config: Any, option: str, problem: Any) -> str:
+    """What pydantic found, as the end of our sentence."""
+    hint = get_type_hints(type(config), include_extras=True)[option]
+    if problem["type"] == "literal_error":
+        rule = "be one of " + problem["ctx"]["expected"].replace("'", "").replace(" or ", ", ")
+    elif re.match("greater_than|less_than", problem["type"]):
+        rule = "be " + hint.__metadata__[0].description
+    else:
+        rule = re.sub(r"^\w+ should ", "", problem["msg"])  # "Input should be a valid integer"
+    return f"{rule}, got {problem['input']!r}"
 
 
 def check_width(config: Any) -> None:

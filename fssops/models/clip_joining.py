@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fssops import ops
-from fssops.models.mask_classification.postprocessing import best_pairs
+from fssops.models.universal.postprocessing import best_pairs
 from fssops.structures import VideoResult
 
 CANDIDATES = 3

@@ -35,9 +35,9 @@ class Counted(Protocol):
 class FewShotModel(Trainable, Protocol):
     """A model that segments N new classes from K labelled images each.
 
-    ``forward(batch)`` equals ``match(summarise(encode(support), ...), encode(query), size)``. The three steps
-    are public so that evaluation and :class:`fssops.FewShotPredictor` may keep what does not change: the
-    features of an image over all episodes that draw it, and a support set over all its queries.
+    ``forward(batch)`` equals ``match(summarise(encode(support), ...), query_features(encode(query)), size)``. The steps
+    are public so that evaluation and :class:`fssops.FewShotPredictor` may keep what does not change: the features of an
+    image over all episodes that draw it, as support and as query, and a support set over all its queries.
     """
 
     stride: int
@@ -49,6 +49,14 @@ class FewShotModel(Trainable, Protocol):
 
     def encode(self, images: Tensor) -> dict[str, Tensor]:
         """Features of images [n, 3, H, W]: a dict of tensors with leading n that depend on each image alone."""
+        ...
+
+    def query_features(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Features of query images from those of :meth:`encode`.
+
+        What a system computes of a query alone joins them, and what only this computation needed is left out. A system
+        that computes nothing returns ``features`` itself. :meth:`match` takes both.
+        """
         ...
 
     def summarise(self, features: dict[str, Tensor], foreground: Tensor, background: Tensor) -> Any:

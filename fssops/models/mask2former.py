@@ -14,17 +14,16 @@ from torch import Tensor
 from fssops.losses.mask_criterion import LossWeights
 from fssops.losses.point_criterion import PointSetCriterion
 from fssops.losses.point_sources import ItemPoints, PointSource
-from fssops.models.backbones.build import build_backbone
-from fssops.models.checks import check_least, check_share
-from fssops.models.mask_classification import MaskClassificationConfig, MaskClassificationModel
+from fssops.models.checks import Count, Natural, NonNegative, Rate, Ratio, Share
 from fssops.models.pixel_decoders.features import PixelFeatures
 from fssops.models.pixel_decoders.ms_deform import MSDeformPixelDecoder, resized_padding
 from fssops.models.transformer_decoders.masked import MaskedTransformerDecoder, Memory
+from fssops.models.universal import UniversalConfig, UniversalModel
 from fssops.structures import ClipBatch, ImageBatch, MaskPredictions, MaskTargets
 
 
 @dataclass(frozen=True)
-class Mask2FormerConfig(MaskClassificationConfig):
+class Mask2FormerConfig(UniversalConfig):
     """Options of :class:`Mask2Former`; the defaults are COCO panoptic's.
 
     Attributes:
@@ -44,34 +43,22 @@ class Mask2FormerConfig(MaskClassificationConfig):
         importance_ratio: share of the points chosen by uncertainty.
     """
 
-    encoder_layers: int = 6
-    encoder_hidden: int = 1024
-    sampling_points: int = 4
-    dropout: float = 0.0
+    encoder_layers: Natural = 6
+    encoder_hidden: Count = 1024
+    sampling_points: Count = 4
+    dropout: Rate = 0.0
     recompute: bool = False
-    decoder_layers: int = 9
-    decoder_hidden: int = 2048
-    class_weight: float = 2.0
-    mask_weight: float = 5.0
-    dice_weight: float = 5.0
-    train_points: int = 12544
-    oversample_ratio: float = 3.0
-    importance_ratio: float = 0.75
-
-    def __post_init__(self) -> None:
-        """Check what types cannot say.
-
-        Raises:
-            ValueError: an option breaks its rule.
-        """
-        super().__post_init__()
-        check_least(self, 0, "encoder_layers", "decoder_layers", "class_weight", "mask_weight", "dice_weight")
-        check_least(self, 1, "encoder_hidden", "decoder_hidden", "sampling_points", "train_points", "oversample_ratio")
-        check_share(self, "importance_ratio")
-        check_share(self, "dropout", below_one=True)
+    decoder_layers: Natural = 9
+    decoder_hidden: Count = 2048
+    class_weight: NonNegative = 2.0
+    mask_weight: NonNegative = 5.0
+    dice_weight: NonNegative = 5.0
+    train_points: Count = 12544
+    oversample_ratio: Ratio = 3.0
+    importance_ratio: Share = 0.75
 
 
-class Mask2Former(MaskClassificationModel):
+class Mask2Former(UniversalModel):
     """Backbone, deformable-attention pixel decoder, masked-attention decoder.
 
     Args:
@@ -104,7 +91,6 @@ class Mask2Former(MaskClassificationModel):
             importance_ratio=config.importance_ratio,
         )
         super().__init__(config, criterion)
-        self.backbone = build_backbone(config.backbone, config.backbone_norm, config.drop_path)
         self.pixel_decoder = MSDeformPixelDecoder(
             self.backbone.channels,
             channels=config.channels,
@@ -143,7 +129,7 @@ class Mask2Former(MaskClassificationModel):
         return self.transformer_decoder.prepare(features.memory, features.sizes, mask_features, blocked)
 
     def predict(self, images: Tensor, padding: Tensor | None, *, auxiliary: bool, frames: int = 1) -> MaskPredictions:
-        """See :meth:`MaskClassificationModel.predict`; ``frames`` images in a row are one clip."""
+        """See :meth:`UniversalModel.predict`; ``frames`` images in a row are one clip."""
         features = self.encode(images, padding)
         memory = self.memory_of(features, padding, frames)
         decoded = self.transformer_decoder(memory, auxiliary=auxiliary)

@@ -29,12 +29,11 @@ import torch
 from torch import Tensor
 
 from fssops.losses.point_sources import PointSource
-from fssops.models.checks import check_least
+from fssops.models.checks import Count, Natural
 from fssops.models.clip_joining import ClipJoiner
 from fssops.models.mask2former import Mask2Former, Mask2FormerConfig
-from fssops.models.mask_classification import postprocessing
-from fssops.models.mask_classification.config import Task
 from fssops.models.pixel_decoders.features import PixelFeatures
+from fssops.models.universal import postprocessing
 from fssops.structures import ClipBatch, MaskPredictions, MaskTargets, VideoResult
 
 Keep = Callable[[Tensor], Sequence[Any]]
@@ -57,27 +56,19 @@ class Mask2FormerVISConfig(Mask2FormerConfig):
         overlap: frames that neighbouring clips share.
     """
 
-    num_classes: int = 40
-    tasks: tuple[Task, ...] = ("instance",)
-    detections: int = 10
+    num_classes: Count = 40
+    tasks: tuple[Literal["instance"]] = ("instance",)
+    detections: Count = 10
     behaviour: Literal["sound", "published"] = "sound"
-    encode_frames: int = 4
-    window: int = 0
+    encode_frames: Count = 4
+    window: Natural = 0
     overlap: int = 2
 
     def __post_init__(self) -> None:
-        """Check what types cannot say.
-
-        Raises:
-            ValueError: an option breaks its rule.
-        """
         super().__post_init__()
-        if self.tasks != ("instance",):
-            raise ValueError(f"Mask2FormerVISConfig: tasks must be ('instance',), got {self.tasks}")
-        check_least(self, 1, "encode_frames")
-        if self.window < 0 or (self.window and not 0 <= self.overlap < self.window):
+        if self.window and not 0 <= self.overlap < self.window:
             raise ValueError(
-                "Mask2FormerVISConfig: window must be 0 or positive and overlap in 0..window - 1, got window "
+                "Mask2FormerVISConfig: window must be 0 or overlap in 0..window - 1, got window "
                 f"{self.window}, overlap {self.overlap}"
             )
 

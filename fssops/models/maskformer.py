@@ -13,18 +13,17 @@ from torch import Tensor
 
 from fssops.losses.dense_criterion import DenseSetCriterion
 from fssops.losses.mask_criterion import LossWeights
-from fssops.models.backbones.build import build_backbone
-from fssops.models.checks import check_least, check_share
-from fssops.models.mask_classification import MaskClassificationConfig, MaskClassificationModel
+from fssops.models.checks import Count, Natural, NonNegative, Rate
 from fssops.models.pixel_decoders.fpn import FPNPixelDecoder
 from fssops.models.pixel_decoders.ms_deform import resized_padding
 from fssops.models.pixel_decoders.transformer_fpn import TransformerFPNPixelDecoder
 from fssops.models.transformer_decoders.standard import StandardTransformerDecoder
+from fssops.models.universal import UniversalConfig, UniversalModel
 from fssops.structures import MaskPredictions
 
 
 @dataclass(frozen=True)
-class MaskFormerConfig(MaskClassificationConfig):
+class MaskFormerConfig(UniversalConfig):
     """Options of :class:`MaskFormer`; the defaults are ADE20K semantic's.
 
     Attributes:
@@ -39,26 +38,15 @@ class MaskFormerConfig(MaskClassificationConfig):
         dice_weight: of the dice term.
     """
 
-    num_classes: int = 150
-    encoder_layers: int = 0
-    decoder_layers: int = 6
-    hidden: int = 2048
-    dropout: float = 0.1
+    num_classes: Count = 150
+    encoder_layers: Natural = 0
+    decoder_layers: Count = 6
+    hidden: Count = 2048
+    dropout: Rate = 0.1
     enforce_input_proj: bool = False
-    class_weight: float = 1.0
-    mask_weight: float = 20.0
-    dice_weight: float = 1.0
-
-    def __post_init__(self) -> None:
-        """Check what types cannot say.
-
-        Raises:
-            ValueError: an option breaks its rule.
-        """
-        super().__post_init__()
-        check_least(self, 0, "encoder_layers", "class_weight", "mask_weight", "dice_weight")
-        check_least(self, 1, "decoder_layers", "hidden")
-        check_share(self, "dropout", below_one=True)
+    class_weight: NonNegative = 1.0
+    mask_weight: NonNegative = 20.0
+    dice_weight: NonNegative = 1.0
 
 
 def build_fpn(in_channels: Mapping[str, int], config: MaskFormerConfig) -> FPNPixelDecoder | TransformerFPNPixelDecoder:
@@ -76,7 +64,7 @@ def build_fpn(in_channels: Mapping[str, int], config: MaskFormerConfig) -> FPNPi
     )
 
 
-class MaskFormer(MaskClassificationModel):
+class MaskFormer(UniversalModel):
     """Backbone, FPN (with or without a transformer encoder), DETR's decoder.
 
     Args:
@@ -94,7 +82,6 @@ class MaskFormer(MaskClassificationModel):
             no_object_weight=config.no_object_weight,
         )
         super().__init__(config, criterion)
-        self.backbone = build_backbone(config.backbone, config.backbone_norm, config.drop_path)
         self.pixel_decoder = build_fpn(self.backbone.channels, config)
         self.transformer_decoder = StandardTransformerDecoder(
             self.pixel_decoder.memory_channels,
@@ -110,7 +97,7 @@ class MaskFormer(MaskClassificationModel):
         )
 
     def predict(self, images: Tensor, padding: Tensor | None, *, auxiliary: bool) -> MaskPredictions:
-        """See :meth:`MaskClassificationModel.predict`."""
+        """See :meth:`UniversalModel.predict`."""
         features = self.pixel_decoder(self.backbone(images.contiguous(memory_format=torch.channels_last)), padding)
         memory, size = features.memory[0], features.sizes[0]
         blocked = None if padding is None else resized_padding(padding, size)

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from fssops.losses.piloted_criterion import PilotedPart, PilotedSetCriterion
 from fssops.losses.point_sources import ItemPoints, PointSource
-from fssops.models.checks import check_least, check_share
+from fssops.models.checks import Natural, Share
 from fssops.models.mask2former import Mask2Former, Mask2FormerConfig
 from fssops.models.mask_piloting import PilotOptions, Pilots, PilotSource, RandomPilots, build_pilots
 from fssops.models.mask_piloting.noise import PilotMode
@@ -60,24 +60,17 @@ class MPFormerConfig(Mask2FormerConfig):
     """
 
     pilot_mode: PilotMode = "points"
-    pilot_groups: int = 1
+    pilot_groups: Natural = 1
     noise_scale: float = 0.0
-    label_noise: float = 0.2
+    label_noise: Share = 0.2
     all_layers: bool = True
     head_noise: bool = False
-    enlarge_above: float = 0.5
+    enlarge_above: Share = 0.5
     classify_piloted: bool = True
     behaviour: Literal["sound", "published"] = "sound"
 
     def __post_init__(self) -> None:
-        """Check what types cannot say.
-
-        Raises:
-            ValueError: an option breaks its rule.
-        """
         super().__post_init__()
-        check_least(self, 0, "pilot_groups")
-        check_share(self, "label_noise", "enlarge_above")
         if not 0 <= self.noise_scale < float("inf") or (self.noise_scale == 0 and self.pilot_mode != "points"):
             raise ValueError(
                 f"MPFormerConfig: noise_scale must be {'at least' if self.pilot_mode == 'points' else 'more than'} 0 in"

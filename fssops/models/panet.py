@@ -15,9 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fssops import ops
-from fssops.models.backbones.resnet import ResNet
-from fssops.models.backbones.vgg import VGG16
-from fssops.models.checks import check_choices, check_images
+from fssops.models.backbones.build import backbones_with, build_backbone
+from fssops.models.checks import Count, NonNegative, Positive, check_images, check_options
 from fssops.structures import IGNORE, FewShotBatch
 
 POOLING_EPS = 1e-5
@@ -31,7 +30,8 @@ class PANetConfig:
     """Options of :class:`PANet`; the defaults are the published model.
 
     Attributes:
-        backbone: "vgg16" in the authors' dilated form, or a ResNet with stride 8 (dilated res4 and res5).
+        backbone: any that can have stride 8: "vgg16" in the authors' dilated form, or a ResNet with dilated res4 and
+            res5.
         backbone_norm: normalisation of the backbone; "default" is none for VGG and frozen for ResNet. From random
             weights, "batch" is what trains.
         backbone_width: channels of the first convolution; 64 is the published network.
@@ -48,26 +48,20 @@ class PANetConfig:
         pooling: "upsample_features" as published; "bilinear" and "nearest" resize the mask to the features instead.
     """
 
-    backbone: Literal["vgg16", "resnet18", "resnet34", "resnet50", "resnet101"] = "vgg16"
+    backbone: str = "vgg16"
     backbone_norm: Literal["default", "none", "frozen", "batch", "sync"] = "default"
-    backbone_width: int = 64
+    backbone_width: Count = 64
     last_stage: Literal["res4", "res5"] = "res5"
-    scale: float = 20.0
+    scale: Positive = 20.0
     align: bool = True
-    align_weight: float = 1.0
+    align_weight: NonNegative = 1.0
     align_divisor: Literal["all_ways", "used_ways"] = "all_ways"
     align_classes: Literal["binary", "all"] = "binary"
     background: Literal["mean", "nearest"] = "mean"
     pooling: Literal["upsample_features", "bilinear", "nearest"] = "upsample_features"
 
     def __post_init__(self) -> None:
-        check_choices(self)
-        if self.backbone_width < 1:
-            raise ValueError(f"PANetConfig: backbone_width must be at least 1, got {self.backbone_width}")
-        if not self.scale > 0:
-            raise ValueError(f"PANetConfig: scale must be positive, got {self.scale}")
-        if not self.align_weight >= 0:
-            raise ValueError(f"PANetConfig: align_weight must not be negative, got {self.align_weight}")
+        check_options(self, backbone=backbones_with(8))
 
 
 @dataclass
@@ -96,8 +90,15 @@ class PANet(nn.Module):
     def __init__(self, config: PANetConfig | None = None) -> None:
         super().__init__()
         self.config = config = config or PANetConfig()
-        self.backbone = _backbone(config)
-        self.feature = self.backbone.out_features[-1]
+        self.backbone = build_backbone(
+            config.backbone,
+            taps=("res5" if config.backbone == "vgg16" else config.last_stage,),
+            stride=8,
+            width=config.backbone_width,
+            norm=None if config.backbone_norm == "default" else config.backbone_norm,
+            final_relu=False,
+        )
+        (self.feature,) = self.backbone.taps
         self.channels: int = self.backbone.channels[self.feature]
         self.stride: int = self.backbone.strides[self.feature]
 
@@ -147,6 +148,10 @@ class PANet(nn.Module):
         if images.shape[0] <= group:
             return {"features": self._features(images)}
         return {"features": torch.cat([self._features(part) for part in images.split(group)])}
+
+    def query_features(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The features as they are: nothing else depends on a query image alone."""
+        return features
 
     def summarise(self, features: dict[str, Tensor], foreground: Tensor, background: Tensor) -> PANetSupport:
         """Prototypes of support sets (equations 1 and 2).
@@ -248,21 +253,6 @@ class PANet(nn.Module):
         if behind == 1:
             return scores
         return torch.cat([scores[:, :behind].amax(1, keepdim=True), scores[:, behind:]], dim=1)
-
-
-def _backbone(config: PANetConfig) -> VGG16 | ResNet:
-    norm = config.backbone_norm
-    if config.backbone == "vgg16":
-        return VGG16.dilated(norm="none" if norm == "default" else norm, width=config.backbone_width)
-    return ResNet(
-        int(config.backbone.removeprefix("resnet")),
-        norm="frozen" if norm == "default" else norm,
-        strides=(1, 2, 1, 1),
-        dilations=(1, 1, 2, 4),
-        out_features=(config.last_stage,),
-        final_relu=False,
-        width=config.backbone_width,
-    )
 
 
 def _pooled(features: Tensor, masks: Tensor, resize: str) -> Tensor:

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fssops.models.backbones.build import BackboneName, build_backbone
-from fssops.models.checks import check_choices, check_least, check_share, check_width
+from fssops.models.backbones.build import backbones_with, build_backbone
+from fssops.models.checks import Count, Natural, Rate, check_options, check_width
 from fssops.models.layers.convolution import Norm
 from fssops.models.layers.image_input import ImageInput
-from fssops.models.mask_classification import postprocessing
+from fssops.models.pixel_decoders.features import STRIDES
 from fssops.models.pixel_decoders.fpn import FPNPixelDecoder
 from fssops.models.transformer_decoders.standard import StandardTransformerDecoder
+from fssops.models.universal import postprocessing
 from fssops.structures import IGNORE, ImageBatch, SegmentationResult, SemanticResult
 
 
@@ -27,7 +28,7 @@ class PerPixelBaselineConfig:
     """Options of :class:`PerPixelBaseline`.
 
     Attributes:
-        backbone: name of :func:`fssops.models.backbones.build.build_backbone`.
+        backbone: any with maps at strides 4, 8, 16 and 32, of :data:`fssops.models.backbones.build.BACKBONES`.
         backbone_norm: normalisation of a ResNet backbone.
         drop_path: of a Swin backbone.
         num_classes: C.
@@ -43,30 +44,22 @@ class PerPixelBaselineConfig:
         size_divisor: images of a batch are padded to a common multiple of this.
     """
 
-    backbone: BackboneName = "resnet50"
+    backbone: str = "resnet50"
     backbone_norm: Norm = "frozen"
-    drop_path: float = 0.3
-    num_classes: int = 150
+    drop_path: Rate = 0.3
+    num_classes: Count = 150
     plus: bool = False
     ignore: int = IGNORE
-    channels: int = 256
-    mask_channels: int = 256
-    heads: int = 8
-    decoder_layers: int = 6
-    hidden: int = 2048
-    dropout: float = 0.1
-    size_divisor: int = 32
+    channels: Count = 256
+    mask_channels: Count = 256
+    heads: Count = 8
+    decoder_layers: Count = 6
+    hidden: Count = 2048
+    dropout: Rate = 0.1
+    size_divisor: Natural = 32
 
     def __post_init__(self) -> None:
-        """Check what types cannot say.
-
-        Raises:
-            ValueError: an option breaks its rule.
-        """
-        check_choices(self, but="backbone")  # whose table of Swins may be added to
-        check_least(self, 1, "num_classes", "channels", "mask_channels", "heads", "decoder_layers", "hidden")
-        check_least(self, 0, "size_divisor")
-        check_share(self, "drop_path", "dropout", below_one=True)
+        check_options(self, backbone=backbones_with(*STRIDES))
         check_width(self)
         if 0 <= self.ignore < self.num_classes:
             raise ValueError(
@@ -89,7 +82,9 @@ class PerPixelBaseline(nn.Module):
         super().__init__()
         self.config = config
         self.image_input = ImageInput(config.size_divisor)
-        self.backbone = build_backbone(config.backbone, config.backbone_norm, config.drop_path)
+        self.backbone = build_backbone(
+            config.backbone, taps=STRIDES, norm=config.backbone_norm, drop_path=config.drop_path
+        )
         self.pixel_decoder = FPNPixelDecoder(
             self.backbone.channels, channels=config.channels, mask_channels=config.mask_channels
         )

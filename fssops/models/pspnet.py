@@ -16,16 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fssops.models.backbones.resnet import ResNet
-from fssops.models.backbones.vgg import VGG16
-from fssops.models.checks import check_choices, check_images
+from fssops.models.backbones.build import backbones_with, build_backbone
+from fssops.models.checks import Count, Rate, check_images, check_options
 from fssops.models.layers.convolution import ConvNorm, Norm
 from fssops.structures import IGNORE, LabelMapBatch
 
 BINS = (1, 2, 3, 6)
 """Sides of the grids that the pyramid pools to."""
-
-Backbone = Literal["vgg16", "resnet18", "resnet34", "resnet50", "resnet101"]
 
 
 @dataclass(frozen=True)
@@ -33,8 +30,8 @@ class PSPNetConfig:
     """Options of :class:`PSPNet`; the defaults are the published base learner of Pascal-5i.
 
     Attributes:
-        backbone: ResNet with a deep stem at stride 8 (dilated res4 and res5), or VGG-16 with batch normalisation at
-            stride 16. The published ones are vgg16, resnet50 and resnet101.
+        backbone: any that can have stride 8: a ResNet with a deep stem and dilated res4 and res5, or VGG-16 at stride
+            16. The published ones are vgg16, resnet50 and resnet101.
         base_classes: number of classes besides the background: 15 on Pascal-5i, 60 on COCO-20i.
         norm: of the whole network: "batch" trains on one process, "sync" on several, "frozen" does not move.
         backbone_width: channels of the first convolution; 64 is the published network.
@@ -42,35 +39,15 @@ class PSPNetConfig:
         dropout: probability that a channel is dropped before the last convolution.
     """
 
-    backbone: Backbone = "resnet50"
-    base_classes: int = 15
+    backbone: str = "resnet50"
+    base_classes: Count = 15
     norm: Literal["batch", "sync", "frozen"] = "batch"
-    backbone_width: int = 64
-    head_channels: int = 512
-    dropout: float = 0.1
+    backbone_width: Count = 64
+    head_channels: Count = 512
+    dropout: Rate = 0.1
 
     def __post_init__(self) -> None:
-        check_choices(self)
-        for name in ("base_classes", "backbone_width", "head_channels"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"PSPNetConfig: {name} must be at least 1, got {getattr(self, name)}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"PSPNetConfig: dropout must be in [0, 1), got {self.dropout}")
-
-
-def build_backbone(name: Backbone, norm: Norm, width: int) -> ResNet | VGG16:
-    """The published backbones: three stages that are used, all of them after their ReLU."""
-    if name == "vgg16":
-        return VGG16(norm=norm, pool_ceil=True, out_features=("stage3", "stage4", "stage5"), width=width)
-    return ResNet(
-        int(name.removeprefix("resnet")),
-        norm=norm,
-        deep_stem=True,
-        strides=(1, 2, 1, 1),
-        dilations=(1, 1, 2, 4),
-        out_features=("res3", "res4", "res5"),
-        width=width,
-    )
+        check_options(self, backbone=backbones_with(8))
 
 
 class PyramidHead(nn.Module):
@@ -145,8 +122,16 @@ class PSPNet(nn.Module):
     def __init__(self, config: PSPNetConfig | None = None) -> None:
         super().__init__()
         self.config = config = config or PSPNetConfig()
-        self.backbone = build_backbone(config.backbone, config.norm, config.backbone_width)
-        self.feature = self.backbone.out_features[-1]
+        # The last three stages, of which a few-shot system uses all and the head the last.
+        self.backbone = build_backbone(
+            config.backbone,
+            taps=("res3", "res4", "res5"),
+            stride=16 if config.backbone == "vgg16" else 8,
+            deep_stem=True,
+            width=config.backbone_width,
+            norm=config.norm,
+        )
+        self.feature = self.backbone.taps[-1]
         self.stride: int = self.backbone.strides[self.feature]
         self.head = PyramidHead(
             self.backbone.channels[self.feature],

@@ -132,7 +132,7 @@ class PublishedMSANet(nn.Module):
                 found.append((query.t() @ support).clamp(min=0).mean(1))
             maps.append(torch.stack(found).view(len(features), 1, *features.shape[-2:]))
         # layer1 is tapped, but not compared.
-        return maps[len(maps) - len(self.model.tap_names) :]
+        return maps[len(maps) - len(self.model.layer_names) :]
 
     def _grouped(self, shots: list[list[Tensor]]) -> Tensor:
         means = [sum(maps) / len(shots) for maps in zip(*shots, strict=True)]

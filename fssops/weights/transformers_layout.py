@@ -13,8 +13,8 @@ from torch import Tensor
 
 from fssops.models.backbones.swin import SWIN, relative_position_index
 from fssops.models.mask2former import Mask2Former
-from fssops.models.mask_classification import MaskClassificationConfig, MaskClassificationModel
 from fssops.models.maskformer import MaskFormer
+from fssops.models.universal import UniversalConfig, UniversalModel
 from fssops.weights import transformers_names as names
 
 _SHARED = {"mask_channels": "mask_feature_size", "no_object_weight": "no_object_weight"}
@@ -50,7 +50,7 @@ _MASKFORMER_DECODER = {
 }
 
 
-def _theirs(config: MaskClassificationConfig, names: Mapping[str, str]) -> dict[str, Any]:
+def _theirs(config: UniversalConfig, names: Mapping[str, str]) -> dict[str, Any]:
     return {theirs: getattr(config, ours) for ours, theirs in names.items()}
 
 
@@ -59,7 +59,7 @@ def _ours(table: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
     return {ours: table[theirs] for ours, theirs in names.items() if theirs in table}
 
 
-def to_transformers(model: MaskClassificationModel) -> dict[str, Tensor]:
+def to_transformers(model: UniversalModel) -> dict[str, Tensor]:
     """A model's tensors under transformers' names (version 5), complete for ``from_pretrained``.
 
     Raises:
@@ -101,7 +101,7 @@ def to_transformers(model: MaskClassificationModel) -> dict[str, Tensor]:
     return renamed
 
 
-def _backbone_config(model: MaskClassificationModel) -> dict[str, Any]:
+def _backbone_config(model: UniversalModel) -> dict[str, Any]:
     name, norm = model.config.backbone, model.config.backbone_norm
     stages = [f"stage{n}" for n in range(1, 5)]
     if name in SWIN:
@@ -132,7 +132,7 @@ def _backbone_config(model: MaskClassificationModel) -> dict[str, Any]:
     }
 
 
-def transformers_config(model: MaskClassificationModel, class_names: Sequence[str] | None = None) -> dict[str, Any]:
+def transformers_config(model: UniversalModel, class_names: Sequence[str] | None = None) -> dict[str, Any]:
     """What ``config.json`` must say for ``from_pretrained`` to build the same network.
 
     Args:
@@ -171,7 +171,7 @@ def transformers_config(model: MaskClassificationModel, class_names: Sequence[st
 
 
 def write_transformers(
-    model: MaskClassificationModel, folder: str | os.PathLike[str], class_names: Sequence[str] | None = None
+    model: UniversalModel, folder: str | os.PathLike[str], class_names: Sequence[str] | None = None
 ) -> None:
     """Write ``config.json`` and ``model.safetensors`` that ``from_pretrained`` reads.
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import parity
 import pytest
 import torch
-from mask_classification_toys import small_batch, small_model
+from universal_toys import small_batch, small_model
 
 from fssops.losses.point_sources import RandomPoints
 from fssops.models.mask2former import Mask2Former, Mask2FormerConfig

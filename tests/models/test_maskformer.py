@@ -7,7 +7,7 @@ from pathlib import Path
 import parity
 import pytest
 import torch
-from mask_classification_toys import small_batch, small_model
+from universal_toys import small_batch, small_model
 
 
 @pytest.mark.parametrize("name", ["maskformer_r50_semantic", "maskformer_r50_panoptic"])

@@ -14,9 +14,9 @@ from torch import nn
 import fssops
 from fssops.evaluation.episodes import segment
 from fssops.evaluation.feature_cache import FeatureCache
-from fssops.models.layers.alignment import CrossAlignment, channel_gates, projected, shortened
 from fssops.models.mm_former import MMFormer, MMFormerConfig
-from fssops.models.mm_former_records import inside_mask
+from fssops.models.mm_former.alignment import CrossAlignment, channel_gates, projected, shortened
+from fssops.models.mm_former.records import inside_mask
 from fssops.structures import IGNORE, Episode, FewShotBatch
 from fssops.testing.published_mm_former import PublishedMMFormer
 
@@ -140,7 +140,7 @@ def test_kept_proposals_give_the_same_and_replace_what_they_came_from() -> None:
         )
         query = model.encode(batch.query_images.flatten(0, 1))
         fresh = model.match(support, query, (64, 96))
-        kept = {name: value for name, value in {**query, **model.query_features(query)}.items() if value is not None}
+        kept = model.query_features(query)
         assert torch.equal(model.match(support, kept, (64, 96)), fresh)
     assert not [name for name in kept if name == "fine" or name.startswith("level")]
     assert sum(v.numel() for v in kept.values()) < sum(v.numel() for v in query.values())
@@ -252,7 +252,7 @@ def test_without_a_proposal_above_nothing_all_is_background() -> None:
     model, batch = small_model(), small_batch()
     with torch.no_grad():
         query = model.encode(batch.query_images.flatten(0, 1))
-        query.update({name: value for name, value in model.query_features(query).items() if value is not None})
+        query = model.query_features(query)
         for name in ("proposals", "regions"):
             query[name] = torch.zeros_like(query[name])
         support = model.summarise(

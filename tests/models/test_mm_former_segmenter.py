@@ -14,7 +14,7 @@ import fssops
 from fssops.losses import proposals as proposal_losses
 from fssops.models.layers.convolution import ConvNorm
 from fssops.models.layers.singular_values import SingularValueConv, adapted_kernels, tune_singular_values
-from fssops.models.mm_former_segmenter import MMFormerSegmenter, regions
+from fssops.models.mm_former.segmenter import MMFormerSegmenter, regions
 from fssops.structures import IGNORE, ProposalBatch
 
 MATCHING = ("align_heads", "align_hidden", "matching_hidden", "short_side")

@@ -8,8 +8,8 @@ from typing import Any
 import parity
 import pytest
 import torch
-from mask_classification_toys import SMALL, small_batch
 from torch import Tensor
+from universal_toys import SMALL, small_batch
 
 import fssops
 from fssops.losses.point_sources import RandomPoints
@@ -267,7 +267,7 @@ def test_wrong_options_are_told(options: dict[str, Any], told: str) -> None:
 
 
 def test_options_from_recipes_are_told_too() -> None:
-    with pytest.raises(ValueError, match=r"pilot_mode: .*'points'.*got 'circles'"):
+    with pytest.raises(ValueError, match=r"pilot_mode must be one of points, .*got 'circles'"):
         fssops.create_model("mp_former", pilot_mode="circles")
     with pytest.raises(ValueError, match="noise_scale must be more than 0 in mode scale"):
         fssops.create_model("mp_former", pilot_mode="scale")

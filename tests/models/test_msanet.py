@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from torch import nn
 
 import fssops
-from fssops.models.layers.guided_decoder import ChannelGate, ShotScorer
-from fssops.models.layers.multi_similarity import kept_positions, prior_mask
 from fssops.models.msanet import MSANet, MSANetConfig
-from fssops.models.msanet_records import MSANetResult
-from fssops.models.msanet_streams import SupportLayers
+from fssops.models.msanet.compared_layers import SupportLayers
+from fssops.models.msanet.guided_decoder import ChannelGate, ShotScorer
+from fssops.models.msanet.records import MSANetResult
+from fssops.models.msanet.similarity import kept_positions, prior_mask
 from fssops.structures import IGNORE, FewShotBatch
 from fssops.testing.published_msanet import PublishedMSANet
 
@@ -117,8 +117,7 @@ def test_forward_is_encode_summarise_match_and_keeps_rows_apart() -> None:
     with torch.no_grad():
         whole = model(batch)
         assert whole.shape == (2, 2, 3, 48, 80)
-        query = model.encode(batch.query_images[1, 1:])
-        query.update(model.query_features(query))
+        query = model.query_features(model.encode(batch.query_images[1, 1:]))
         for way in range(2):
             support = model.summarise(
                 model.encode(batch.support_images[1, way]),
@@ -148,7 +147,7 @@ def test_a_summary_holds_no_position_that_no_support_keeps(backbone: str) -> Non
     with torch.no_grad():
         features = model.encode(batch.support_images.flatten(0, 2))
         support = model.summarise(features, batch.support_foreground, batch.support_background)
-    for name, layer, mask in zip(model.tap_names, support.layers, support.masks, strict=True):
+    for name, layer, mask in zip(model.layer_names, support.layers, support.masks, strict=True):
         most = int((mask > 0).sum((-2, -1)).max())
         assert layer.shape == (2, 3, features[name].shape[1], 1, most)
         assert most < features[name][0, 0].numel()
@@ -325,7 +324,7 @@ def test_published_behaviour_refuses_what_was_never_published() -> None:
         model.encode(torch.zeros(1, 3, 4, 90))
     with pytest.raises(ValueError, match="behaviour must be one of sound, published, got 'authors'"):
         MSANetConfig(behaviour="authors")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="foreground_weight must be above 0, got 0"):
+    with pytest.raises(ValueError, match="foreground_weight must be more than 0, got 0"):
         MSANetConfig(foreground_weight=0)
 
 

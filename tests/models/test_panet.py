@@ -325,8 +325,8 @@ def test_bfloat16_autocast_stays_close_and_returns_float32_scores() -> None:
     ("options", "message"),
     [
         ({"backbone": "vgg19"}, "backbone must be one of vgg16"),
-        ({"scale": 0.0}, "scale must be positive"),
-        ({"align_weight": -1.0}, "align_weight must not be negative"),
+        ({"scale": 0.0}, "scale must be more than 0, got 0.0"),
+        ({"align_weight": -1.0}, "align_weight must be at least 0, got -1.0"),
         ({"backbone_width": 0}, "backbone_width must be at least 1"),
         ({"pooling": "none"}, "pooling must be one of upsample_features"),
     ],

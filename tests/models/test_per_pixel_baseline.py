@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from mask_classification_toys import small_batch
+from universal_toys import small_batch
 
 import fssops
 from fssops.models.per_pixel_baseline import PerPixelBaseline, PerPixelBaselineConfig

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from mask_classification_toys import small_batch, small_model
+from universal_toys import small_batch, small_model
 
-from fssops.models.mask_classification import postprocessing
-from fssops.models.mask_classification.augmented_inference import augmented_semantic, resized_to_short_side
+from fssops.models.universal import postprocessing
+from fssops.models.universal.augmented_inference import augmented_semantic, resized_to_short_side
 from fssops.structures import ImageBatch
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 import fssops
-from fssops.models.mask_classification import MaskClassificationModel
+from fssops.models.universal import UniversalModel
 from fssops.weights.transformers_layout import write_transformers
 
 NUMBERS = Path(__file__).with_name("transformers_swin.json")
@@ -37,10 +37,10 @@ SYSTEMS: dict[str, dict[str, Any]] = {
 }
 
 
-def filled(name: str) -> MaskClassificationModel:
+def filled(name: str) -> UniversalModel:
     """A model whose weights are a function of their names and shapes."""
     model = fssops.create_model(name, **SYSTEMS[name]).eval()
-    assert isinstance(model, MaskClassificationModel)
+    assert isinstance(model, UniversalModel)
     with torch.no_grad():
         for key, value in model.state_dict().items():
             random = np.random.RandomState(zlib.crc32(key.encode()))
@@ -53,7 +53,7 @@ def filled(name: str) -> MaskClassificationModel:
     return model
 
 
-def images(model: MaskClassificationModel) -> Tensor:
+def images(model: UniversalModel) -> Tensor:
     """Two images of different sizes, normalised and padded."""
     random = np.random.RandomState(5)
     raw = [random.randint(0, 256, (3, height, width)).astype(np.float32) for height, width in ((75, 101), (96, 84))]

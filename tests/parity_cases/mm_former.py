@@ -18,10 +18,10 @@ from torch import Tensor
 import fssops
 from fssops.losses import proposals as proposal_losses
 from fssops.losses.point_sources import RecordedPoints
-from fssops.models.layers.alignment import channel_gates, tokens_of
 from fssops.models.layers.image_input import PIXEL_MEAN, PIXEL_STD
 from fssops.models.mm_former import LEVELS, MMFormer
-from fssops.models.mm_former_segmenter import MMFormerSegmenter, object_target, regions
+from fssops.models.mm_former.alignment import channel_gates, tokens_of
+from fssops.models.mm_former.segmenter import MMFormerSegmenter, object_target, regions
 from fssops.structures import FewShotBatch, MaskPredictions, ProposalBatch
 from fssops.weights.mm_former import our_name, segmenter_name
 from parity_cases.case import Case, Line, compared, compared_exactly, not_compared

@@ -15,7 +15,7 @@ from fssops.models.mask_piloting import RecordedPilots
 from fssops.models.mp_former import MPFormer, MPFormerConfig
 from fssops.weights.mask_classification import MASK2FORMER
 from parity_cases import mask2former
-from parity_cases import mask_classification as common
+from parity_cases import universal as common
 from parity_cases.case import Case, CaseError, Line
 
 MODES = ("points", "shift", "scale", "shift_scale", "patch", "points_MAE")

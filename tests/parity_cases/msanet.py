@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 import fssops
-from fssops.models.layers.multi_similarity import kept_positions, resize
 from fssops.models.msanet import MSANet
+from fssops.models.msanet.similarity import kept_positions, resize
 from fssops.structures import FewShotBatch
 from parity_cases.case import (
     Case,
@@ -75,21 +75,21 @@ def batch_of(case: Case) -> FewShotBatch:
 def _backbone_outputs(model: MSANet, images: Tensor) -> dict[str, Tensor]:
     """layer0 .. layer4, by forward hooks on our stages."""
     backbone: Any = model.backbone
-    wanted = backbone.out_features
+    wanted = backbone.taps
     vgg = model.config.backbone == "vgg16"
-    first = ("stage1", "stage2") if vgg else ("stem", "res2")
-    backbone.out_features = (*first, *wanted)
+    first = ("res1", "res2") if vgg else ("stem", "res2")
+    backbone.taps = (*first, *wanted)
     with torch.no_grad():
         outputs = backbone(images)
-    names = backbone.out_features
-    backbone.out_features = wanted
+    names = backbone.taps
+    backbone.taps = wanted
     return {f"layer{number}": outputs[name] for number, name in enumerate(names)}
 
 
 def _taps(model: MSANet, images: Tensor) -> list[Tensor]:
     """The features that the authors tap, in their order."""
     features = model.encode(images)
-    found = [features[name] for name in model.tap_names]
+    found = [features[name] for name in model.layer_names]
     if model.config.backbone != "vgg16":
         taps: list[Tensor] = []
         with torch.no_grad():

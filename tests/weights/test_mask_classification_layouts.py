@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import fssops
-from fssops.models.mask_classification import MaskClassificationModel
+from fssops.models.universal import UniversalModel
 from fssops.weights import CheckpointError
 from fssops.weights.mask_classification import MASK2FORMER, MASKFORMER, to_authors
 from fssops.weights.renaming import Renaming
@@ -21,19 +21,19 @@ RENAMING = {"mask2former": MASK2FORMER, "maskformer": MASKFORMER}
 BOTH = pytest.mark.parametrize("name", list(RENAMING))
 
 
-def small(name: str, **options: object) -> MaskClassificationModel:
+def small(name: str, **options: object) -> UniversalModel:
     """A small model with random weights, biases included."""
     size = {"backbone": "resnet18", "num_classes": 4, "num_queries": 5, "channels": 32, "mask_channels": 32, "heads": 4}
     layers = {"encoder_layers": 1, "decoder_layers": 2} if name == "mask2former" else {"decoder_layers": 2}
     model = fssops.create_model(name, **{**size, **layers, **options})
-    assert isinstance(model, MaskClassificationModel)
+    assert isinstance(model, UniversalModel)
     with torch.no_grad():
         for value in model.state_dict().values():
             value.uniform_(0.1, 1.0)
     return model
 
 
-def equal(a: MaskClassificationModel, b: MaskClassificationModel) -> bool:
+def equal(a: UniversalModel, b: UniversalModel) -> bool:
     """Whether all tensors are."""
     own, other = a.state_dict(), b.state_dict()
     return own.keys() == other.keys() and all(torch.equal(own[key], other[key]) for key in own)
@@ -88,7 +88,7 @@ def test_transformers_folders_are_written_and_read(name: str, backbone: str, tmp
     report = fssops.load_weights(target, tmp_path)
     assert report.complete
     assert report.layout.startswith("transformers")
-    assert isinstance(target, MaskClassificationModel)
+    assert isinstance(target, UniversalModel)
     assert equal(source, target)
 
 
@@ -178,7 +178,7 @@ def test_what_a_configuration_of_transformers_leaves_out_is_at_its_default(name:
     config = {"model_type": name, "backbone_config": {"model_type": "resnet"}}
     kind, options = options_of(config)
     model = fssops.create_model(kind, **options)
-    assert isinstance(model, MaskClassificationModel)
+    assert isinstance(model, UniversalModel)
     named = {"mask2former": "Mask2FormerConfig", "maskformer": "MaskFormerConfig"}[kind]
     theirs = getattr(pytest.importorskip("transformers"), named)()
     full = transformers_config(model)
@@ -205,7 +205,7 @@ def test_transformers_implementation_gives_the_same_logits(name: str, backbone: 
     transformers = pytest.importorskip("transformers")
     kind = "Mask2FormerForUniversalSegmentation" if name == "mask2former" else "MaskFormerForInstanceSegmentation"
     model = fssops.create_model(name, backbone=backbone, num_classes=7, num_queries=20).eval()
-    assert isinstance(model, MaskClassificationModel)
+    assert isinstance(model, UniversalModel)
     write_transformers(model, tmp_path)
     theirs = getattr(transformers, kind).from_pretrained(tmp_path).eval()
     images, _ = model.image_input([255 * torch.rand(3, 135, 203) for _ in range(2)])

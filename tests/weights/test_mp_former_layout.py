@@ -10,7 +10,7 @@ import torch
 
 import fssops
 from fssops.convert import main as convert
-from fssops.models.mask_classification import MaskClassificationModel
+from fssops.models.universal import UniversalModel
 from fssops.weights import CheckpointError, save_weights
 from fssops.weights.mask_classification import MASK2FORMER, PREDICTOR, to_authors
 
@@ -26,10 +26,10 @@ OPTIONS: dict[str, Any] = {
 }
 
 
-def small(name: str = "mp_former", **options: Any) -> MaskClassificationModel:
+def small(name: str = "mp_former", **options: Any) -> UniversalModel:
     """A small model with random weights, biases included."""
     model = fssops.create_model(name, **{**OPTIONS, **options})
-    assert isinstance(model, MaskClassificationModel)
+    assert isinstance(model, UniversalModel)
     with torch.no_grad():
         for value in model.state_dict().values():
             value.uniform_(0.1, 1.0)

@@ -1,1 +1,1 @@
-"""Image encoders that more than one system uses."""
+"""Image encoders: one file a family, :mod:`fssops.models.backbones.build` has their table."""

@@ -1,50 +1,157 @@
-"""Backbones of the MaskFormer family by name."""
+"""Every backbone by name: one table, and one function that builds a row of it for any system.
+
+To add one: its file with a :class:`Backbone`, its row in :data:`BACKBONES`, its test, and where there are published
+weights their names in ``fssops/weights``. A system takes every backbone that has what it asks for.
+"""
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
-from fssops.models.backbones.resnet import ResNet
-from fssops.models.backbones.swin import SWIN, SwinTransformer
+from fssops.models.backbones.backbone import STAGES, Backbone
+from fssops.models.backbones.resnet import Dilations, ResNet
+from fssops.models.backbones.swin import SWIN, SwinForm, SwinTransformer
+from fssops.models.backbones.vgg import VGG16
 from fssops.models.layers.convolution import Norm
 
-BackboneName = Literal[
-    "resnet18",
-    "resnet34",
-    "resnet50",
-    "resnet101",
-    "resnet50_deeplab",
-    "resnet101_deeplab",
-    "swin_tiny",
-    "swin_small",
-    "swin_base",
-    "swin_large",
-]
 
-STAGE_NAMES = ("res2", "res3", "res4", "res5")
+@dataclass(frozen=True)
+class BackboneRow:
+    """A line of :data:`BACKBONES`.
+
+    Attributes:
+        build: makes the backbone; takes ``taps`` and the arguments of :func:`build_backbone` that ``options`` names.
+        channels: of its maps at width 64, by name, finest first.
+        strides: of the same maps, where it is built for its largest stride.
+        built_for: strides that its coarsest map can have, the usual one first.
+        options: further arguments of :func:`build_backbone` that mean something to it.
+    """
+
+    build: Callable[..., Backbone]
+    channels: dict[str, int]
+    strides: dict[str, int]
+    built_for: tuple[int, ...]
+    options: tuple[str, ...]
+
+    def tap_at(self, stride: int, built_for: int) -> str | None:
+        """The deepest map at a stride, of the backbone as it is built for ``built_for``; None where there is none."""
+        return next((name for name in reversed(self.strides) if min(self.strides[name], built_for) == stride), None)
 
 
-def build_backbone(name: BackboneName, norm: Norm = "frozen", drop_path: float = 0.3) -> ResNet | SwinTransformer:
-    """A backbone that returns "res2".."res5" at strides 4, 8, 16, 32 and has a dict ``channels`` of their widths.
+def _resnet(depth: int, *channels: int) -> BackboneRow:
+    options = ("stride", "dilations", "deep_stem", "width", "norm", "final_relu")
+    return BackboneRow(partial(ResNet, depth), _by_stage(channels), _by_stage((4, 8, 16, 32)), (32, 16, 8), options)
+
+
+def _deeplab(depth: int, *channels: int) -> BackboneRow:
+    """Three-convolution stem and multi-grid dilations at stride 32: MaskFormer's R50c and R101c."""
+    build = partial(ResNet, depth, deep_stem=True, dilations=(1, 1, 1, (1, 2, 4)))
+    return BackboneRow(build, _by_stage(channels), _by_stage((4, 8, 16, 32)), (32,), ("norm",))
+
+
+def swin_row(form: SwinForm) -> BackboneRow:
+    """The row of a Swin of any size."""
+    channels = tuple(form.channels * 2**stage for stage in range(4))
+    build = partial(SwinTransformer, form)
+    return BackboneRow(build, _by_stage(channels), _by_stage((4, 8, 16, 32)), (32,), ("drop_path",))
+
+
+def _by_stage(numbers: Sequence[int]) -> dict[str, int]:
+    return dict(zip(STAGES, numbers, strict=True))
+
+
+BACKBONES: dict[str, BackboneRow] = {
+    "vgg16": BackboneRow(
+        VGG16,
+        channels={"res1": 64, "res2": 128, "res3": 256, "res4": 512, "res5": 512},
+        strides={"res1": 2, "res2": 4, "res3": 8, "res4": 16, "res5": 16},
+        built_for=(16, 8),
+        options=("stride", "width", "norm", "final_relu"),
+    ),
+    "resnet18": _resnet(18, 64, 128, 256, 512),
+    "resnet34": _resnet(34, 64, 128, 256, 512),
+    "resnet50": _resnet(50, 256, 512, 1024, 2048),
+    "resnet101": _resnet(101, 256, 512, 1024, 2048),
+    "resnet50_deeplab": _deeplab(50, 256, 512, 1024, 2048),
+    "resnet101_deeplab": _deeplab(101, 256, 512, 1024, 2048),
+    "swin_tiny": swin_row(SWIN["swin_tiny"]),
+    "swin_small": swin_row(SWIN["swin_small"]),
+    "swin_base": swin_row(SWIN["swin_base"]),
+    "swin_large": swin_row(SWIN["swin_large"]),
+}
+"""Every backbone, by name."""
+
+
+def backbones_with(*strides: int, options: Sequence[str] = ()) -> tuple[str, ...]:
+    """Names of the backbones that have maps at these strides, when built for the largest, and these options."""
+    built_for = max(strides)
+    return tuple(
+        name
+        for name, row in BACKBONES.items()
+        if built_for in row.built_for
+        and all(row.tap_at(stride, built_for) for stride in strides)
+        and set(options) <= set(row.options)
+    )
+
+
+def build_backbone(
+    name: str,
+    *,
+    taps: Sequence[str | int] | None = None,
+    stride: int | None = None,
+    dilations: Dilations | None = None,
+    deep_stem: bool = False,
+    width: int = 64,
+    norm: Norm | None = None,
+    final_relu: bool = True,
+    drop_path: float = 0.3,
+    frozen: bool = False,
+) -> Backbone:
+    """A backbone with random weights.
+
+    What a backbone does not have (``options`` of its row) is not applied to it: a Swin has no batch normalisation to
+    freeze. A stride and a width, which change what comes out, are refused instead.
 
     Args:
-        name: "resnet{18,34,50,101}" with torchvision's 7x7 stem, the same with ``_deeplab`` for the three-convolution
-            stem and multi-grid dilations of MaskFormer's R101c, or "swin_{tiny,small,base,large}".
-        norm: normalisation of a ResNet; "frozen", as published, keeps its statistics and affine part fixed.
-        drop_path: rate of a Swin's last block; of the others in proportion to depth.
+        name: a row of :data:`BACKBONES`.
+        taps: maps to return, by name or by stride (the deepest at it); None: all that its row has.
+        stride: of the coarsest map; None is the usual one, 32 (He et al.), of VGG 16.
+        dilations: of the 3x3 convolutions of "res2".."res5"; None makes up for strides left out, as PSPNet does.
+        deep_stem: of a ResNet, three 3x3 convolutions for the 7x7 one (PSPNet); torchvision's has none.
+        width: channels of the first convolution; 64 is published.
+        norm: normalisation; None is "frozen" for a ResNet, as detectron2 trains, and "none" for VGG, as published.
+        final_relu: whether the last stage ends with its ReLU; PANet's does not.
+        drop_path: of a Swin, the rate of its last block, of the others in proportion to depth; 0.3 is MaskFormer's.
+        frozen: no parameter is trained.
 
     Raises:
-        ValueError: the name is unknown.
+        ValueError: the name is unknown, or the backbone cannot be built so.
     """
-    if name.startswith("resnet"):
-        depth, _, form = name.removeprefix("resnet").partition("_")
-        if depth in ("18", "34", "50", "101") and form in ("", "deeplab"):
-            deeplab = form == "deeplab"
-            dilations: tuple[int | tuple[int, ...], ...] = (1, 1, 1, (1, 2, 4) if deeplab else 1)
-            return ResNet(int(depth), norm=norm, deep_stem=deeplab, dilations=dilations, out_features=STAGE_NAMES)
-    if name in SWIN:
-        return SwinTransformer(SWIN[name], drop_path=drop_path)
-    raise ValueError(
-        f"build_backbone: name must be resnet18, resnet34, resnet50, resnet101, resnet50_deeplab, resnet101_deeplab,"
-        f" {', '.join(SWIN)}, got {name!r}"
-    )
+    if name not in BACKBONES:
+        raise ValueError(f"build_backbone: name must be one of {', '.join(BACKBONES)}, got {name!r}")
+    row = BACKBONES[name]
+    built_for = row.built_for[0] if stride is None else stride
+    if built_for not in row.built_for:
+        strides = ", ".join(map(str, row.built_for))
+        raise ValueError(f"build_backbone: stride of {name} must be one of {strides}, got {stride}")
+    if width != 64 and "width" not in row.options:
+        raise ValueError(f"build_backbone: width of {name} must be 64, got {width}")
+    wanted = tuple(row.channels) if taps is None else taps
+    names = [row.tap_at(tap, built_for) if isinstance(tap, int) else tap for tap in wanted]
+    if None in names or set(names) - set(row.channels):
+        raise ValueError(f"build_backbone: taps of {name} must be among {', '.join(row.channels)}, got {wanted}")
+    given: dict[str, Any] = {
+        "stride": built_for,
+        "dilations": dilations,
+        "deep_stem": deep_stem,
+        "width": width,
+        "norm": norm,
+        "final_relu": final_relu,
+        "drop_path": drop_path,
+    }
+    options = {option: given[option] for option in row.options if given[option] is not None}
+    backbone = row.build(taps=names, **options)
+    return backbone.requires_grad_(False) if frozen else backbone

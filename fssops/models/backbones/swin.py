@@ -6,12 +6,14 @@ on each of the four outputs. Names in the state dict are those of the official c
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fssops.models.backbones.backbone import STAGES, Backbone
 from fssops.models.layers.kept_tensors import KeptTensors
 
 LAYER_NORM_EPS = 1e-5
@@ -194,42 +196,43 @@ class PatchEmbedding(nn.Module):
         return tokens
 
 
-class SwinTransformer(nn.Module):
-    """Swin backbone with outputs "res2".."res5" at strides 4, 8, 16, 32.
+class SwinTransformer(Backbone):
+    """Swin backbone with "res2".."res5" at strides 4, 8, 16, 32.
 
     Args:
         form: size.
+        taps: which stages to return; all are built.
         drop_path: stochastic-depth rate of the last block; it grows linearly from 0 at the first.
     """
 
     name = "swin"
 
-    def __init__(self, form: SwinForm, drop_path: float = 0.3) -> None:
+    def __init__(self, form: SwinForm, *, taps: Sequence[str] = STAGES, drop_path: float = 0.3) -> None:
         super().__init__()
-        self.form = form
+        self.form, self.taps = form, tuple(taps)
         self.patch_embed = PatchEmbedding(form.channels)
         blocks = sum(form.depths)
         rates = [drop_path * index / max(blocks - 1, 1) for index in range(blocks)]
         self.layers = nn.ModuleList()
-        self.channels: dict[str, int] = {}
-        self.strides: dict[str, int] = {}
-        for stage, (depth, heads) in enumerate(zip(form.depths, form.heads, strict=True)):
-            width = form.channels * 2**stage
-            own, rates = rates[:depth], rates[depth:]
-            self.layers.append(SwinStage(width, heads, form.window, own, merge=stage < 3))
+        self.channels = {name: form.channels * 2**stage for stage, name in enumerate(STAGES)}
+        self.strides = {name: 4 * 2**stage for stage, name in enumerate(STAGES)}
+        self.layer_counts = {}
+        for stage, (depth, heads, width) in enumerate(
+            zip(form.depths, form.heads, self.channels.values(), strict=True)
+        ):
+            of_stage, rates = rates[:depth], rates[depth:]
+            self.layers.append(SwinStage(width, heads, form.window, of_stage, merge=stage < 3))
             self.add_module(f"norm{stage}", nn.LayerNorm(width, eps=LAYER_NORM_EPS))
-            self.channels[f"res{stage + 2}"] = width
-            self.strides[f"res{stage + 2}"] = 4 * 2**stage
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Normalised images [B, 3, H, W] to stage name -> [B, C, h, w]."""
+        """Feature maps [B, C, h, w] of images [B, 3, H, W]."""
         features: dict[str, Tensor] = {}
         x = self.patch_embed(images)
-        for stage, layer in enumerate(self.layers):
+        for stage, (name, layer) in enumerate(zip(STAGES, self.layers, strict=True)):
             assert isinstance(layer, SwinStage)
             x = layer(x)
-            norm = self.get_submodule(f"norm{stage}")
-            features[f"res{stage + 2}"] = norm(x).permute(0, 3, 1, 2)
+            if name in self.taps:
+                features[name] = self.get_submodule(f"norm{stage}")(x).permute(0, 3, 1, 2)
             if layer.downsample is not None:
                 x = layer.downsample(x)
         return features

@@ -1,9 +1,10 @@
-"""VGG-16: as published, with batch normalisation, and in the dilated form of PANet.
+"""VGG-16, as BAM and MSANet use it and in the dilated form of PANet.
 
 Source: Simonyan and Zisserman, "Very deep convolutional networks", 2014 (configuration D), without the classifier;
 PANet's form after kaixin96/PANet ``models/vgg.py`` as described in its paper, section 3.2.
 
-Names in the state dict are ``stage1.0.weight`` .. ``stage5.2.bias`` (and ``.norm.*``).
+Names in the state dict are ``stage1.0.weight`` .. ``stage5.2.bias`` (and ``.norm.*``); the taps are called "res1"..
+"res5" after them, as the stages of every backbone.
 """
 
 from __future__ import annotations
@@ -13,30 +14,27 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fssops.models.backbones.resnet import Taps
+from fssops.models.backbones.backbone import STAGES, Backbone, Watchers
 from fssops.models.layers.convolution import ConvNorm, Norm
+
+MODULES = {"res1": "stage1", "res2": "stage2", "res3": "stage3", "res4": "stage4", "res5": "stage5"}
+"""Tap to the name of its stage in the state dict."""
 
 CONVOLUTIONS = (2, 2, 3, 3, 3)
 WIDTHS = (1, 2, 4, 8, 8)
 """Channels of the five stages, in units of the first stage's."""
 
-STAGES = ("stage1", "stage2", "stage3", "stage4", "stage5")
 
-
-class VGG16(nn.Module):
-    """Thirteen 3x3 convolutions in five stages; a max pool ends each of the first four.
-
-    The defaults give the published network. PANet's form: :meth:`dilated`; MSANet's: ``norm="batch", pool_ceil=True``.
+class VGG16(Backbone):
+    """Thirteen 3x3 convolutions in five stages; a max pool ends each of the first four, and its output is the tap.
 
     Args:
+        taps: which of "res1".."res5" to return.
+        stride: of res5. 16: pools of 2, which round an odd size up (BAM, MSANet). 8: pools of 3 with padding, of which
+            the last has no stride, and dilation 2 after it (PANet).
+        width: channels of the first stage.
         norm: kind of normalisation.
-        pool_size: side of the max pools; 3 has padding 1, 2 has none.
-        pool_ceil: whether an odd size is rounded up (pool_size 2 only; 3 with padding 1 always does).
-        last_pool_stride: of the pool after stage 4; with 1 the features stay at stride 8.
-        last_dilation: of the convolutions of stage 5.
         final_relu: whether the last convolution is followed by ReLU.
-        out_features: which of "stage1".."stage5" to return, each after its pool.
-        width: channels of stage 1.
     """
 
     name = "vgg16"
@@ -44,27 +42,24 @@ class VGG16(nn.Module):
     def __init__(
         self,
         *,
-        norm: Norm = "none",
-        pool_size: int = 2,
-        pool_ceil: bool = False,
-        last_pool_stride: int = 2,
-        last_dilation: int = 1,
-        final_relu: bool = True,
-        out_features: Sequence[str] = ("stage5",),
+        taps: Sequence[str] = STAGES,
+        stride: int = 16,
         width: int = 64,
+        norm: Norm = "none",
+        final_relu: bool = True,
     ) -> None:
         super().__init__()
-        if pool_size not in (2, 3):
-            raise ValueError(f"VGG16: pool_size must be 2 or 3, got {pool_size}")
-        if not out_features or any(name not in STAGES for name in out_features):
-            raise ValueError(f"VGG16: out_features must be among {', '.join(STAGES)}, got {list(out_features)}")
-        self.out_features = tuple(out_features)
-        self.pool_size, self.pool_ceil = pool_size, pool_ceil
-        self.pool_strides = (2, 2, 2, last_pool_stride)
-        self.channels: dict[str, int] = {}
-        self.strides: dict[str, int] = {}
-        channels, stride = 3, 1
-        for index, name in enumerate(STAGES):
+        if not taps or set(taps) - set(MODULES):
+            raise ValueError(f"VGG16: taps must be among {', '.join(MODULES)}, got {list(taps)}")
+        if stride not in (8, 16):
+            raise ValueError(f"VGG16: stride must be 8 or 16, got {stride}")
+        dilated = stride == 8
+        self.taps = tuple(taps)
+        self.pool_size, self.pool_strides = (3, (2, 2, 2, 1)) if dilated else (2, (2, 2, 2, 2))
+        self.channels, self.layer_counts = {}, dict(zip(MODULES, CONVOLUTIONS, strict=True))
+        self.strides = {name: min(2 ** (index + 1), stride) for index, name in enumerate(MODULES)}
+        channels = 3
+        for index, (tap, name) in enumerate(MODULES.items()):
             stage = nn.ModuleList()
             for position in range(CONVOLUTIONS[index]):
                 last = index == 4 and position == CONVOLUTIONS[index] - 1
@@ -73,7 +68,7 @@ class VGG16(nn.Module):
                         channels,
                         width * WIDTHS[index],
                         3,
-                        dilation=last_dilation if index == 4 else 1,
+                        dilation=2 if dilated and index == 4 else 1,
                         bias=True,
                         norm=norm,
                         activation=final_relu or not last,
@@ -81,47 +76,31 @@ class VGG16(nn.Module):
                 )
                 channels = width * WIDTHS[index]
             self.add_module(name, stage)
-            stride *= self.pool_strides[index] if index < 4 else 1
-            self.channels[name], self.strides[name] = channels, stride
+            self.channels[tap] = channels
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
 
-    @classmethod
-    def dilated(cls, *, norm: Norm = "none", width: int = 64) -> VGG16:
-        """PANet's encoder: pools of 3, stride 8, dilation 2 in stage 5, no ReLU at the end."""
-        return cls(norm=norm, pool_size=3, last_pool_stride=1, last_dilation=2, final_relu=False, width=width)
-
-    def forward(self, images: Tensor, taps: Taps | None = None) -> dict[str, Tensor]:
-        """Features of images [B, 3, H, W].
-
-        Args:
-            images: normalised.
-            taps: for each stage that is a key here, called with the output of every convolution, before
-                normalisation and ReLU.
-
-        Returns:
-            stage name to [B, C, h, w].
-        """
+    def forward(self, images: Tensor, watchers: Watchers | None = None) -> dict[str, Tensor]:
+        """Feature maps [B, C, h, w] of images [B, 3, H, W]; watchers see every convolution before norm and ReLU."""
         features: dict[str, Tensor] = {}
         x = images
-        for index, name in enumerate(STAGES):
+        for index, (tap, name) in enumerate(MODULES.items()):
             stage = self.get_submodule(name)
             assert isinstance(stage, nn.ModuleList)
             for convolution in stage:
                 assert isinstance(convolution, ConvNorm)
-                if taps is not None and name in taps:
+                if watchers is not None and tap in watchers:
                     raw = convolution.raw(x)
-                    taps[name](raw)
+                    watchers[tap](raw)
                     x = convolution.finish(raw)
                 else:
                     x = convolution(x)
             if index < 4:
-                x = F.max_pool2d(
-                    x, self.pool_size, self.pool_strides[index], padding=self.pool_size // 3, ceil_mode=self.pool_ceil
-                )
-            if name in self.out_features:
-                features[name] = x
-            if len(features) == len(self.out_features):
+                padding = self.pool_size // 3
+                x = F.max_pool2d(x, self.pool_size, self.pool_strides[index], padding=padding, ceil_mode=not padding)
+            if tap in self.taps:
+                features[tap] = x
+            if len(features) == len(self.taps):
                 break
         return features

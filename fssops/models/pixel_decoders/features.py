@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+STRIDES = (4, 8, 16, 32)
+"""Of the four maps of a backbone that every pixel decoder reads, "res2".."res5"."""
+
 
 @dataclass
 class PixelFeatures:

@@ -1,4 +1,4 @@
-"""ResNet backbones: shapes, strides, dilation, taps, and a plain composition of torch layers as the oracle."""
+"""ResNet backbones: shapes, strides, dilation, watching, and a plain composition of torch layers as the oracle."""
 
 from __future__ import annotations
 
@@ -52,17 +52,17 @@ def plain_forward(model: ResNet, x: Tensor, strides: tuple[int, ...], dilations:
 
 @pytest.mark.parametrize("norm", ["frozen", "batch", "sync"])
 @pytest.mark.parametrize(
-    ("depth", "deep_stem", "strides", "dilations"),
+    ("depth", "deep_stem", "stride", "strides", "dilations"),
     [
-        (18, False, (1, 2, 2, 2), (1, 1, 1, 1)),
-        (50, True, (1, 2, 1, 1), (1, 1, 2, 4)),
-        (34, True, (1, 2, 2, 1), (1, 1, 1, 2)),
+        (18, False, 32, (1, 2, 2, 2), (1, 1, 1, 1)),
+        (50, True, 8, (1, 2, 1, 1), (1, 1, 2, 4)),
+        (34, True, 16, (1, 2, 2, 1), (1, 1, 1, 2)),
     ],
 )
 def test_features_equal_the_plain_composition(
-    norm: str, depth: int, deep_stem: bool, strides: tuple[int, ...], dilations: tuple[int, ...]
+    norm: str, depth: int, deep_stem: bool, stride: int, strides: tuple[int, ...], dilations: tuple[int, ...]
 ) -> None:
-    model = ResNet(depth, norm=norm, deep_stem=deep_stem, strides=strides, dilations=dilations, width=4)  # type: ignore[arg-type]
+    model = ResNet(depth, norm=norm, deep_stem=deep_stem, stride=stride, width=4)  # type: ignore[arg-type]
     model = model.double().eval()
     randomise(model)
     images = torch.randn(2, 3, 45, 39, dtype=torch.float64)
@@ -76,7 +76,7 @@ def test_features_equal_the_plain_composition(
 
 
 def test_strides_and_sizes_at_the_published_resolutions() -> None:
-    model = ResNet(50, deep_stem=True, strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4), width=2)
+    model = ResNet(50, deep_stem=True, stride=8, width=2)
     assert model.strides == {"stem": 4, "res2": 4, "res3": 8, "res4": 8, "res5": 8}
     with torch.no_grad():
         features = model(torch.zeros(1, 3, 473, 473))
@@ -93,21 +93,22 @@ def test_parameter_names_and_shapes_are_those_of_detectron2() -> None:
 
 
 @pytest.mark.parametrize(("depth", "blocks"), [(18, [2, 2, 2, 2]), (101, [3, 4, 23, 3])])
-def test_taps_are_the_blocks_before_their_last_relu(depth: int, blocks: list[int]) -> None:
+def test_watchers_see_the_blocks_before_their_last_relu(depth: int, blocks: list[int]) -> None:
     model = ResNet(depth, width=2).eval()
     images = torch.randn(1, 3, 33, 33)
-    taps: dict[str, list[Tensor]] = {"res3": [], "res4": []}
+    seen: dict[str, list[Tensor]] = {"res3": [], "res4": []}
     with torch.no_grad():
-        plain, tapped = model(images), model(images, {name: found.append for name, found in taps.items()})
-    assert [len(taps["res3"]), len(taps["res4"])] == blocks[1:3]
+        plain, watched = model(images), model(images, {name: layers.append for name, layers in seen.items()})
+    assert [len(seen["res3"]), len(seen["res4"])] == blocks[1:3]
+    assert list(model.layer_counts.values()) == blocks
     for name in plain:
-        assert torch.equal(plain[name], tapped[name])
-    assert (taps["res4"][-1] < 0).any()
-    assert torch.equal(taps["res4"][-1].relu(), plain["res4"])
+        assert torch.equal(plain[name], watched[name])
+    assert (seen["res4"][-1] < 0).any()
+    assert torch.equal(seen["res4"][-1].relu(), plain["res4"])
 
 
 def test_only_the_stages_that_are_asked_for_are_built() -> None:
-    model = ResNet(18, out_features=("res3",), width=2, final_relu=False)
+    model = ResNet(18, taps=("res3",), width=2, final_relu=False)
     assert not any(key.startswith(("res4", "res5")) for key in model.state_dict())
     features = model(torch.randn(1, 3, 32, 32))
     assert list(features) == ["res3"]
@@ -115,7 +116,7 @@ def test_only_the_stages_that_are_asked_for_are_built() -> None:
 
 
 def test_dilations_may_differ_from_block_to_block() -> None:
-    model = ResNet(50, dilations=(1, 1, (1, 2), (1, 2, 4)), strides=(1, 2, 1, 2), width=2)
+    model = ResNet(50, dilations=(1, 1, (1, 2), (1, 2, 4)), stride=8, width=2)
     assert [block.conv2.dilation[0] for block in model.res4] == [1, 2, 2, 2, 2, 2]  # type: ignore[union-attr]
     assert [block.conv2.dilation[0] for block in model.res5] == [1, 2, 4]  # type: ignore[union-attr]
 
@@ -124,8 +125,9 @@ def test_dilations_may_differ_from_block_to_block() -> None:
     ("options", "message"),
     [
         ({"depth": 20}, "depth must be one of 18, 34, 50, 101, got 20"),
-        ({"out_features": ("res6",)}, "out_features must be among"),
-        ({"strides": (1, 2)}, "must have 4 entries"),
+        ({"taps": ("res6",)}, "taps must be among"),
+        ({"stride": 12}, "stride must be 8, 16 or 32, got 12"),
+        ({"dilations": (1, 2)}, "must have 4 entries"),
         ({"norm": "layer"}, "kind must be none, frozen, batch, sync or group"),
     ],
 )

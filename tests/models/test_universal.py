@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from mask_classification_toys import box_target, small_batch, small_model
 from torch import Tensor
+from universal_toys import box_target, small_batch, small_model
 
 import fssops
-from fssops.models.backbones.swin import SWIN, SwinForm
+from fssops.models.backbones.build import BACKBONES, swin_row
+from fssops.models.backbones.swin import SwinForm
 from fssops.models.interface import Trainable
 from fssops.structures import ImageBatch, MaskTargets
 
@@ -216,7 +217,7 @@ def test_wrong_options_are_named(options: dict[str, object], message: str) -> No
 
 
 def test_a_swin_of_another_size_may_be_added_to_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(SWIN, "swin_small_windows", SwinForm(16, (1, 1, 1, 1), (1, 2, 4, 8), 3))
+    monkeypatch.setitem(BACKBONES, "swin_small_windows", swin_row(SwinForm(16, (1, 1, 1, 1), (1, 2, 4, 8), 3)))
     model = small_model("mask2former", backbone="swin_small_windows").train()
     assert all(value.isfinite() for value in model.losses(small_batch()).values())
 

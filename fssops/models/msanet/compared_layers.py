@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from fssops.models.layers.multi_similarity import kept_positions, multi_similarity, prior_mask, resize
-from fssops.models.msanet_records import MSANetSupport
+from fssops.models.msanet.records import MSANetSupport
+from fssops.models.msanet.similarity import kept_positions, multi_similarity, prior_mask, resize
 
 
 class Columns:
@@ -141,3 +141,18 @@ class QueryLayers:
         ways = self._support.ways
         sets = [row // self._queries * ways + way for row in rows for way in range(ways)]
         return [x if sets == list(range(len(x))) else x[sets] for x in parts]
+
+
+def mean_over_shots(maps: dict[str, Tensor], size: tuple[int, int], last_shot_alone: str | None) -> Tensor:
+    """The similarity to the supports of every layer, [R, layers, h, w].
+
+    Args:
+        maps: [R, K, h_l, w_l] of each layer.
+        size: (h, w).
+        last_shot_alone: how the names of the layers begin that count the last shot instead of the mean, as published.
+    """
+    means = []
+    for name, of_shots in maps.items():
+        last_alone = last_shot_alone is not None and name.startswith(last_shot_alone)
+        means.append(resize(of_shots[:, -1:] if last_alone else of_shots.mean(1, keepdim=True), size))
+    return torch.cat(means, dim=1)

@@ -12,13 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from fssops.losses.mask_criterion import SetCriterion
+from fssops.models.backbones.build import build_backbone
 from fssops.models.layers.image_input import ImageInput
-from fssops.models.mask_classification import postprocessing
-from fssops.models.mask_classification.config import TASKS, MaskClassificationConfig, Task
+from fssops.models.pixel_decoders.features import STRIDES
+from fssops.models.universal import postprocessing
+from fssops.models.universal.config import TASKS, Task, UniversalConfig
 from fssops.structures import ImageBatch, MaskPredictions, MaskTargets, SegmentationResult, SemanticResult
 
 
-class MaskClassificationModel(nn.Module, ABC):
+class UniversalModel(nn.Module, ABC):
     """A backbone, a pixel decoder, a transformer decoder and a criterion; subclasses build them and run them.
 
     Args:
@@ -29,13 +31,16 @@ class MaskClassificationModel(nn.Module, ABC):
     class_dependent: tuple[str, ...] = ("transformer_decoder.class_embed.",)
     """Names of tensors that a checkpoint with another number of classes leaves at their initial values."""
     cut_panoptic_at_half: bool
-    """See :func:`fssops.models.mask_classification.postprocessing.panoptic_map`."""
+    """See :func:`fssops.models.universal.postprocessing.panoptic_map`."""
 
-    def __init__(self, config: MaskClassificationConfig, criterion: SetCriterion) -> None:
+    def __init__(self, config: UniversalConfig, criterion: SetCriterion) -> None:
         super().__init__()
-        self.config: MaskClassificationConfig = config
+        self.config: UniversalConfig = config
         self.image_input = ImageInput(config.size_divisor)
         self.criterion = criterion
+        self.backbone = build_backbone(
+            config.backbone, taps=STRIDES, norm=config.backbone_norm, drop_path=config.drop_path
+        )
 
     @abstractmethod
     def predict(self, images: Tensor, padding: Tensor | None, *, auxiliary: bool) -> MaskPredictions:

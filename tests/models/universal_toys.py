@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from fssops.models.mask2former import Mask2Former, Mask2FormerConfig
-from fssops.models.mask_classification import MaskClassificationModel
 from fssops.models.maskformer import MaskFormer, MaskFormerConfig
+from fssops.models.universal import UniversalModel
 from fssops.structures import ImageBatch, MaskTargets
 
 SMALL: dict[str, Any] = {
@@ -23,7 +23,7 @@ SMALL: dict[str, Any] = {
 }
 
 
-def small_model(name: str, **options: Any) -> MaskClassificationModel:
+def small_model(name: str, **options: Any) -> UniversalModel:
     """A MaskFormer or Mask2Former of a few layers."""
     if name == "mask2former":
         small = {**SMALL, "encoder_layers": 1, "encoder_hidden": 32, "decoder_layers": 3, "decoder_hidden": 32}

@@ -1,4 +1,4 @@
-"""What MM-Former knows of a support set, and what it finds for a query."""
+"""What MM-Former computes of a support set, and of a query with it."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ class MMFormerSupport:
     def of_way(self, way: int, queries: int) -> MMFormerSupport:
         """The support sets of one way, each repeated for its queries: E becomes B * Q."""
 
-        def chosen(x: Tensor) -> Tensor:
-            own: Tensor = x.unflatten(0, (-1, self.ways))[:, way]
-            return own if queries == 1 else own.repeat_interleave(queries, dim=0)
+        def repeated(x: Tensor) -> Tensor:
+            of_way: Tensor = x.unflatten(0, (-1, self.ways))[:, way]
+            return of_way if queries == 1 else of_way.repeat_interleave(queries, dim=0)
 
         return MMFormerSupport(
             ways=1,
-            keys=[chosen(x) for x in self.keys],
-            values=[chosen(x) for x in self.values],
-            tokens=[chosen(x) for x in self.tokens],
-            positions=chosen(self.positions),
-            weights=chosen(self.weights),
+            keys=[repeated(x) for x in self.keys],
+            values=[repeated(x) for x in self.values],
+            tokens=[repeated(x) for x in self.tokens],
+            positions=repeated(self.positions),
+            weights=repeated(self.weights),
         )
 
     def shot_shares(self, *, all_count: bool) -> tuple[Tensor, Tensor]:
@@ -63,7 +63,7 @@ class MMFormerSupport:
 
 @dataclass
 class MMFormerResult:
-    """What :meth:`MMFormer.compare` finds for B * Q queries and N ways, with P proposals.
+    """What :meth:`MMFormer.compare` computes for B * Q queries and N ways, with P proposals.
 
     Attributes:
         episodes: B.

@@ -1,4 +1,4 @@
-"""What MSANet knows of a support set, and what it finds for a query."""
+"""What MSANet computes of a support set, and of a query with it."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ class MSANetSupport:
 
     Attributes:
         ways: N.
-        layers: [E, K, C, 1, m] a compared layer, at the positions that are kept alone; m is the most of any image.
-            Empty once the queries' similarity has been found.
-        masks: [E, K, 1, m] a compared layer; 0 where an image keeps fewer.
+        layers: [E, K, C, 1, m] a compared layer, at the positions that count; m is the most of any image. Empty once
+            the queries have been compared with them.
+        masks: [E, K, 1, m] a compared layer; 0 where fewer positions of an image count.
         top: [E, K, C, 1, m], the last layer's output where the mask is not 0, for the prior mask.
         top_masks: [E, K, 1, m].
         prototypes: [E, K, C].
@@ -37,7 +37,7 @@ class MSANetSupport:
 
 @dataclass
 class MSANetResult:
-    """What :meth:`MSANet.compare` finds for R = B * Q * N pairs of a query and a way, at feature resolution.
+    """What :meth:`MSANet.compare` computes for R = B * Q * N pairs of a query and a way, at feature resolution.
 
     Attributes:
         query: [R, C, h, w] embedding of the query.
@@ -100,6 +100,6 @@ def paired(
         attention=of_support(support.attention),
         gram=of_support(support.gram),
     )
-    chosen = [features[name] for name in ("query", "base", "gram")]
-    query, base, gram = chosen if ways == 1 else (x.repeat_interleave(ways, dim=0) for x in chosen)
+    of_queries = [features[name] for name in ("query", "base", "gram")]
+    query, base, gram = of_queries if ways == 1 else (x.repeat_interleave(ways, dim=0) for x in of_queries)
     return repeated, query, base, gram

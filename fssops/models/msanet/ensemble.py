@@ -12,17 +12,18 @@ _SMALLEST_SHARE = 1e-4
 """The ensemble's numbers are affine mixtures and may leave 0..1; their logarithm needs a floor."""
 
 
-def base_share(base: Tensor, own: Tensor | None) -> Tensor:
+def base_share(base: Tensor, excluded: Tensor | None) -> Tensor:
     """Probability [R, 1, h, w] of any base class.
 
     Args:
         base: [R, 1 + base classes, h, w] logits of the base learner.
-        own: [R] base class, from 1, that a row's way really is and that the base learner must not claim; 0 for none.
+        excluded: [R] base class, from 1, that a row's way really is and that the base learner must not claim; 0 for
+            none.
     """
     shares = base.float().softmax(1)[:, 1:]
-    if own is not None:
-        channel = torch.arange(1, base.shape[1], device=own.device)
-        shares = torch.where((channel == own[:, None])[:, :, None, None], 0, shares)
+    if excluded is not None:
+        channel = torch.arange(1, base.shape[1], device=excluded.device)
+        shares = torch.where((channel == excluded[:, None])[:, :, None, None], 0, shares)
     return shares.sum(1, keepdim=True)
 
 

@@ -1,39 +1,8 @@
-"""MM-Former: segment first, match later. Proposals of the query are matched with the support by prototypes, and merged.
-
-Source: Zhang et al., "Mask matching transformer for few-shot segmentation", NeurIPS 2022, and github
-Picsart-AI-Research/Mask-Matching-Transformer at eb474f8. The first stage is
-:class:`fssops.models.mm_former_segmenter.MMFormerSegmenter`.
-
-Where the published code departs from what it means to do, ``behaviour`` chooses:
-
-====================  ============================================  ================================================
-what                  "published"                                   "sound", the default
-====================  ============================================  ================================================
-frozen backbone       normalises by batch statistics in training,   its statistics are those it came with
-                      and they go on moving, in both stages
-segmenter's loss      takes the proposal of the second highest      takes the best
-                      overlap with the object
-dice                  of the sigmoid of probabilities               of the probabilities
-ranking loss          the wrong extreme costs 100                   similarities stay within 0.001 to 0.999
-ignored pixels        are background in losses and overlaps         do not count
-resizing              corners aligned in pooling and in the         pixel centres everywhere
-                      pyramid, pixel centres elsewhere
-keys of 15 x n        used whole where a side is 15 by chance       always shortened
-pooling               an empty proposal gives NaN                   gives 0
-empty support         is averaged with the others                   is left out; without any there is no foreground
-result                one minus the merge, and the merge            their log ratio, so that a softmax of the result is
-                                                                    their share
-ways                  one                                           any
-====================  ============================================  ================================================
-
-Both read the authors' checkpoints; use "published" for their numbers. Kernels that the authors store as products of
-singular values are multiplied out when they are loaded, with both. Images of any size and aspect work with both.
-Otherwise K shots are treated as published: prototypes of query and support are averaged over the shots.
-"""
+"""The few-shot stage of MM-Former: proposals of the query are matched with the support by prototypes, and merged."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -41,18 +10,14 @@ from torch import Tensor, nn
 
 from fssops import ops
 from fssops.losses import proposals as proposal_losses
-from fssops.models.layers.alignment import CrossAlignment, channel_gates, projected, shortened, tokens_of
 from fssops.models.layers.feed_forward import MLP
 from fssops.models.layers.image_input import images_a_pass
 from fssops.models.layers.position_encoding import PositionEncodingCache
-from fssops.models.mm_former_records import MMFormerResult, MMFormerSupport, inside_mask, joined
-from fssops.models.mm_former_segmenter import (
-    MMFormerSegmenter,
-    MMFormerSegmenterConfig,
-    object_target,
-    padded_size,
-    sizes_of,
-)
+from fssops.models.mm_former.alignment import CrossAlignment, channel_gates, projected, shortened, tokens_of
+from fssops.models.mm_former.config import MMFormerConfig
+from fssops.models.mm_former.records import MMFormerResult, MMFormerSupport, joined
+from fssops.models.mm_former.segmenter import MMFormerSegmenter, object_target, padded_size, sizes_of
+from fssops.models.mm_former.support import support_summary
 from fssops.structures import FewShotBatch
 
 LEVELS = ("res5", "res4", "res3")
@@ -60,41 +25,6 @@ LEVELS = ("res5", "res4", "res3")
 
 _SMALLEST_SHARE = 1e-4
 """The merge is an affine mixture and may leave 0..1; the logarithm of a share needs a floor."""
-
-
-@dataclass(frozen=True)
-class MMFormerConfig(MMFormerSegmenterConfig):
-    """Options of :class:`MMFormer`; the defaults are the published network. ``tuning`` is the first stage's.
-
-    Attributes:
-        align_layers: of cross-alignment.
-        align_heads: their attention heads.
-        align_hidden: width of their feed-forward sub-layers.
-        short_side: tokens that the other image is shortened to, along its shorter side.
-        matching_hidden: width of the learnt merging.
-        merge_weight: of the dice between merge and object.
-        rank_weight: of the ranking of similarities.
-    """
-
-    align_layers: int = 2
-    align_heads: int = 4
-    align_hidden: int = 512
-    short_side: int = 15
-    matching_hidden: int = 500
-    merge_weight: float = 10.0
-    rank_weight: float = 6.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for option in ("align_layers", "align_heads", "align_hidden", "short_side", "matching_hidden"):
-            if getattr(self, option) < 1:
-                raise ValueError(f"MMFormerConfig: {option} must be at least 1, got {getattr(self, option)}")
-        if self.channels % self.align_heads:
-            raise ValueError(f"MMFormerConfig: align_heads must divide channels, got {self.align_heads}")
-
-    def segmenter(self) -> MMFormerSegmenterConfig:
-        """The options of the first stage."""
-        return MMFormerSegmenterConfig(**{f.name: getattr(self, f.name) for f in fields(MMFormerSegmenterConfig)})
 
 
 class MMFormer(nn.Module):
@@ -163,22 +93,20 @@ class MMFormer(nn.Module):
         """
         return self._in_groups(images, proposals=True)
 
-    def query_features(self, features: dict[str, Tensor]) -> dict[str, Tensor | None]:
-        """The proposals of images, so that they can be kept with the features.
-
-        Args:
-            features: of :meth:`encode`.
+    def query_features(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The features of :meth:`encode` with the proposals of the images, in place of the pixel decoder's inputs.
 
         Returns:
-            "proposals" [n, N, h, w] probabilities at stride 4 of the padded image; "regions", the same at the size of
-            the aligned features; and None for the inputs of the pixel decoder, which nothing needs any more.
+            also "proposals" [n, N, h, w], probabilities at stride 4 of the padded image, and "regions", the same at the
+            size of the aligned features; no longer "fine" and "level0"...
         """
         levels = sorted(name for name in features if name.startswith("level"))
         with torch.no_grad():
             predictions = self.segmenter.predict([features[name] for name in levels], features["fine"], auxiliary=False)
             proposals = self.segmenter.mask_logits(predictions).float().sigmoid_()
             regions = self._resized(proposals, features[LEVELS[0]])
-        return {"proposals": proposals, "regions": regions, "fine": None, **dict.fromkeys(levels)}
+        others = {name: value for name, value in features.items() if name != "fine" and name not in levels}
+        return {**others, "proposals": proposals, "regions": regions}
 
     def summarise(self, features: dict[str, Tensor], foreground: Tensor, background: Tensor) -> MMFormerSupport:
         """Summary of support sets; the background is what is not foreground.
@@ -201,21 +129,21 @@ class MMFormer(nn.Module):
 
         Args:
             support: of B * N support sets.
-            features: of :meth:`encode`, [B * Q, ...]; may hold those of :meth:`query_features` as well.
+            features: of :meth:`encode` or :meth:`query_features`, [B * Q, ...].
             size: (H, W).
         """
         return self.logits(self.compare(support, features), features, size)
 
-    def logits(self, found: MMFormerResult, features: dict[str, Tensor], size: tuple[int, int]) -> Tensor:
+    def logits(self, result: MMFormerResult, features: dict[str, Tensor], size: tuple[int, int]) -> Tensor:
         """What :meth:`match` returns, from the result of :meth:`compare`."""
-        merged = self.full_size(found.merged, features, size)  # [B Q, N, H, W]
+        merged = self.full_size(result.merged, features, size)  # [B Q, N, H, W]
         if self.published:
             logits = torch.cat([1 - merged, merged], dim=1)
         else:
             # Every way against the background, which stands at 0; the floors keep the order beyond 0 and 1.
             ratio = merged.clamp(min=_SMALLEST_SHARE).log() - (1 - merged).clamp(min=_SMALLEST_SHARE).log()
             logits = torch.cat([torch.zeros_like(ratio[:, :1]), ratio], dim=1)
-        by_episode: Tensor = logits.unflatten(0, (found.episodes, -1))
+        by_episode: Tensor = logits.unflatten(0, (result.episodes, -1))
         return by_episode
 
     def full_size(self, masks: Tensor, features: dict[str, Tensor], size: tuple[int, int]) -> Tensor:
@@ -238,17 +166,17 @@ class MMFormer(nn.Module):
             features = self._features(batch.support_images[:, :, k].flatten(0, 1), proposals=False)
             shots.append(self._summary(features, foreground[:, :, k : k + 1]))
         query = self._with_proposals(query)
-        found = self.compare(joined(shots), query)
+        result = self.compare(joined(shots), query)
         labels = batch.query_labels.flatten(0, 1)
         padded = padded_size(labels.shape[1], labels.shape[2])
         merges, ranks = [], []
-        for way in range(found.similarity.shape[1]):
-            own = torch.where(labels == way + 1, 1, torch.where(labels > foreground.shape[1], labels, 0))
-            target, valid = object_target(own, padded, all_count=self.published)
-            merged = proposal_losses.upsampled(found.merged[:, way : way + 1], padded)[:, 0]
+        for way in range(result.similarity.shape[1]):
+            objects = torch.where(labels == way + 1, 1, torch.where(labels > foreground.shape[1], labels, 0))
+            target, valid = object_target(objects, padded, all_count=self.published)
+            merged = proposal_losses.upsampled(result.merged[:, way : way + 1], padded)[:, 0]
             merges.append(proposal_losses.dice_loss(merged, target, valid, squash=self.published))
             overlap = proposal_losses.soft_iou(query["proposals"], target, valid)
-            ranked, _ = proposal_losses.ranked_similarities(found.similarity[:, way], overlap)
+            ranked, _ = proposal_losses.ranked_similarities(result.similarity[:, way], overlap)
             ranks.append(proposal_losses.ranking_loss(ranked, 0.0 if self.published else 1e-3))
         return {
             "loss_merge": self.config.merge_weight * torch.stack(merges).mean(),
@@ -273,16 +201,13 @@ class MMFormer(nn.Module):
         return MMFormerResult(episodes, *parts)
 
     def _with_proposals(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The features with those of :meth:`query_features`."""
-        if "proposals" in features:
-            return features
-        return {**features, **{name: x for name, x in self.query_features(features).items() if x is not None}}
+        return features if "proposals" in features else self.query_features(features)
 
     def _compared(
         self, support: MMFormerSupport, prepared: list[tuple[Tensor, Tensor, Tensor]], features: dict[str, Tensor]
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Of one way for R queries: prototypes of both sides, similarities, coefficients and the merge."""
-        share, known = support.shot_shares(all_count=self.published)  # [R, K], [R]
+        share, any_object = support.shot_shares(all_count=self.published)  # [R, K], [R]
         size = (int(features[LEVELS[0]].shape[2]), int(features[LEVELS[0]].shape[3]))
         place = self._positions(size, share.device)
         of_query, of_support = [], []
@@ -313,7 +238,7 @@ class MMFormer(nn.Module):
             similarity = ops.prototype_similarity(query_prototypes, support_prototypes[:, None])[..., 0]
             coefficients = self.merge(similarity)
             merged = (coefficients[:, None] @ features["proposals"].float().flatten(2))[:, 0]
-        merged = (merged * known[:, None]).unflatten(1, features["proposals"].shape[2:])
+        merged = (merged * any_object[:, None]).unflatten(1, features["proposals"].shape[2:])
         return query_prototypes, support_prototypes, similarity, coefficients, merged
 
     def _tokens_and_keys(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -341,31 +266,8 @@ class MMFormer(nn.Module):
             )
 
     def _summary(self, features: dict[str, Tensor], foreground: Tensor) -> MMFormerSupport:
-        ways, shots = foreground.shape[1:3]
-        like = features[LEVELS[0]]
-        size = (int(like.shape[2]), int(like.shape[3]))
-        height, width = padded_size(foreground.shape[3], foreground.shape[4])
-        masks = F.pad(foreground, (0, width - foreground.shape[4], 0, height - foreground.shape[3])).flatten(0, 2)
-        soft = F.interpolate(masks[:, None], size=size, mode="bilinear", align_corners=False)
-        weights = self._resized(masks[:, None], like) if self.published else soft
-        chosen, weights = inside_mask(weights.flatten(1))  # [n, T]
-        place = self._positions(size, like.device).t().unflatten(1, size)[None] * soft  # [n, C, h, w]
-
-        def kept(maps: Tensor) -> Tensor:
-            rows = tokens_of(maps)
-            inside: Tensor = rows.gather(1, chosen[..., None].expand(-1, -1, rows.shape[2]))
-            return inside.unflatten(0, (-1, shots))  # type: ignore[no-any-return]
-
-        keys, values, tokens = [], [], []
-        short_place = tokens_of(self._shortened(place))
-        for name in LEVELS:
-            masked = features[name] * soft.to(features[name].dtype)
-            value = tokens_of(self._shortened(masked))
-            keys.append((value + short_place.to(value.dtype)).unflatten(0, (-1, shots)))
-            values.append(value.unflatten(0, (-1, shots)))
-            tokens.append(kept(masked))
-        positions = kept(place).to(tokens[0].dtype)
-        return MMFormerSupport(ways, keys, values, tokens, positions, weights.unflatten(0, (-1, shots)))
+        maps = [features[name] for name in LEVELS]
+        return support_summary(maps, foreground, self._positions, self._shortened, published=self.published)
 
     def _in_groups(self, images: Tensor, *, proposals: bool) -> dict[str, Tensor]:
         """As :meth:`_features`, without gradients a few images at a time: on a CPU more only cost memory."""
@@ -379,13 +281,13 @@ class MMFormer(nn.Module):
         """Aligned maps of images, with the pixel decoder's inputs where proposals will be asked for."""
         with torch.no_grad():
             maps = self.segmenter.features(images)
-            found: dict[str, Tensor] = {}
+            features: dict[str, Tensor] = {}
             if proposals:
-                levels, found["fine"] = self.segmenter.pixel_inputs(maps)
-                found.update({f"level{number}": level for number, level in enumerate(levels)})
-        found.update(self._aligned_maps(maps))
-        found["size"] = sizes_of(images)
-        return found
+                levels, features["fine"] = self.segmenter.pixel_inputs(maps)
+                features.update({f"level{number}": level for number, level in enumerate(levels)})
+        features.update(self._aligned_maps(maps))
+        features["size"] = sizes_of(images)
+        return features
 
     def _aligned_maps(self, maps: dict[str, Tensor]) -> dict[str, Tensor]:
         """The maps of the backbone after self-alignment and projection."""

@@ -12,9 +12,10 @@ from torch import Tensor
 from fssops.engine.optimizers import parameter_groups
 from fssops.engine.settings import OptimSettings
 from fssops.losses.mask_criterion import Matches
+from fssops.models.backbones.build import BACKBONES, swin_row
 from fssops.models.backbones.swin import SWIN, SwinForm
-from fssops.models.mask_classification import MaskClassificationModel
 from fssops.models.pixel_decoders.features import PixelFeatures
+from fssops.models.universal import UniversalModel
 from fssops.structures import ImageBatch, MaskPredictions, MaskTargets, SegmentationResult
 from fssops.weights.renaming import Renaming
 from parity_cases.case import Case, Line, compared, compared_exactly, compared_share, not_compared
@@ -55,7 +56,7 @@ def batch_of(case: Case) -> ImageBatch:
 
 
 def shared_options(case: Case) -> dict[str, Any]:
-    """Options of :class:`MaskClassificationConfig` from ``config_used``."""
+    """Options of :class:`UniversalConfig` from ``config_used``."""
     used = case.description["config_used"]
     former, head, test = used["MODEL.MASK_FORMER"], used["MODEL.SEM_SEG_HEAD"], used["MODEL.MASK_FORMER"]["TEST"]
     things = case.description.get("num_things_classes")
@@ -96,7 +97,7 @@ def backbone_of(used: Mapping[str, Any]) -> str:
         for name, known in SWIN.items():
             if known == form:
                 return name
-        SWIN["swin_of_case"] = form
+        BACKBONES["swin_of_case"] = swin_row(form)
         return "swin_of_case"
     return f"resnet{used['MODEL.RESNETS']['DEPTH']}" + ("_deeplab" if "deeplab" in kind else "")
 
@@ -129,7 +130,7 @@ def assignment_arrays(matches: Matches) -> Computed:
     }
 
 
-def gradient_arrays(case: Case, model: MaskClassificationModel, names: Renaming) -> Computed:
+def gradient_arrays(case: Case, model: UniversalModel, names: Renaming) -> Computed:
     """Gradients and their norms after ``backward``; and the first optimiser step, where the case has one."""
     parameters = dict(model.named_parameters())
     ours = [parameters[names.ours(name) or name] for name in case.description["params"]]
@@ -169,7 +170,7 @@ def optimiser_settings(case: Case) -> OptimSettings:
     )
 
 
-def group_lines(case: Case, model: MaskClassificationModel, names: Renaming) -> Iterator[Line]:
+def group_lines(case: Case, model: UniversalModel, names: Renaming) -> Iterator[Line]:
     """Learning rate and weight decay of every parameter."""
     wanted = case.description.get("param_groups")
     if wanted is None:

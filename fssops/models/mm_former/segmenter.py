@@ -9,9 +9,6 @@ here and in :mod:`fssops.models.mm_former` stands in that module's table.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -20,10 +17,11 @@ from fssops.losses import proposals as proposal_losses
 from fssops.losses.mask_criterion import LossWeights
 from fssops.losses.point_criterion import PointSetCriterion
 from fssops.losses.point_sources import ItemPoints, PointSource
-from fssops.models.backbones.resnet import ResNet
-from fssops.models.checks import check_choices, check_images
+from fssops.models.backbones.build import build_backbone
+from fssops.models.checks import check_images
 from fssops.models.layers.image_input import images_a_pass
 from fssops.models.layers.singular_values import tune_singular_values
+from fssops.models.mm_former.config import MMFormerSegmenterConfig
 from fssops.models.pixel_decoders.ms_deform import MSDeformPixelDecoder
 from fssops.models.transformer_decoders.masked import MaskedTransformerDecoder
 from fssops.structures import IGNORE, MaskPredictions, MaskTargets, ProposalBatch
@@ -33,75 +31,6 @@ DIVISOR = 32
 
 TUNED_STAGES = ("res3", "res4", "res5")
 """Stages whose singular values are tuned."""
-
-
-@dataclass(frozen=True)
-class MMFormerSegmenterConfig:
-    """Options of :class:`MMFormerSegmenter`; the defaults are the published network.
-
-    Attributes:
-        backbone: ResNet with a deep stem at stride 8 (dilated res4 and res5); resnet50 is the published one.
-        backbone_width: channels of the first convolution; 64 is the published network.
-        tuning: what of the backbone is trained: nothing; the singular values of the kernels of res3 to res5 (SVF); or
-            everything, for a backbone that starts from random weights.
-        levels: maps that the pixel decoder reads: "pyramid" at strides 8, 16 and 32 (plain variant), or all three at
-            "stride8" (SVF variant).
-        behaviour: "sound" or "published", see :mod:`fssops.models.mm_former`.
-        num_queries: N.
-        channels: of decoders and mask features.
-        heads: attention heads.
-        encoder_layers: of the pixel decoder.
-        encoder_hidden: width of their feed-forward sub-layers.
-        sampling_points: of deformable attention, a head and level.
-        decoder_layers: masked-attention layers; there is one prediction head more.
-        decoder_hidden: width of their feed-forward sub-layers.
-        mask_weight: of binary cross-entropy.
-        dice_weight: of the dice term.
-        object_weight: of the dice between one proposal and one class of the image.
-        train_points: points a mask, in the matcher and in the loss.
-        oversample_ratio: candidates for uncertain points, as a multiple of ``train_points``.
-        importance_ratio: share of the points chosen by uncertainty.
-    """
-
-    backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101"] = "resnet50"
-    backbone_width: int = 64
-    tuning: Literal["none", "singular_values", "all"] = "none"
-    levels: Literal["pyramid", "stride8"] = "pyramid"
-    behaviour: Literal["sound", "published"] = "sound"
-    num_queries: int = 100
-    channels: int = 256
-    heads: int = 8
-    encoder_layers: int = 6
-    encoder_hidden: int = 1024
-    sampling_points: int = 4
-    decoder_layers: int = 9
-    decoder_hidden: int = 2048
-    mask_weight: float = 5.0
-    dice_weight: float = 5.0
-    object_weight: float = 10.0
-    train_points: int = 12544
-    oversample_ratio: float = 3.0
-    importance_ratio: float = 0.75
-
-    def __post_init__(self) -> None:
-        """Check what types cannot say.
-
-        Raises:
-            ValueError: an option breaks its rule.
-        """
-        check_choices(self)
-        name = type(self).__name__
-        counts = ("backbone_width", "num_queries", "heads", "sampling_points", "encoder_hidden", "decoder_hidden")
-        for option in (*counts, "encoder_layers", "decoder_layers", "train_points"):
-            if getattr(self, option) < 1:
-                raise ValueError(f"{name}: {option} must be at least 1, got {getattr(self, option)}")
-        if self.channels % 32 or self.channels % self.heads:
-            raise ValueError(f"{name}: channels must be divisible by 32 and by heads, got {self.channels}")
-        if self.oversample_ratio < 1 or not 0 <= self.importance_ratio <= 1:
-            raise ValueError(
-                f"{name}: oversample_ratio must be at least 1 and importance_ratio in 0..1, got "
-                f"{self.oversample_ratio} and {self.importance_ratio}"
-            )
 
 
 class MMFormerSegmenter(nn.Module):
@@ -118,17 +47,16 @@ class MMFormerSegmenter(nn.Module):
         self.config = config = config or MMFormerSegmenterConfig()
         self.published = config.behaviour == "published"
         moving = self.published or config.tuning == "all"
-        self.backbone = ResNet(
-            int(config.backbone.removeprefix("resnet")),
-            norm="batch" if moving else "frozen",
-            deep_stem=True,
-            strides=(1, 2, 1, 1),
+        self.backbone = build_backbone(
+            config.backbone,
+            stride=8,
             dilations=(1, 1, (1, 2), (2, 4)),
+            deep_stem=True,
             width=config.backbone_width,
+            norm="batch" if moving else "frozen",
+            frozen=config.tuning != "all",
         )
         self.stride: int = self.backbone.strides["res5"]
-        if config.tuning != "all":
-            self.backbone.requires_grad_(False)
         if config.tuning == "singular_values":
             tune_singular_values(self.backbone.get_submodule(name) for name in TUNED_STAGES)  # type: ignore[misc]
         self.pixel_decoder = MSDeformPixelDecoder(
@@ -177,8 +105,8 @@ class MMFormerSegmenter(nn.Module):
         Returns:
             "proposals" [n, N, h, w] probabilities at stride 4 of the padded images; "size" [n, 2], height and width.
         """
-        found = torch.cat([self(part).float().sigmoid_() for part in images.split(images_a_pass(images))])
-        return {"proposals": found, "size": sizes_of(images)}
+        proposals = torch.cat([self(part).float().sigmoid_() for part in images.split(images_a_pass(images))])
+        return {"proposals": proposals, "size": sizes_of(images)}
 
     @staticmethod
     def full_size(masks: Tensor, features: dict[str, Tensor], size: tuple[int, int]) -> Tensor:
@@ -273,9 +201,8 @@ class MMFormerSegmenter(nn.Module):
         masks = self.mask_logits(predictions).float().sigmoid()
         target, valid = object_target(objects, predictions.padded_size, all_count=self.published)
         overlap = proposal_losses.soft_iou(masks.detach(), target, valid)
-        chosen = self.chosen_proposal(overlap)
-        own = masks[torch.arange(len(masks), device=masks.device), chosen]
-        full = proposal_losses.upsampled(own[:, None], predictions.padded_size)[:, 0]
+        best = masks[torch.arange(len(masks), device=masks.device), self.chosen_proposal(overlap)]
+        full = proposal_losses.upsampled(best[:, None], predictions.padded_size)[:, 0]
         return proposal_losses.dice_loss(full, target, valid, squash=self.published)
 
     def chosen_proposal(self, overlap: Tensor) -> Tensor:
