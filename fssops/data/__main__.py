@@ -23,12 +23,12 @@ from rich.table import Table
 
 from fssops.command_line import Parser, run_verb
 from fssops.data import check_command, command_options, layouts, pictures
+from fssops.data.augmentation.chains import FEW_SHOT_CHAINS
 from fssops.data.command_options import positive
 from fssops.data.datasets.episodes import ANNOTATIONS, EpisodeDataset
 from fssops.data.episodes import EpisodeList
 from fssops.data.errors import DataError
 from fssops.data.few_shot_source import FewShotSource
-from fssops.data.augmentation.chains import FEW_SHOT_CHAINS
 from fssops.protocols import PROTOCOLS, FewShotProtocol, protocol_of
 
 

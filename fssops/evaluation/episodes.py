@@ -25,6 +25,8 @@ class Segmenter(Protocol):
 
     def encode(self, images: Tensor) -> dict[str, Tensor]: ...
 
+    def query_features(self, features: dict[str, Tensor]) -> dict[str, Tensor]: ...
+
     def summarise(self, features: dict[str, Tensor], foreground: Tensor, background: Tensor) -> Any: ...
 
     def match(self, support: Any, features: dict[str, Tensor], size: tuple[int, int]) -> Tensor: ...
@@ -180,10 +182,9 @@ def segment(
     if sizes is None:
         height, width = episode.query_images.shape[-2:]
         sizes = [(int(height), int(width))] * len(episode.query_images)
-    complete = getattr(model, "query_features", None)
     outputs: Outputs = {}
     for query, size in zip(episode.query_images, sizes, strict=True):
-        query_features = cache.features(query[None], complete)
+        query_features = cache.features(query[None], model.query_features)
         matched = match(support, query_features, size) if match else {"": model.match(support, query_features, size)}
         for name, value in matched.items():
             outputs.setdefault(name, []).append(value[0, 0])

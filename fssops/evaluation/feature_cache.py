@@ -95,18 +95,18 @@ class FeatureCache:
             self._keep(key, features)
         else:
             self.passes += 1
-            found = {name: _dense(value) for name, value in self._encode(image[None]).items()}
-            self._keep(key, found)
-        completed = self._completed(found, complete)
-        if completed is not found:
-            found = {name: _dense(value) for name, value in completed.items()}
+            features = {name: _dense(value) for name, value in self._encode(image[None]).items()}
+            self._keep(key, features)
+        completed = self._completed(features, complete)
+        if completed is not features:
+            features = {name: _dense(value) for name, value in completed.items()}
             if key in self._stored:
                 # What lies on disk is no longer all there is to keep.
                 path, size = self._stored.pop(key)
                 path.unlink(missing_ok=True)
                 self._stored_bytes -= size
-            self._keep(key, found)
-        return found
+            self._keep(key, features)
+        return features
 
     def _completed(self, features: Features, complete: Complete | None) -> Features:
         """The features of a query; those given where they are complete, or the system computes nothing of a query."""

@@ -19,6 +19,7 @@ from fssops.models.pixel_decoders.features import PixelFeatures
 from fssops.models.pixel_decoders.ms_deform import MSDeformPixelDecoder, resized_padding
 from fssops.models.transformer_decoders.masked import MaskedTransformerDecoder, Memory
 from fssops.models.universal import UniversalConfig, UniversalModel
+from fssops.models.universal.config import Task
 from fssops.structures import ClipBatch, ImageBatch, MaskPredictions, MaskTargets
 
 
@@ -56,6 +57,16 @@ class Mask2FormerConfig(UniversalConfig):
     train_points: Count = 12544
     oversample_ratio: Ratio = 3.0
     importance_ratio: Share = 0.75
+
+    @property
+    def measurable_layers(self) -> int:  # type: ignore[override]
+        """All of the decoder."""
+        return self.decoder_layers
+
+    @property
+    def possible_tasks(self) -> tuple[Task, ...]:
+        """All: it is one architecture, whatever it was trained for."""
+        return ("semantic", "instance", "panoptic")
 
 
 class Mask2Former(UniversalModel):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -57,6 +58,12 @@ class PerPixelBaselineConfig:
     hidden: Count = 2048
     dropout: Rate = 0.1
     size_divisor: Natural = 32
+
+    tasks: ClassVar[tuple[str, ...]] = ("semantic",)
+    possible_tasks: ClassVar[tuple[str, ...]] = tasks
+    detections: ClassVar[int] = 0
+    trains_on_label_maps: ClassVar[bool] = True
+    measurable_layers: ClassVar[int] = 0
 
     def __post_init__(self) -> None:
         check_options(self, backbone=backbones_with(*STRIDES))

@@ -67,7 +67,7 @@ class FewShotTask(FoldedTask):
         SettingsError: the protocol does not exist.
     """
 
-    settings_class = FewShotSettings
+    settings_class: ClassVar[type[Any]] = FewShotSettings
     several = "few-shot systems"
     one = "a few-shot system"
     takes_supports = True
@@ -392,7 +392,7 @@ class FewShotTask(FoldedTask):
         from fssops.tasks.few_shot_prediction import FewShotPrediction
 
         size = self.settings.data.size if options.size is None else (options.size, options.size)
-        fit = {geometry: fit for fit, geometry in FITS.items()}[self.settings.data.geometry]
+        fit: Any = {geometry: fit for fit, geometry in FITS.items()}[self.settings.data.geometry]
         predictor = FewShotPredictor(model, size=size, fit=fit)
         probability = not options.no_probability
         return FewShotPrediction(predictor, options.supports, options.out, label, probability=probability)

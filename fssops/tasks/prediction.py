@@ -57,7 +57,7 @@ class Predictor(ABC):
         """
 
     @abstractmethod
-    def segment(self, one: Any) -> None:
+    def segment(self, one: Any) -> Any:
         """Segment one input, write its files, and add a row.
 
         Raises:
@@ -127,7 +127,10 @@ class Predictor(ABC):
         target = self.out.joinpath(*below)
         target.parent.mkdir(parents=True, exist_ok=True)
         image = Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture
-        image.save(target, **({"quality": 92} if target.suffix == ".jpg" else {}))
+        if target.suffix == ".jpg":
+            image.save(target, quality=92)
+        else:
+            image.save(target)
         return "/".join(below)
 
 

@@ -16,7 +16,7 @@ from fssops.engine.settings import SettingsError
 from fssops.evaluation.episode_pictures import ShownProposals, proposal_grid
 from fssops.evaluation.episodes import EpisodeTruth, Outputs
 from fssops.evaluation.feature_cache import FeatureCache
-from fssops.evaluation.metrics.proposals import best_merge, best_proposal, full_masks
+from fssops.evaluation.metrics.proposals import best_merge, best_proposals
 from fssops.evaluation.results import FewShotResult
 from fssops.structures import IGNORE, Episode, ProposalBatch, move_to
 from fssops.tasks.few_shot import FewShotTask, one_of_each_class
@@ -77,14 +77,8 @@ class ProposalTask(FewShotTask):
 
     def outputs(self, model: Any, cache: FeatureCache, episode: Episode, truth: EpisodeTruth) -> Outputs:
         """The proposal that overlaps best with the truth, as scores of background and object, and all proposals."""
-        outputs: Outputs = {"": [], "proposals": []}
-        for query, label, size in zip(episode.query_images, truth.labels, truth.sizes, strict=True):
-            label = label.to(query.device)
-            masks, sums = full_masks(model.full_size, cache.features(query[None]), size, label)
-            best = masks[best_proposal(sums, label, second=model.published)]
-            outputs[""].append(torch.stack([~best, best]).float())
-            outputs["proposals"].append(masks)
-        return outputs
+        features = [cache.features(query[None]) for query in episode.query_images]
+        return best_proposals(model.full_size, features, truth, second=model.published)
 
     def write(
         self, evaluation: Evaluation, model: nn.Module, fabric: Fabric, folder: Path, before: nn.Module | None = None
@@ -92,7 +86,7 @@ class ProposalTask(FewShotTask):
         """Draw ``grid.png``: of an episode of each class the best proposals and the best merge of all."""
         result = evaluation.result
         assert isinstance(result, FewShotResult)
-        rows = shown_proposals(best_proposals, model, fabric, self.novel_runs(result.fold).datasets[0])
+        rows = shown_proposals(overlapping_proposals, model, fabric, self.novel_runs(result.fold).datasets[0])
         if not rows:
             return []
         title, path = f"{result.model}: novel classes, {result.setting()}", folder / "grid.png"
@@ -121,7 +115,7 @@ def shown_proposals(
     """Proposals of an episode of each class, for a picture.
 
     Args:
-        show: :func:`matched_proposals` or :func:`best_proposals`.
+        show: :func:`matched_proposals` or :func:`overlapping_proposals`.
         model: on the device of ``fabric``.
         fabric: launched.
         dataset: the episodes.
@@ -154,7 +148,7 @@ def matched_proposals(model: Any, episode: Episode) -> ShownProposals:
         episode.support_background[None],
     )
     features = model.encode(episode.query_images[:1])
-    features = {**features, **model.query_features(features)}
+    features = model.query_features(features)
     comparison = model.compare(support, features)
     full, overlaps, target = _masks(model, features, episode)
     similarity, weights = comparison.similarity[0, 0], comparison.coefficients[0, 0]
@@ -169,7 +163,7 @@ def matched_proposals(model: Any, episode: Episode) -> ShownProposals:
     return _shown(episode, full[order], captions, merge, f"IoU {100 * reached:.0f} %")
 
 
-def best_proposals(model: Any, episode: Episode) -> ShownProposals:
+def overlapping_proposals(model: Any, episode: Episode) -> ShownProposals:
     """The proposals that overlap best with the truth."""
     features = model.encode(episode.query_images[:1])
     full, overlaps, target = _masks(model, features, episode)

@@ -261,7 +261,7 @@ def replay(path: Path) -> int:
     model = empty_model(task.settings)
     model.load_state_dict(state["model"])
     model.train()
-    batch, _ = nonfinite.load_replay(path, task.unpack_batch)
+    batch, _ = nonfinite.load_replay(path, task.unpack_batch)  # type: ignore[arg-type]
     restore_random_state(state["random"])
     here = {"accelerator": "cpu", "devices": 1, "nodes": 1, "strategy": "auto"}
     autocast = build_fabric(task.settings.engine.model_copy(update=here)).autocast

@@ -27,9 +27,10 @@ from fssops.evaluation.metrics import metrics_for
 from fssops.evaluation.metrics.metric import ClassSetting, MetricSet
 from fssops.evaluation.regions import result_regions, truth_regions
 from fssops.evaluation.results import Result, UniversalResult, best_and_worst, main_task
+from fssops.losses.point_sources import RandomPoints
 from fssops.models.universal.augmented_inference import augmented_semantic
 from fssops.pictures import Tile, enlarged_overlay, grid
-from fssops.structures import ImageBatch, MaskTargets, SegmentationResult, move_to
+from fssops.structures import ImageBatch, LayerOutputs, MaskPredictions, MaskTargets, SegmentationResult, move_to
 from fssops.tasks.resumable_evaluation import count_items
 from fssops.tasks.task import Evaluation, Task
 from fssops.tasks.universal_settings import UniversalSettings
@@ -48,6 +49,32 @@ def unpack_batch(kind: Callable[..., Any], /, **values: Any) -> Any:
     if values["output_sizes"] is not None:
         values["output_sizes"] = [(int(height), int(width)) for height, width in values["output_sizes"]]
     return kind(**values)
+
+
+def segment_with_layers(
+    model: Any, batch: ImageBatch, tasks: Sequence[str], target: MaskTargets, seed: int
+) -> SegmentationResult:
+    """The results of a batch of one image, with the outputs of all layers and how each would be matched in training.
+
+    Args:
+        model: a system with measurable layers.
+        batch: the image.
+        tasks: what the result holds.
+        target: masks at the size of the image in the batch.
+        seed: of the points that masks are compared at: every image has its own, whatever was measured before it.
+    """
+    outputs: list[LayerOutputs] = []
+    size = (int(batch.images[0].shape[-2]), int(batch.images[0].shape[-1]))
+
+    def watch(predictions: MaskPredictions) -> None:
+        device = predictions.class_logits.device
+        points = RandomPoints(device, torch.Generator(device).manual_seed(seed))
+        matches = model.criterion.match(predictions, [target], points)
+        outputs.append(LayerOutputs(predictions, [(head[0].queries, head[0].targets) for head in matches], size))
+
+    result: SegmentationResult = model.segment(batch, tasks, watch)[0]
+    result.layers = outputs[0]
+    return result
 
 
 class TestItem:
@@ -188,7 +215,7 @@ class UniversalTask(Task):
     @property
     def possible_tasks(self) -> tuple[str, ...]:
         """What the model can be asked for."""
-        return ("semantic", "instance", "panoptic") if "panoptic" in self.model_tasks else self.config.possible_tasks
+        return tuple(self.config.possible_tasks)
 
     def tasks(self) -> list[str]:
         """What is scored: as settings say, else what the model was trained for and the truth allows.
@@ -312,7 +339,7 @@ class UniversalTask(Task):
     def count(self, model: Any, fabric: Fabric, numbers: Sequence[int], title: str) -> MetricSet:
         """Count the images of some numbers."""
         rules, source, tasks = self.settings.eval, self.source(evaluation=True), self.tasks()
-        layers = self._measured_layers(model)
+        layers = self._measured_layers()
         setting = ClassSetting(
             len(source.classes), source.classes.things, self.config.detections, rules.boundary, layers
         )
@@ -342,7 +369,7 @@ class UniversalTask(Task):
         workers = self.settings.eval.workers if len(numbers) > 8 else 0
         return DataLoader(items, batch_size=None, num_workers=workers)  # type: ignore[arg-type]
 
-    def _measured_layers(self, model: Any) -> int:
+    def _measured_layers(self) -> int:
         """Number of the decoder's layers that are measured; 0 where settings do not ask for it.
 
         Raises:
@@ -353,12 +380,12 @@ class UniversalTask(Task):
         source = self.source(evaluation=True)
         if not source.offers(self.truth):
             raise SettingsError(f"eval.layer_measures must be off: {source.label} has no {self.truth} truth to match")
-        if not model.measurable_layers:
+        if not self.config.measurable_layers:
             raise SettingsError(
                 "eval.layer_measures must be off but for systems whose layers attend inside the masks of those before "
                 f"(mask2former, mp_former), got {self.settings.model.name}"
             )
-        return int(model.measurable_layers)
+        return int(self.config.measurable_layers)
 
     def segment_item(
         self, model: Any, prepared: UniversalItem, tasks: Sequence[str], measured: TestItem | None = None
@@ -381,7 +408,7 @@ class UniversalTask(Task):
             things = self.source(evaluation=True).classes.things
             target = move_to(target_at(measured.truth, self.truth, size, things), batch.images[0].device)
         if target is not None and measured is not None:
-            result: SegmentationResult = model.segment_measured(batch, others, target, measured.number)
+            result = segment_with_layers(model, batch, others, target, measured.number)
         else:
             result = model.segment(batch, others)[0] if others else SegmentationResult()
         if averaged:

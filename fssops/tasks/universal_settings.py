@@ -16,9 +16,8 @@ Size = Annotated[tuple[Side, Side], Strict(False)]
 if TYPE_CHECKING:
     LayoutName = str
 else:
-    LayoutName = Literal[
-        ("auto", *dict.fromkeys(name for truth in ("semantic", "instance", "panoptic") for name in names_for(truth)))
-    ]
+    _TRUTHS = ("semantic", "instance", "panoptic")
+    LayoutName = Literal[tuple(["auto", *dict.fromkeys(name for truth in _TRUTHS for name in names_for(truth))])]
 
 
 class UniversalData(Table):

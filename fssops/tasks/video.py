@@ -207,10 +207,10 @@ class VideoTask(UniversalTask):
         images = {frame: np.asarray(source.frame(name, frame)) for frame in frames}
         detections = [(label, masks) for label, _, masks in record["detections"]]
         scores = [score for _, score, _ in record["detections"]]
-        rows = [(detections, scores, f"overlap {100 * quality:.0f} %")]
+        rows: list[Any] = [(detections, scores, f"overlap {100 * quality:.0f} %")]
         if source.has_truth:
             rows.insert(0, (record["truth"], None, "truth"))
-        tiles = []
+        tiles: list[list[Tile]] = []
         for objects, of_objects, caption in rows:
             labels, tracks = [entry[0] for entry in objects], [entry[1] for entry in objects]
             tiles.append([])

@@ -9,11 +9,10 @@ from pydantic import Field
 from fssops.data.layouts import names_for
 from fssops.engine.settings import Settings, Table
 
-
 if TYPE_CHECKING:
     LayoutName = str
 else:
-    LayoutName = Literal[("auto", *names_for("video"))]
+    LayoutName = Literal[tuple(["auto", *names_for("video")])]
 
 
 class VideoData(Table):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal, get_args
+from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import Field
 
@@ -67,6 +67,18 @@ class UniversalConfig:
             raise ValueError(
                 f"{type(self).__name__}: things must be classes in 0..{self.num_classes - 1}, got {self.things}"
             )
+
+    trains_on_label_maps: ClassVar[bool] = False
+    """Whether training targets must come with a label map."""
+    measurable_layers: ClassVar[int] = 0
+    """Number of decoder layers that attend inside the masks of those before, whose course can be measured."""
+
+    @property
+    def possible_tasks(self) -> tuple[Task, ...]:
+        """What a trained model can be asked for: panoptic systems for all, others for what they were trained for."""
+        if "panoptic" in self.tasks:
+            return ("semantic", "instance", "panoptic")
+        return tuple(task for task in self.tasks if task != "general")
 
     @property
     def thing_classes(self) -> frozenset[int]:
