@@ -132,21 +132,16 @@ def test_regions_hide_novel_classes_and_one_base_class_is_the_object(source: Few
 def test_painted_coco_masks_follow_the_file_and_leave_crowds_out(data_root: Path) -> None:
     options = {"split": "val2017"}
     ours = open_data("coco", data_root / "coco_mini", **options, truth="few-shot")
-    painted = open_data(
-        "coco", data_root / "coco_mini", crowd="background", overlap="later", **options, truth="few-shot"
-    )
+    options["crowd"], options["overlap"] = "background", "later"
+    painted = open_data("coco", data_root / "coco_mini", truth="few-shot", **options)
     differ = 0
     for name in ours.names[:40]:
         label = painted.label_map(name)
         assert not (label == IGNORE).any()
         everything = np.zeros(label.shape, np.uint8)
-        from fssops.data.coco import COCOSource, draw
-
-        assert isinstance(painted, COCOSource)
-        for annotation in painted.annotations_of(name):
-            if not annotation.crowd:
-                mask = draw(annotation.segmentation, label.shape[1], label.shape[0])
-                everything[mask] = painted._class_of[annotation.category]
+        for entry in painted.images.truth(name).objects or ():
+            if not entry.crowd:
+                everything[entry.mask(*label.shape)] = entry.label + 1
         assert np.array_equal(label, everything)
         one = int(label.max())
         assert np.array_equal(painted.label_map(name, [one]), np.where(everything == one, one, 0))

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from fssops.data.universal import ObjectTruth, Segment, Truth
 from fssops.data.universal.dataset import target_at
-from fssops.truth import TruthKind
+from fssops.truth import ObjectTruth, Segment, Truth, TruthKind
 
 
 def truth() -> Truth:
