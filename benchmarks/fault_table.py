@@ -24,10 +24,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fssops.data.generated import GeneratedSource
 from random_kills import kill, same_bits
 
 from fssops.command_line import exit_code_of
+from fssops.data.generated_textures import GeneratedTextures
 from fssops.engine import checkpoints
 from fssops.engine.checkpoints import newest_good_checkpoint, read_checkpoint
 from fssops.engine.evaluation_progress import EvaluationProgress
@@ -189,15 +189,15 @@ class Bench:
         nth = rng.randrange(5, 20)
 
         def spoil() -> None:
-            image, calls = GeneratedSource.image, [0]
+            image, calls = GeneratedTextures.image, [0]
 
-            def broken(source: GeneratedSource, name: str) -> Any:
+            def broken(source: GeneratedTextures, name: str) -> Any:
                 calls[0] += 1
                 if calls[0] == nth:
                     raise OSError(f"{name}: image must decode completely, got a broken or truncated file")
                 return image(source, name)
 
-            GeneratedSource.image = broken  # type: ignore[method-assign]
+            GeneratedTextures.image = broken  # type: ignore[method-assign]
 
         setting = [f"engine.on_unreadable={'skip' if skip else 'stop'}"]
         code, text = Process(train, ["--out", str(folder), "--no-eval", *sets(*setting)], spoil).wait()

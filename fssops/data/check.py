@@ -368,10 +368,9 @@ def _check_leakage(
         same = "a frame that is the same in" if isinstance(sources[train], VideoSource) else "the same picture as"
         first: dict[str, str] = {}
         for name in sources[train].names:
-            for earlier in dict.fromkeys(
-                first.setdefault(digest, name) for digest in seen[_key(sources[train], name)].pictures
-            ):
-                if earlier != name:
+            for digest in seen[_key(sources[train], name)].pictures:
+                earlier = first.setdefault(digest, name)
+                if earlier != name and not isinstance(sources[train], VideoSource):
                     message = f"{earlier} and {name} are the same picture"
                     severity = "problem" if few_shot else "note"
                     report.findings.append(Finding("duplicate_id", f"{train}: {name}", message, severity))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -61,7 +61,7 @@ class Layout:
     def options(self, truth: DataTruth) -> list[str]:
         """Names of the options of a reading, ``split`` among them."""
         reader = self.readers[truth]
-        bound = reader.keywords if isinstance(reader, partial) else {}
+        bound = reader.keywords if isinstance(reader, functools.partial) else {}
         return [name for name in inspect.signature(reader).parameters if name != "root" and name not in bound]
 
     def open(
@@ -101,15 +101,36 @@ class Layout:
             raise FileNotFoundError(f"{root}: root must be a folder, got no such folder")
 
 
-def few_shot_view(reader: Callable[..., ImageSource]) -> Callable[..., FewShotSource]:
-    """The images that ``reader`` opens with their classes numbered from 1; its options are those of ``reader``."""
+def few_shot_view(
+    reader: Callable[..., ImageSource],
+    numbers: Callable[[ImageSource], Sequence[int]] | None = None,
+    options: tuple[str, ...] = (),
+) -> Callable[..., FewShotSource]:
+    """A reader of the same images as numbered classes.
 
-    def read(*arguments: Any, **options: Any) -> FewShotSource:
-        return FewShotSource(reader(*arguments, **options))
+    Args:
+        reader: opens the images; its options stay.
+        numbers: of the classes, see :class:`fssops.data.few_shot_source.FewShotSource`.
+        options: which of that class's own there are as well: ``crowd``, ``overlap``.
+    """
 
-    read.__doc__ = reader.__doc__
-    read.__signature__ = inspect.signature(reader)  # type: ignore[attr-defined]
+    @functools.wraps(reader, updated=())
+    def read(*arguments: Any, **given: Any) -> FewShotSource:
+        own = {name: given.pop(name) for name in options if name in given}
+        images = reader(*arguments, **given)
+        return FewShotSource(images, None if numbers is None else numbers(images), **own)
+
+    signature = inspect.signature(reader)
+    further = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in options]
+    read.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=[*signature.parameters.values(), *further]
+    )
     return read
+
+
+def ids_as_numbers(images: ImageSource) -> list[int]:
+    """Number classes by their ids in files, for layouts whose ids are positive; 0 is the background."""
+    return list(images.classes.index_of)
 
 
 def _listed(words: tuple[str, ...]) -> str:

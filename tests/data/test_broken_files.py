@@ -14,6 +14,8 @@ from fssops.data.augmentation.chains import few_shot_chain
 from fssops.data.augmentation.scene import Scene
 from fssops.data.coco import COCOSource
 from fssops.data.errors import AnnotationError, DataWarning, ImageFileError, MaskSizeError, MaskValueError
+from fssops.data.few_shot_source import FewShotSource
+from fssops.data.layouts.coco import COCOSource
 from fssops.run_lengths import draw
 
 
@@ -122,7 +124,7 @@ def test_annotation_of_a_missing_image_is_dropped_with_both_ids(broken: Path, ex
     assert source.file.dropped == {int(k): v for k, v in facts["bad_annotations"].items()}
     assert [a.id for name in source.names for a in source.annotations_of(name)] == facts["good_annotations"]
     empty = next(name for name in source.names if not source.annotations_of(name))
-    assert not source.label_map(empty).any()
+    assert not FewShotSource(source).label_map(empty).any()
 
 
 def test_bad_polygons_are_dropped_each_with_its_reason_and_good_ones_clipped(

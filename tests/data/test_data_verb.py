@@ -130,7 +130,7 @@ def test_faults_of_coco_annotations_are_found_all_at_once(coco_folder: Callable[
         "annotation 2: fewer than 3 points",
         "annotation 3: image id 77 not in images",
         "annotation 4: category id 99 not in categories",
-        "annotation 5 must cover a pixel of 000000000002.jpg, got none; not used",
+        "annotation 5 must cover a pixel of 000000000002.jpg, got none; it trains nothing",
     ]
     assert found["duplicate_id"] == ["annotation id 1 occurs more than once"]
     assert [f.message for f in report.findings if f.kind == "empty_class"] == [

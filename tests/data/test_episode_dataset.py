@@ -22,8 +22,8 @@ from fssops.structures import IGNORE, Episode, FewShotBatch
 
 
 @pytest.fixture
-def generated() -> fewshot.GeneratedSource:
-    return fewshot.GeneratedSource(size=48, images_per_class=6)
+def generated() -> FewShotSource:
+    return open_data("generated", size=48, images_per_class=6, truth="few-shot")
 
 
 def one_episode(source: fewshot.FewShotSource, classes: tuple[int, ...], support, query, ways=(0,)) -> EpisodeList:  # type: ignore[no-untyped-def]
@@ -39,7 +39,7 @@ def equal(a: Episode, b: Episode) -> bool:
     )
 
 
-def test_shapes_types_and_names_follow_the_contract(generated: fewshot.GeneratedSource) -> None:
+def test_shapes_types_and_names_follow_the_contract(generated: FewShotSource) -> None:
     episodes = EpisodeList.draw(generated, [1, 5, 9], ways=2, shots=3, queries=4, episodes=5)
     dataset = fewshot.EpisodeDataset(generated, episodes, size=(40, 56))
     e = dataset[3]
@@ -58,7 +58,7 @@ def test_shapes_types_and_names_follow_the_contract(generated: fewshot.Generated
         dataset[5]
 
 
-def test_every_support_and_query_shows_its_way(generated: fewshot.GeneratedSource) -> None:
+def test_every_support_and_query_shows_its_way(generated: FewShotSource) -> None:
     episodes = EpisodeList.draw(generated, [1, 5, 9], ways=2, shots=2, queries=2, episodes=20)
     for e, spec in zip(fewshot.EpisodeDataset(generated, episodes, size=(48, 48)), episodes, strict=False):  # type: ignore[call-overload]
         assert (e.support_foreground.sum((-1, -2)) > 0).all()
@@ -97,7 +97,7 @@ def test_images_are_resized_and_normalised_as_published(voc_folder: Path) -> Non
 
 
 @pytest.mark.parametrize("annotation", ["mask", "scribble"])
-def test_items_do_not_depend_on_the_number_of_workers(generated: fewshot.GeneratedSource, annotation: str) -> None:
+def test_items_do_not_depend_on_the_number_of_workers(generated: FewShotSource, annotation: str) -> None:
     episodes = EpisodeList.draw(generated, [1, 5, 9], shots=2, episodes=8)
     dataset = fewshot.EpisodeDataset(
         generated, episodes, size=(40, 40), augment="msanet_pascal", annotation=annotation, seed=5
@@ -109,7 +109,7 @@ def test_items_do_not_depend_on_the_number_of_workers(generated: fewshot.Generat
     assert equal(dataset[5], alone[5]), "order of access must not matter"
 
 
-def test_seed_and_epoch_change_augmentation_and_nothing_else(generated: fewshot.GeneratedSource) -> None:
+def test_seed_and_epoch_change_augmentation_and_nothing_else(generated: FewShotSource) -> None:
     episodes = EpisodeList.draw(generated, [1], episodes=4)
     options = {"size": (32, 32), "augment": "msanet_coco"}
     first = fewshot.EpisodeDataset(generated, episodes, seed=0, **options)
@@ -124,7 +124,7 @@ def test_seed_and_epoch_change_augmentation_and_nothing_else(generated: fewshot.
     assert not torch.equal(other[0].query_images, before[0].query_images)
 
 
-def test_new_epoch_reaches_workers_that_live_on(generated: fewshot.GeneratedSource) -> None:
+def test_new_epoch_reaches_workers_that_live_on(generated: FewShotSource) -> None:
     episodes = EpisodeList.draw(generated, [1], episodes=3)
     dataset = fewshot.EpisodeDataset(generated, episodes, size=(32, 32), augment="msanet_coco")
     loader = DataLoader(dataset, batch_size=None, num_workers=1, persistent_workers=True)
@@ -137,7 +137,7 @@ def test_new_epoch_reaches_workers_that_live_on(generated: fewshot.GeneratedSour
     assert torch.equal(epochs[1], torch.stack([dataset[i].query_images for i in range(3)]))
 
 
-def test_box_annotation_covers_the_largest_object_and_leaves_the_others_out(generated: fewshot.GeneratedSource) -> None:
+def test_box_annotation_covers_the_largest_object_and_leaves_the_others_out(generated: FewShotSource) -> None:
     episodes = EpisodeList.draw(generated, [1, 5, 9], shots=2, episodes=15)
     boxes = fewshot.EpisodeDataset(generated, episodes, size=(48, 48), annotation="box")
     masks = fewshot.EpisodeDataset(generated, episodes, size=(48, 48))
@@ -156,7 +156,7 @@ def test_box_annotation_covers_the_largest_object_and_leaves_the_others_out(gene
     assert doubtful > 0, "some image has two objects of its class"
 
 
-def test_component_boxes_mark_every_object(generated: fewshot.GeneratedSource) -> None:
+def test_component_boxes_mark_every_object(generated: FewShotSource) -> None:
     episodes = EpisodeList.draw(generated, [1, 5], episodes=5)
     dense = fewshot.EpisodeDataset(generated, episodes, size=(48, 48))[0].support_foreground
     boxed = fewshot.EpisodeDataset(generated, episodes, size=(48, 48), annotation="component_boxes")[0]
@@ -165,7 +165,7 @@ def test_component_boxes_mark_every_object(generated: fewshot.GeneratedSource) -
     assert torch.equal(boxed.support_background, 1 - boxed.support_foreground)
 
 
-def test_scribbles_lie_on_the_object_and_on_the_background(generated: fewshot.GeneratedSource) -> None:
+def test_scribbles_lie_on_the_object_and_on_the_background(generated: FewShotSource) -> None:
     episodes = EpisodeList.draw(generated, [1, 5, 9], episodes=10)
     dense = fewshot.EpisodeDataset(generated, episodes, size=(96, 96))
     drawn = fewshot.EpisodeDataset(generated, episodes, size=(96, 96), annotation="scribble")
@@ -233,7 +233,7 @@ def test_padding_is_ignored_in_queries_and_not_background_under_the_msanet_proto
     assert e.support_foreground[0, 0, 40:].sum() == 0
 
 
-def test_a_transform_of_ones_own_is_checked(generated: fewshot.GeneratedSource) -> None:
+def test_a_transform_of_ones_own_is_checked(generated: FewShotSource) -> None:
     episodes = EpisodeList.draw(generated, [1], episodes=1)
     right = fewshot.EpisodeDataset(generated, episodes, size=(30, 30), augment=Resize((30, 30)))
     assert right[0].query_images.shape == (1, 3, 30, 30)
@@ -254,12 +254,12 @@ def test_a_transform_of_ones_own_is_checked(generated: fewshot.GeneratedSource) 
         ({"geometry": "x"}, "geometry must be one of square, square_by_corners, letterbox"),
     ],
 )
-def test_bad_option_is_an_error(generated: fewshot.GeneratedSource, options: dict, message: str) -> None:
+def test_bad_option_is_an_error(generated: FewShotSource, options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         fewshot.EpisodeDataset(generated, EpisodeList.draw(generated, [1], episodes=1), **options)
 
 
-def test_list_of_another_data_set_is_refused(generated: fewshot.GeneratedSource, voc_folder: Path) -> None:
+def test_list_of_another_data_set_is_refused(generated: FewShotSource, voc_folder: Path) -> None:
     episodes = EpisodeList.draw(generated, [1], episodes=1)
     with pytest.raises(AnnotationError, match="got none named"):
         fewshot.EpisodeDataset(fewshot.open_source("voc", voc_folder), episodes)
@@ -284,7 +284,7 @@ def test_panet_coco_protocol_shows_only_the_class_an_image_was_drawn_for(coco_fo
 
 
 def test_fold_lists_of_the_generated_data_never_show_a_novel_class_in_training(
-    generated: fewshot.GeneratedSource,
+    generated: FewShotSource,
 ) -> None:
     fold = folds.by_name("generated", 2, classes=list(generated.classes))
     with_avoid = EpisodeList.draw(generated, fold.train, episodes=50, avoid=fold.test)

@@ -20,8 +20,8 @@ from fssops.data.layouts import open_data
 
 
 @pytest.fixture
-def source() -> fewshot.GeneratedSource:
-    return fewshot.GeneratedSource(size=32, images_per_class=6)
+def source() -> FewShotSource:
+    return open_data("generated", size=32, images_per_class=6, truth="few-shot")
 
 
 def test_same_seed_same_list_and_another_seed_another(source: FewShotSource) -> None:

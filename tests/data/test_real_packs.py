@@ -38,8 +38,8 @@ def voc(data_root: Path) -> dict[str, FewShotSource]:
 def test_coco_images_annotations_and_crowds_are_all_there(stats: dict[str, Any], coco: dict[str, Any]) -> None:
     for split, source in coco.items():
         facts = stats["coco_mini"][f"{split}2017"]
-        annotations = [a for name in source.names for a in source.annotations_of(name)]
-        assert source.file.dropped == {}
+        annotations = [a for name in source.names for a in source.images.annotations_of(name)]
+        assert source.images.file.dropped == {}
         assert len(source.names) == facts["images"]
         assert len(annotations) == facts["annotations"]
         assert sum(a.crowd for a in annotations) == facts["crowd_annotations"]

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fssops.data.generated import GeneratedSource
 from PIL import Image
+
+from fssops.data.layouts import open_data
 
 SUPPORT = ["--support", "{f}/s0.png", "{f}/m0.png", "--query", "{f}/photos"]
 
@@ -19,7 +20,7 @@ SUPPORT = ["--support", "{f}/s0.png", "{f}/m0.png", "--query", "{f}/photos"]
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Images and masks of generated objects as a user would have them."""
     folder = tmp_path_factory.mktemp("files")
-    source = GeneratedSource("test", size=64, images_per_class=4)
+    source = open_data("generated", split="test", truth="few-shot", size=64, images_per_class=4)
     (folder / "photos").mkdir()
     for number, name in enumerate(source.images_of(5)[:4]):
         source.image(name).save(folder / f"s{number}.png")

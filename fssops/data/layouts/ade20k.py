@@ -12,7 +12,7 @@ from pathlib import Path
 from fssops.data.class_names import spans
 from fssops.data.label_maps import LabelMapSource, paired
 from fssops.data.layout import DataTruth, Layout, few_shot_view
-from fssops.data.layouts.coco import COCOSource, instances
+from fssops.data.layouts.coco import COCOSource
 from fssops.data.layouts.coco_panoptic import COCOPanopticSource
 from fssops.data.source import PathLike
 from fssops.labels import IGNORE
@@ -65,7 +65,7 @@ def _instances(root: PathLike, split: str = "train") -> COCOSource:
     """Objects of the 100 countable classes."""
     base = Path(root)
     annotations, images = base / f"ade20k_instance_{split}.json", base / "images" / _folder(split)
-    return instances(base, split, annotations=annotations, images=images)
+    return COCOSource(base, split, annotations=annotations, images=images)
 
 
 def _panoptic(root: PathLike, split: str = "train") -> COCOPanopticSource:

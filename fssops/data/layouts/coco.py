@@ -9,9 +9,10 @@ are those of few-shot data: the smaller object on top, crowds ignored, everythin
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,16 +21,13 @@ from fssops.data.class_names import spans
 from fssops.data.errors import AnnotationError
 from fssops.data.few_shot_source import FewShotSource
 from fssops.data.images import read_sized
-from fssops.data.layout import DataTruth, Layout
+from fssops.data.layout import DataTruth, Layout, few_shot_view
 from fssops.data.layouts import ytvis
 from fssops.data.source import ImageSource, PathLike
 from fssops.truth import Classes, ObjectTruth, Truth, TruthKind, draw
 
 if TYPE_CHECKING:
     from PIL import Image
-
-Crowd = Literal["ignore", "object", "background"]
-Overlap = Literal["smaller", "later"]
 
 
 _NAMES = (
@@ -233,54 +231,12 @@ class COCOLabelMapSource(ImageSource):
         return self.objects.images.problems()
 
 
-def instances(
-    root: PathLike | None,
-    split: str = "train",
-    *,
-    annotations: PathLike | None = None,
-    images: PathLike | None = None,
-    warn: bool = True,
-) -> COCOSource:
-    """Objects; the options are those of :class:`COCOSource`.
-
-    Raises:
-        AnnotationError: the file lists no category.
-    """
-    source = COCOSource(root, split, annotations=annotations, images=images, warn=warn)
-    if not len(source.classes):
-        raise AnnotationError(f"{source.file.path}: categories must list at least one class, got none")
-    return source
+few_shot = few_shot_view(COCOSource, options=("crowd", "overlap"))
 
 
-def few_shot(
-    root: PathLike | None,
-    split: str = "train",
-    *,
-    annotations: PathLike | None = None,
-    images: PathLike | None = None,
-    crowd: Crowd = "ignore",
-    overlap: Overlap = "smaller",
-    warn: bool = True,
-) -> FewShotSource:
-    """Numbered classes; options are those of :class:`COCOSource` and of a view of few-shot classes."""
-    source = COCOSource(root, split, annotations=annotations, images=images, warn=warn)
-    return FewShotSource(source, crowd=crowd, overlap=overlap)
-
-
-def semantic(
-    root: PathLike | None,
-    split: str = "train",
-    *,
-    annotations: PathLike | None = None,
-    images: PathLike | None = None,
-    crowd: Crowd = "ignore",
-    overlap: Overlap = "smaller",
-    warn: bool = True,
-) -> COCOLabelMapSource:
-    """Label maps; the options are those of :func:`few_shot`."""
-    return COCOLabelMapSource(
-        few_shot(root, split, annotations=annotations, images=images, crowd=crowd, overlap=overlap, warn=warn)
-    )
+@functools.wraps(few_shot)
+def _semantic(*arguments: Any, **options: Any) -> COCOLabelMapSource:
+    return COCOLabelMapSource(few_shot(*arguments, **options))
 
 
 # The layouts.
@@ -313,7 +269,7 @@ LAYOUTS = (
     Layout(
         name="coco",
         files=_FILES,
-        readers={"few-shot": few_shot, "instance": instances, "semantic": semantic},
+        readers={"few-shot": few_shot, "instance": COCOSource, "semantic": _semantic},
         recognise=_recognise,
         splits=_splits,
         classes=_classes,
@@ -323,7 +279,7 @@ LAYOUTS = (
     Layout(
         name="coco_instances",
         files="as coco, with the rules of instance segmentation",
-        readers={"instance": instances, "semantic": semantic, "few-shot": few_shot},
+        readers={"instance": COCOSource, "semantic": _semantic, "few-shot": few_shot},
         recognise=_recognise_without_panoptic,
         splits=_splits,
         classes=_classes,

@@ -7,16 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fssops.data import panoptic_json
 from fssops.data.class_names import spans
 from fssops.data.errors import MaskSizeError
-from fssops.data.few_shot_source import FewShotSource
 from fssops.data.images import image_size, read_sized
-from fssops.data.layout import DataTruth, Layout
+from fssops.data.layout import DataTruth, Layout, few_shot_view
 from fssops.data.layouts import coco
 from fssops.data.source import ImageSource, PathLike
 from fssops.truth import Classes, ObjectTruth, Truth, TruthKind
@@ -80,7 +79,7 @@ class COCOPanopticSource(ImageSource):
             beside = Path(root or ".") / "annotations" / f"instances_{split}.json"
             instances = beside if beside.is_file() else None
         if instances is not None:
-            self.objects = coco.instances(None, split, annotations=instances, images=self.image_folder)
+            self.objects = coco.COCOSource(None, split, annotations=instances, images=self.image_folder)
         super().__init__("panoptic", split, self.file.classes, list(self.file.images))
 
     @property
@@ -171,20 +170,6 @@ class COCOPanopticSource(ImageSource):
         ]
 
 
-def few_shot(
-    root: PathLike | None,
-    split: str = "train",
-    *,
-    annotations: PathLike | None = None,
-    maps: PathLike | None = None,
-    images: PathLike | None = None,
-    crowd: Literal["ignore", "object", "background"] = "ignore",
-) -> FewShotSource:
-    """Numbered classes; the options are those of :class:`COCOPanopticSource`, and ``crowd`` that of ``coco``."""
-    source = COCOPanopticSource(root, split, annotations=annotations, maps=maps, images=images)
-    return FewShotSource(source, crowd=crowd)
-
-
 def _recognise(root: Path) -> str:
     return "" if _splits(root) else "no annotations/panoptic_*.json"
 
@@ -204,7 +189,7 @@ LAYOUT = Layout(
         "panoptic": COCOPanopticSource,
         "semantic": COCOPanopticSource,
         "instance": COCOPanopticSource,
-        "few-shot": few_shot,
+        "few-shot": few_shot_view(COCOPanopticSource, options=("crowd",)),
     },
     recognise=_recognise,
     splits=_splits,

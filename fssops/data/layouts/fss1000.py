@@ -12,9 +12,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from fssops.data.errors import AnnotationError, DataError, DuplicateError, MaskSizeError, MaskValueError
-from fssops.data.few_shot_source import FewShotSource
 from fssops.data.images import image_size, read_grey
-from fssops.data.layout import Layout
+from fssops.data.layout import Layout, few_shot_view, ids_as_numbers
 from fssops.data.layouts.folder import ClassFolders, class_folders, numbered_as_fss1000
 from fssops.data.source import PathLike
 from fssops.truth import Classes, ObjectTruth, Truth
@@ -94,12 +93,6 @@ def _read_list(file: Path, ids: dict[str, int]) -> list[str]:
     return names
 
 
-def few_shot(root: PathLike, split: str = "all", *, class_list: PathLike | None = None) -> FewShotSource:
-    """Classes by their ids; the options are those of :class:`FSS1000Source`."""
-    source = FSS1000Source(root, split, class_list=class_list)
-    return FewShotSource(source, list(source.classes.index_of))
-
-
 def _recognise(root: Path) -> str:
     if any(map(numbered_as_fss1000, class_folders(root))):
         return ""
@@ -113,7 +106,7 @@ def _splits(root: Path) -> list[str]:
 LAYOUT = Layout(
     name="fss1000",
     files="CLASS/1.jpg CLASS/1.png ..., and lists of classes trn.txt, val.txt, test.txt",
-    readers={"few-shot": few_shot},
+    readers={"few-shot": few_shot_view(FSS1000Source, ids_as_numbers)},
     recognise=_recognise,
     splits=_splits,
 )

@@ -127,13 +127,6 @@ class LabelFolderSource(LabelMapSource):
         super().__init__(split, listed, paired(images, labels), unknown=unknown)
 
 
-def semantic(
-    root: PathLike, split: str = "train", *, classes: PathLike | None = None, unknown: OnUnknown = "error"
-) -> LabelFolderSource:
-    """Open label maps; the options are those of :class:`LabelFolderSource`."""
-    return LabelFolderSource(root, split, classes=classes, unknown=unknown)
-
-
 def few_shot(
     root: PathLike, split: str | None = None, *, classes: PathLike | None = None, unknown: OnUnknown = "error"
 ) -> FewShotSource:
@@ -155,7 +148,7 @@ def few_shot(
 LAYOUT = Layout(
     name="label_folder",
     files="images/ labels/ (or masks/, annotations/) classes.json; or images/SPLIT/ ...; or SPLIT/images/ ...",
-    readers={"semantic": semantic, "few-shot": few_shot},
+    readers={"semantic": LabelFolderSource, "few-shot": few_shot},
     recognise=recognise,
     splits=splits,
 )

@@ -13,22 +13,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fssops.data.errors import AnnotationError, DuplicateError, MaskSizeError, MaskValueError
-from fssops.data.few_shot_source import FewShotSource
 from fssops.data.images import image_size, read_mask
 from fssops.data.label_maps import LabelMapSource, OnUnknown, Pairs
-from fssops.data.layout import DataTruth, Layout
+from fssops.data.layout import DataTruth, Layout, few_shot_view, ids_as_numbers
 from fssops.data.paths import check_inside
-from fssops.data.source import ImageSource, PathLike
+from fssops.data.source import PathLike
 from fssops.labels import IGNORE
 from fssops.truth import Classes, ObjectTruth, Truth, TruthKind
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 NAMES = [
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable"),
@@ -177,63 +172,41 @@ class VOCSource(LabelMapSource):
         return {"labels": self.labels}
 
 
-class VOCInstanceSource(ImageSource):
+class VOCInstanceSource(VOCSource):
     """Objects of PASCAL VOC 2012: the regions of SegmentationObject[Aug], each of the class that most of it has.
 
     Args:
         root: the data set's folder.
         split: as for :class:`VOCSource`.
         list_file: a list elsewhere, instead of the one that ``split`` names.
-
-    Raises:
-        FileNotFoundError: a folder or list is missing.
-        AnnotationError: the list is broken.
     """
 
     def __init__(self, root: PathLike, split: str = "train", *, list_file: PathLike | None = None) -> None:
-        self.label_maps = VOCSource(root, split, list_file=list_file)
-        super().__init__("instance", self.label_maps.split, _classes("instance"), self.label_maps.names)
-
-    def image(self, name: str) -> Image.Image:
-        return self.label_maps.image(name)
+        super().__init__(root, split, list_file=list_file)
+        self.kind, self.classes = "instance", _classes("instance")
 
     def truth(self, name: str) -> Truth:
-        labels, numbers = self.label_maps.truth(name).semantic(), self.label_maps.object_numbers(name)
+        labels, numbers = super().truth(name).semantic(), self.object_numbers(name)
         if numbers is None:
-            raise FileNotFoundError(
-                f"{self.label_maps.root / 'SegmentationObject' / name}.png: instance map must exist, got no such file"
-            )
+            missing = self.root / "SegmentationObject" / f"{name}.png"
+            raise FileNotFoundError(f"{missing}: instance map must exist, got no such file")
         objects = []
         for number in np.unique(numbers[numbers > 0]).tolist():
             mask = numbers == number
             counts = np.bincount(labels[mask], minlength=IGNORE + 1)[1:IGNORE]
             if not counts.any():
-                file = self.label_maps.object_file(name)
+                file = self.object_file(name)
                 raise MaskValueError(f"{file}: object {number} must lie on a class of the label map, got none there")
             objects.append(ObjectTruth(number, int(counts.argmax()), mask))
         return Truth(labels.shape[0], labels.shape[1], objects=objects)
 
     def truth_files(self, name: str) -> tuple[Path, ...]:
-        file = self.label_maps.object_file(name)
-        return (*self.label_maps.truth_files(name), *([] if file is None else [file]))
+        file = self.object_file(name)
+        return super().truth_files(name) if file is None else (*super().truth_files(name), file)
 
     def training_names(self, kind: TruthKind) -> list[str]:
         # As of other instance sets: only images with an object, which needs a look at every map.
         return [name for name in self.names if self.truth(name).objects]
-
-
-def few_shot(
-    root: PathLike,
-    split: str = "train",
-    *,
-    list_file: PathLike | None = None,
-    labels: str | None = None,
-    classes: Mapping[int, str] | None = None,
-    unknown: OnUnknown = "error",
-) -> FewShotSource:
-    """Classes by their ids; the options are those of :class:`VOCSource`."""
-    source = VOCSource(root, split, list_file=list_file, labels=labels, classes=classes, unknown=unknown)
-    return FewShotSource(source, list(source.classes.index_of))
 
 
 def _recognise(root: Path) -> str:
@@ -247,7 +220,11 @@ def _splits(root: Path) -> list[str]:
 LAYOUT = Layout(
     name="voc",
     files="JPEGImages/ SegmentationClass[Aug]/ ImageSets/Segmentation/SPLIT.txt",
-    readers={"few-shot": few_shot, "semantic": VOCSource, "instance": VOCInstanceSource},
+    readers={
+        "few-shot": few_shot_view(VOCSource, ids_as_numbers),
+        "semantic": VOCSource,
+        "instance": VOCInstanceSource,
+    },
     recognise=_recognise,
     splits=_splits,
     classes=_classes,

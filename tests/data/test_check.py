@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fssops.data.universal.check import check_universal
 from PIL import Image
 
 from fssops.data.__main__ import main
+from fssops.data.check import check_data
 from fssops.data.panoptic_json import encode_ids
 
 H, W = 20, 30
@@ -46,7 +46,7 @@ def change(root: Path, edit: Any) -> None:
 
 
 def problems(root: Path, format: str = "coco_panoptic", **options: Any) -> list[tuple[str, str]]:
-    report = check_universal(format, root, **options)
+    report = check_data(format, root, **options)
     return [(finding.kind, finding.message) for finding in report.problems()]
 
 

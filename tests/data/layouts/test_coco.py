@@ -1,9 +1,8 @@
-"""The COCO reader: classes, crowds, overlaps, and every way a file can be broken."""
+"""COCO instances: classes, crowds, overlaps, and broken files."""
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,8 +12,15 @@ from PIL import Image
 
 from fssops.data import coco_json
 from fssops.data.errors import AnnotationError, DataWarning, ImageFileError
+from fssops.data.few_shot_source import FewShotSource
 from fssops.data.layouts import open_data
-from fssops.run_lengths import draw
+from fssops.data.layouts.coco import COCOSource
+
+
+def annotations_of(source: FewShotSource) -> list[coco_json.Annotation]:
+    """Usable annotations of the first image."""
+    assert isinstance(source.images, COCOSource)
+    return source.images.annotations_of(source.names[0])
 
 
 def square(x: float, y: float, side: float) -> list[float]:
@@ -70,84 +76,6 @@ def test_coco_crowds_are_ignored_or_part_of_the_class(coco_folder: Callable[...,
     assert part.areas()[part.names[0]] == {1: 450}
 
 
-def test_coco_compressed_rle_is_drawn_like_its_counts() -> None:
-    from pycocotools import mask as coco_mask
-
-    rng = np.random.default_rng(0)
-    for density in (0.02, 0.5, 0.97):
-        mask = rng.random((37, 53)) < density
-        text = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"].decode()
-        assert coco_json.fault({"size": [37, 53], "counts": text}, 53, 37) is None
-        assert (draw({"size": [37, 53], "counts": text}, 53, 37) == mask).all()
-
-
-@pytest.mark.parametrize(
-    ("segmentation", "reason"),
-    [
-        (None, "no segmentation"),
-        ("x", "neither polygons nor RLE but str"),
-        ([[1, 2, 3, 4, 5]], r"odd number of coordinates \(5\)"),
-        ([[1, 2, "3", 4, 5, 6]], "coordinates are not numbers"),
-        ([[1, 2, float("nan"), 4, 5, 6]], "coordinates are not finite"),
-        ([7, 8, 9], "polygon is not a list but int"),
-        ([[-9, 1, -5, 1, -5, 8]], "outside the image"),
-        ({"size": [9, 9], "counts": [81]}, r"RLE size \[9, 9\] is not that of the image, \[40, 60\]"),
-        ({"size": [40, 60], "counts": [10, 10]}, "RLE counts cover 20 pixels, the image has 2400"),
-        ({"size": [40, 60], "counts": [2500, -100]}, "RLE counts cover"),
-        ({"size": [40, 60], "counts": [2400]}, "zero area"),
-        ({"size": [40, 60], "counts": "ab~"}, "not a valid compressed string"),
-        ({"size": [40, 60], "counts": "PPPPPPPPPPPPPPPP"}, "not a valid compressed string"),
-        ({"size": [40, 60], "counts": "`" * 6 + "0"}, "not a valid compressed string"),
-        ({"size": [40, 60], "counts": [1.5, 2]}, "neither a string nor integers"),
-    ],
-)
-def test_unusable_segmentation_is_refused_before_pycocotools(segmentation: object, reason: str) -> None:
-    found = coco_json.fault(segmentation, 60, 40)
-    assert found is not None
-    assert re.search(reason, found), found
-
-
-def test_damaged_compressed_rle_never_reaches_pycocotools_unchecked() -> None:
-    """What passes the check covers exactly the image; the string decoder of pycocotools itself checks nothing."""
-    from pycocotools import mask as coco_mask
-
-    rng = np.random.default_rng(1)
-    text = coco_mask.encode(np.asfortranarray((rng.random((40, 60)) < 0.5).astype(np.uint8)))["counts"].decode()
-    passed = 0
-    for _ in range(300):
-        damaged = list(text)
-        for _ in range(int(rng.integers(0, 3))):
-            damaged[int(rng.integers(len(damaged)))] = chr(int(rng.integers(40, 120)))
-        rle = {"size": [40, 60], "counts": "".join(damaged)}
-        if coco_json.fault(rle, 60, 40) is None:
-            passed += 1
-            assert draw(rle, 60, 40).shape == (40, 60)
-    assert 0 < passed < 300
-
-
-def test_compressed_runs_whose_sum_wraps_around_to_the_picture_are_refused() -> None:
-    """64 runs of 2^58 and one of 2400 add up to 2400 modulo 2^64; pycocotools would draw far outside its buffer."""
-    runs = [1 << 58] * 64 + [2400]
-    text = "".join(map(_count_text, (n - (runs[i - 2] if i > 2 else 0) for i, n in enumerate(runs))))
-    assert coco_json.fault({"size": [40, 60], "counts": text}, 60, 40) == "RLE counts are not a valid compressed string"
-
-
-def _count_text(number: int) -> str:
-    """One number in COCO's variant of LEB128."""
-    text = ""
-    while True:
-        low, number = number & 0x1F, number >> 5
-        if number == (-1 if low & 0x10 else 0):
-            return text + chr(low + 48)
-        text += chr((low | 0x20) + 48)
-
-
-def test_runs_of_the_largest_picture_are_read() -> None:
-    side = 1 << 13
-    text = "".join(map(_count_text, [0, side * side - 1, 1]))
-    assert coco_json.fault({"size": [side, side], "counts": text}, side, side) is None
-
-
 @pytest.mark.parametrize(
     ("field", "value", "reason"),
     [
@@ -163,22 +91,14 @@ def test_annotation_with_a_field_of_another_type_is_dropped(
     good = {"image_id": 1, "category_id": 1, "segmentation": [square(0, 0, 9)]}
     with pytest.warns(DataWarning, match=f"annotation 2 dropped: {reason}"):
         source = open_data("coco", coco_folder([good, {**good, field: value}]), split="train", truth="few-shot")
-    assert isinstance(source, fewshot.COCOSource)
-    assert [a.id for a in source.annotations_of(source.names[0])] == [1]
+    assert [a.id for a in annotations_of(source)] == [1]
 
 
 def test_area_that_is_no_finite_number_counts_as_not_stated(coco_folder: Callable[..., Path]) -> None:
     good = {"image_id": 1, "category_id": 1, "segmentation": [square(0, 0, 9)]}
     areas = [81, 10**400, "81", None, -1]
     source = open_data("coco", coco_folder([{**good, "area": area} for area in areas]), split="train", truth="few-shot")
-    assert isinstance(source, fewshot.COCOSource)
-    assert [a.area for a in source.annotations_of(source.names[0])] == [81.0, None, None, None, None]
-
-
-def test_a_crossing_outline_of_zero_signed_area_still_counts() -> None:
-    bow_tie = [10.0, 10.0, 30.0, 30.0, 30.0, 10.0, 10.0, 30.0]
-    assert coco_json.fault([bow_tie], 60, 40) is None
-    assert draw([bow_tie], 60, 40).sum() > 100
+    assert [a.area for a in annotations_of(source)] == [81.0, None, None, None, None]
 
 
 @pytest.mark.parametrize(
@@ -245,8 +165,8 @@ def test_coco_without_a_root_needs_annotations_and_images(
     monkeypatch.chdir(root)  # where a folder called train must not be taken without being asked for
     annotations = "annotations/instances_train.json"
     with pytest.raises(ValueError, match="root must be a folder unless annotations and images are given, got None"):
-        fewshot.COCOSource(None, annotations=annotations)
-    with pytest.raises(ValueError, match="root must be a folder for format coco, got None"):
+        COCOSource(None, annotations=annotations)
+    with pytest.raises(ValueError, match="root must be a folder for layout coco, got None"):
         open_data("coco", annotations=annotations, truth="few-shot")
     assert len(open_data("coco", annotations=annotations, images="train", truth="few-shot").names) == 3
 
@@ -257,7 +177,6 @@ def test_coco_image_that_is_listed_twice_is_drawn_once(coco_folder: Callable[...
     file.write_text(file.read_text().replace("000000000002.jpg", "000000000001.jpg"))
     with pytest.warns(DataWarning, match=r"images 1 and 2 share the file 000000000001\.jpg"):
         source = open_data("coco", root, split="train", truth="few-shot")
-    assert isinstance(source, fewshot.COCOSource)
     assert source.images_of_annotations(1) == ["000000000001.jpg"]
 
 

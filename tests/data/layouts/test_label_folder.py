@@ -1,0 +1,124 @@
+"""Folders of label maps: ids, class files, splits."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fssops.data.class_names import read_classes
+from fssops.data.errors import AnnotationError, DataError, DataWarning
+from fssops.data.layouts import LAYOUTS, open_data
+from fssops.truth import Classes
+
+H, W = 20, 30
+
+
+def save(path: Path, values: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(values).save(path)
+
+
+def picture(seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (H, W, 3), dtype=np.uint8)
+
+
+def label_folder(root: Path, labels: np.ndarray, classes: Any) -> Path:
+    save(root / "images" / "train" / "a.png", picture())
+    save(root / "labels" / "train" / "a.png", labels)
+    (root / "classes.json").write_text(json.dumps(classes))
+    return root
+
+
+def halves(left: int, right: int) -> np.ndarray:
+    values = np.full((H, W), right, dtype=np.int32)
+    values[:, : W // 2] = left
+    return values
+
+
+def test_label_folder_maps_ids_to_indices_by_ascending_id(tmp_path: Path) -> None:
+    classes = {"classes": [{"id": 9, "name": "road", "color": [128, 64, 128]}, {"id": 4, "name": "tree"}]}
+    root = label_folder(tmp_path, np.where(halves(9, 4) == 4, 4, halves(9, 255)).astype(np.uint8), classes)
+    source = open_data("auto", root, truth="semantic")
+    assert source.format == "label_folder"
+    assert source.classes.names == ["tree", "road"]
+    assert source.classes.colours[1] == (128, 64, 128)
+    label = source.truth("a").semantic()
+    assert label[0, 0] == 1
+    assert set(np.unique(label)) <= {0, 1, 255}
+    assert source.image("a").size == (W, H)
+    assert not source.offers("panoptic")
+
+
+@pytest.mark.parametrize("classes", [["a", "b"], {"0": "a", "1": "b"}, {"names": ["a", "b"]}])
+def test_class_files_of_several_forms(tmp_path: Path, classes: Any) -> None:
+    root = label_folder(tmp_path, halves(0, 1).astype(np.uint8), classes)
+    assert open_data("label_folder", root, truth="semantic").classes.names == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("classes", "told"),
+    [
+        ([], "there must be at least one class, got none"),
+        ([{"id": 1, "name": "a"}, {"id": 1, "name": "b"}], "ids must be unique, got 1 twice"),
+        ([{"id": 255, "name": "a"}], "class ids must be from 0 to 254, got 255"),
+        ([{"id": "x", "name": "a"}], "must have an integer id"),
+        ([{"id": 1, "name": "a", "color": [1, 2, 300]}], "color of category 1 must be three numbers"),
+        ([{"id": 1, "name": "a", "isthing": "no"}], r"category 1 must say isthing \(0 or 1\), got 'no'"),
+        ("road", "class list must be a list or map"),
+    ],
+)
+def test_wrong_class_files_are_told(tmp_path: Path, classes: Any, told: str) -> None:
+    root = label_folder(tmp_path, halves(0, 1).astype(np.uint8), classes)
+    with pytest.raises(AnnotationError, match=told):
+        open_data("label_folder", root, truth="semantic")
+
+
+@pytest.mark.parametrize("split", ["train", "all"])
+def test_a_folder_without_splits_is_one_set_and_never_its_own_validation(tmp_path: Path, split: str) -> None:
+    for folder, values in (("images", picture()), ("labels", halves(0, 1).astype(np.uint8))):
+        save(tmp_path / folder / "a.png", values)
+    (tmp_path / "classes.json").write_text('["a", "b"]')
+    assert open_data("label_folder", tmp_path, split=split, truth="semantic").names == ["a"]
+    with pytest.raises(FileNotFoundError, match=r"must be a folder of images, got 'val' \(there: none; split all"):
+        open_data("label_folder", tmp_path, split="val", truth="semantic")
+
+
+def test_hidden_folders_are_neither_splits_nor_images(tmp_path: Path) -> None:
+    root = label_folder(tmp_path, halves(0, 1).astype(np.uint8), ["a", "b"])
+    for folder in (".thumbnails", "train/.thumbnails"):
+        save(root / "images" / folder / "a.png", picture())
+    assert LAYOUTS["label_folder"].splits(root) == ["train"]
+    assert open_data("label_folder", root, truth="semantic").names == ["a"]
+
+
+def test_class_lists_nested_without_end_are_told(tmp_path: Path) -> None:
+    root = label_folder(tmp_path, halves(0, 1).astype(np.uint8), [])
+    (root / "classes.json").write_text("[" * 100_000)
+    with pytest.raises(AnnotationError, match="class list must be complete JSON"):
+        open_data("label_folder", root, truth="semantic")
+
+
+def test_label_values_outside_the_class_list_name_file_and_value(tmp_path: Path) -> None:
+    root = label_folder(tmp_path, halves(0, 6).astype(np.uint8), ["a", "b"])
+    with pytest.raises(DataError, match=r"a\.png: mask must hold only class ids 0-1 and 255 .*got 6 \(300 px\)"):
+        open_data("label_folder", root, truth="semantic").truth("a")
+    with pytest.warns(DataWarning, match="mapped to 255"):
+        label = open_data("label_folder", root, unknown="ignore", truth="semantic").truth("a").semantic()
+    assert set(np.unique(label)) == {0, 255}
+
+
+def test_label_of_another_size_than_its_image_is_told(tmp_path: Path) -> None:
+    root = label_folder(tmp_path, np.zeros((H, W + 1), dtype=np.uint8), ["a"])
+    with pytest.raises(DataError, match="must have the size of its image, 30 x 20, got 31 x 20"):
+        open_data("label_folder", root, truth="semantic").truth("a")
+
+
+def test_classes_of_a_run_come_back_whatever_their_ids(tmp_path: Path) -> None:
+    classes = Classes.from_names(["bolt", "nut"], [1], ids=[300, 1001])
+    (tmp_path / "classes.json").write_text(json.dumps(classes.as_json()))
+    assert read_classes(tmp_path / "classes.json") == classes

@@ -1,0 +1,123 @@
+"""PASCAL VOC: lists, label maps, objects and scribbles."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fssops.data.errors import (
+    AnnotationError,
+    DataWarning,
+    MaskSizeError,
+    MaskValueError,
+)
+from fssops.data.layouts import open_data
+
+
+def save(path: Path, array: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array.astype(np.uint8)).save(path)
+
+
+def test_voc_lists_images_of_a_class_in_the_order_of_the_list(voc_folder: Path) -> None:
+    source = open_data("voc", voc_folder, split="train", truth="few-shot")
+    assert source.classes[1] == "aeroplane"
+    assert len(source.classes) == 20
+    assert source.images_of(1) == ["im00", "im03", "im06"]
+    assert source.images_of(7) == ["im00"]
+    assert source.images_of(7, min_area=5) == []
+    assert source.images_of(1, min_area=400) == ["im00", "im03", "im06"]
+    assert source.images_of(1, min_area=401) == []
+    assert source.images_of(1, avoid=[7]) == ["im03", "im06"]
+    assert source.classes_of("im00") == [1, 7]
+
+
+def test_voc_label_map_keeps_asked_classes_and_ignored_pixels(voc_folder: Path) -> None:
+    source = open_data("voc", voc_folder, split="train", truth="few-shot")
+    full, one = source.label_map("im00"), source.label_map("im00", [7])
+    assert full.dtype == np.uint8
+    assert sorted(np.unique(full)) == [0, 1, 7, 255]
+    assert sorted(np.unique(one)) == [0, 7, 255]
+    assert ((one == 255) == (full == 255)).all()
+    assert source.image("im00").size == (60, 40)
+
+
+def test_voc_root_may_be_given_one_or_two_levels_up(voc_folder: Path) -> None:
+    assert open_data("voc", voc_folder.parent, split="val", truth="few-shot").names == ["im09", "im10", "im11"]
+
+
+def test_voc_split_without_a_list_names_those_there_are(voc_folder: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"trainaug\.txt.*got 'trainaug' \(there are: train, val\)"):
+        open_data("voc", voc_folder, split="trainaug", truth="few-shot")
+
+
+def test_voc_augmented_labels_are_taken_for_augmented_splits_only(voc_folder: Path) -> None:
+    label = np.full((40, 60), 9)
+    save(voc_folder / "SegmentationClassAug" / "im00.png", label)
+    (voc_folder / "ImageSets/Segmentation/trainaug.txt").write_text("im00\n")
+    augmented = open_data("voc", voc_folder, split="trainaug", truth="few-shot")
+    assert augmented.classes_of("im00") == [9]
+    assert open_data("voc", voc_folder, split="train", truth="few-shot").classes_of("im00") == [1, 7]
+    assert open_data("voc", voc_folder, split="trainaug", labels="SegmentationClass", truth="few-shot").classes_of(
+        "im00"
+    ) == [
+        1,
+        7,
+    ]
+
+
+def test_voc_list_of_two_columns_names_image_and_label_files(voc_folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "pairs.txt"
+    file.write_text(
+        "/JPEGImages/im01.jpg /SegmentationClass/im01.png\nJPEGImages/im02.jpg SegmentationClass/im02.png\n"
+    )
+    source = open_data("voc", voc_folder, list_file=file, truth="few-shot")
+    assert source.names == ["im01", "im02"]
+    assert source.images_of(2) == ["im01"]
+
+
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [("", "at least one image"), ("a\nb\na\n", "'a' in lines 1 and 3"), ("a b c\n", "line 1 must hold a name")],
+)
+def test_broken_list_file_is_an_error_with_the_line(voc_folder: Path, text: str, rule: str) -> None:
+    (voc_folder / "ImageSets/Segmentation/odd.txt").write_text(text)
+    with pytest.raises(AnnotationError, match=rf"odd\.txt.*{rule}"):
+        open_data("voc", voc_folder, split="odd", truth="few-shot")
+
+
+def test_voc_mask_faults_surface_before_an_episode_is_drawn(voc_folder: Path) -> None:
+    save(voc_folder / "SegmentationClass" / "im04.png", np.full((40, 60), 37))
+    with pytest.raises(MaskValueError, match=r"im04\.png.*got 37 \(2400 px\)"):
+        open_data("voc", voc_folder, truth="few-shot").areas()
+    with pytest.warns(DataWarning):
+        assert open_data("voc", voc_folder, unknown="ignore", truth="few-shot").classes_of("im04") == []
+    save(voc_folder / "SegmentationClass" / "im04.png", np.zeros((40, 61)))
+    with pytest.raises(MaskSizeError, match=r"60 x 40, got 61 x 40"):
+        open_data("voc", voc_folder, truth="few-shot").areas()
+
+
+def test_voc_instances_come_from_segmentation_object_else_from_components(voc_folder: Path) -> None:
+    label = np.zeros((40, 60), dtype=np.uint8)
+    label[0:10, 0:30] = 1
+    label[20:25, 0:5] = 1
+    save(voc_folder / "SegmentationClass" / "im00.png", label)
+    source = open_data("voc", voc_folder, truth="few-shot")
+    assert sorted(np.unique(source.instance_map("im00", 1))) == [0, 1, 2]
+    objects = np.zeros((40, 60), dtype=np.uint8)
+    objects[0:10, 0:15], objects[0:10, 15:30], objects[20:25, 0:5], objects[30, 30] = 3, 4, 255, 9
+    save(voc_folder / "SegmentationObject" / "im00.png", objects)
+    instances = source.instance_map("im00", 1)
+    assert {int(n): int((instances == n).sum()) for n in np.unique(instances)} == {0: 2100, 3: 150, 4: 150}
+
+
+def test_voc_stored_scribbles_are_read(voc_folder: Path) -> None:
+    source = open_data("voc", voc_folder, truth="few-shot")
+    assert source.scribble_map("im00") is None
+    strokes = np.full((40, 60), 255)
+    strokes[3, :] = 0
+    save(voc_folder / "ScribbleAugAuto" / "im00.png", strokes)
+    assert (source.scribble_map("im00") == strokes).all()
