@@ -88,6 +88,19 @@ def test_system_is_found_by_its_name_in_every_layer(config: str) -> None:
     assert f"`{system}`" in (ROOT / "README.md").read_text()
 
 
+METRIC_FILES = sorted(
+    p.stem for p in (PACKAGE / "evaluation" / "metrics").glob("*.py") if p.stem not in ("__init__", "metric")
+)
+
+
+@pytest.mark.parametrize("file", METRIC_FILES)
+def test_metric_is_a_file_and_its_test(file: str) -> None:
+    from fssops.evaluation.metrics import METRICS
+
+    assert [name for name, metric in METRICS.items() if metric.__module__ == f"fssops.evaluation.metrics.{file}"]
+    assert (ROOT / "tests" / "evaluation" / "metrics" / f"test_{file}.py").is_file()
+
+
 def _imports(path: Path) -> set[str]:
     """Dotted names of the package's modules that a file imports at any level, type checking aside."""
     tree = ast.parse(path.read_text())
@@ -111,30 +124,21 @@ def _imports(path: Path) -> set[str]:
 
 
 VERBS = {"fssops.train", "fssops.evaluate", "fssops.predict", "fssops.convert", "fssops.doctor"}
+SHARED = {
+    f"fssops.{name}" for name in ("structures", "truth", "run_lengths", "protocols", "pictures", "normalisation")
+}
 MAY_IMPORT = {
     "structures.py": set(),
     "normalisation.py": set(),
+    "protocols.py": set(),
+    "pictures.py": {"fssops.structures"},
+    "truth.py": {"fssops.structures", "fssops.run_lengths", "fssops.data.errors"},
     "reference": {"fssops.reference"},
     "ops": {"fssops.ops", "fssops.reference", "fssops._native"},
     "losses": {"fssops.losses", "fssops.ops", "fssops.structures"},
     "models": {"fssops.models", "fssops.ops", "fssops.losses", "fssops.structures", "fssops.normalisation"},
-    "data": {
-        "fssops.data",
-        "fssops.structures",
-        "fssops.truth",
-        "fssops.run_lengths",
-        "fssops.normalisation",
-        "fssops._version",
-        "fssops.command_line",
-    },
-    "evaluation": {
-        "fssops.evaluation",
-        "fssops.structures",
-        "fssops.truth",
-        "fssops.run_lengths",
-        "fssops.normalisation",
-        "fssops._version",
-    },
+    "data": {"fssops.data", "fssops._version", "fssops.command_line"} | SHARED,
+    "evaluation": {"fssops.evaluation", "fssops._version"} | SHARED,
     "engine": {"fssops.engine", "fssops.structures", "fssops.models.interface", "fssops._version"},
 }
 
