@@ -168,6 +168,14 @@ def verify_checkpoint(path: Path) -> None:
         raise CheckpointError(f"checkpoint: {path} must be a readable file, got {error.strerror or error}") from None
 
 
+def carries_checksum(path: Path) -> bool:
+    """Whether a file ends as a checkpoint of fssops does; :func:`verify_checkpoint` says whether it is whole."""
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        file.seek(max(size - _COMMENT_SIZE, 0))
+        return file.read(len(_COMMENT)) == _COMMENT
+
+
 def previous_path(path: Path) -> Path:
     """Where the checkpoint before the newest one of this name is kept."""
     return path.with_name(f"{path.stem}.previous{path.suffix}")

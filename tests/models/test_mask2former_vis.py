@@ -11,6 +11,7 @@ from typing import Any
 import parity
 import pytest
 import torch
+from authors_layout import to_authors
 from mask_classification_toys import SMALL, small_model
 from torch import Tensor
 
@@ -21,8 +22,8 @@ from fssops.models.layers.position_encoding import PositionEncodingCache
 from fssops.models.mask2former_vis import Mask2FormerVIS, Mask2FormerVISConfig
 from fssops.models.pixel_decoders.features import PixelFeatures
 from fssops.structures import ClipBatch, ImageBatch, MaskTargets, move_to
-from fssops.weights.mask_classification import MASK2FORMER, to_authors
-from fssops.weights.transformers_layout import to_transformers
+from fssops.weights.layouts.universal import MASK2FORMER
+from fssops.weights.transformers_folder import to_transformers
 
 
 def small_vis(**options: Any) -> Mask2FormerVIS:

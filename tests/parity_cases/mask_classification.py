@@ -16,7 +16,7 @@ from fssops.models.backbones.swin import SWIN, SwinForm
 from fssops.models.mask_classification import MaskClassificationModel
 from fssops.models.pixel_decoders.features import PixelFeatures
 from fssops.structures import ImageBatch, MaskPredictions, MaskTargets, SegmentationResult
-from fssops.weights.renaming import Renaming
+from fssops.weights.layout import Renaming
 from parity_cases.case import Case, Line, compared, compared_exactly, compared_share, not_compared
 
 FLOATS = 1e-3

@@ -23,7 +23,7 @@ from fssops.models.layers.image_input import PIXEL_MEAN, PIXEL_STD
 from fssops.models.mm_former import LEVELS, MMFormer
 from fssops.models.mm_former_segmenter import MMFormerSegmenter, object_target, regions
 from fssops.structures import FewShotBatch, MaskPredictions, ProposalBatch
-from fssops.weights.mm_former import our_name, segmenter_name
+from fssops.weights.layouts.mm_former import our_name, segmenter_name
 from parity_cases.case import Case, Line, compared, compared_exactly, not_compared
 
 _CLASSES = ("POS", "MMFormer", "POS_svf", "MMFormer_svf")

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from authors_layout import to_authors
 
 import fssops
 from fssops.convert import main as convert
 from fssops.models.mask_classification import MaskClassificationModel
 from fssops.weights import CheckpointError, save_weights
-from fssops.weights.mask_classification import MASK2FORMER, PREDICTOR, to_authors
+from fssops.weights.layouts.universal import MASK2FORMER, PREDICTOR
 
 OPTIONS: dict[str, Any] = {
     "backbone": "resnet18",

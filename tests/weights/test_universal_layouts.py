@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from authors_layout import to_authors
 
 import fssops
 from fssops.models.mask_classification import MaskClassificationModel
 from fssops.weights import CheckpointError
-from fssops.weights.mask_classification import MASK2FORMER, MASKFORMER, to_authors
-from fssops.weights.renaming import Renaming
-from fssops.weights.transformers_layout import options_of, transformers_config, write_transformers
+from fssops.weights.layout import Renaming
+from fssops.weights.layouts.universal import MASK2FORMER, MASKFORMER
+from fssops.weights.transformers_folder import options_of, transformers_config, write_transformers
 
 RENAMING = {"mask2former": MASK2FORMER, "maskformer": MASKFORMER}
 BOTH = pytest.mark.parametrize("name", list(RENAMING))
@@ -191,7 +192,7 @@ def test_per_pixel_baselines_load_the_authors_names() -> None:
         model = fssops.create_model(
             "per_pixel_baseline", backbone="resnet18", num_classes=4, plus=plus, channels=32, mask_channels=32, heads=4
         )
-        from fssops.weights.mask_classification import PER_PIXEL
+        from fssops.weights.layouts.universal import PER_PIXEL
 
         state = PER_PIXEL.state_to_theirs(model.state_dict())
         assert all(key.startswith(("backbone.", "sem_seg_head.")) for key in state)

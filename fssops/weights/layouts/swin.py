@@ -11,7 +11,7 @@ from collections.abc import Collection
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fssops.weights.layouts import Layout, State
+from fssops.weights.layout import Layout, State
 
 _TABLE = "relative_position_bias_table"
 
@@ -28,12 +28,12 @@ def _resized(table: Tensor, rows: int) -> Tensor:
 
 
 def _convert(state: State, model: nn.Module) -> dict[str, Tensor]:
-    own = model.state_dict()
+    initial = model.state_dict()
     converted = dict(state)
     for key, value in state.items():
-        if key.endswith(_TABLE) and key in own and value.shape != own[key].shape and value.dim() == 2:
-            converted[key] = _resized(value, len(own[key]))
-    for key, value in own.items():  # the classification network has no norms on its four outputs
+        if key.endswith(_TABLE) and key in initial and value.shape != initial[key].shape and value.dim() == 2:
+            converted[key] = _resized(value, len(initial[key]))
+    for key, value in initial.items():  # the classification network has no norms on its four outputs
         if key.startswith("norm"):
             converted.setdefault(key, value)
     return converted

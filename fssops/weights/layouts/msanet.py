@@ -11,9 +11,8 @@ from collections.abc import Callable, Collection
 
 from torch import Tensor, nn
 
-from fssops.weights.backbones import resnet_name
-from fssops.weights.layouts import Layout, State
-from fssops.weights.renaming import Renaming
+from fssops.weights.layout import Layout, Renaming, State
+from fssops.weights.layouts.backbones import resnet_name
 
 _BASE = Renaming(
     [

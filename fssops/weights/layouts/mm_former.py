@@ -13,10 +13,9 @@ from collections.abc import Collection, Mapping
 from torch import Tensor, nn
 
 from fssops.models.layers.singular_values import LEFT, RIGHT, VALUES
-from fssops.weights.backbones import resnet_name
-from fssops.weights.layouts import Layout, State
-from fssops.weights.mask_classification import MASK2FORMER, PIXEL, PREDICTOR, modern_name
-from fssops.weights.renaming import Renaming
+from fssops.weights.layout import Layout, Renaming, State
+from fssops.weights.layouts.backbones import resnet_name
+from fssops.weights.layouts.universal import MASK2FORMER, PIXEL, PREDICTOR, modern_name
 
 _FACTORS = {"vector_S": VALUES, "conv_U.weight": LEFT, "conv_V.weight": RIGHT}
 _BACKBONE = re.compile(r"^layer[0-4]\.")

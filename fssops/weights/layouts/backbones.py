@@ -12,7 +12,7 @@ from collections.abc import Collection
 
 from torch import Tensor, nn
 
-from fssops.weights.layouts import Layout, State
+from fssops.weights.layout import Layout, State
 
 _VGG_KEY = re.compile(r"^features\.(\d+)\.(.+)$")
 _RESNET_BLOCK = re.compile(r"^layer([1-4])\.(\d+)\.(conv|bn)([123])\.(.+)$")
@@ -45,8 +45,8 @@ def _vgg_convert(state: State, model: nn.Module) -> dict[str, Tensor]:
     converted: dict[str, Tensor] = {}
     for key, value in state.items():
         match = _VGG_KEY.match(key)
-        known = match is not None and int(match[1]) in names
-        converted[f"{names[int(match[1])]}.{match[2]}" if match is not None and known else key] = value
+        layer = names.get(int(match[1])) if match else None
+        converted[f"{layer}.{match[2]}" if match and layer else key] = value
     return converted
 
 
@@ -85,11 +85,7 @@ def _detectron2_recognise(keys: Collection[str]) -> bool:
 
 
 def _detectron2_convert(state: State, model: nn.Module) -> dict[str, Tensor]:
-    converted: dict[str, Tensor] = {}
-    for key, value in state.items():
-        match = _DETECTRON2.match(key)
-        converted[match[1] if match else key] = value
-    return converted
+    return {_DETECTRON2.sub(r"\1", key): value for key, value in state.items()}
 
 
 LAYOUTS = (

@@ -7,7 +7,7 @@ from collections.abc import Collection
 
 from torch import Tensor, nn
 
-from fssops.weights.layouts import Layout, State
+from fssops.weights.layout import Layout, State
 
 _KEY = re.compile(r"^encoder\.(?:backbone\.)?features\.([02468])\.([024])\.(weight|bias)$")
 

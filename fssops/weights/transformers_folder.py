@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fssops.models.backbones.swin import SWIN, relative_position_index
 from fssops.models.mask2former import Mask2Former
 from fssops.models.mask_classification import MaskClassificationConfig, MaskClassificationModel
 from fssops.models.maskformer import MaskFormer
-from fssops.weights import transformers_names as names
+from fssops.weights.layouts import transformers as names
 
 _SHARED = {"mask_channels": "mask_feature_size", "no_object_weight": "no_object_weight"}
 """Our options and what they are called in a ``config.json``; defaults are the same on both sides."""
@@ -70,7 +70,7 @@ def to_transformers(model: MaskClassificationModel) -> dict[str, Tensor]:
     if isinstance(model, Mask2Former) and model.name == "mask2former":
         if model.config.sampling_points != 4:
             raise ValueError(
-                f"to_transformers: sampling_points must be 4, as transformers has them, got"
+                f"transformers layout: sampling_points must be 4, as transformers has them, got"
                 f" {model.config.sampling_points}"
             )
         renamed = names.MASK2FORMER.state_to_theirs(names.split_packed(state, keep="cross_attn"))
@@ -78,13 +78,13 @@ def to_transformers(model: MaskClassificationModel) -> dict[str, Tensor]:
     elif isinstance(model, MaskFormer):
         if model.config.encoder_layers:
             raise ValueError(
-                "to_transformers: encoder_layers must be 0, as transformers has no transformer encoder in MaskFormer's"
+                "transformers layout: encoder_layers must be 0, as transformers has no transformer encoder in MaskFormer's"
                 f" pixel decoder, got {model.config.encoder_layers}"
             )
         renamed = names.MASKFORMER.state_to_theirs(names.split_packed(state))
         root = "model."
     else:
-        raise ValueError(f"to_transformers: model must be mask2former or maskformer, got {type(model).__name__}")
+        raise ValueError(f"transformers layout: model must be mask2former or maskformer, got {model.name}")
     for name in list(renamed):
         if name.endswith("running_var"):
             renamed[name.removesuffix("running_var") + "num_batches_tracked"] = torch.zeros((), dtype=torch.int64)
@@ -118,9 +118,9 @@ def _backbone_config(model: MaskClassificationModel) -> dict[str, Any]:
         }
     depths = {"resnet18": [2, 2, 2, 2], "resnet34": [3, 4, 6, 3], "resnet50": [3, 4, 6, 3], "resnet101": [3, 4, 23, 3]}
     if name not in depths:
-        raise ValueError(f"transformers_config: backbone must be {', '.join(depths)} or a Swin, got {name}")
+        raise ValueError(f"transformers layout: backbone must be {', '.join(depths)} or a Swin, got {name}")
     if norm not in ("frozen", "batch", "sync"):
-        raise ValueError(f"transformers_config: backbone_norm must be frozen, batch or sync, got {norm}")
+        raise ValueError(f"transformers layout: backbone_norm must be frozen, batch or sync, got {norm}")
     basic = name in ("resnet18", "resnet34")
     return {
         "model_type": "resnet",
@@ -145,7 +145,7 @@ def transformers_config(model: MaskClassificationModel, class_names: Sequence[st
     config = model.config
     labels = list(class_names) if class_names is not None else [f"LABEL_{n}" for n in range(config.num_classes)]
     if len(labels) != config.num_classes:
-        raise ValueError(f"transformers_config: class_names must be {config.num_classes}, got {len(labels)}")
+        raise ValueError(f"transformers layout: class_names must be {config.num_classes}, got {len(labels)}")
     table: dict[str, Any] = {
         "id2label": {str(index): label for index, label in enumerate(labels)},
         "label2id": {label: index for index, label in enumerate(labels)},
@@ -171,7 +171,7 @@ def transformers_config(model: MaskClassificationModel, class_names: Sequence[st
 
 
 def write_transformers(
-    model: MaskClassificationModel, folder: str | os.PathLike[str], class_names: Sequence[str] | None = None
+    model: nn.Module, folder: str | os.PathLike[str], class_names: Sequence[str] | None = None
 ) -> None:
     """Write ``config.json`` and ``model.safetensors`` that ``from_pretrained`` reads.
 
@@ -186,6 +186,8 @@ def write_transformers(
     """
     from safetensors.torch import save_file
 
+    if not isinstance(model, MaskClassificationModel):
+        raise ValueError(f"transformers layout: model must be mask2former or maskformer, got {model.name}")
     table = transformers_config(model, class_names)
     state = {key: value.detach().cpu().contiguous().clone() for key, value in to_transformers(model).items()}
     target = Path(folder)
@@ -202,7 +204,7 @@ def options_of(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """
     kind = config.get("model_type")
     if kind not in ("mask2former", "maskformer"):
-        raise ValueError(f"options_of: model_type must be mask2former or maskformer, got {kind!r}")
+        raise ValueError(f"config.json: model_type must be mask2former or maskformer, got {kind!r}")
     try:
         options: dict[str, Any] = {
             "backbone": _backbone_name(config.get("backbone_config") or {}),
@@ -215,18 +217,18 @@ def options_of(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
             options |= _ours(config, _MASKFORMER) | _ours(config.get("decoder_config") or {}, _MASKFORMER_DECODER)
             options["enforce_input_proj"] = True  # transformers always projects the memory
     except (TypeError, AttributeError) as error:
-        raise ValueError(f"options_of: config must be as transformers writes it, got a value where {error}") from None
+        raise ValueError(f"config.json: config must be as transformers writes it, got a value where {error}") from None
     return kind, options
 
 
 def _backbone_name(config: Mapping[str, Any]) -> str:
     kind = config.get("model_type")
     if kind in ("swin", "maskformer-swin"):
-        found = (config.get("embed_dim", 96), tuple(config.get("depths", (2, 2, 6, 2))), config.get("window_size", 7))
+        given = (config.get("embed_dim", 96), tuple(config.get("depths", (2, 2, 6, 2))), config.get("window_size", 7))
         for name, form in SWIN.items():
-            if found == (form.channels, form.depths, form.window):
+            if given == (form.channels, form.depths, form.window):
                 return name
-        raise ValueError(f"options_of: backbone_config must be of Swin {', '.join(SWIN)}, got {found}")
+        raise ValueError(f"config.json: backbone_config must be of Swin {', '.join(SWIN)}, got {given}")
     if kind == "resnet":
         depths, basic = tuple(config.get("depths", (3, 4, 6, 3))), config.get("layer_type") == "basic"
         table = {
@@ -237,4 +239,4 @@ def _backbone_name(config: Mapping[str, Any]) -> str:
         }
         if (depths, basic) in table:
             return table[depths, basic]
-    raise ValueError(f"options_of: backbone_config must be a ResNet or Swin that fssops has, got {kind!r}")
+    raise ValueError(f"config.json: backbone_config must be a ResNet or Swin that fssops has, got {kind!r}")

@@ -8,13 +8,12 @@ is what transformers 5 writes; the others are read from files of version 4.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import torch
 from torch import Tensor, nn
 
-from fssops.weights.layouts import Layout, State
-from fssops.weights.renaming import Renaming, Rules
+from fssops.weights.layout import Layout, Renaming, Rules, State
 
 ENCODER = "model.pixel_level_module.encoder."
 DECODER = "model.pixel_level_module.decoder."
@@ -196,14 +195,8 @@ def _is_maskformer(keys: Collection[str]) -> bool:
     return DECODER + "fpn.stem.0.weight" in keys
 
 
-def mask2former_from_transformers(state: State, model: nn.Module) -> dict[str, Tensor]:
-    """Mask2Former's tensors under our names."""
-    return join_packed(MASK2FORMER.state_to_ours(state))
-
-
-def maskformer_from_transformers(state: State, model: nn.Module) -> dict[str, Tensor]:
-    """MaskFormer's tensors under our names."""
-    return join_packed(MASKFORMER.state_to_ours(state))
+def _converter(renaming: Renaming) -> Callable[[State, nn.Module], dict[str, Tensor]]:
+    return lambda state, model: join_packed(renaming.state_to_ours(state))
 
 
 _IGNORED = (
@@ -218,7 +211,7 @@ LAYOUTS = (
         "transformers (Mask2FormerForUniversalSegmentation)",
         "mask2former",
         _is_mask2former,
-        mask2former_from_transformers,
+        _converter(MASK2FORMER),
         _IGNORED,
         also=("mask2former_vis",),
     ),
@@ -226,7 +219,7 @@ LAYOUTS = (
         "transformers (MaskFormerForInstanceSegmentation)",
         "maskformer",
         _is_maskformer,
-        maskformer_from_transformers,
+        _converter(MASKFORMER),
         _IGNORED,
     ),
 )

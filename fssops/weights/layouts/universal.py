@@ -1,4 +1,4 @@
-"""The authors' checkpoints of MaskFormer and Mask2Former: detectron2's names, from ``.pkl`` or ``.pth`` files.
+"""The authors' checkpoints of MaskFormer, Mask2Former, MP-Former and the per-pixel baselines: detectron2's names.
 
 Backbones are named alike on both sides. Old files lack the level ``pixel_decoder`` in the names of that part and call
 Mask2Former's query features ``static_query``.
@@ -7,13 +7,11 @@ Mask2Former's query features ``static_query``.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
-import torch
 from torch import Tensor, nn
 
-from fssops.weights.layouts import Layout, State
-from fssops.weights.renaming import Renaming
+from fssops.weights.layout import Layout, Renaming, State
 
 PIXEL = "sem_seg_head.pixel_decoder."
 PREDICTOR = "sem_seg_head.predictor."
@@ -87,44 +85,23 @@ def modern_name(name: str) -> str:
     return name.replace(PREDICTOR + "static_query", PREDICTOR + "query_feat")
 
 
-def _modernised(state: State) -> dict[str, Tensor]:
-    return {modern_name(name): value for name, value in state.items()}
+def _converter(renaming: Renaming) -> Callable[[State, nn.Module], dict[str, Tensor]]:
+    return lambda state, model: renaming.state_to_ours({modern_name(name): value for name, value in state.items()})
 
 
-def mask2former_from_authors(state: State, model: nn.Module) -> dict[str, Tensor]:
-    """Mask2Former's tensors under our names."""
-    return MASK2FORMER.state_to_ours(_modernised(state))
-
-
-def maskformer_from_authors(state: State, model: nn.Module) -> dict[str, Tensor]:
-    """MaskFormer's tensors under our names."""
-    return MASKFORMER.state_to_ours(_modernised(state))
-
-
-def per_pixel_from_authors(state: State, model: nn.Module) -> dict[str, Tensor]:
-    """A per-pixel baseline's tensors under our names."""
-    return PER_PIXEL.state_to_ours(_modernised(state))
-
-
-def to_authors(state: State, renaming: Renaming, no_object_weight: float) -> dict[str, Tensor]:
-    """Our tensors under the authors' names, with the class weights that their files carry."""
-    renamed = renaming.state_to_theirs(state)
-    weights = torch.ones(len(state["transformer_decoder.class_embed.bias"]))
-    weights[-1] = no_object_weight
-    renamed["criterion.empty_weight"] = weights
-    return renamed
+def _has_masked_attention(keys: Collection[str]) -> bool:
+    # MM-Former's decoders are named alike, but its backbone lies at the top level.
+    return PREDICTOR + "transformer_cross_attention_layers.0.norm.weight" in keys and any(
+        key.startswith("backbone.") for key in keys
+    )
 
 
 def _is_mask2former(keys: Collection[str]) -> bool:
-    return PREDICTOR + "transformer_cross_attention_layers.0.norm.weight" in keys and (
-        PREDICTOR + "query_embed.weight" in keys
-    )
+    return _has_masked_attention(keys) and PREDICTOR + "query_embed.weight" in keys
 
 
 def _is_mp_former(keys: Collection[str]) -> bool:
-    return PREDICTOR + "transformer_cross_attention_layers.0.norm.weight" in keys and (
-        PREDICTOR + "label_enc.weight" in keys
-    )
+    return _has_masked_attention(keys) and PREDICTOR + "label_enc.weight" in keys
 
 
 def _is_maskformer(keys: Collection[str]) -> bool:
@@ -146,13 +123,13 @@ LAYOUTS = (
         "authors (facebookresearch/Mask2Former)",
         "mask2former",
         _is_mask2former,
-        mask2former_from_authors,
+        _converter(MASK2FORMER),
         _IGNORED,
         also=("mask2former_vis",),
     ),
-    Layout("authors (IDEA-Research/MP-Former)", "mp_former", _is_mp_former, mask2former_from_authors, _IGNORED),
-    Layout("authors (facebookresearch/MaskFormer)", "maskformer", _is_maskformer, maskformer_from_authors, _IGNORED),
+    Layout("authors (IDEA-Research/MP-Former)", "mp_former", _is_mp_former, _converter(MASK2FORMER), _IGNORED),
+    Layout("authors (facebookresearch/MaskFormer)", "maskformer", _is_maskformer, _converter(MASKFORMER), _IGNORED),
     Layout(
-        "authors (facebookresearch/MaskFormer)", "per_pixel_baseline", _is_per_pixel, per_pixel_from_authors, _IGNORED
+        "authors (facebookresearch/MaskFormer)", "per_pixel_baseline", _is_per_pixel, _converter(PER_PIXEL), _IGNORED
     ),
 )
