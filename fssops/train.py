@@ -170,7 +170,7 @@ def _train(
         if not has_checkpoint(run.checkpoints):
             earlier = None  # it was stopped in the first stage
     seed_everything(settings.engine.seed)
-    model = build_model(settings, say)
+    model = build_model(settings, say, new_head="tell")
     if hasattr(task, "take_first_stage"):
         task.take_first_stage(model, run.path, say)
     count = sum(p.numel() for p in model.parameters())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +10,11 @@ from typing import Any
 from torch import nn
 
 import fssops
-from fssops.engine.checkpoints import CheckpointError, newest_good_checkpoint, read_checkpoint
+from fssops.engine.checkpoints import CheckpointError
 from fssops.engine.settings import Settings, SettingsError, apply_overrides
 from fssops.recipes import read_named_recipe
 from fssops.tasks import settings_from_tables
+from fssops.weights import read_weights
 
 _TAKEN_OVER: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("data", ("source", "root", "split", "options", "folds", "definition", "fold")),
@@ -92,26 +92,13 @@ def take_weights(part: nn.Module, stage: FirstStage | None, given: str, table: s
     if stage is not None:
         which = stage.settings.eval.checkpoint  # type: ignore[attr-defined]
         path = stage.folder / "checkpoints" / f"{which}.pt"
-    path, state = _weights(path, f"{table}.weights", model, data)
-    report = fssops.load_weights(part, state)
-    return f"{path}: {len(report.loaded)} tensors, {report.layout}"
-
-
-def _weights(path: Path, where: str, model: str, data: Any) -> tuple[Path, Any]:
-    """The file that is read, and its tensors; the file again where it is no checkpoint of a run."""
     if not path.exists():
-        raise CheckpointError(f"{where}: {path} must be a checkpoint or a run folder, got nothing there")
-    if path.is_dir():
-        path, state, _ = newest_good_checkpoint(path / "checkpoints")
-    else:
-        try:
-            state = read_checkpoint(path)
-        except CheckpointError:
-            return path, path
-    if "settings" not in state:
-        return path, path
-    check_trained(json.loads(state["settings"]), f"{where}: {path}", model, data)
-    return path, state["model"]
+        raise CheckpointError(f"{table}.weights: {path} must be a checkpoint or a run folder, got nothing there")
+    checkpoint = read_weights(path)
+    if checkpoint.settings:
+        check_trained(checkpoint.settings, f"{table}.weights: {checkpoint.source}", model, data)
+    report = fssops.load_weights(part, checkpoint)
+    return f"{checkpoint.source}: {len(report.loaded)} tensors, {report.layout}"
 
 
 def check_trained(tables: Mapping[str, Any], where: str, model: str, data: Any) -> None:

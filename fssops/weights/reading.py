@@ -66,6 +66,7 @@ class Checkpoint:
         format: "torch", "pickle", "safetensors" or "memory".
         config: the ``config.json`` of a transformers folder.
         settings: of the run that wrote it, as tables of a recipe; empty where it is of no run.
+        step: of that run.
         model: name of the model that it says it is of; empty where it does not.
         options: of that model.
         skipped: names of entries that are not tensors of the model.
@@ -77,6 +78,7 @@ class Checkpoint:
     format: str
     config: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
+    step: int = 0
     model: str = ""
     options: dict[str, Any] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)
@@ -143,8 +145,10 @@ def _read_file(path: Path) -> tuple[Any, str, dict[str, str]]:
         check_stored(path)
         if is_archive and checkpoints.carries_checksum(path):
             return checkpoints.read_checkpoint(path), "torch", {}
-    except (ArchiveBombError, checkpoints.CheckpointError) as error:
+    except ArchiveBombError as error:
         raise CheckpointError(f"weights: {error}") from None
+    except checkpoints.CheckpointError as error:
+        raise CheckpointError(str(error)) from None
     return _read_torch(path), "torch", {}
 
 
@@ -220,7 +224,7 @@ def _read_folder(path: Path) -> Checkpoint:
             try:
                 newest, state, passed_over = checkpoints.newest_good_checkpoint(folder)
             except checkpoints.CheckpointError as error:
-                raise CheckpointError(f"weights: {error}") from None
+                raise CheckpointError(str(error)) from None
             checkpoint = _unwrapped(state, str(newest), "torch")
             checkpoint.passed_over = passed_over
             return checkpoint
@@ -229,8 +233,8 @@ def _read_folder(path: Path) -> Checkpoint:
     if file is None:
         hint = " (consolidate a DeepSpeed checkpoint with its zero_to_fp32.py)" if (path / "latest").exists() else ""
         raise CheckpointError(
-            f"weights: folder {path} must be of a run, with checkpoints/, or hold model.safetensors or "
-            "pytorch_model.bin, whole or as an index with its shards, got "
+            f"weights: folder {path} must hold model.safetensors or pytorch_model.bin, whole or as an index with its "
+            "shards, or be of a run, with checkpoints/, got "
             f"{sorted(entry.name for entry in path.iterdir())[:10]}{hint}"
         )
     checkpoint = _read_shards(file) if file.suffix == ".json" else read_weights(file)
@@ -260,12 +264,13 @@ def _read_shards(index: Path) -> Checkpoint:
 
 
 def _unwrapped(content: Any, source: str, kind: str) -> Checkpoint:
-    """Find the state dict in what a trainer saved, and strip what wrappers put into its names."""
-    settings: dict[str, Any] = {}
+    """The state dict in what a trainer saved, and what a run of ours says beside it."""
     skipped: list[str] = []
+    settings: dict[str, Any] = {}
+    step: Any = 0
     while isinstance(content, Mapping):
-        if isinstance(content.get("settings"), str):  # of a run of ours
-            settings = _json_object(content["settings"])
+        if isinstance(content.get("settings"), str):
+            settings, step = _json_object(content["settings"]), content.get("step")
         inner = [key for key in WRAPPERS if isinstance(content.get(key), Mapping)]
         if not inner:
             break
@@ -273,6 +278,23 @@ def _unwrapped(content: Any, source: str, kind: str) -> Checkpoint:
         content = content[inner[0]]
     if not isinstance(content, Mapping):
         raise CheckpointError(f"weights: {source} must hold a state dict, got {type(content).__name__}")
+    state, counters = _without_common_prefix(_tensors(content, source, skipped))
+    options = dict(settings["model"]) if isinstance(settings.get("model"), dict) else {}
+    options.pop("weights", None)
+    return Checkpoint(
+        state,
+        source,
+        kind,
+        settings=settings,
+        step=step if isinstance(step, int) else 0,
+        model=str(options.pop("name", "")),
+        options=options,
+        skipped=skipped + counters,
+    )
+
+
+def _tensors(content: Mapping[Any, Any], source: str, skipped: list[str]) -> dict[str, Tensor]:
+    """The tensors of a state dict, without what wraps parts in their names; other entries go to ``skipped``."""
     state: dict[str, Tensor] = {}
     for key, value in content.items():
         if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
@@ -292,12 +314,7 @@ def _unwrapped(content: Any, source: str, kind: str) -> Checkpoint:
     if not state:
         keys = ", ".join(str(key) for key in list(content)[:6]) or "nothing"
         raise CheckpointError(f"weights: {source} must hold tensors by name, got {keys}")
-    state, counters = _without_common_prefix(state)
-    model = settings.get("model")
-    options = dict(model) if isinstance(model, dict) else {}
-    name = str(options.pop("name", ""))
-    options.pop("weights", None)
-    return Checkpoint(state, source, kind, settings=settings, model=name, options=options, skipped=skipped + counters)
+    return state
 
 
 def _without_common_prefix(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:

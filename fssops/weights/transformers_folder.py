@@ -78,8 +78,8 @@ def to_transformers(model: MaskClassificationModel) -> dict[str, Tensor]:
     elif isinstance(model, MaskFormer):
         if model.config.encoder_layers:
             raise ValueError(
-                "transformers layout: encoder_layers must be 0, as transformers has no transformer encoder in MaskFormer's"
-                f" pixel decoder, got {model.config.encoder_layers}"
+                "transformers layout: encoder_layers must be 0, as transformers has no transformer encoder in "
+                f"MaskFormer's pixel decoder, got {model.config.encoder_layers}"
             )
         renamed = names.MASKFORMER.state_to_theirs(names.split_packed(state))
         root = "model."

@@ -115,7 +115,7 @@ def test_image_checkpoints_start_it_and_another_class_head_is_reported(layout: s
         state = to_transformers(image)
     model = small_vis()
     before = model.transformer_decoder.class_embed.weight.clone()
-    report = fssops.load_weights(model, state)
+    report = fssops.load_weights(model, state, new_head="tell")
     assert report.complete
     assert [name for name, _, _ in report.reinitialised] == [
         "transformer_decoder.class_embed.weight",

@@ -116,7 +116,7 @@ def test_transformers_4_names_load(tmp_path: Path) -> None:
 def test_another_number_of_classes_replaces_the_classifier_and_says_so(name: str) -> None:
     source, target = small(name), small(name, num_classes=7)
     before = target.state_dict()["transformer_decoder.class_embed.weight"].clone()
-    report = fssops.load_weights(target, to_authors(source.state_dict(), RENAMING[name], 0.1))
+    report = fssops.load_weights(target, to_authors(source.state_dict(), RENAMING[name], 0.1), new_head="tell")
     assert [entry[0] for entry in report.reinitialised] == [
         "transformer_decoder.class_embed.weight",
         "transformer_decoder.class_embed.bias",
@@ -160,7 +160,7 @@ def test_configurations_of_transformers_that_make_no_sense_are_told(wrong: dict[
     config = {"model_type": "mask2former", "backbone_config": {"model_type": "resnet"}}
     for key, value in wrong.items():
         config[key] = {**config[key], **value} if isinstance(value, dict) else value
-    with pytest.raises(ValueError, match="options_of: config must be as transformers writes it, got a value where"):
+    with pytest.raises(ValueError, match=r"config\.json: config must be as transformers writes it, got a value where"):
         options_of(config)
 
 
