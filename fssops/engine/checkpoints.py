@@ -169,11 +169,10 @@ def verify_checkpoint(path: Path) -> None:
 
 
 def carries_checksum(path: Path) -> bool:
-    """Whether a file ends as a checkpoint of fssops does; :func:`verify_checkpoint` says whether it is whole."""
-    size = path.stat().st_size
+    """Whether a file ends, or before it was cut ended, as a checkpoint of fssops does; it may be damaged."""
     with open(path, "rb") as file:
-        file.seek(max(size - _COMMENT_SIZE, 0))
-        return file.read(len(_COMMENT)) == _COMMENT
+        file.seek(max(path.stat().st_size - 2 * _COMMENT_SIZE, 0))
+        return _COMMENT in file.read()
 
 
 def previous_path(path: Path) -> Path:

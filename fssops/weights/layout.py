@@ -82,7 +82,7 @@ class Renaming:
         for name, value in state.items():
             theirs = self.theirs(name)
             if theirs is None:
-                raise ValueError(f"Renaming: every tensor must have a name in the other layout, got {name!r}")
+                raise ValueError(f"weights: every tensor must have a name in the other layout, got {name!r}")
             renamed[theirs] = value
         return renamed
 

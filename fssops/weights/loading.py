@@ -6,23 +6,19 @@ import dataclasses
 import json
 import os
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from fssops.models import MODELS, create_config
+from fssops.models import create_config
 from fssops.models.layers.singular_values import adapted_kernels, plain_name
-from fssops.weights.layout import Layout, State
-from fssops.weights.layouts import LAYOUTS, layouts_of
-from fssops.weights.reading import PREFIXES, Checkpoint, CheckpointError, read_weights
-
-FSSOPS = "fssops"
-# Step counters of batch normalisation: written by some trainers, read by none of the systems.
-_COUNTER = "num_batches_tracked"
+from fssops.weights.layout import State
+from fssops.weights.reading import Checkpoint, CheckpointError, read_weights
+from fssops.weights.recognition import COUNTER, FSSOPS, name_of, recognise
 
 Shape = tuple[int, ...]
 
@@ -120,7 +116,7 @@ def load_weights(
     """
     checkpoint = source if isinstance(source, Checkpoint) else read_weights(source)
     _refuse_misfits(model, checkpoint)
-    (layout, target, prefix), state, outside = _recognise(model, checkpoint)
+    (layout, target, prefix), state, outside = recognise(model, checkpoint)
     report = LoadReport(
         checkpoint.source,
         layout.name if layout else FSSOPS,
@@ -133,14 +129,14 @@ def load_weights(
         ignored = [key for key in state if any(pattern.search(key) for pattern in ignore)]
         report.ignored += ignored
         state = layout.convert({key: value for key, value in state.items() if key not in set(ignored)}, target)
+    _refuse_nonfinite(state, target, prefix, checkpoint.source)
     ready = _sorted_out(adapted_kernels(target, state), target, prefix, report)
     report.untouched = len(model.state_dict()) - len(target.state_dict())
     if not ready or (strict and not report.complete):
         raise CheckpointError(
-            f"weights: {checkpoint.source} does not fit {_name_of(model)}: {_misfit(model, checkpoint, report)}"
+            f"weights: {checkpoint.source} does not fit {name_of(model)}: {_misfit(model, checkpoint, report)}"
         )
-    _refuse_new_head(target, report, new_head)
-    _refuse_nonfinite(ready, prefix, checkpoint.source)
+    _refuse_new_head(target, prefix, report, new_head)
     tensors = target.state_dict()
     with torch.no_grad():
         for key, value in ready.items():
@@ -156,7 +152,7 @@ def _sorted_out(state: State, target: nn.Module, prefix: str, report: LoadReport
     ready: dict[str, Tensor] = {}
     for key, value in state.items():
         if key not in tensors:
-            immaterial = key.endswith(_COUNTER) or key.split(".")[0] in unbuilt
+            immaterial = key.endswith(COUNTER) or key.split(".")[0] in unbuilt
             (report.ignored if immaterial else report.unexpected).append(key)
             continue
         old, new = tuple(value.shape), tuple(tensors[key].shape)
@@ -167,7 +163,7 @@ def _sorted_out(state: State, target: nn.Module, prefix: str, report: LoadReport
         if old != new:
             report.reshaped.append((key, old, new))
         ready[key] = value.reshape(new)
-    report.missing = [prefix + key for key in tensors if key not in state and not key.endswith(_COUNTER)]
+    report.missing = [prefix + key for key in tensors if key not in state and not key.endswith(COUNTER)]
     report.loaded = [prefix + key for key in ready]
     return ready
 
@@ -176,18 +172,14 @@ def _squeezed(shape: Shape) -> Shape:
     return tuple(n for n in shape if n != 1)
 
 
-def _name_of(model: nn.Module) -> str:
-    return str(getattr(model, "name", type(model).__name__))
-
-
 def _refuse_misfits(model: nn.Module, checkpoint: Checkpoint) -> None:
     """Refuse weights of a relative that would nearly fit; a model names their tensors and the reason (``misfits``)."""
     for pattern, reason in getattr(model, "misfits", ()):
         if any(re.search(pattern, key) for key in checkpoint.state):
-            raise CheckpointError(f"weights: {checkpoint.source} does not fit {_name_of(model)}: {reason}")
+            raise CheckpointError(f"weights: {checkpoint.source} does not fit {name_of(model)}: {reason}")
 
 
-def _refuse_new_head(target: nn.Module, report: LoadReport, new_head: str) -> None:
+def _refuse_new_head(target: nn.Module, prefix: str, report: LoadReport, new_head: str) -> None:
     """Refuse weights for other classes where no training follows, and for a frozen head, which stays as it is."""
     trained = {name for name, parameter in target.named_parameters() if parameter.requires_grad}
     frozen = [entry for entry in report.reinitialised if entry[0] not in trained]
@@ -200,120 +192,25 @@ def _refuse_new_head(target: nn.Module, report: LoadReport, new_head: str) -> No
     classes = getattr(config, option, new[0])
     given = classes + old[0] - new[0]
     ways = [f"build the model with {option}={given}"] if option else []
-    if frozen:
-        ways.append(f"give weights for {classes} classes: it is frozen, so training would leave it random")
-    else:
-        ways.append("train from these weights, which starts the head anew")
+    ways.append(
+        f"give weights for {classes} classes" if frozen else "train from these weights, which starts the head anew"
+    )
     raise CheckpointError(
-        f"weights: {report.source}: {name} must be for {classes} classes, as the model's is, got one for {given}; "
-        f"{', or '.join(ways)}"
+        f"weights: {report.source}: {prefix}{name} must be for {classes} classes, as the model's is, got one for "
+        f"{given}{', and it is frozen, so training would leave it random' if frozen else ''}; {', or '.join(ways)}"
     )
 
 
-def _refuse_nonfinite(state: State, prefix: str, source: str) -> None:
-    counts = {name: int((~torch.isfinite(value)).sum()) for name, value in state.items()}
-    bad = [name for name, count in counts.items() if count]
+def _refuse_nonfinite(state: State, target: nn.Module, prefix: str, source: str) -> None:
+    names = {plain_name(key) for key in target.state_dict()}
+    counts = {key: int((~torch.isfinite(value)).sum()) for key, value in state.items() if plain_name(key) in names}
+    bad = [key for key, count in counts.items() if count]
     if bad:
-        more = f", and {len(bad) - 1} more tensors hold such values" if len(bad) > 1 else ""
+        others = f" (and {len(bad) - 1} more tensors hold such values)" if len(bad) > 1 else ""
         raise CheckpointError(
             f"weights: {source}: {prefix}{bad[0]} must be finite, got {counts[bad[0]]} of {state[bad[0]].numel()} "
-            f"values NaN or infinite{more}; take an earlier checkpoint"
+            f"values that are NaN or infinite{others}; take an earlier checkpoint"
         )
-
-
-class _Place(NamedTuple):
-    """Where weights belong: their layout (None: our own), the module, and its prefix in the model's names."""
-
-    layout: Layout | None
-    target: nn.Module
-    prefix: str
-
-
-def _recognise(model: nn.Module, checkpoint: Checkpoint) -> tuple[_Place, State, list[str]]:
-    """Where the weights belong, those that do, and names of what lies beside them.
-
-    Trainers such as Lightning keep a model below one attribute of theirs, with losses and measures beside it.
-    """
-    try:
-        return _place(model, checkpoint.state, checkpoint), checkpoint.state, []
-    except CheckpointError:
-        for prefix in PREFIXES:
-            inner = {
-                key.removeprefix(prefix): value for key, value in checkpoint.state.items() if key.startswith(prefix)
-            }
-            if inner:
-                try:
-                    place = _place(model, inner, checkpoint)
-                except CheckpointError:
-                    continue
-                return place, inner, [key for key in checkpoint.state if not key.startswith(prefix)]
-        raise
-
-
-def _place(model: nn.Module, state: State, checkpoint: Checkpoint) -> _Place:
-    keys = state.keys()
-    names = {plain_name(key) for key in keys if not key.endswith(_COUNTER)}
-    whole = _Place(None, model, "")
-    # A system may be made of others, each with weights of its own (``parts``).
-    systems = [whole, *(_Place(None, model.get_submodule(part), f"{part}.") for part in getattr(model, "parts", ()))]
-    backbone = getattr(model, "backbone", None)
-    backbones = [_Place(None, backbone, "backbone.")] if isinstance(backbone, nn.Module) else []
-    places = [*systems, *backbones]
-    described = " with backbone ".join(_name_of(place.target) for place in (whole, *backbones))
-    shares = [_share(names, place.target) for place in places]
-    if checkpoint.model:  # it says itself what it is of
-        named = [place for place in places if _name_of(place.target) == checkpoint.model]
-        if not named and max(shares) < 0.5:
-            raise CheckpointError(
-                f"weights: {checkpoint.source} is of {checkpoint.model}, and the model is {described}; build the "
-                "matching model, or give weights for this one"
-            )
-        return named[0] if named else places[shares.index(max(shares))]
-    for place, share in zip(systems, shares, strict=False):
-        if share >= 0.9:
-            # Some layouts name nearly everything as we do (Swin's); what is left over is theirs to explain.
-            layouts = layouts_of(_name_of(model)) if share < 1 and place is whole else []
-            return place._replace(layout=next((layout for layout in layouts if layout.recognise(keys)), None))
-    for layout in LAYOUTS:
-        if layout.recognise(keys):
-            if layout.model not in MODELS and _is_like(names, model):
-                break  # weights of such a model, whose backbone alone is named as in this layout
-            for place in places:
-                if layout.fits(_name_of(place.target)):
-                    return place._replace(layout=layout)
-            raise CheckpointError(
-                f"weights: {checkpoint.source} looks like {layout.name} weights of {layout.model}, and the model is "
-                f"{described}; build the matching model, or give weights for this one"
-            )
-    if backbones and shares[-1] >= 0.5:
-        return backbones[0]
-    if shares[0] >= 0.5 or _is_like(names, model):
-        return whole
-    layouts = layouts_of(*(_name_of(place.target) for place in places))
-    raise CheckpointError(
-        f"weights: {checkpoint.source} is of no layout known for {_name_of(model)} (known: "
-        f"{'; '.join([FSSOPS, *(layout.name for layout in layouts)])}); its first names are {', '.join(list(keys)[:3])}"
-    )
-
-
-def _share(names: Collection[str], module: nn.Module) -> float:
-    """The share of names that a module's tensors have."""
-    return len({plain_name(key) for key in module.state_dict()} & set(names)) / max(len(names), 1)
-
-
-def _is_like(names: Collection[str], model: nn.Module) -> bool:
-    """Whether names are those of such a model with other options: other numbers of layers, another backbone."""
-
-    def forms(names: Collection[str]) -> set[str]:
-        return {re.sub(r"\d+", "#", name) for name in names}
-
-    def beyond_the_backbone(names: set[str]) -> set[str]:
-        return {name for name in names if not name.startswith("backbone.")}
-
-    theirs, ours = forms(names), forms([plain_name(key) for key in model.state_dict()])
-    if beyond_the_backbone(theirs) or beyond_the_backbone(ours):
-        theirs, ours = beyond_the_backbone(theirs), beyond_the_backbone(ours)
-    return 0 < len(theirs) <= 2 * len(theirs & ours)
 
 
 def _misfit(model: nn.Module, checkpoint: Checkpoint, report: LoadReport) -> str:
@@ -334,9 +231,9 @@ def _differing_options(model: nn.Module, checkpoint: Checkpoint) -> list[str]:
     if not checkpoint.model:
         return []
     modules = [model, *(model.get_submodule(part) for part in getattr(model, "parts", ()))]
-    ours = next((module.config for module in modules if _name_of(module) == checkpoint.model), None)
+    ours = next((module.config for module in modules if name_of(module) == checkpoint.model), None)
     if ours is None:
-        return [f"they are of {checkpoint.model}"]
+        return [f"it is of {checkpoint.model}"]
     try:
         theirs = create_config(checkpoint.model, checkpoint.options)
     except ValueError:  # options of another version
@@ -346,7 +243,7 @@ def _differing_options(model: nn.Module, checkpoint: Checkpoint) -> list[str]:
     if not differing:
         return []
     given, wanted = (", ".join(f"{name}={getattr(config, name)!r}" for name in differing) for config in (theirs, ours))
-    return [f"they were made with {given}, and the model has {wanted}"]
+    return [f"it was made with {given}, and the model has {wanted}"]
 
 
 def save_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
@@ -365,7 +262,7 @@ def save_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
     path = Path(path)
     if path.suffix != ".safetensors":
         raise ValueError(f"save_weights: path must end in .safetensors, got {path}")
-    metadata = {"format": "pt", "fssops_model": _name_of(model)}
+    metadata = {"format": "pt", "fssops_model": name_of(model)}
     config = getattr(model, "config", None)
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
         metadata["fssops_config"] = json.dumps(dataclasses.asdict(config))

@@ -49,7 +49,7 @@ _FOLDER_FILES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-MEND = "; download or copy it again"
+MEND = "; if it is damaged, download or copy it again"
 
 
 class CheckpointError(ValueError):
@@ -143,7 +143,7 @@ def _read_file(path: Path) -> tuple[Any, str, dict[str, str]]:
         )
     try:
         check_stored(path)
-        if is_archive and checkpoints.carries_checksum(path):
+        if checkpoints.carries_checksum(path):
             return checkpoints.read_checkpoint(path), "torch", {}
     except ArchiveBombError as error:
         raise CheckpointError(f"weights: {error}") from None
