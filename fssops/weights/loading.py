@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from fssops.models import create_config
+from fssops.models import MODELS, create_config
 from fssops.models.layers.singular_values import adapted_kernels, plain_name
 from fssops.weights.layout import State
 from fssops.weights.reading import Checkpoint, CheckpointError, read_weights
@@ -231,19 +231,31 @@ def _differing_options(model: nn.Module, checkpoint: Checkpoint) -> list[str]:
     if not checkpoint.model:
         return []
     modules = [model, *(model.get_submodule(part) for part in getattr(model, "parts", ()))]
-    ours = next((module.config for module in modules if name_of(module) == checkpoint.model), None)
+    ours: Any = next((module.config for module in modules if name_of(module) == checkpoint.model), None)
     if ours is None:
         return [f"it is of {checkpoint.model}"]
     try:
         theirs = create_config(checkpoint.model, checkpoint.options)
     except ValueError:  # options of another version
         return []
-    names = [option.name for option in dataclasses.fields(theirs)]
-    differing = [name for name in names if getattr(theirs, name) != getattr(ours, name)]
-    if not differing:
+    options = [option.name for option in dataclasses.fields(theirs)]
+    options = [option for option in options if getattr(theirs, option) != getattr(ours, option)]
+    shapes = _shapes(checkpoint.model, ours, {})
+    options = [o for o in options if _shapes(checkpoint.model, ours, {o: getattr(theirs, o)}) != shapes] or options
+    if not options:
         return []
-    given, wanted = (", ".join(f"{name}={getattr(config, name)!r}" for name in differing) for config in (theirs, ours))
-    return [f"it was made with {given}, and the model has {wanted}"]
+    given, built = (", ".join(f"{o}={getattr(config, o)!r}" for o in options) for config in (theirs, ours))
+    return [f"it was made with {given}, and the model has {built}"]
+
+
+def _shapes(name: str, config: Any, changes: Mapping[str, Any]) -> dict[str, Shape] | None:
+    """Names and shapes of a model's tensors under changed options; None where such a model cannot be built."""
+    try:
+        with torch.device("meta"):
+            model = MODELS[name].model_class()(dataclasses.replace(config, **changes))
+    except (ValueError, RuntimeError):
+        return None
+    return {key: tuple(value.shape) for key, value in model.state_dict().items() if not key.endswith(COUNTER)}
 
 
 def save_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:

@@ -27,8 +27,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fssops.engine import checkpoints
 from fssops.engine.archives import ArchiveBombError, check_stored
+from fssops.engine.checkpoints import CheckpointError as DamagedRunError
+from fssops.engine.checkpoints import carries_checksum, has_checkpoint, newest_good_checkpoint, read_checkpoint
 from fssops.weights import restricted_pickle
 
 TORCH_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".tar")
@@ -143,11 +144,11 @@ def _read_file(path: Path) -> tuple[Any, str, dict[str, str]]:
         )
     try:
         check_stored(path)
-        if checkpoints.carries_checksum(path):
-            return checkpoints.read_checkpoint(path), "torch", {}
+        if carries_checksum(path):
+            return read_checkpoint(path), "torch", {}
     except ArchiveBombError as error:
         raise CheckpointError(f"weights: {error}") from None
-    except checkpoints.CheckpointError as error:
+    except DamagedRunError as error:
         raise CheckpointError(str(error)) from None
     return _read_torch(path), "torch", {}
 
@@ -220,10 +221,10 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _read_folder(path: Path) -> Checkpoint:
     for folder in (path / "checkpoints", path):
-        if checkpoints.has_checkpoint(folder):
+        if has_checkpoint(folder):
             try:
-                newest, state, passed_over = checkpoints.newest_good_checkpoint(folder)
-            except checkpoints.CheckpointError as error:
+                newest, state, passed_over = newest_good_checkpoint(folder)
+            except DamagedRunError as error:
                 raise CheckpointError(str(error)) from None
             checkpoint = _unwrapped(state, str(newest), "torch")
             checkpoint.passed_over = passed_over
