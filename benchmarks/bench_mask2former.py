@@ -21,7 +21,7 @@ from torch import Tensor
 
 from fssops.models.mask2former import Mask2Former, Mask2FormerConfig
 from fssops.structures import ImageBatch, MaskTargets
-from fssops.weights.transformers_layout import to_transformers, transformers_config
+from fssops.weights.transformers_folder import to_transformers, transformers_config
 
 SIDE = 512
 OBJECTS = 8

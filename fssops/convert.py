@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
-from fssops.command_line import Parser, exit_code_of
-from fssops.engine.checkpoints import CheckpointError, has_checkpoint, newest_good_checkpoint, read_checkpoint
+from fssops.command_line import Parser, run_verb
 from fssops.models import MODELS, create_model
-from fssops.weights import load_weights, save_weights
+from fssops.weights import load_weights, read_weights, save_weights
 
 _DESCRIPTION = """Write any checkpoint that fssops reads as safetensors, for fssops or for transformers.
 
@@ -43,8 +39,8 @@ def parser() -> Parser:
         "--model",
         choices=list(MODELS),
         metavar="NAME",
-        help="system that the weights are for, see python -m fssops.models; a run and a folder in transformers' layout "
-        "say it themselves",
+        help="system that the weights are for, see python -m fssops.models; a run, a file that fssops has converted "
+        "and a folder in transformers' layout say it themselves",
     )
     arguments.add_argument(
         "--layout",
@@ -62,54 +58,22 @@ def parser() -> Parser:
     return arguments
 
 
-def _options(given: Sequence[str]) -> dict[str, Any]:
+def _model_options(pairs: Sequence[str]) -> dict[str, Any]:
     """``key=value`` pairs; values are JSON where they can be, else text."""
-    found: dict[str, Any] = {}
-    for pair in given:
+    options: dict[str, Any] = {}
+    for pair in pairs:
         key, equals, text = pair.partition("=")
         if not equals or not key:
             raise ValueError(f"--set must be KEY=VALUE, got {pair!r}")
         try:
-            found[key] = json.loads(text)
+            options[key] = json.loads(text)
         except json.JSONDecodeError:
-            found[key] = text
-    return found
-
-
-def _described(checkpoint: Path) -> tuple[str, dict[str, Any]]:
-    """Model and options that the settings of a run's checkpoint, or a folder's ``config.json``, ask for."""
-    if (checkpoint / "config.json").is_file():
-        from fssops.weights.reading import read_json_object
-        from fssops.weights.transformers_layout import options_of
-
-        return options_of(read_json_object(checkpoint / "config.json"))
-    try:
-        tables = json.loads(read_checkpoint(checkpoint)["settings"])
-    except (CheckpointError, KeyError):
-        raise ValueError(
-            f"--model must be given unless the checkpoint is a run or a folder with config.json, got {checkpoint}"
-        ) from None
-    from fssops.tasks import settings_from_tables
-
-    settings = settings_from_tables(tables, str(checkpoint))
-    return settings.model.name, settings.model.options
-
-
-def _write_transformers(model: nn.Module, folder: Path) -> None:
-    from fssops.models.universal import UniversalModel
-    from fssops.weights.transformers_layout import write_transformers
-
-    if not isinstance(model, UniversalModel):
-        raise ValueError(f"--layout transformers must be of maskformer or mask2former, got {model.name}")
-    write_transformers(model, folder)
+            options[key] = text
+    return options
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Convert a checkpoint and return the exit code, see :mod:`fssops.command_line`."""
-    return exit_code_of("convert", _convert, sys.argv[1:] if arguments is None else arguments)
-
-
-def _convert(arguments: Sequence[str]) -> int:
+    """Convert a checkpoint and return the exit code."""
     options = parser().parse_args(arguments)
     folder = options.layout == "transformers"
     if (options.output.suffix == ".safetensors") == folder:
@@ -119,16 +83,23 @@ def _convert(arguments: Sequence[str]) -> int:
         raise ValueError(f"output must not exist (or give --force), got {options.output}")
     if not options.output.absolute().parent.is_dir():
         raise ValueError(f"output must lie in a folder that exists, got {options.output}")
-    source = Path(options.checkpoint)
-    if not source.exists():
-        raise ValueError(f"checkpoint: path must exist, got {source}")
-    if has_checkpoint(source / "checkpoints"):
-        source, _, _ = newest_good_checkpoint(source / "checkpoints")
-    name, described = _described(source) if options.model is None else (options.model, {})
-    model = create_model(name, **{**described, **_options(options.set)})
-    report = load_weights(model, source, strict=not options.allow_mismatch)
+    checkpoint = read_weights(options.checkpoint)
+    if options.model is not None:
+        name, described = str(options.model), dict[str, Any]()
+    elif checkpoint.model or checkpoint.config:
+        name, described = checkpoint.described_model()
+    else:
+        raise ValueError(
+            f"--model must be given unless the checkpoint is a run, converted by fssops, or a folder with config.json, "
+            f"got {checkpoint.source}"
+        )
+    model = create_model(name, **{**described, **_model_options(options.set)})
+    mismatch = options.allow_mismatch
+    report = load_weights(model, checkpoint, strict=not mismatch, new_head="tell" if mismatch else "refuse")
     if folder:
-        _write_transformers(model, options.output)
+        from fssops.weights.transformers_folder import write_transformers
+
+        write_transformers(model, options.output)
     else:
         save_weights(model, options.output)
     print(report)
@@ -137,4 +108,4 @@ def _convert(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_verb("convert", main)

@@ -165,7 +165,9 @@ def test_the_name_in_a_checkpoint_does_not_choose_where_results_go(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     tables = {**load_settings("panet_generated").as_tables(), "name": "../../elsewhere"}
-    write_checkpoint(tmp_path / "from_elsewhere.pt", {"model": {}, "step": 1, "settings": json.dumps(tables)})
+    write_checkpoint(
+        tmp_path / "from_elsewhere.pt", {"model": {"w": torch.zeros(1)}, "step": 1, "settings": json.dumps(tables)}
+    )
     assert exit_code_of("evaluate", evaluate, ["from_elsewhere.pt"]) == 2
     assert "name must begin with a letter or digit" in capsys.readouterr().err
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 from pathlib import Path
 
@@ -140,6 +141,8 @@ MAY_IMPORT = {
     "data": {"fssops.data", "fssops._version", "fssops.command_line"} | SHARED,
     "evaluation": {"fssops.evaluation", "fssops._version"} | SHARED,
     "engine": {"fssops.engine", "fssops.structures", "fssops.models.interface", "fssops._version"},
+    "weights": {"fssops.weights", "fssops.models", "fssops.engine.archives", "fssops.engine.checkpoints"},
+    "recipes": {"fssops.engine.settings"},
 }
 
 
@@ -153,6 +156,62 @@ def test_imports_go_one_way(part: str) -> None:
         for name in _imports(path):
             allowed = any(name == a or name.startswith(a + ".") for a in MAY_IMPORT[part])
             assert allowed, f"{path.relative_to(ROOT)} imports {name}"
+
+
+LAYOUT_FILES = sorted(p.stem for p in (PACKAGE / "weights" / "layouts").glob("*.py") if p.stem != "__init__")
+
+
+@pytest.mark.parametrize("file", LAYOUT_FILES)
+def test_a_file_of_names_of_weights_is_all_that_adds_them(file: str) -> None:
+    from fssops.models import MODELS
+    from fssops.weights.layouts import LAYOUTS
+
+    layouts = importlib.import_module(f"fssops.weights.layouts.{file}").LAYOUTS
+    assert layouts
+    assert set(layouts) <= set(LAYOUTS)
+    assert {layout.model for layout in layouts} <= {*MODELS, "resnet", "vgg16", "swin"}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        if "weights" not in path.relative_to(PACKAGE).parts:
+            assert f"fssops.weights.layouts.{file}" not in _imports(path), path.relative_to(ROOT)
+    assert f'"{file}' not in (PACKAGE / "weights" / "layouts" / "__init__.py").read_text()
+
+
+def test_layouts_of_systems_come_before_those_of_backbones_and_no_two_are_the_same() -> None:
+    from fssops.models import MODELS
+    from fssops.weights.layouts import LAYOUTS
+
+    of_system = [layout.model in MODELS for layout in LAYOUTS]
+    assert of_system == sorted(of_system, reverse=True)
+    assert len({(layout.name, layout.model) for layout in LAYOUTS}) == len(LAYOUTS)
+
+
+@pytest.mark.parametrize("file", sorted(p.stem for p in (PACKAGE / "recipes").glob("*.toml")))
+def test_a_recipe_file_is_called_after_its_system_and_its_variants_say_what_differs(file: str) -> None:
+    from fssops.engine.toml_text import parse_toml
+    from fssops.recipes import read_named_recipe
+
+    tables = parse_toml((PACKAGE / "recipes" / f"{file}.toml").read_text())
+    variants = tables.pop("variants", {})
+    assert ("name" in tables) or variants
+    assert tables.get("name", file) == file
+    for name in [*([file] if "name" in tables else []), *(f"{file}_{variant}" for variant in variants)]:
+        recipe = read_named_recipe(name)
+        assert recipe["name"] == name
+        assert file.startswith(recipe["model"]["name"])
+    for variant, change in variants.items():
+        repeated = _leaves(change) & _leaves(tables)
+        assert not repeated, f"{variant} repeats {repeated}"
+    if len(variants) > 1 and "name" not in tables:
+        shared = set.intersection(*(_leaves(change) for change in variants.values()))
+        assert not shared, f"all variants say {shared}, which belongs into the common tables"
+
+
+def _leaves(table: dict[str, object], place: str = "") -> set[tuple[str, str]]:
+    """Dotted keys with their values, as text."""
+    leaves: set[tuple[str, str]] = set()
+    for key, value in table.items():
+        leaves |= _leaves(value, f"{place}{key}.") if isinstance(value, dict) else {(place + key, repr(value))}
+    return leaves
 
 
 def test_nothing_imports_a_verb_and_testing_is_for_tests() -> None:

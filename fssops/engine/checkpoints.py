@@ -168,6 +168,13 @@ def verify_checkpoint(path: Path) -> None:
         raise CheckpointError(f"checkpoint: {path} must be a readable file, got {error.strerror or error}") from None
 
 
+def carries_checksum(path: Path) -> bool:
+    """Whether a file ends, or before it was cut ended, as a checkpoint of fssops does; it may be damaged."""
+    with open(path, "rb") as file:
+        file.seek(max(path.stat().st_size - 2 * _COMMENT_SIZE, 0))
+        return _COMMENT in file.read()
+
+
 def previous_path(path: Path) -> Path:
     """Where the checkpoint before the newest one of this name is kept."""
     return path.with_name(f"{path.stem}.previous{path.suffix}")

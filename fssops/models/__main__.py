@@ -1,37 +1,37 @@
-"""python -m fssops.models: the systems, their recipes, and the weights each accepts."""
+"""``python -m fssops.models``: the systems, their recipes, and the weights each accepts."""
 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import fields
-from importlib import resources
 from typing import Any
 
 from fssops.command_line import Parser, run_verb
 from fssops.models import MODELS
+from fssops.recipes import compact, list_recipes
+
+_EXAMPLES = """\
+examples:
+  python -m fssops.models
+  python -m fssops.models mask2former
+      with its options and their defaults: what fssops.create_model takes, and [model] of a recipe"""
 
 
 def recipes_of(model: str) -> list[str]:
-    """Names of the recipes of a model: files of ``fssops/recipes`` that start with its name."""
-    folder = resources.files("fssops") / "recipes"
-    if not folder.is_dir():
-        return []
-    found = []
-    for entry in folder.iterdir():
-        recipe = entry.name.removesuffix(".toml")
+    """Names of the recipes of a model: those that begin with its name, and with no longer one of another model."""
+
+    def owner(recipe: str) -> str:
         # mask2former_vis_ytvis2019 belongs to mask2former_vis, not to mask2former.
-        owners = [name for name in MODELS if recipe == name or recipe.startswith(f"{name}_")]
-        if entry.name.endswith(".toml") and owners and max(owners, key=len) == model:
-            found.append(recipe)
-    return sorted(found)
+        return max((name for name in MODELS if recipe == name or recipe.startswith(f"{name}_")), key=len, default="")
+
+    return [recipe for recipe in list_recipes() if owner(recipe) == model]
 
 
-def table(options: bool) -> list[dict[str, Any]]:
-    """A row for each model, if asked for with its options and their defaults (which imports every model)."""
+def table(names: Sequence[str], options: bool) -> list[dict[str, Any]]:
+    """A row for each model that is named, if asked for with its options and their defaults (which imports it)."""
     rows = []
-    for row in MODELS.values():
+    for row in map(MODELS.__getitem__, names):
         entry: dict[str, Any] = {
             "name": row.name,
             "task": row.task,
@@ -46,47 +46,35 @@ def table(options: bool) -> list[dict[str, Any]]:
     return rows
 
 
-def _print(rows: list[dict[str, Any]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
+def _print(row: dict[str, Any]) -> None:
+    # Not in columns: a name that is cut or folded can be neither typed nor found.
+    print(f"{row['name']}: {row['task']}\n  {row['paper']}")
+    options = [f"{name} = {value!r}" for name, value in row.get("options", {}).items()]
+    for title, lines in (("weights", row["weights"]), ("recipes", compact(row["recipes"])), ("options", options)):
+        for number, line in enumerate(lines):
+            print(f"  {'' if number else title:<9}{line}")
+    print()
 
-    from fssops.recipes import compact
 
-    shown = Table(show_lines=True)
-    for column in ("model", "task", "recipes", "weights", "paper"):
-        shown.add_column(column, overflow="fold")  # a name that is cut off can't be typed
-    for row in rows:
-        shown.add_row(
-            row["name"], row["task"], "\n".join(compact(row["recipes"])) or "-", "\n".join(row["weights"]), row["paper"]
-        )
-    # Without a terminal, rich would cut the table at 80 columns.
-    console = Console(width=None if sys.stdout.isatty() else 160, markup=False)
-    console.print(shown)
-    for row in rows:
-        if "options" in row:
-            console.print(f"\noptions of {row['name']} (fssops.create_model, and [model] of a recipe)")
-            for name, value in row["options"].items():
-                console.print(f"  {name} = {value!r}")
+def parser() -> Parser:
+    """Build the argument parser."""
+    arguments = Parser("models", "List the systems, their recipes, and the weights each accepts.", _EXAMPLES)
+    arguments.add_argument("model", nargs="?", help="only this model, with its options and their defaults")
+    arguments.add_argument("--json", action="store_true", help="as JSON, options included")
+    return arguments
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table and return the exit code."""
-    parser = Parser("models", "List the systems, their recipes, and the weights each accepts.")
-    parser.add_argument("model", nargs="?", help="only this model, with its options and their defaults")
-    parser.add_argument("--json", action="store_true", help="as JSON, options included")
-    options = parser.parse_args(arguments)
+    options = parser().parse_args(arguments)
     if options.model is not None and options.model not in MODELS:
-        print(f"error: model must be one of {', '.join(MODELS)}, got {options.model!r}", file=sys.stderr)
-        return 2
-    try:
-        rows = [row for row in table(options.json or options.model is not None) if options.model in (None, row["name"])]
-    except ImportError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        raise ValueError(f"model must be one of {', '.join(MODELS)}, got {options.model!r}")
+    rows = table([options.model] if options.model else list(MODELS), options.json or options.model is not None)
     if options.json:
         print(json.dumps(rows, indent=2))
     else:
-        _print(rows)
+        for row in rows:
+            _print(row)
     return 0
 
 

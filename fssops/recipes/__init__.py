@@ -1,10 +1,17 @@
-"""Recipes: flat TOML files ``<model>_<data set>.toml``, found by name."""
+"""Recipes: TOML files ``<model>_<data set>.toml``, found by name.
+
+Recipes that differ in little share a file, which reads from top to bottom: its tables are what they have in common, and
+a table ``[variants.<variant>]`` says what one of them changes. Tables within it are merged into the common ones; any
+other value, a list too, replaces the common one. The variant is the recipe ``<file>_<variant>``, or, of a file of one's
+own, ``file.toml:<variant>``. A file with a ``name`` is a recipe without its variants, too.
+"""
 
 from __future__ import annotations
 
+import copy
 import difflib
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,42 +24,84 @@ DEFAULT = "panet_generated"
 
 def list_recipes() -> list[str]:
     """Names of all recipes of the package."""
-    return sorted(path.stem for path in FOLDER.glob("*.toml"))
+    return sorted(_places(FOLDER))
 
 
 def compact(names: Sequence[str]) -> list[str]:
-    """Write names that differ only in their last part once, as a shell would: ``mask2former_camvid_{r50,r101}``.
-
-    The last part is a backbone (``r50``, ``swin_large``, ``resnet101``, ``vgg16``) at the end of the name.
-    """
-    backbones: dict[str, list[str]] = {}
+    """Names of the package's recipes, those of one file as a shell would write them: ``panet_voc{,_r50,_r101}``."""
+    variants: dict[str, list[str]] = {}
     for name in names:
-        found = re.fullmatch(r"(.+)_(r\d+c?|resnet\d+|vgg\d+|swin_[a-z]+)", name)
-        backbones.setdefault(found[1] if found else name, []).append(found[2] if found else "")
-    lines = []
-    for stem, parts in backbones.items():
-        if parts == [""]:
-            lines.append(stem)
-        elif len(parts) == 1:
-            lines.append(f"{stem}_{parts[0]}")
-        else:
-            lines.append(f"{stem}{{{','.join(part and '_' + part for part in parts)}}}")
-    return lines
+        stem = _places(FOLDER)[name][0].stem
+        variants.setdefault(stem, []).append(name.removeprefix(stem))
+    return [
+        stem + (endings[0] if len(endings) == 1 else f"{{{','.join(endings)}}}") for stem, endings in variants.items()
+    ]
 
 
 def read_named_recipe(recipe: str) -> dict[str, Any]:
-    """Read a recipe by its name, or by the path of a TOML file.
+    """The tables of a recipe.
+
+    Args:
+        recipe: its name, or the path of a TOML file, with ``:<variant>`` where the file has variants.
 
     Raises:
         SettingsError: there is none; names the nearest.
     """
-    if recipe in list_recipes():
-        return read_recipe(FOLDER / f"{recipe}.toml")
-    path = Path(recipe)
-    if path.suffix == ".toml":
-        return read_recipe(path)
-    near = difflib.get_close_matches(recipe, list_recipes(), n=1, cutoff=0.3)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise SettingsError(
-        f"recipe must be a name that `python -m fssops.models` lists or a .toml file, got {recipe!r}{hint}"
-    )
+    if recipe in _places(FOLDER):
+        path, variant = _places(FOLDER)[recipe]
+    elif recipe.endswith(".toml"):
+        path, variant = Path(recipe), ""
+    elif ".toml:" in recipe:
+        file, _, variant = recipe.rpartition(":")
+        path = Path(file)
+    else:
+        raise SettingsError(
+            f"recipe must be a name that `python -m fssops.models` lists or a .toml file, got {recipe!r}"
+            f"{_nearest(recipe, list_recipes())}"
+        )
+    tables, variants = _read(path)
+    if variant:
+        if variant not in variants:
+            raise SettingsError(
+                f"recipe: {path} must hold the variant that is asked for, {', '.join(variants) or 'it has none'}, got "
+                f"{variant!r}{_nearest(variant, variants)}"
+            )
+        tables["name"] = f"{tables.get('name', path.stem)}_{variant}"
+        _merge(tables, variants[variant])
+    elif variants and "name" not in tables:
+        raise SettingsError(f"recipe: {path} must be given with a variant, {path}:{f' or {path}:'.join(variants)}")
+    return tables
+
+
+@cache
+def _places(folder: Path) -> dict[str, tuple[Path, str]]:
+    """Each recipe's name, with its file and its variant within it ("": the file's own tables)."""
+    places: dict[str, tuple[Path, str]] = {}
+    for path in sorted(folder.glob("*.toml")):
+        tables, variants = _read(path)
+        if "name" in tables:
+            places[path.stem] = path, ""
+        places.update({f"{path.stem}_{variant}": (path, variant) for variant in variants})
+    return places
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """The common tables of a file, and what each of its variants changes."""
+    tables = read_recipe(path)
+    variants = tables.pop("variants", {})
+    if not isinstance(variants, dict) or not all(isinstance(change, dict) for change in variants.values()):
+        raise SettingsError(f"recipe: variants of {path} must be tables [variants.<name>], got {variants!r:.60}")
+    return tables, variants
+
+
+def _merge(tables: dict[str, Any], change: Mapping[str, Any]) -> None:
+    for key, value in change.items():
+        if isinstance(value, Mapping) and isinstance(tables.get(key), dict):
+            _merge(tables[key], value)
+        else:
+            tables[key] = copy.deepcopy(value)
+
+
+def _nearest(word: str, names: Sequence[str] | Mapping[str, Any]) -> str:
+    near = difflib.get_close_matches(word, list(names), n=1, cutoff=0.3)
+    return f"; did you mean {near[0]!r}?" if near else ""

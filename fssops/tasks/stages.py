@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from fssops.engine.checkpoints import CheckpointError, newest_good_checkpoint, read_checkpoint
+from fssops.engine.checkpoints import CheckpointError
 from fssops.engine.settings import SettingsError, apply_overrides
 from fssops.recipes import read_named_recipe
 from fssops.tasks import task_from_tables
 from fssops.tasks.task import FirstStage, Task
-from fssops.weights import load_weights
+from fssops.weights import load_weights, read_weights
 
 _TAKEN_OVER: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("data", ("source", "root", "split", "options", "folds", "definition", "fold")),
@@ -77,26 +76,13 @@ def take_weights(part: nn.Module, stage: FirstStage | None, given: str, table: s
     if stage is not None:
         which = stage.task.settings.eval.checkpoint
         path = stage.folder / "checkpoints" / f"{which}.pt"
-    path, state = _weights(path, f"{table}.weights", model, data)
-    report = load_weights(part, state)
-    return f"{path}: {len(report.loaded)} tensors, {report.layout}"
-
-
-def _weights(path: Path, where: str, model: str, data: Any) -> tuple[Path, Any]:
-    """The file that is read, and its tensors; the file again where it is no checkpoint of a run."""
     if not path.exists():
-        raise CheckpointError(f"{where}: {path} must be a checkpoint or a run folder, got nothing there")
-    if path.is_dir():
-        path, state, _ = newest_good_checkpoint(path / "checkpoints")
-    else:
-        try:
-            state = read_checkpoint(path)
-        except CheckpointError:
-            return path, path
-    if "settings" not in state:
-        return path, path
-    check_trained(json.loads(state["settings"]), f"{where}: {path}", model, data)
-    return path, state["model"]
+        raise CheckpointError(f"{table}.weights: {path} must be a checkpoint or a run folder, got nothing there")
+    checkpoint = read_weights(path)
+    if checkpoint.settings:
+        check_trained(checkpoint.settings, f"{table}.weights: {checkpoint.source}", model, data)
+    report = load_weights(part, checkpoint)
+    return f"{checkpoint.source}: {len(report.loaded)} tensors, {report.layout}"
 
 
 def check_trained(tables: Mapping[str, Any], where: str, model: str, data: Any) -> None:

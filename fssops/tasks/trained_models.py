@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from torch import nn
 
-from fssops.engine.checkpoints import CheckpointError, newest_good_checkpoint, read_checkpoint
+from fssops.engine.checkpoints import CheckpointError, has_checkpoint
+from fssops.engine.optimizers import freeze
+from fssops.engine.random_state import seed_everything
 from fssops.engine.settings import Settings
 from fssops.models import MODELS
 from fssops.recipes import read_named_recipe
 from fssops.tasks import load_task, task_from_tables
 from fssops.tasks.task import Task
-from fssops.weights import load_weights
+from fssops.weights import load_weights, read_weights
 
 logger = logging.getLogger(__name__)
 
@@ -42,18 +43,16 @@ def empty_model(settings: Settings) -> nn.Module:
     return MODELS[settings.model.name].model_class()(settings.model.config)
 
 
-def build_model(settings: Settings) -> nn.Module:
-    """Build the model that training starts from, with weights where settings name some."""
+def build_model(settings: Settings, *, new_head: Literal["refuse", "tell"] = "refuse") -> nn.Module:
+    """Build the model of settings, with weights where they name some; ``new_head`` as in ``load_weights``."""
     model = empty_model(settings)
+    freeze(model, settings.optim.frozen)  # before: a head that is frozen must not start anew
     if settings.model.weights:
-        report = load_weights(model, settings.model.weights)
-        logger.info(
-            "weights        %s: %s tensors of the %s, %s",
-            report.source,
-            len(report.loaded),
-            report.target,
-            report.layout,
-        )
+        report = load_weights(model, settings.model.weights, new_head=new_head)
+        for line in report.passed_over:
+            logger.info("passed over    %s", line)
+        tensors = f"{len(report.loaded)} tensors of the {report.target}"
+        logger.info("weights        %s: %s, %s", report.source, tensors, report.layout)
         for tensor, old, new in report.reinitialised:
             logger.info("               starts anew, other classes: %s %s -> %s", tensor, list(old), list(new))
     return model
@@ -61,8 +60,6 @@ def build_model(settings: Settings) -> nn.Module:
 
 def untrained_model(recipe: str, overrides: Sequence[str]) -> TrainedModel:
     """Build the model that a recipe would start from, seeded by it."""
-    from fssops.engine.random_state import seed_everything
-
     task = load_task(recipe, overrides)
     seed_everything(task.settings.engine.seed)
     weights = "" if task.settings.model.weights else ", random weights"
@@ -73,7 +70,8 @@ def load_trained(path: Path, recipe: str | None, overrides: Sequence[str], which
     """Load a model with the task that it was trained for, or that of a recipe.
 
     Args:
-        path: run folder, checkpoint of a run, or weights of any layout (then ``recipe`` is needed).
+        path: run folder, checkpoint of a run, or weights of any layout, a file or a folder of transformers (then
+            ``recipe`` is needed).
         recipe: name or file; its settings replace those of the run.
         overrides: ``table.key=value`` each.
         which: checkpoint of a run folder, "last" or "best".
@@ -83,30 +81,22 @@ def load_trained(path: Path, recipe: str | None, overrides: Sequence[str], which
         CheckpointError: the checkpoint is missing or damaged.
         ValueError: the weights are of another model.
     """
-    if path.is_dir() and not (path / "config.json").is_file():
-        if which == "best":
-            file = path / "checkpoints" / "best.pt"
-            state = read_checkpoint(file)
-        else:
-            file, state, _ = newest_good_checkpoint(path / "checkpoints")
-        return _from_state(state, file, path.name, recipe, overrides)
     if not path.exists():
         raise FileNotFoundError(f"CHECKPOINT: {path} must be a run folder or a file, got nothing there")
-    try:
-        state = {} if path.is_dir() else read_checkpoint(path)
-    except CheckpointError:
-        state = {}
-    if "settings" in state:
-        return _from_state(state, path, path.stem, recipe, overrides)
-    if recipe is None:
+    is_run = path.is_dir() and has_checkpoint(path / "checkpoints")
+    checkpoint = read_weights(path / "checkpoints" / "best.pt" if is_run and which == "best" else path)
+    if recipe is None and not checkpoint.settings:
         raise CheckpointError(
-            f"CHECKPOINT: {path} must be a whole checkpoint of fssops, got a damaged one or foreign weights; "
-            "for the latter say with --recipe which model and data they are for"
+            f"CHECKPOINT: {path} must be of a run, which knows its model and data, got weights alone; say with "
+            "--recipe which they are for"
         )
-    task = load_task(recipe, overrides)
+    tables = checkpoint.settings if recipe is None else read_named_recipe(recipe)
+    task = task_from_tables(tables, f"recipe {recipe}" if recipe else checkpoint.source, overrides)
     model = empty_model(task.settings)
-    load_weights(model, path)
-    return TrainedModel(task, model, f"{task.settings.name} {path.name}")
+    load_weights(model, checkpoint)
+    if not checkpoint.settings:
+        return TrainedModel(task, model, f"{task.settings.name} {path.name}")
+    return TrainedModel(task, model, f"{path.name if is_run else path.stem}, step {checkpoint.step}")
 
 
 def load_unsettled(name: str, options: Sequence[str], weights: Path) -> TrainedModel:
@@ -126,13 +116,3 @@ def load_unsettled(name: str, options: Sequence[str], weights: Path) -> TrainedM
     model = empty_model(task.settings)
     load_weights(model, weights)
     return TrainedModel(task, model, name)
-
-
-def _from_state(
-    state: Mapping[str, Any], path: Path, label: str, recipe: str | None, overrides: Sequence[str]
-) -> TrainedModel:
-    tables = json.loads(state["settings"]) if recipe is None else read_named_recipe(recipe)
-    task = task_from_tables(tables, str(path), overrides)
-    model = empty_model(task.settings)
-    load_weights(model, state["model"])
-    return TrainedModel(task, model, f"{label}, step {state['step']}")

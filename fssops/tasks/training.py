@@ -121,7 +121,7 @@ def prepare(
     """Build model, data and trainer, restore the newest checkpoint, and write the settings; arguments as of train."""
     started, settings = time.perf_counter(), task.settings
     seed_everything(settings.engine.seed)
-    model = build_model(settings)
+    model = build_model(settings, new_head="tell")
     _say(task.take_first_stage(model, run.path))
     count = sum(parameter.numel() for parameter in model.parameters())
     logger.info("run            %s", run.path)

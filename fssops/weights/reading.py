@@ -1,11 +1,13 @@
 """Reading checkpoint files and folders: tensors only, whatever the format.
 
 ====================  =======================================================================================
-``.pth .pt .ckpt``    ``torch.load(weights_only=True)``; plain numpy scalars beside the tensors are let through
+``.pth .pt .ckpt``    ``torch.load(weights_only=True)``; plain numpy scalars beside the tensors are let through.
+                      A checkpoint of a run is compared with the checksum that it carries
 ``.pkl``              detectron2's pickled numpy arrays, by :mod:`fssops.weights.restricted_pickle`
 ``.safetensors``      with its metadata
-a folder              transformers' layout: ``config.json`` beside ``model.safetensors``, its shards with their index,
-                      or ``pytorch_model.bin``
+a run's folder        its newest checkpoint that is whole
+any other folder      transformers' layout: ``model.safetensors`` or ``pytorch_model.bin``, whole or in shards with
+                      their index, and ``config.json``
 ====================  =======================================================================================
 """
 
@@ -14,6 +16,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -25,12 +28,29 @@ import torch
 from torch import Tensor
 
 from fssops.engine.archives import ArchiveBombError, check_stored
+from fssops.engine.checkpoints import CheckpointError as DamagedRunError
+from fssops.engine.checkpoints import carries_checksum, has_checkpoint, newest_good_checkpoint, read_checkpoint
 from fssops.weights import restricted_pickle
 
 TORCH_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".tar")
-WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "net", "params")
-PREFIXES = ("module.", "_orig_mod.")
-MEND = "; download or copy it again"
+WRAPPERS = (
+    *("state_dict", "model_state_dict", "model", "module", "net", "params"),
+    *("state_dict_ema", "model_ema", "ema_state_dict", "ema", "params_ema"),
+)
+"""What trainers call the state dict in what they save; the first that is there is read."""
+PREFIXES = ("module.", "model.", "net.", "network.", "_forward_module.", "ema_model.", "model_ema.", "ema.")
+"""What wrappers put before all names of a model: data parallelism, averages of weights, Lightning, DeepSpeed."""
+_INNER_WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.)+")
+"""What ``torch.compile``, FSDP and activation checkpointing put into names wherever they wrap a part."""
+_COUNTERS = ("n_averaged",)
+"""What wrappers keep beside a model: how many steps ``torch.optim.swa_utils`` has averaged."""
+_FOLDER_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+MEND = "; if it is damaged, download or copy it again"
 
 
 class CheckpointError(ValueError):
@@ -42,32 +62,55 @@ class Checkpoint:
     """What a file or folder holds.
 
     Attributes:
-        state: name to tensor (CPU), without wrappers and without a common ``module.``.
-        source: the path, or "state dict", for messages.
+        state: name to tensor (CPU), without what wrappers put around the tensors and before all names.
+        source: the path of the file or folder that was read, or "state dict", for messages.
         format: "torch", "pickle", "safetensors" or "memory".
         config: the ``config.json`` of a transformers folder.
-        metadata: of a safetensors file.
-        skipped: names of entries that are not tensors.
+        settings: of the run that wrote it, as tables of a recipe; empty where it is of no run.
+        step: of that run.
+        model: name of the model that it says it is of; empty where it does not.
+        options: of that model.
+        skipped: names of entries that are not tensors of the model.
+        passed_over: a line for each newer checkpoint of a run's folder that could not be read.
     """
 
     state: dict[str, Tensor]
     source: str
     format: str
     config: dict[str, Any] = field(default_factory=dict)
-    metadata: dict[str, str] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    step: int = 0
+    model: str = ""
+    options: dict[str, Any] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)
+    passed_over: list[str] = field(default_factory=list)
+
+    def described_model(self) -> tuple[str, dict[str, Any]]:
+        """Name and options, for :func:`fssops.create_model`, of the model that a run, fssops or transformers wrote.
+
+        Raises:
+            ValueError: it does not say which; or transformers' model is none of ours.
+        """
+        if self.config:
+            from fssops.weights.transformers_folder import options_of
+
+            return options_of(self.config)
+        if not self.model:
+            raise ValueError(f"weights: {self.source} must say which model it is of, got tensors alone")
+        return self.model, self.options
 
 
 def read_weights(source: str | os.PathLike[str] | Mapping[str, Any]) -> Checkpoint:
-    """Read a checkpoint.
+    """Read a checkpoint; nothing that it holds is executed.
 
     Args:
-        source: a file, a folder in transformers' layout, or a state dict that is already in memory.
+        source: a file, the folder of a run, a folder in transformers' layout, or a state dict that is already in
+            memory, bare or within what a trainer saves with it.
 
     Raises:
         FileNotFoundError: there is no such path.
-        CheckpointError: the file is truncated, of no known format, or holds something other than tensors and plain
-            containers (which is refused without executing any of it).
+        CheckpointError: the file is truncated or damaged, of no known format, or holds something other than tensors
+            and plain containers.
     """
     if isinstance(source, Mapping):
         return _unwrapped(source, "state dict", "memory")
@@ -75,26 +118,39 @@ def read_weights(source: str | os.PathLike[str] | Mapping[str, Any]) -> Checkpoi
     if path.is_dir():
         return _read_folder(path)
     if not path.exists():
-        raise FileNotFoundError(f"load_weights: path must exist, got {path}")
+        raise FileNotFoundError(f"weights: path must exist, got {path}")
     if path.stat().st_size == 0:
-        raise CheckpointError(f"load_weights: {path} is empty (0 bytes){MEND}")
+        raise CheckpointError(f"weights: {path} is empty (0 bytes){MEND}")
+    content, kind, metadata = _read_file(path)
+    checkpoint = _unwrapped(content, str(path), kind)
+    if "fssops_model" in metadata:
+        checkpoint.model = metadata["fssops_model"]
+        checkpoint.options = _json_object(metadata.get("fssops_config", "{}"))
+    return checkpoint
+
+
+def _read_file(path: Path) -> tuple[Any, str, dict[str, str]]:
+    """What a file holds, its format, and a safetensors file's metadata."""
     if path.suffix == ".safetensors":
         state, metadata = _read_safetensors(path)
-        checkpoint = _unwrapped(state, str(path), "safetensors")
-        checkpoint.metadata = metadata
-        return checkpoint
-    if path.suffix == ".pkl" and not zipfile.is_zipfile(path):
-        return _unwrapped(_read_pickle(path), str(path), "pickle")
-    if path.suffix in (*TORCH_SUFFIXES, ".pkl"):
-        try:
-            check_stored(path)
-        except ArchiveBombError as error:
-            raise CheckpointError(f"load_weights: {error}") from None
-        return _unwrapped(_read_torch(path), str(path), "torch")
-    known = ", ".join((*TORCH_SUFFIXES, ".pkl", ".safetensors"))
-    raise CheckpointError(
-        f"load_weights: {path} must end in {known} or be a folder, got {path.suffix or 'no ending'!r}"
-    )
+        return state, "safetensors", metadata
+    is_archive = zipfile.is_zipfile(path)
+    if path.suffix == ".pkl" and not is_archive:
+        return _read_pickle(path), "pickle", {}
+    if path.suffix not in (*TORCH_SUFFIXES, ".pkl"):
+        suffixes = ", ".join((*TORCH_SUFFIXES, ".pkl", ".safetensors"))
+        raise CheckpointError(
+            f"weights: {path} must end in {suffixes} or be a folder, got {path.suffix or 'no ending'!r}"
+        )
+    try:
+        check_stored(path)
+        if carries_checksum(path):
+            return read_checkpoint(path), "torch", {}
+    except ArchiveBombError as error:
+        raise CheckpointError(f"weights: {error}") from None
+    except DamagedRunError as error:
+        raise CheckpointError(str(error)) from None
+    return _read_torch(path), "torch", {}
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -104,7 +160,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(path, framework="pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"load_weights: {path} is truncated or not a safetensors file ({error}){MEND}") from None
+        raise CheckpointError(f"weights: {path} is truncated or not a safetensors file ({error}){MEND}") from None
 
 
 def _read_pickle(path: Path) -> Any:
@@ -112,13 +168,13 @@ def _read_pickle(path: Path) -> Any:
         return restricted_pickle.load_arrays(path.read_bytes())
     except restricted_pickle.ForbiddenPickleError as error:
         raise CheckpointError(
-            f"load_weights: {path} is refused: {error}; only numpy arrays in dictionaries and lists are read from "
+            f"weights: {path} is refused: {error}; only numpy arrays in dictionaries and lists are read from "
             "pickles, and nothing in the file was executed. Ask its author for a safetensors file"
         ) from None
     except (pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
-        raise CheckpointError(f"load_weights: {path} is truncated or not a pickle ({error}){MEND}") from None
+        raise CheckpointError(f"weights: {path} is truncated or not a pickle ({error}){MEND}") from None
     except (RecursionError, MemoryError, OverflowError) as error:
-        raise CheckpointError(f"load_weights: {path} is refused: {type(error).__name__} while reading") from None
+        raise CheckpointError(f"weights: {path} is refused: {type(error).__name__} while reading") from None
 
 
 def _read_torch(path: Path) -> Any:
@@ -134,98 +190,139 @@ def _read_torch(path: Path) -> Any:
         if "Unsupported global" in reason or "Unsupported class" in reason or "GLOBAL" in reason:
             name = reason.split("GLOBAL ", 1)[-1].split(" ", 1)[0] if "GLOBAL " in reason else "a foreign class"
             raise CheckpointError(
-                f"load_weights: {path} is refused: it asks for {name}, which is neither a tensor nor a container, and "
+                f"weights: {path} is refused: it asks for {name}, which is neither a tensor nor a container, and "
                 "fssops never executes what a checkpoint holds. Save its state dict alone, or as safetensors, with "
                 "the code that wrote it"
             ) from None
-        raise CheckpointError(f"load_weights: {path} is truncated or not a checkpoint{MEND}") from None
+        raise CheckpointError(f"weights: {path} is truncated or not a checkpoint{MEND}") from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"load_weights: {path} is truncated or not a checkpoint ({first}){MEND}") from None
+        raise CheckpointError(f"weights: {path} is truncated or not a checkpoint ({first}){MEND}") from None
 
 
-def read_json_object(path: Path) -> dict[str, Any]:
-    """What a JSON file says, which must be an object.
-
-    Raises:
-        OSError: it cannot be read.
-        CheckpointError: it is no JSON, or not an object.
-    """
+def _json_object(text: str) -> dict[str, Any]:
+    """What a JSON text says where it is an object, else nothing."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:  # bytes that are no UTF-8 are a ValueError too
-        raise CheckpointError(f"load_weights: {path} must be JSON, got {error}") from None
-    if not isinstance(found, dict):
-        raise CheckpointError(f"load_weights: {path} must hold a JSON object, got {type(found).__name__}")
-    return found
+        raise CheckpointError(f"weights: {path} must be JSON, got {error}") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"weights: {path} must hold a JSON object, got {type(value).__name__}")
+    return value
 
 
 def _read_folder(path: Path) -> Checkpoint:
-    config = read_json_object(path / "config.json") if (path / "config.json").exists() else {}
-    index = path / "model.safetensors.index.json"
-    if (path / "model.safetensors").exists():
-        checkpoint = read_weights(path / "model.safetensors")
-    elif index.exists():
-        checkpoint = _read_shards(path, index)
-    elif (path / "pytorch_model.bin").exists():
-        checkpoint = read_weights(path / "pytorch_model.bin")
-    else:
+    for folder in (path / "checkpoints", path):
+        if has_checkpoint(folder):
+            try:
+                newest, state, passed_over = newest_good_checkpoint(folder)
+            except DamagedRunError as error:
+                raise CheckpointError(str(error)) from None
+            checkpoint = _unwrapped(state, str(newest), "torch")
+            checkpoint.passed_over = passed_over
+            return checkpoint
+    config = _read_json(path / "config.json") if (path / "config.json").exists() else {}
+    file = next((path / name for name in _FOLDER_FILES if (path / name).exists()), None)
+    if file is None:
+        hint = " (consolidate a DeepSpeed checkpoint with its zero_to_fp32.py)" if (path / "latest").exists() else ""
         raise CheckpointError(
-            f"load_weights: folder {path} must hold model.safetensors, model.safetensors.index.json with its shards, "
-            f"or pytorch_model.bin, got {sorted(p.name for p in path.iterdir())[:10]}"
+            f"weights: folder {path} must hold model.safetensors or pytorch_model.bin, whole or as an index with its "
+            "shards, or be of a run, with checkpoints/, got "
+            f"{sorted(entry.name for entry in path.iterdir())[:10]}{hint}"
         )
+    checkpoint = _read_shards(file) if file.suffix == ".json" else read_weights(file)
     checkpoint.source, checkpoint.config = str(path), config
     return checkpoint
 
 
-def _read_shards(path: Path, index: Path) -> Checkpoint:
-    places = read_json_object(index).get("weight_map")
+def _read_shards(index: Path) -> Checkpoint:
+    places = _read_json(index).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(shard, str) for shard in places.values()):
-        raise CheckpointError(f"load_weights: {index} must map names to shards under 'weight_map', got {places!r:.60}")
+        raise CheckpointError(f"weights: {index} must map names to shards under 'weight_map', got {places!r:.60}")
     state: dict[str, Tensor] = {}
+    kind = "safetensors"
     for shard in sorted(set(places.values())):
         if Path(shard).name != shard:
-            raise CheckpointError(f"load_weights: {index} must name shards in its own folder, got {shard!r}")
-        if not (path / shard).exists():
-            raise CheckpointError(f"load_weights: shard {path / shard} named by {index.name} is missing{MEND}")
-        state.update(_read_safetensors(path / shard)[0])
+            raise CheckpointError(f"weights: {index} must name shards in its own folder, got {shard!r}")
+        if not (index.parent / shard).exists():
+            raise CheckpointError(f"weights: shard {index.parent / shard} named by {index.name} is missing{MEND}")
+        content, kind, _ = _read_file(index.parent / shard)
+        if not isinstance(content, Mapping):
+            raise CheckpointError(f"weights: shard {index.parent / shard} must hold tensors by name")
+        state.update(content)
     absent = sorted(set(places) - set(state))
     if absent:
-        raise CheckpointError(f"load_weights: {path} lacks tensors that {index.name} lists, e.g. {absent[0]}{MEND}")
-    return _unwrapped(state, str(path), "safetensors")
+        raise CheckpointError(f"weights: {index.parent} lacks tensors that {index.name} lists, e.g. {absent[0]}{MEND}")
+    return _unwrapped(state, str(index.parent), kind)
 
 
-def _unwrapped(loaded: Any, source: str, kind: str) -> Checkpoint:
-    """Find the state dict in what a trainer saved, and strip what wrappers put before its names."""
-    while isinstance(loaded, Mapping):
-        inner = [key for key in WRAPPERS if isinstance(loaded.get(key), Mapping)]
+def _unwrapped(content: Any, source: str, kind: str) -> Checkpoint:
+    """The state dict in what a trainer saved, and what a run of ours says beside it."""
+    skipped: list[str] = []
+    settings: dict[str, Any] = {}
+    step: Any = 0
+    while isinstance(content, Mapping):
+        if isinstance(content.get("settings"), str):
+            settings, step = _json_object(content["settings"]), content.get("step")
+        inner = [key for key in WRAPPERS if isinstance(content.get(key), Mapping)]
         if not inner:
             break
-        loaded = loaded[inner[0]]
-    if not isinstance(loaded, Mapping):
-        raise CheckpointError(f"load_weights: {source} must hold a state dict, got {type(loaded).__name__}")
+        skipped += inner[1:]
+        content = content[inner[0]]
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"weights: {source} must hold a state dict, got {type(content).__name__}")
+    state, counters = _without_common_prefix(_tensors(content, source, skipped))
+    options = dict(settings["model"]) if isinstance(settings.get("model"), dict) else {}
+    options.pop("weights", None)
+    return Checkpoint(
+        state,
+        source,
+        kind,
+        settings=settings,
+        step=step if isinstance(step, int) else 0,
+        model=str(options.pop("name", "")),
+        options=options,
+        skipped=skipped + counters,
+    )
+
+
+def _tensors(content: Mapping[Any, Any], source: str, skipped: list[str]) -> dict[str, Tensor]:
+    """The tensors of a state dict, without what wraps parts in their names; other entries go to ``skipped``."""
     state: dict[str, Tensor] = {}
-    skipped: list[str] = []
-    for key, value in loaded.items():
+    for key, value in content.items():
         if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
             value = torch.from_numpy(np.array(value, dtype=value.dtype.newbyteorder("="), order="C"))
-        if isinstance(key, str) and isinstance(value, Tensor):
-            if value.layout != torch.strided or value.is_meta or value.is_complex() or value.is_quantized:
-                raise CheckpointError(
-                    f"load_weights: {source}: {key} must be a dense tensor of real numbers, got {value.dtype}"
-                    f" {value.layout} on {value.device}"
-                )
-            state[key] = value.detach()
-        else:
+        if not isinstance(key, str) or not isinstance(value, Tensor):
             skipped.append(str(key))
+            continue
+        if value.layout != torch.strided or value.is_meta or value.is_complex() or value.is_quantized:
+            raise CheckpointError(
+                f"weights: {source}: {key} must be a dense tensor of real numbers, got {value.dtype}"
+                f" {value.layout} on {value.device}"
+            )
+        name = _INNER_WRAPPERS.sub("", key)
+        if name in state:
+            raise CheckpointError(f"weights: {source} must hold each tensor once, got {name} again as {key}")
+        state[name] = value.detach()
     if not state:
-        found = ", ".join(str(key) for key in list(loaded)[:6]) or "nothing"
-        raise CheckpointError(f"load_weights: {source} must hold tensors by name, got {found}")
-    stripped = True
-    while stripped:
-        stripped = False
-        for prefix in PREFIXES:
-            if all(key.startswith(prefix) for key in state):
-                state = {key[len(prefix) :]: value for key, value in state.items()}
-                stripped = True
-    return Checkpoint(state=state, source=source, format=kind, skipped=skipped)
+        keys = ", ".join(str(key) for key in list(content)[:6]) or "nothing"
+        raise CheckpointError(f"weights: {source} must hold tensors by name, got {keys}")
+    return state
+
+
+def _without_common_prefix(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """Names without what wrappers put before all of them, and the names of the wrappers' counters."""
+    names = [name for name in state if name not in _COUNTERS]
+    for prefix in PREFIXES:
+        if names and all(name.startswith(prefix) for name in names):
+            inner, counters = _without_common_prefix({name[len(prefix) :]: state[name] for name in names})
+            return inner, [name for name in state if name in _COUNTERS] + counters
+    return state, []

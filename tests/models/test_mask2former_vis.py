@@ -11,6 +11,7 @@ from typing import Any
 import parity
 import pytest
 import torch
+from authors_layout import to_authors
 from torch import Tensor
 from universal_toys import SMALL, small_model
 
@@ -21,8 +22,8 @@ from fssops.models.layers.position_encoding import PositionEncodingCache
 from fssops.models.mask2former_vis import Mask2FormerVIS, Mask2FormerVISConfig
 from fssops.models.pixel_decoders.features import PixelFeatures
 from fssops.structures import ClipBatch, ImageBatch, MaskTargets, move_to
-from fssops.weights.mask_classification import MASK2FORMER, to_authors
-from fssops.weights.transformers_layout import to_transformers
+from fssops.weights.layouts.universal import MASK2FORMER
+from fssops.weights.transformers_folder import to_transformers
 
 
 def small_vis(**options: Any) -> Mask2FormerVIS:
@@ -114,7 +115,7 @@ def test_image_checkpoints_start_it_and_another_class_head_is_reported(layout: s
         state = to_transformers(image)
     model = small_vis()
     before = model.transformer_decoder.class_embed.weight.clone()
-    report = fssops.load_weights(model, state)
+    report = fssops.load_weights(model, state, new_head="tell")
     assert report.complete
     assert [name for name, _, _ in report.reinitialised] == [
         "transformer_decoder.class_embed.weight",

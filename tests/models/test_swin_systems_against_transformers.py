@@ -20,7 +20,7 @@ from torch import Tensor
 
 import fssops
 from fssops.models.universal import UniversalModel
-from fssops.weights.transformers_layout import write_transformers
+from fssops.weights.transformers_folder import write_transformers
 
 NUMBERS = Path(__file__).with_name("transformers_swin.json")
 COMMON: dict[str, Any] = {

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fssops.weights import layouts_of
+from fssops.weights.layouts import layouts_of
 
 Array = np.ndarray[Any, Any]
 

@@ -16,7 +16,7 @@ from fssops.losses.point_sources import RecordedPoints
 from fssops.models.mask2former import Mask2Former, Mask2FormerConfig
 from fssops.models.pixel_decoders.features import PixelFeatures
 from fssops.structures import MaskPredictions, MaskTargets
-from fssops.weights.mask_classification import MASK2FORMER
+from fssops.weights.layouts.universal import MASK2FORMER
 from parity_cases import universal as common
 from parity_cases.case import Case, Line, compared
 

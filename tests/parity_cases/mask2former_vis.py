@@ -11,7 +11,7 @@ import torch
 import fssops
 from fssops.models.mask2former_vis import Mask2FormerVIS, Mask2FormerVISConfig
 from fssops.structures import ClipBatch, MaskTargets, VideoResult
-from fssops.weights.mask_classification import MASK2FORMER
+from fssops.weights.layouts.universal import MASK2FORMER
 from parity_cases import mask2former as images
 from parity_cases import universal as common
 from parity_cases.case import Case, Line

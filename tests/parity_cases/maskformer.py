@@ -9,7 +9,7 @@ import torch
 
 import fssops
 from fssops.models.maskformer import MaskFormer, MaskFormerConfig
-from fssops.weights.mask_classification import MASKFORMER
+from fssops.weights.layouts.universal import MASKFORMER
 from parity_cases import universal as common
 from parity_cases.case import Case, Line
 

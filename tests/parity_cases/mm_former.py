@@ -23,7 +23,7 @@ from fssops.models.mm_former import LEVELS, MMFormer
 from fssops.models.mm_former.alignment import channel_gates, tokens_of
 from fssops.models.mm_former.segmenter import MMFormerSegmenter, object_target, regions
 from fssops.structures import FewShotBatch, MaskPredictions, ProposalBatch
-from fssops.weights.mm_former import our_name, segmenter_name
+from fssops.weights.layouts.mm_former import our_name, segmenter_name
 from parity_cases.case import Case, Line, compared, compared_exactly, not_compared
 
 _CLASSES = ("POS", "MMFormer", "POS_svf", "MMFormer_svf")

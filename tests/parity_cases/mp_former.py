@@ -13,7 +13,7 @@ import fssops
 from fssops import ops
 from fssops.models.mask_piloting import RecordedPilots
 from fssops.models.mp_former import MPFormer, MPFormerConfig
-from fssops.weights.mask_classification import MASK2FORMER
+from fssops.weights.layouts.universal import MASK2FORMER
 from parity_cases import mask2former
 from parity_cases import universal as common
 from parity_cases.case import Case, CaseError, Line

@@ -17,7 +17,7 @@ from fssops.models.backbones.swin import SWIN, SwinForm
 from fssops.models.pixel_decoders.features import PixelFeatures
 from fssops.models.universal import UniversalModel
 from fssops.structures import ImageBatch, MaskPredictions, MaskTargets, SegmentationResult
-from fssops.weights.renaming import Renaming
+from fssops.weights.layout import Renaming
 from parity_cases.case import Case, Line, compared, compared_exactly, compared_share, not_compared
 
 FLOATS = 1e-3

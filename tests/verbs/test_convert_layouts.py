@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import fssops
+from fssops.command_line import exit_code_of
 from fssops.convert import main
 from fssops.weights import save_weights
 
@@ -30,15 +31,15 @@ def test_a_model_goes_to_transformers_and_back_unchanged(tmp_path: Path, capsys:
 
 
 def test_what_cannot_be_converted_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    source = tmp_path / "a.safetensors"
-    save_weights(fssops.create_model("panet"), source)
+    source = tmp_path / "a.pth"
+    torch.save(fssops.create_model("panet").state_dict(), source)
     for arguments, message in (
         ([str(source), str(tmp_path / "b.safetensors")], "--model must be given"),
         ([str(source), str(tmp_path / "b.safetensors"), "--model", "panet", "--layout", "transformers"], "be a folder"),
         (
             [str(source), str(tmp_path / "b"), "--model", "panet", "--layout", "transformers"],
-            "maskformer or mask2former",
+            "mask2former or maskformer, got panet",
         ),
     ):
-        assert main(arguments) == 2
+        assert exit_code_of("convert", main, arguments) == 2
         assert message in capsys.readouterr().err

@@ -115,7 +115,7 @@ def test_untrained_model_says_so(tiny_run: Path, tmp_path: Path, verb: Any) -> N
         (["{run}", "--protocol", "../../elsewhere"], "eval.protocol must be one of"),
         (["{run}", "--set", "eval.shots=5000"], "must have at least"),
         (["{run}", "--out", "{damaged}"], "must be a folder, got a file"),
-        (["{folder}"], "must hold a checkpoint, got no checkpoint file"),
+        (["{folder}"], "or be of a run, with checkpoints/, got"),
     ],
 )
 def test_mistake_is_told_with_code_2(

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 import fssops
 from fssops import convert
+from fssops.command_line import exit_code_of
 from fssops.models import MODELS
 from fssops.models import __main__ as models_verb
 
@@ -32,18 +33,15 @@ def test_json_holds_options_that_create_model_accepts(capsys: pytest.CaptureFixt
     assert fssops.create_model("panet", **(row["options"] | {"backbone_width": 2})) is not None
 
 
-def test_a_recipe_belongs_to_the_longest_name_that_starts_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "recipes").mkdir()
-    for name in ("panet_pascal5i.toml", "panet_x_voc.toml", "notes.txt", "panetta_voc.toml"):
-        (tmp_path / "recipes" / name).write_text("")
-    monkeypatch.setattr(models_verb.resources, "files", lambda _: tmp_path)
+def test_a_recipe_belongs_to_the_longest_name_that_starts_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models_verb, "list_recipes", lambda: ["panet_pascal5i", "panet_x_voc", "panetta_voc"])
     monkeypatch.setattr(models_verb, "MODELS", {"panet": None, "panet_x": None})
     assert models_verb.recipes_of("panet") == ["panet_pascal5i"]
     assert models_verb.recipes_of("panet_x") == ["panet_x_voc"]
 
 
 def test_an_unknown_model_is_an_error_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert models_verb.main(["segnet"]) == 2
+    assert exit_code_of("models", models_verb.main, ["segnet"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
 
 
@@ -106,7 +104,7 @@ def test_convert_refuses_in_one_line_and_writes_nothing(tmp_path: Path, capsys: 
         ([source, output, "--model", "panet", "--set", "width=2"], "options of panet are"),
         ([tmp_path / "none.pth", output, "--model", "panet"], "path must exist"),
     ):
-        assert convert.main([str(a) for a in arguments]) == 2
+        assert exit_code_of("convert", convert.main, [str(a) for a in arguments]) == 2
         error = capsys.readouterr().err
         assert message in error
         assert error.count("\n") == 1
@@ -144,6 +142,6 @@ def test_convert_overwrites_only_when_told(tmp_path: Path, capsys: pytest.Captur
     source, output = authors_file(tmp_path), tmp_path / "out.safetensors"
     output.write_text("precious")
     arguments = [str(source), str(output), "--model", "panet", "--set", "backbone_width=2"]
-    assert convert.main(arguments) == 2
+    assert exit_code_of("convert", convert.main, arguments) == 2
     assert output.read_text() == "precious"
     assert convert.main([*arguments, "--force"]) == 0

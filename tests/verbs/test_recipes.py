@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fssops.engine.settings import SettingsError
-from fssops.recipes import DEFAULT, list_recipes
+from fssops.recipes import DEFAULT, compact, list_recipes, read_named_recipe
 from fssops.tasks import load_settings, task_of
 from fssops.tasks.few_shot_settings import FewShotSettings
 from fssops.tasks.trained_models import load_for_use
@@ -108,3 +108,105 @@ def test_another_data_source_drops_what_a_run_says_of_its_own(tiny_run: Path) ->
 def test_sizes_of_augmentation_that_cannot_be_are_told_in_one_line(override: str, told: str) -> None:
     with pytest.raises(SettingsError, match=told):
         load_settings("mask2former_generated", [override])
+
+
+COMMON = """
+[model]
+name = "panet"
+backbone = "vgg16"
+[data]
+size = [96, 96]
+options = { size = 48, classes = 4 }
+[optim]
+lr = 0.1
+[variants.deep]
+description = "a deep one"
+model.backbone = "resnet50"
+data.options.size = 64
+[variants.wide]
+data.size = [128]
+optim = { lr = 0.2, momentum = 0.5 }
+"""
+
+
+def test_a_variant_changes_what_it_names_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text(COMMON)
+    common = {
+        "model": {"name": "panet", "backbone": "vgg16"},
+        "data": {"size": [96, 96], "options": {"size": 48, "classes": 4}},
+        "optim": {"lr": 0.1},
+    }
+    deep = read_named_recipe(f"{tmp_path}/mine.toml:deep")
+    assert deep == {
+        **common,
+        "name": "mine_deep",
+        "description": "a deep one",
+        "model": {"name": "panet", "backbone": "resnet50"},
+        "data": {"size": [96, 96], "options": {"size": 64, "classes": 4}},
+    }
+    wide = read_named_recipe(f"{tmp_path}/mine.toml:wide")
+    assert wide == {
+        **common,
+        "name": "mine_wide",
+        "data": {"size": [128], "options": {"size": 48, "classes": 4}},
+        "optim": {"lr": 0.2, "momentum": 0.5},
+    }
+
+
+def test_a_file_with_a_name_is_a_recipe_without_its_variants_too(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text(f'name = "ours"\n{COMMON}')
+    assert read_named_recipe(f"{tmp_path}/mine.toml")["name"] == "ours"
+    assert read_named_recipe(f"{tmp_path}/mine.toml")["model"]["backbone"] == "vgg16"
+    assert read_named_recipe(f"{tmp_path}/mine.toml:deep")["name"] == "ours_deep"
+    assert few_shot("msanet_pascal5i_vgg16").model.options["backbone"] == "vgg16"
+    assert few_shot("msanet_pascal5i").model.options["backbone"] == "resnet50"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "content", "told"),
+    [
+        ("mine.toml", COMMON, r"must be given with a variant, .*mine\.toml:deep or .*mine\.toml:wide"),
+        (
+            "mine.toml:dep",
+            COMMON,
+            "the variant that is asked for, deep, wide, got 'dep'; did you mean 'deep'",
+        ),
+        ("mine.toml:deep", 'name = "x"', "asked for, it has none, got 'deep'"),
+        ("mine.toml:deep", "variants = 3", r"variants of .*mine\.toml must be tables \[variants\.<name>\], got 3"),
+        ("mine.toml:deep", "[variants]\ndeep = 1", r"must be tables \[variants\.<name>\], got {'deep': 1}"),
+        ("none.toml:deep", "", r"none\.toml must be a readable file"),
+    ],
+)
+def test_a_wrong_variant_is_told_in_one_line(tmp_path: Path, recipe: str, content: str, told: str) -> None:
+    (tmp_path / "mine.toml").write_text(content)
+    with pytest.raises(SettingsError, match=told) as caught:
+        read_named_recipe(f"{tmp_path}/{recipe}")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "nearest"),
+    [
+        ("mask2former_coco_panoptic_r51", "mask2former_coco_panoptic_r50"),
+        ("mask2former_ovis_r50", "mask2former_vis_ovis_r50"),
+        ("msanet_pascal5i_vgg", "msanet_pascal5i_vgg16"),
+    ],
+)
+def test_an_unknown_variant_of_the_package_names_the_nearest(recipe: str, nearest: str) -> None:
+    with pytest.raises(SettingsError, match=f"did you mean '{nearest}'"):
+        load_settings(recipe)
+
+
+def test_recipes_read_twice_do_not_share_their_tables() -> None:
+    first = read_named_recipe("maskformer_ade20k_semantic_swin_tiny")
+    first["data"]["crop"][0] = 7
+    assert read_named_recipe("maskformer_ade20k_semantic_swin_tiny")["data"]["crop"] == [512, 512]
+
+
+def test_recipes_of_one_file_are_listed_on_one_line() -> None:
+    lines = compact(list_recipes())
+    assert "mask2former_coco_instance{_r101,_r50,_swin_base,_swin_large,_swin_small,_swin_tiny}" in lines
+    assert "msanet_coco20i{,_resnet101,_vgg16}" in lines
+    assert "panet_generated" in lines
+    assert compact(["mm_former_coco20i_svf"]) == ["mm_former_coco20i_svf"]
+    assert len(list_recipes()) == 132

@@ -348,7 +348,7 @@ def test_an_image_checkpoint_starts_training(tmp_path: Path, capsys: pytest.Capt
 
     save_weights(image, tmp_path / "coco.safetensors")
     started = load_settings("mask2former_vis_generated", [*options, f"model.weights={tmp_path}/coco.safetensors"])
-    model = build_model(started, print)
+    model = build_model(started, print, new_head="tell")
     said = capsys.readouterr().out
     assert "tensors of the model" in said
     assert "starts anew, other classes: transformer_decoder.class_embed.weight [81, 32] -> [6, 32]" in said

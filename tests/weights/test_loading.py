@@ -16,7 +16,7 @@ import fssops
 from fssops.models.backbones.resnet import ResNet
 from fssops.models.backbones.vgg import VGG16
 from fssops.weights import CheckpointError, load_weights, save_weights
-from fssops.weights.backbones import vgg_positions
+from fssops.weights.layouts.backbones import vgg_positions
 
 State = dict[str, Tensor]
 

@@ -12,7 +12,7 @@ from torch import Tensor
 import fssops
 from fssops.models.layers.convolution import ConvNorm
 from fssops.models.layers.singular_values import SingularValueConv, decomposed
-from fssops.weights.mm_former import our_name, segmenter_name
+from fssops.weights.layouts.mm_former import our_name, segmenter_name
 from fssops.weights.reading import CheckpointError
 
 OPTIONS: dict[str, Any] = {
@@ -62,8 +62,8 @@ def authors_state(model: Any) -> dict[str, Tensor]:
     whole = hasattr(model, "segmenter")
     segmenter = model.segmenter if whole else model
     theirs = _backbone(segmenter.backbone)
-    from fssops.weights.mask_classification import MASK2FORMER
-    from fssops.weights.mm_former import _MATCHING
+    from fssops.weights.layouts.mm_former import _MATCHING
+    from fssops.weights.layouts.universal import MASK2FORMER
 
     for name, value in segmenter.state_dict().items():
         if not name.startswith("backbone."):

@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from authors_layout import to_authors
 
 import fssops
+from fssops.command_line import exit_code_of
 from fssops.convert import main as convert
 from fssops.models.universal import UniversalModel
 from fssops.weights import CheckpointError, save_weights
-from fssops.weights.mask_classification import MASK2FORMER, PREDICTOR, to_authors
+from fssops.weights.layouts.universal import MASK2FORMER, PREDICTOR
 
 OPTIONS: dict[str, Any] = {
     "backbone": "resnet18",
@@ -52,7 +54,7 @@ def test_authors_names_load_whole_and_are_written_back(backbone: str) -> None:
 
 def test_another_number_of_classes_starts_the_classifier_and_the_class_contents_anew() -> None:
     state = to_authors(small().state_dict(), MASK2FORMER, 0.1)
-    report = fssops.load_weights(small(num_classes=6), state)
+    report = fssops.load_weights(small(num_classes=6), state, new_head="tell")
     assert sorted(name for name, _, _ in report.reinitialised) == [
         "transformer_decoder.class_embed.bias",
         "transformer_decoder.class_embed.weight",
@@ -99,9 +101,11 @@ def test_the_verb_converts_and_tells_a_misfit_in_one_line(tmp_path: Path, capsys
     assert convert([str(first), str(second), "--model", "mp_former", *sets]) == 0
     assert fssops.load_weights(small(), second).complete
     capsys.readouterr()
-    assert convert([str(second), str(tmp_path / "x.safetensors"), "--model", "mask2former", *sets]) == 2
+    misfit = [str(second), str(tmp_path / "x.safetensors"), "--model", "mask2former", *sets]
+    assert exit_code_of("convert", convert, misfit) == 2
     told = capsys.readouterr().err
     assert "these are weights of MP-Former" in told
     assert told.count("\n") == 1
-    assert convert([str(second), str(tmp_path / "hf"), "--model", "mp_former", "--layout", "transformers", *sets]) == 2
-    assert "must be mask2former or maskformer, got MPFormer" in capsys.readouterr().err
+    folder = [str(second), str(tmp_path / "hf"), "--model", "mp_former", "--layout", "transformers", *sets]
+    assert exit_code_of("convert", convert, folder) == 2
+    assert "must be mask2former or maskformer, got mp_former" in capsys.readouterr().err

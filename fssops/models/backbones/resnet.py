@@ -4,7 +4,7 @@ Source: He et al., "Deep residual learning for image recognition", 2015; stride 
 (torchvision's form, "v1.5"); deep stem and dilation as in PSPNet and DeepLab.
 
 Names in the state dict are ``stem.conv1``, ``res2.0.conv1``, ``res2.0.shortcut``, each with ``weight`` and ``norm.*``,
-as in detectron2; ``fssops.weights.backbones`` maps torchvision's.
+as in detectron2; ``fssops.weights.layouts.backbones`` maps torchvision's.
 """
 
 from __future__ import annotations
