@@ -125,9 +125,7 @@ def _imports(path: Path) -> set[str]:
 
 
 VERBS = {"fssops.train", "fssops.evaluate", "fssops.predict", "fssops.convert", "fssops.doctor"}
-SHARED = {
-    f"fssops.{name}" for name in ("structures", "truth", "run_lengths", "protocols", "pictures", "normalisation")
-}
+SHARED = {f"fssops.{name}" for name in ("structures", "truth", "run_lengths", "protocols", "pictures", "normalisation")}
 MAY_IMPORT = {
     "structures.py": set(),
     "normalisation.py": set(),

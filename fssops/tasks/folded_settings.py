@@ -16,7 +16,7 @@ Side = Annotated[int, Field(ge=1)]
 if TYPE_CHECKING:
     LayoutName = str
 else:
-    LayoutName = Literal[tuple(["auto", *names_for("few-shot")])]
+    LayoutName = Literal[("auto", *names_for("few-shot"))]
 
 
 class FoldedTable(Table):

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     LayoutName = str
 else:
     _TRUTHS = ("semantic", "instance", "panoptic")
-    LayoutName = Literal[tuple(["auto", *dict.fromkeys(name for truth in _TRUTHS for name in names_for(truth))])]
+    LayoutName = Literal[("auto", *dict.fromkeys(name for truth in _TRUTHS for name in names_for(truth)))]
 
 
 class UniversalData(Table):

@@ -12,7 +12,7 @@ from fssops.engine.settings import Settings, Table
 if TYPE_CHECKING:
     LayoutName = str
 else:
-    LayoutName = Literal[tuple(["auto", *names_for("video")])]
+    LayoutName = Literal[("auto", *names_for("video"))]
 
 
 class VideoData(Table):

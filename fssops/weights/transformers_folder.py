@@ -186,7 +186,7 @@ def write_transformers(
     """
     from safetensors.torch import save_file
 
-    if not isinstance(model, MaskClassificationModel):
+    if not isinstance(model, UniversalModel):
         raise ValueError(f"transformers layout: model must be mask2former or maskformer, got {model.name}")
     table = transformers_config(model, class_names)
     state = {key: value.detach().cpu().contiguous().clone() for key, value in to_transformers(model).items()}

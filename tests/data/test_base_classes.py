@@ -6,18 +6,23 @@ import numpy as np
 import pytest
 import torch
 
-from fssops.data import fewshot, folds
+from fssops.data import folds
 from fssops.data.datasets.base_classes import BaseClassDataset, base_labels
+from fssops.data.datasets.episodes import EpisodeDataset, RepeatedEpisodes
+from fssops.data.episodes import EpisodeList
+from fssops.data.errors import TooFewImagesError
+from fssops.data.few_shot_source import FewShotSource
+from fssops.data.layouts import open_data
 from fssops.structures import FewShotBatch, LabelMapBatch
 
 
 @pytest.fixture(scope="module")
-def source() -> fewshot.FewShotSource:
-    return fewshot.open_source("generated", split="train", size=48, images_per_class=4)
+def source() -> FewShotSource:
+    return open_data("generated", split="train", size=48, images_per_class=4, truth="few-shot")
 
 
 @pytest.fixture(scope="module")
-def fold(source: fewshot.FewShotSource) -> folds.FoldClasses:
+def fold(source: FewShotSource) -> folds.FoldClasses:
     return folds.by_name("generated", 1, classes=sorted(source.classes))
 
 
@@ -29,7 +34,7 @@ def test_classes_become_their_place_and_novel_ones_background() -> None:
     assert np.array_equal(found, expected)
 
 
-def test_items_hold_every_image_with_its_base_classes(source: fewshot.FewShotSource, fold: folds.FoldClasses) -> None:
+def test_items_hold_every_image_with_its_base_classes(source: FewShotSource, fold: folds.FoldClasses) -> None:
     dataset = BaseClassDataset(source, fold.train, (48, 48))
     assert dataset.names == source.names
     batch = LabelMapBatch.stack([dataset[i] for i in range(3)])
@@ -42,16 +47,16 @@ def test_items_hold_every_image_with_its_base_classes(source: fewshot.FewShotSou
         assert np.array_equal(labels.numpy() == 0, np.isin(truth, [0, *fold.test]))
 
 
-def test_images_with_novel_classes_can_be_left_out(source: fewshot.FewShotSource, fold: folds.FoldClasses) -> None:
+def test_images_with_novel_classes_can_be_left_out(source: FewShotSource, fold: folds.FoldClasses) -> None:
     kept = BaseClassDataset(source, fold.train, (48, 48), avoid=fold.test).names
     expected = [n for n in source.names if not np.isin(source.label_map(n), fold.test).any()]
     assert kept == expected
     assert 0 < len(kept) < len(source.names)
-    with pytest.raises(fewshot.TooFewImagesError, match="got none of"):
+    with pytest.raises(TooFewImagesError, match="got none of"):
         BaseClassDataset(source, fold.train, (48, 48), avoid=sorted(source.classes))
 
 
-def test_augmentation_depends_on_the_generator_alone(source: fewshot.FewShotSource, fold: folds.FoldClasses) -> None:
+def test_augmentation_depends_on_the_generator_alone(source: FewShotSource, fold: folds.FoldClasses) -> None:
     dataset = BaseClassDataset(source, fold.train, (40, 40), augment="msanet_base")
     first, again, other = (dataset.draw(2, torch.Generator().manual_seed(s)) for s in (1, 1, 2))
     assert torch.equal(first.images, again.images)
@@ -60,11 +65,11 @@ def test_augmentation_depends_on_the_generator_alone(source: fewshot.FewShotSour
     assert first.labels.shape == (1, 40, 40)
 
 
-def test_queries_of_episodes_come_with_base_labels(source: fewshot.FewShotSource, fold: folds.FoldClasses) -> None:
+def test_queries_of_episodes_come_with_base_labels(source: FewShotSource, fold: folds.FoldClasses) -> None:
     for classes, novel in ((fold.train, False), (fold.test, True)):
-        episodes = fewshot.EpisodeList.draw(source, classes, shots=1, episodes=3, seed=4)
-        plain = fewshot.EpisodeDataset(source, episodes, (48, 48))
-        dataset = fewshot.EpisodeDataset(source, episodes, (48, 48), base_classes=fold.train)
+        episodes = EpisodeList.draw(source, classes, shots=1, episodes=3, seed=4)
+        plain = EpisodeDataset(source, episodes, (48, 48))
+        dataset = EpisodeDataset(source, episodes, (48, 48), base_classes=fold.train)
         batch = FewShotBatch.stack([dataset[i] for i in range(3)])
         assert batch.query_base_labels is not None
         assert batch.base_channels is not None
@@ -80,10 +85,10 @@ def test_queries_of_episodes_come_with_base_labels(source: fewshot.FewShotSource
             assert set(batch.query_base_labels[i, 0][inside].tolist()) == {channel}
 
 
-def test_a_repeated_list_is_augmented_anew(source: fewshot.FewShotSource, fold: folds.FoldClasses) -> None:
-    episodes = fewshot.EpisodeList.draw(source, fold.train, episodes=2, seed=4)
-    dataset = fewshot.RepeatedEpisodes(
-        fewshot.EpisodeDataset(source, episodes, (40, 40), augment="msanet_pascal", base_classes=fold.train)
+def test_a_repeated_list_is_augmented_anew(source: FewShotSource, fold: folds.FoldClasses) -> None:
+    episodes = EpisodeList.draw(source, fold.train, episodes=2, seed=4)
+    dataset = RepeatedEpisodes(
+        EpisodeDataset(source, episodes, (40, 40), augment="msanet_pascal", base_classes=fold.train)
     )
     first, again, other = (dataset.draw(1, torch.Generator().manual_seed(s)) for s in (1, 1, 2))
     assert first.query_names == other.query_names

@@ -12,7 +12,6 @@ import pytest
 from fssops.data import images
 from fssops.data.augmentation.chains import few_shot_chain
 from fssops.data.augmentation.scene import Scene
-from fssops.data.coco import COCOSource
 from fssops.data.errors import AnnotationError, DataWarning, ImageFileError, MaskSizeError, MaskValueError
 from fssops.data.few_shot_source import FewShotSource
 from fssops.data.layouts.coco import COCOSource

@@ -10,9 +10,9 @@ import pytest
 import torch
 from video_folder import SIZE, annotation, box, write_videos
 
-from fssops.data import video
 from fssops.data.augmentation.chains import universal_chain
 from fssops.data.datasets.clips import ClipItem, TrainingClips, sampled_frames, seen_frames
+from fssops.data.layouts import open_data
 from fssops.data.preparation import UniversalPreparation
 
 
@@ -54,7 +54,7 @@ def test_a_video_of_one_frame_repeats_it() -> None:
 
 
 def clips(root: Path, annotations: list[dict[str, Any]], chain: Any = None, **options: Any) -> TrainingClips:
-    source = video.open_source("ytvis", write_videos(root, annotations))
+    source = open_data("ytvis", write_videos(root, annotations), truth="video")
     return TrainingClips(source, chain or universal_chain("none"), **options)
 
 
@@ -136,7 +136,7 @@ def test_one_frame_videos_train_as_clips_of_that_frame(tmp_path: Path) -> None:
 
 
 def test_frames_are_prepared_for_testing_one_after_another(tmp_path: Path) -> None:
-    source = video.open_source("ytvis", write_videos(tmp_path, [cat_that_leaves()]))
+    source = open_data("ytvis", write_videos(tmp_path, [cat_that_leaves()]), truth="video")
     own = list(seen_frames(source, "a", UniversalPreparation()))
     assert [tuple(frame.shape) for frame in own] == [(3, *SIZE)] * 4
     for number, frame in enumerate(own):

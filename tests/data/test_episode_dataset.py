@@ -11,13 +11,16 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from fssops.data import fewshot, folds
+from fssops.data import folds
 from fssops.data.augmentation.geometry import Letterbox, Resize
 from fssops.data.augmentation.scene import Scene, resized_map
+from fssops.data.datasets.episodes import EpisodeDataset
 from fssops.data.episodes import EpisodeList, EpisodeSpec
 from fssops.data.errors import AnnotationError, MaskError
-from fssops.protocols import PROTOCOLS
+from fssops.data.few_shot_source import FewShotSource
+from fssops.data.layouts import open_data
 from fssops.normalisation import normalise
+from fssops.protocols import PROTOCOLS
 from fssops.structures import IGNORE, Episode, FewShotBatch
 
 
@@ -26,7 +29,7 @@ def generated() -> FewShotSource:
     return open_data("generated", size=48, images_per_class=6, truth="few-shot")
 
 
-def one_episode(source: fewshot.FewShotSource, classes: tuple[int, ...], support, query, ways=(0,)) -> EpisodeList:  # type: ignore[no-untyped-def]
+def one_episode(source: FewShotSource, classes: tuple[int, ...], support, query, ways=(0,)) -> EpisodeList:  # type: ignore[no-untyped-def]
     spec = EpisodeSpec(classes, support, query, ways)
     names = {c: source.classes[c] for c in classes}
     return EpisodeList((spec,), len(classes), len(support[0]), len(query), None, names)
@@ -41,7 +44,7 @@ def equal(a: Episode, b: Episode) -> bool:
 
 def test_shapes_types_and_names_follow_the_contract(generated: FewShotSource) -> None:
     episodes = EpisodeList.draw(generated, [1, 5, 9], ways=2, shots=3, queries=4, episodes=5)
-    dataset = fewshot.EpisodeDataset(generated, episodes, size=(40, 56))
+    dataset = EpisodeDataset(generated, episodes, size=(40, 56))
     e = dataset[3]
     assert e.support_images.shape == (2, 3, 3, 40, 56)
     assert e.support_foreground.shape == e.support_background.shape == (2, 3, 40, 56)
@@ -60,48 +63,46 @@ def test_shapes_types_and_names_follow_the_contract(generated: FewShotSource) ->
 
 def test_every_support_and_query_shows_its_way(generated: FewShotSource) -> None:
     episodes = EpisodeList.draw(generated, [1, 5, 9], ways=2, shots=2, queries=2, episodes=20)
-    for e, spec in zip(fewshot.EpisodeDataset(generated, episodes, size=(48, 48)), episodes, strict=False):  # type: ignore[call-overload]
+    for e, spec in zip(EpisodeDataset(generated, episodes, size=(48, 48)), episodes, strict=False):  # type: ignore[call-overload]
         assert (e.support_foreground.sum((-1, -2)) > 0).all()
         for label, way in zip(e.query_labels, spec.query_ways, strict=True):
             assert (label == way + 1).any()
 
 
 def test_label_of_every_pixel_in_a_two_way_episode(voc_folder: Path) -> None:
-    source = fewshot.open_source("voc", voc_folder, split="train")
+    source = open_data("voc", voc_folder, split="train", truth="few-shot")
     label = np.zeros((40, 60), dtype=np.uint8)
     label[:10], label[10:20], label[20:30], label[:, 50:] = 1, 2, 3, 255
     Image.fromarray(label).save(voc_folder / "SegmentationClass" / "im00.png")
     episodes = one_episode(source, (2, 1), (("im00",), ("im03",)), ("im00",))
-    e = fewshot.EpisodeDataset(source, episodes, size=(40, 60))[0]
+    e = EpisodeDataset(source, episodes, size=(40, 60))[0]
     expected = np.select([label == 255, label == 2, label == 1], [IGNORE, 1, 2], 0)
     assert (e.query_labels[0].numpy() == expected).all()
     assert (e.support_foreground[0, 0].numpy() == (label == 2)).all()
     # Background: none of the episode's classes; class 3 and, as published, the ignored pixels belong to it.
     assert (e.support_background[0, 0].numpy() == np.isin(label, [0, 3, 255])).all()
-    strict = fewshot.EpisodeDataset(source, episodes, size=(40, 60), ignore_in_support="neither")[0]
+    strict = EpisodeDataset(source, episodes, size=(40, 60), ignore_in_support="neither")[0]
     assert (strict.support_background[0, 0].numpy() == np.isin(label, [0, 3])).all()
-    own = fewshot.EpisodeDataset(source, episodes, size=(40, 60), other_ways="background")[0]
+    own = EpisodeDataset(source, episodes, size=(40, 60), other_ways="background")[0]
     assert (own.support_background[0, 0].numpy() == np.isin(label, [0, 1, 3, 255])).all()
     assert (own.query_labels[0].numpy() == np.select([label == 255, label == 2], [IGNORE, 1], 0)).all()
-    assert (fewshot.EpisodeDataset(source, episodes, size=(8, 8)).query_truth(0)[0] == expected).all()
+    assert (EpisodeDataset(source, episodes, size=(8, 8)).query_truth(0)[0] == expected).all()
 
 
 def test_images_are_resized_and_normalised_as_published(voc_folder: Path) -> None:
-    source = fewshot.open_source("voc", voc_folder, split="train")
+    source = open_data("voc", voc_folder, split="train", truth="few-shot")
     episodes = one_episode(source, (1,), (("im00",),), ("im03",))
-    e = fewshot.EpisodeDataset(source, episodes, size=(21, 21))[0]
+    e = EpisodeDataset(source, episodes, size=(21, 21))[0]
     resized = source.image("im03").resize((21, 21), Image.Resampling.BILINEAR)
     assert torch.equal(e.query_images[0], normalise(np.asarray(resized)))
-    plain = fewshot.EpisodeDataset(source, episodes, size=(21, 21), normalise=False)[0]
+    plain = EpisodeDataset(source, episodes, size=(21, 21), normalise=False)[0]
     assert torch.equal(plain.query_images[0], torch.tensor(np.asarray(resized)).permute(2, 0, 1).float())
 
 
 @pytest.mark.parametrize("annotation", ["mask", "scribble"])
 def test_items_do_not_depend_on_the_number_of_workers(generated: FewShotSource, annotation: str) -> None:
     episodes = EpisodeList.draw(generated, [1, 5, 9], shots=2, episodes=8)
-    dataset = fewshot.EpisodeDataset(
-        generated, episodes, size=(40, 40), augment="msanet_pascal", annotation=annotation, seed=5
-    )
+    dataset = EpisodeDataset(generated, episodes, size=(40, 40), augment="msanet_pascal", annotation=annotation, seed=5)
     alone = [dataset[i] for i in range(len(dataset))]
     for workers in (1, 2):
         loader = DataLoader(dataset, batch_size=None, num_workers=workers)
@@ -112,7 +113,7 @@ def test_items_do_not_depend_on_the_number_of_workers(generated: FewShotSource, 
 def test_seed_and_epoch_change_augmentation_and_nothing_else(generated: FewShotSource) -> None:
     episodes = EpisodeList.draw(generated, [1], episodes=4)
     options = {"size": (32, 32), "augment": "msanet_coco"}
-    first = fewshot.EpisodeDataset(generated, episodes, seed=0, **options)
+    first = EpisodeDataset(generated, episodes, seed=0, **options)
     before = [first[i] for i in range(4)]
     first.set_epoch(1)
     after = [first[i] for i in range(4)]
@@ -120,13 +121,13 @@ def test_seed_and_epoch_change_augmentation_and_nothing_else(generated: FewShotS
     assert all(a.query_names == b.query_names for a, b in zip(before, after, strict=True))
     first.set_epoch(0)
     assert all(equal(first[i], before[i]) for i in range(4))
-    other = fewshot.EpisodeDataset(generated, episodes, seed=1, **options)
+    other = EpisodeDataset(generated, episodes, seed=1, **options)
     assert not torch.equal(other[0].query_images, before[0].query_images)
 
 
 def test_new_epoch_reaches_workers_that_live_on(generated: FewShotSource) -> None:
     episodes = EpisodeList.draw(generated, [1], episodes=3)
-    dataset = fewshot.EpisodeDataset(generated, episodes, size=(32, 32), augment="msanet_coco")
+    dataset = EpisodeDataset(generated, episodes, size=(32, 32), augment="msanet_coco")
     loader = DataLoader(dataset, batch_size=None, num_workers=1, persistent_workers=True)
     epochs = []
     for epoch in (0, 1):
@@ -139,8 +140,8 @@ def test_new_epoch_reaches_workers_that_live_on(generated: FewShotSource) -> Non
 
 def test_box_annotation_covers_the_largest_object_and_leaves_the_others_out(generated: FewShotSource) -> None:
     episodes = EpisodeList.draw(generated, [1, 5, 9], shots=2, episodes=15)
-    boxes = fewshot.EpisodeDataset(generated, episodes, size=(48, 48), annotation="box")
-    masks = fewshot.EpisodeDataset(generated, episodes, size=(48, 48))
+    boxes = EpisodeDataset(generated, episodes, size=(48, 48), annotation="box")
+    masks = EpisodeDataset(generated, episodes, size=(48, 48))
     doubtful = 0.0
     for i in range(15):
         box, mask = boxes[i], masks[i]
@@ -158,8 +159,8 @@ def test_box_annotation_covers_the_largest_object_and_leaves_the_others_out(gene
 
 def test_component_boxes_mark_every_object(generated: FewShotSource) -> None:
     episodes = EpisodeList.draw(generated, [1, 5], episodes=5)
-    dense = fewshot.EpisodeDataset(generated, episodes, size=(48, 48))[0].support_foreground
-    boxed = fewshot.EpisodeDataset(generated, episodes, size=(48, 48), annotation="component_boxes")[0]
+    dense = EpisodeDataset(generated, episodes, size=(48, 48))[0].support_foreground
+    boxed = EpisodeDataset(generated, episodes, size=(48, 48), annotation="component_boxes")[0]
     assert (boxed.support_foreground >= dense).all()
     assert boxed.support_foreground.sum() > dense.sum()
     assert torch.equal(boxed.support_background, 1 - boxed.support_foreground)
@@ -167,8 +168,8 @@ def test_component_boxes_mark_every_object(generated: FewShotSource) -> None:
 
 def test_scribbles_lie_on_the_object_and_on_the_background(generated: FewShotSource) -> None:
     episodes = EpisodeList.draw(generated, [1, 5, 9], episodes=10)
-    dense = fewshot.EpisodeDataset(generated, episodes, size=(96, 96))
-    drawn = fewshot.EpisodeDataset(generated, episodes, size=(96, 96), annotation="scribble")
+    dense = EpisodeDataset(generated, episodes, size=(96, 96))
+    drawn = EpisodeDataset(generated, episodes, size=(96, 96), annotation="scribble")
     for i in range(10):
         a, b = dense[i], drawn[i]
         assert ((b.support_foreground == 1) <= (a.support_foreground == 1)).all()
@@ -177,11 +178,11 @@ def test_scribbles_lie_on_the_object_and_on_the_background(generated: FewShotSou
 
 
 def test_padding_and_ignored_pixels_are_background_of_a_box_only_where_they_are_of_masks(voc_folder: Path) -> None:
-    source = fewshot.open_source("voc", voc_folder, split="train")  # 255 in the last column
+    source = open_data("voc", voc_folder, split="train", truth="few-shot")  # 255 in the last column
     episodes = one_episode(source, (1,), (("im00",),), ("im03",))
     options = {"annotation": "box", "geometry": "letterbox"}
-    published = fewshot.EpisodeDataset(source, episodes, (60, 60), **options)[0]
-    ours = fewshot.EpisodeDataset(source, episodes, (60, 60), ignore_in_support="neither", **options)[0]
+    published = EpisodeDataset(source, episodes, (60, 60), **options)[0]
+    ours = EpisodeDataset(source, episodes, (60, 60), ignore_in_support="neither", **options)[0]
     assert torch.equal(published.support_foreground, ours.support_foreground)
     assert (published.support_background[0, 0] == 1 - published.support_foreground[0, 0]).all()
     label = source.label_map("im00")
@@ -195,9 +196,9 @@ def test_stored_scribbles_are_resized_to_the_nearest_pixel_as_published(voc_fold
     strokes[0:4], strokes[14:20], strokes[24:28] = 0, 3, 9
     (voc_folder / "ScribbleAugAuto").mkdir()
     Image.fromarray(strokes).save(voc_folder / "ScribbleAugAuto" / "im00.png")
-    source = fewshot.open_source("voc", voc_folder, split="train")
+    source = open_data("voc", voc_folder, split="train", truth="few-shot")
     episodes = one_episode(source, (1,), (("im00",),), ("im03",))
-    e = fewshot.EpisodeDataset(source, episodes, size=(20, 30), annotation="scribble")[0]
+    e = EpisodeDataset(source, episodes, size=(20, 30), annotation="scribble")[0]
     small = resized_map(strokes, (20, 30), "centres")
     dense = resized_map(source.label_map("im00", [1]), (20, 30), "centres") == 1
     assert (e.support_background[0, 0].numpy() == (small == 0)).all()
@@ -210,22 +211,22 @@ def test_object_lost_by_resizing_gives_an_empty_mask_or_an_error(voc_folder: Pat
     label = np.zeros((40, 60), dtype=np.uint8)
     label[0, 0] = 1
     Image.fromarray(label).save(voc_folder / "SegmentationClass" / "im00.png")
-    source = fewshot.open_source("voc", voc_folder, split="train")
+    source = open_data("voc", voc_folder, split="train", truth="few-shot")
     episodes = one_episode(source, (1,), (("im00",),), ("im03",))
-    e = fewshot.EpisodeDataset(source, episodes, size=(8, 8), annotation=annotation)[0]
+    e = EpisodeDataset(source, episodes, size=(8, 8), annotation=annotation)[0]
     assert e.support_foreground.sum() == 0
     assert torch.isfinite(e.support_background).all()
     assert e.support_background.sum() > 0
-    strict = fewshot.EpisodeDataset(source, episodes, size=(8, 8), annotation=annotation, empty_support="error")
+    strict = EpisodeDataset(source, episodes, size=(8, 8), annotation=annotation, empty_support="error")
     with pytest.raises(MaskError, match=r"im00: support must show class 'aeroplane' \(1\) at \(8, 8\), got no pixel"):
         strict[0]
 
 
 def test_padding_is_ignored_in_queries_and_not_background_under_the_msanet_protocol(voc_folder: Path) -> None:
-    source = fewshot.open_source("voc", voc_folder, split="train")
+    source = open_data("voc", voc_folder, split="train", truth="few-shot")
     episodes = one_episode(source, (1,), (("im00",),), ("im03",))
     rules = PROTOCOLS["msanet"].dataset_options()
-    e = fewshot.EpisodeDataset(source, episodes, size=(64, 64), **rules)[0]
+    e = EpisodeDataset(source, episodes, size=(64, 64), **rules)[0]
     # 60 x 40 becomes 64 x 40: 42 floored to a multiple of 8.
     assert (e.query_labels[0, 40:] == IGNORE).all()
     assert (e.query_labels[0, :40, :60] != IGNORE).all()
@@ -235,9 +236,9 @@ def test_padding_is_ignored_in_queries_and_not_background_under_the_msanet_proto
 
 def test_a_transform_of_ones_own_is_checked(generated: FewShotSource) -> None:
     episodes = EpisodeList.draw(generated, [1], episodes=1)
-    right = fewshot.EpisodeDataset(generated, episodes, size=(30, 30), augment=Resize((30, 30)))
+    right = EpisodeDataset(generated, episodes, size=(30, 30), augment=Resize((30, 30)))
     assert right[0].query_images.shape == (1, 3, 30, 30)
-    wrong = fewshot.EpisodeDataset(generated, episodes, size=(30, 30), augment=Resize((30, 31)))
+    wrong = EpisodeDataset(generated, episodes, size=(30, 30), augment=Resize((30, 31)))
     with pytest.raises(MaskError, match=r"must give images and labels of \(30, 30\), got \(30, 31\)"):
         wrong[0]
 
@@ -256,13 +257,13 @@ def test_a_transform_of_ones_own_is_checked(generated: FewShotSource) -> None:
 )
 def test_bad_option_is_an_error(generated: FewShotSource, options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        fewshot.EpisodeDataset(generated, EpisodeList.draw(generated, [1], episodes=1), **options)
+        EpisodeDataset(generated, EpisodeList.draw(generated, [1], episodes=1), **options)
 
 
 def test_list_of_another_data_set_is_refused(generated: FewShotSource, voc_folder: Path) -> None:
     episodes = EpisodeList.draw(generated, [1], episodes=1)
     with pytest.raises(AnnotationError, match="got none named"):
-        fewshot.EpisodeDataset(fewshot.open_source("voc", voc_folder), episodes)
+        EpisodeDataset(open_data("voc", voc_folder, truth="few-shot"), episodes)
 
 
 def test_panet_coco_protocol_shows_only_the_class_an_image_was_drawn_for(coco_folder: Callable[..., Path]) -> None:
@@ -273,12 +274,12 @@ def test_panet_coco_protocol_shows_only_the_class_an_image_was_drawn_for(coco_fo
         {"image_id": i, "category_id": c, "segmentation": box(x)} for i in (1, 2, 3) for c, x in ((1, 5), (4, 30))
     ]
     protocol = PROTOCOLS["panet_coco"]
-    source = fewshot.open_source("coco", coco_folder(things), split="train", crowd=protocol.crowd)
+    source = open_data("coco", coco_folder(things), split="train", crowd=protocol.crowd, truth="few-shot")
     episodes = one_episode(source, (1, 2), ((source.names[0],), (source.names[1],)), (source.names[2],), (1,))
-    e = fewshot.EpisodeDataset(source, episodes, size=(40, 60), **protocol.dataset_options())[0]
+    e = EpisodeDataset(source, episodes, size=(40, 60), **protocol.dataset_options())[0]
     assert sorted(e.query_labels.unique().tolist()) == [0, 2]
     assert (e.support_background[0, 0] == 1 - e.support_foreground[0, 0]).all()
-    both = fewshot.EpisodeDataset(source, episodes, size=(40, 60))[0]
+    both = EpisodeDataset(source, episodes, size=(40, 60))[0]
     assert sorted(both.query_labels.unique().tolist()) == [0, 1, 2]
     assert (both.support_background[0, 0] + both.support_foreground[0, 0]).sum() == 40 * 60 - 200
 

@@ -9,21 +9,22 @@ import numpy as np
 import pytest
 import torch
 
-from fssops.data import fewshot, folds
-from fssops.data.coco import COCOSource
+from fssops.data import folds
 from fssops.data.datasets.proposals import ProposalDataset
-from fssops.run_lengths import draw
+from fssops.data.episodes import EpisodeList
+from fssops.data.few_shot_source import FewShotSource
+from fssops.data.layouts import open_data
 from fssops.structures import IGNORE
 
 
 @pytest.fixture(scope="module")
-def source() -> fewshot.FewShotSource:
-    return fewshot.open_source("generated", size=48, images_per_class=6, split="train")
+def source() -> FewShotSource:
+    return open_data("generated", size=48, images_per_class=6, split="train", truth="few-shot")
 
 
-def test_shuffled_episodes_follow_the_published_order_of_draws(source: fewshot.FewShotSource) -> None:
+def test_shuffled_episodes_follow_the_published_order_of_draws(source: FewShotSource) -> None:
     classes = sorted(source.classes)[:4]
-    drawn = fewshot.EpisodeList.draw(source, classes, shots=1, episodes=30, seed=77, draw="shuffled")
+    drawn = EpisodeList.draw(source, classes, shots=1, episodes=30, seed=77, draw="shuffled")
     rng = random.Random(77)
     pools = {c: source.images_of(c) for c in classes}
     order = [name for name in source.names if any(name in pool for pool in pools.values())]
@@ -45,16 +46,14 @@ def test_shuffled_episodes_follow_the_published_order_of_draws(source: fewshot.F
         assert spec.support == ((pools[class_id][taken[0]],),)
 
 
-def test_one_and_five_shots_see_the_same_queries_and_the_first_support(source: fewshot.FewShotSource) -> None:
+def test_one_and_five_shots_see_the_same_queries_and_the_first_support(source: FewShotSource) -> None:
     classes = sorted(source.classes)[:4]
-    one, five = (
-        fewshot.EpisodeList.draw(source, classes, shots=k, episodes=20, seed=5, draw="shuffled") for k in (1, 5)
-    )
+    one, five = (EpisodeList.draw(source, classes, shots=k, episodes=20, seed=5, draw="shuffled") for k in (1, 5))
     assert [e.query for e in one] == [e.query for e in five]
     assert [e.support[0][0] for e in one] == [e.support[0][0] for e in five]
 
 
-def test_regions_hide_novel_classes_and_one_base_class_is_the_object(source: fewshot.FewShotSource) -> None:
+def test_regions_hide_novel_classes_and_one_base_class_is_the_object(source: FewShotSource) -> None:
     fold = folds.by_name("generated", 0, "msanet", sorted(source.classes))
     dataset = ProposalDataset(source, fold.train, fold.test, (48, 48), augment="flip")
     generator = torch.Generator().manual_seed(0)
@@ -74,18 +73,17 @@ def test_regions_hide_novel_classes_and_one_base_class_is_the_object(source: few
 
 def test_painted_coco_masks_follow_the_file_and_leave_crowds_out(data_root: Path) -> None:
     options = {"split": "val2017"}
-    ours = fewshot.open_source("coco", data_root / "coco_mini", **options)
-    painted = fewshot.open_source("coco", data_root / "coco_mini", crowd="background", overlap="later", **options)
+    ours = open_data("coco", data_root / "coco_mini", **options, truth="few-shot")
+    options["crowd"], options["overlap"] = "background", "later"
+    painted = open_data("coco", data_root / "coco_mini", truth="few-shot", **options)
     differ = 0
     for name in ours.names[:40]:
         label = painted.label_map(name)
         assert not (label == IGNORE).any()
         everything = np.zeros(label.shape, np.uint8)
-        assert isinstance(painted, COCOSource)
-        for annotation in painted.annotations_of(name):
-            if not annotation.crowd:
-                mask = draw(annotation.segmentation, label.shape[1], label.shape[0])
-                everything[mask] = painted._class_of[annotation.category]
+        for entry in painted.images.truth(name).objects or ():
+            if not entry.crowd:
+                everything[entry.mask(*label.shape)] = entry.label + 1
         assert np.array_equal(label, everything)
         one = int(label.max())
         assert np.array_equal(painted.label_map(name, [one]), np.where(everything == one, one, 0))

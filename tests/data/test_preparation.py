@@ -5,12 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from fssops.data.universal import open_source
 from PIL import Image
 
-from fssops.data import fewshot
+from fssops.data.datasets.episodes import EpisodeDataset
 from fssops.data.datasets.universal import EvaluationDataset
+from fssops.data.episodes import EpisodeList
+from fssops.data.few_shot_source import FewShotSource
 from fssops.data.preparation import FewShotPreparation, UniversalPreparation
-from fssops.data.universal import open_source
 from fssops.structures import IGNORE
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (37, 53, 3), dtype=np.uint8)
@@ -18,10 +20,10 @@ IMAGE = np.random.default_rng(0).integers(0, 256, (37, 53, 3), dtype=np.uint8)
 
 @pytest.mark.parametrize("geometry", ["square", "square_by_corners", "letterbox"])
 def test_an_image_is_prepared_as_queries_of_episodes_are(geometry: str) -> None:
-    source = fewshot.GeneratedSource(size=48, images_per_class=3)
-    episodes = fewshot.EpisodeList.draw(source, [1, 5], episodes=3, shots=2)
+    source = FewShotSource(size=48, images_per_class=3)
+    episodes = EpisodeList.draw(source, [1, 5], episodes=3, shots=2)
     dataset, preparation = (
-        fewshot.EpisodeDataset(source, episodes, (41, 41), geometry=geometry),
+        EpisodeDataset(source, episodes, (41, 41), geometry=geometry),
         FewShotPreparation((41, 41), geometry),
     )
     for episode, spec in zip((dataset[i] for i in range(3)), episodes, strict=True):

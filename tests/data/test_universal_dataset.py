@@ -5,15 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from fssops.data.universal.source import UniversalSource
 
-from fssops.data import universal
 from fssops.data.augmentation.chains import universal_chain
 from fssops.data.augmentation.scene import Scene, cropped
 from fssops.data.datasets.universal import EvaluationDataset, TrainingDataset, UniversalItem, target_at
+from fssops.data.layouts import open_data
 from fssops.data.preparation import UniversalPreparation
-from fssops.data.universal.source import UniversalSource
 from fssops.structures import ImageBatch
-from fssops.truth import ObjectTruth, Segment, Truth, TruthKind
+from fssops.truth import Classes, ObjectTruth, Segment, Truth, TruthKind
 
 LABEL = np.zeros((30, 50), dtype=np.uint8)
 LABEL[10:20, 15:35] = 1
@@ -26,7 +26,7 @@ class OneImage(UniversalSource):
     format = "one"
 
     def __init__(self, truth: Truth, kind: TruthKind) -> None:
-        super().__init__(kind, "train", universal.Classes.from_names(["a", "b"], [1]), ["x"])
+        super().__init__(kind, "train", Classes.from_names(["a", "b"], [1]), ["x"])
         self.given = truth
 
     def image(self, name: str):  # type: ignore[no-untyped-def]
@@ -68,7 +68,7 @@ def test_objects_that_leave_the_crop_are_dropped_or_kept_empty() -> None:
 
 
 def test_items_follow_from_the_generator_alone() -> None:
-    source = universal.open_source("generated", images=3, size=48)
+    source = open_data("generated", images=3, size=48, truth="semantic")
     chain = universal_chain("resize_crop", short_sides=(40, 60), crop=(32, 32))
     dataset = TrainingDataset(source, "panoptic", chain)
     first, again, other = (dataset.draw(1, torch.Generator().manual_seed(seed)) for seed in (5, 5, 6))
@@ -82,7 +82,7 @@ def test_items_follow_from_the_generator_alone() -> None:
 
 @pytest.mark.parametrize("kind", ["semantic", "instance", "panoptic"])
 def test_generated_scenes_have_every_kind_of_truth(kind: TruthKind) -> None:
-    source = universal.open_source("generated", images=20, size=64)
+    source = open_data("generated", images=20, size=64, truth="semantic")
     dataset = TrainingDataset(source, kind, universal_chain("flip"))
     seen = set()
     for index in range(20):
@@ -94,14 +94,14 @@ def test_generated_scenes_have_every_kind_of_truth(kind: TruthKind) -> None:
 
 
 def test_generated_scenes_are_the_same_everywhere_and_differ_by_split() -> None:
-    first, again = (universal.open_source("generated", images=2, size=32) for _ in range(2))
+    first, again = (open_data("generated", images=2, size=32, truth="semantic") for _ in range(2))
     assert np.array_equal(np.asarray(first.image("train-00001")), np.asarray(again.image("train-00001")))
-    other = universal.open_source("generated", split="val", images=2, size=32)
+    other = open_data("generated", split="val", images=2, size=32, truth="semantic")
     assert not np.array_equal(np.asarray(first.image("train-00001")), np.asarray(other.image("val-00001")))
 
 
 def test_test_images_are_resized_and_remember_their_size() -> None:
-    item = EvaluationDataset(universal.open_source("generated", images=1, size=48), UniversalPreparation(32))[0]
+    item = EvaluationDataset(open_data("generated", images=1, size=48, truth="semantic"), UniversalPreparation(32))[0]
     assert item.image.shape == (3, 32, 32)
     assert (item.output_size, item.target) == ((48, 48), None)
 

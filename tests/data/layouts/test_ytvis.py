@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fssops.data.universal.pipelines import pipeline
+from fssops.data.video.dataset import TrainingClips
 from PIL import Image
 from video_folder import SIZE, annotation, box, write_videos
 
 from fssops.data.check import check_data
 from fssops.data.errors import AnnotationError, DataWarning, ImageFileError
 from fssops.data.layouts import LAYOUTS, known_classes, open_data, recognise
-from fssops.data.universal.pipelines import pipeline
-from fssops.data.video.dataset import TrainingClips
 
 
 def cat_that_leaves(**more: Any) -> dict[str, Any]:

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from video_samples import CASES, predictions_for, sample
 
-from fssops.data import video
+from fssops.data.layouts import open_data
+from fssops.data.source import VideoSource
 from fssops.evaluation.metrics.video_instance import VideoPrecision, video_iou
 from fssops.run_lengths import encode
 
@@ -19,7 +20,7 @@ OFFICIAL = json.loads((Path(__file__).parent / "official_video_scores.json").rea
 NAMES = {"AR100": "ar100", "AR10": "ar10", "AR1": "ar1"}
 
 
-def records_of(source: video.VideoSource, rows: list[dict[str, Any]]) -> VideoPrecision:
+def records_of(source: VideoSource, rows: list[dict[str, Any]]) -> VideoPrecision:
     """The records of a results file against a data set."""
     index_of = source.classes.index_of
     records = VideoPrecision(len(source.classes))
@@ -56,7 +57,7 @@ def test_drawn_cases_score_as_the_official_code_scores_them(case: str, tmp_path:
     truth, rows = sample(kind, int(seed))
     (tmp_path / "val.json").write_text(json.dumps(truth))
     (tmp_path / "val").mkdir()
-    records = records_of(video.open_source("ytvis", tmp_path, split="val"), rows)
+    records = records_of(open_data("ytvis", tmp_path, split="val", truth="video"), rows)
     assert sum(len(v["detections"]) for v in records.records.values()) == OFFICIAL[case]["detections"] > 10
     check(records, case)
 
@@ -65,7 +66,7 @@ def test_drawn_cases_score_as_the_official_code_scores_them(case: str, tmp_path:
 def test_predictions_on_real_videos_score_as_the_official_code_scores_them(data_root: Path, seed: int) -> None:
     truth = json.loads((data_root / "davis_mini" / "val" / "instances.json").read_text())
     rows = predictions_for(truth, "davis", np.random.default_rng([CASES.index("davis"), seed]))
-    records = records_of(video.open_source("ytvis", data_root / "davis_mini", split="val"), rows)
+    records = records_of(open_data("ytvis", data_root / "davis_mini", split="val", truth="video"), rows)
     check(records, f"davis-{seed}")
 
 
