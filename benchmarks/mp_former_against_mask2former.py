@@ -22,7 +22,7 @@ from measuring import machine
 
 from fssops import train
 from fssops.engine.metrics_log import read_metrics
-from fssops.tasks import load_settings
+from fssops.tasks import load_task
 
 SYSTEMS: dict[str, tuple[str, list[str]]] = {
     "mask2former": ("mask2former_generated", []),
@@ -64,7 +64,7 @@ def check_alike(sets: Sequence[str]) -> None:
     Raises:
         ValueError: names the table.
     """
-    first, *others = [load_settings(recipe, [*sets, *own]).as_tables() for recipe, own in SYSTEMS.values()]
+    first, *others = [load_task(recipe, [*sets, *own]).settings.as_tables() for recipe, own in SYSTEMS.values()]
     for name, table in first.items():
         for other in others:
             if name not in ("name", "description", "model") and other[name] != table:

@@ -26,7 +26,7 @@ from fssops.evaluation.results import FewShotResult
 from fssops.models.msanet import MSANet
 from fssops.models.msanet.records import MSANetSupport
 from fssops.tasks import task_of
-from fssops.tasks.trained_models import load_for_use
+from fssops.tasks.trained_models import load_trained
 
 KEPT, WEIGHTS, RESULT = "kept positions", "shot weights", "result"
 ROWS: dict[str, tuple[str, ...]] = {
@@ -94,7 +94,8 @@ def row(name: str, result: FewShotResult, labels: list[Tensor], sound: list[Tens
 
 def evaluated(run: Path, overrides: Sequence[str], rows: dict[str, tuple[str, ...]]) -> tuple[list[Any], list[Any]]:
     """Evaluate a run with each row's departures: (names, results), label maps of each."""
-    settings, model, label = load_for_use(run, None, [*overrides, "eval.pictures=0", "model.behaviour=sound"])
+    trained = load_trained(run, None, [*overrides, "eval.pictures=0", "model.behaviour=sound"])
+    settings, model, label = trained.task.settings, trained.model, trained.label
     if not isinstance(model, MSANet):
         raise SystemExit(f"RUN: {run} must be a run of MSANet, got {settings.model.name}")
     task, fabric = task_of(settings), build_fabric(settings.engine)

@@ -23,7 +23,7 @@ from fssops.data.layouts.voc import read_list
 from fssops.engine import checkpoints
 from fssops.engine.checkpoints import write_checkpoint
 from fssops.evaluate import main as evaluate
-from fssops.tasks import load_settings
+from fssops.tasks import load_task
 from fssops.train import main as train
 from fssops.weights import CheckpointError, read_weights
 
@@ -164,7 +164,7 @@ def test_the_name_in_a_checkpoint_does_not_choose_where_results_go(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    tables = {**load_settings("panet_generated").as_tables(), "name": "../../elsewhere"}
+    tables = {**load_task("panet_generated").settings.as_tables(), "name": "../../elsewhere"}
     write_checkpoint(
         tmp_path / "from_elsewhere.pt", {"model": {"w": torch.zeros(1)}, "step": 1, "settings": json.dumps(tables)}
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,6 +16,9 @@ from PIL import Image
 from fssops.engine.checkpoints import write_text_atomically
 from fssops.engine.progress import ProgressBar
 from fssops.engine.settings import SettingsError
+
+DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""Errors of the disk that results are written to: the next input would meet them too."""
 
 
 class Input(Protocol):
@@ -99,6 +103,8 @@ class Predictor(ABC):
                 try:
                     self.segment(one)
                 except (ValueError, OSError) as error:
+                    if isinstance(error, OSError) and error.errno in DISK_FAULTS:
+                        raise
                     # One that cannot be read must not cost the other thousand.
                     failed.append({self.noun: one.origin, "error": str(error)})
                     bar.say(f"left out {one.origin}: {error}")

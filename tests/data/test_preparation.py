@@ -5,13 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from fssops.data.universal import open_source
 from PIL import Image
 
 from fssops.data.datasets.episodes import EpisodeDataset
 from fssops.data.datasets.universal import EvaluationDataset
 from fssops.data.episodes import EpisodeList
-from fssops.data.few_shot_source import FewShotSource
+from fssops.data.layouts import open_data
 from fssops.data.preparation import FewShotPreparation, UniversalPreparation
 from fssops.structures import IGNORE
 
@@ -20,7 +19,7 @@ IMAGE = np.random.default_rng(0).integers(0, 256, (37, 53, 3), dtype=np.uint8)
 
 @pytest.mark.parametrize("geometry", ["square", "square_by_corners", "letterbox"])
 def test_an_image_is_prepared_as_queries_of_episodes_are(geometry: str) -> None:
-    source = FewShotSource(size=48, images_per_class=3)
+    source = open_data("generated", truth="few-shot", size=48, images_per_class=3)
     episodes = EpisodeList.draw(source, [1, 5], episodes=3, shots=2)
     dataset, preparation = (
         EpisodeDataset(source, episodes, (41, 41), geometry=geometry),
@@ -102,7 +101,7 @@ def test_universal_images_keep_their_aspect_and_remember_their_size() -> None:
     assert np.array_equal(item.image.permute(1, 2, 0).numpy(), np.asarray(expected))
     own = UniversalPreparation()(IMAGE)
     assert np.array_equal(own.image.permute(1, 2, 0).numpy(), IMAGE)
-    source = open_source("generated", images=2, size=48)
+    source = open_data("generated", truth="panoptic", images=2, size=48)
     seen, name = EvaluationDataset(source, UniversalPreparation(32))[1], source.names[1]
     assert torch.equal(seen.image, UniversalPreparation(32)(np.asarray(source.image(name))).image)
     assert (seen.name, seen.output_size) == (name, (48, 48))

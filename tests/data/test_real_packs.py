@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fssops.data.episode_dataset import EpisodeDataset
 
 from fssops.data import check, folds
+from fssops.data.datasets.episodes import EpisodeDataset
 from fssops.data.episodes import EpisodeList
 from fssops.data.errors import TooFewImagesError
 from fssops.data.few_shot_source import FewShotSource

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from fssops.data.universal.source import UniversalSource
 
 from fssops.data.augmentation.chains import universal_chain
 from fssops.data.augmentation.scene import Scene, cropped
 from fssops.data.datasets.universal import EvaluationDataset, TrainingDataset, UniversalItem, target_at
 from fssops.data.layouts import open_data
 from fssops.data.preparation import UniversalPreparation
+from fssops.data.source import ImageSource
 from fssops.structures import ImageBatch
 from fssops.truth import Classes, ObjectTruth, Segment, Truth, TruthKind
 
@@ -20,7 +20,7 @@ LABEL[10:20, 15:35] = 1
 IDS = np.where(LABEL == 1, 7, 3).astype(np.int32)
 
 
-class OneImage(UniversalSource):
+class OneImage(ImageSource):
     """A source with one image and the truth it is given."""
 
     format = "one"

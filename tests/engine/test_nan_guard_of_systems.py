@@ -13,7 +13,7 @@ from torch import nn
 from fssops.engine.nonfinite import NonFiniteError
 from fssops.losses.mask_criterion import bad_cost_term
 from fssops.structures import MaskPredictions
-from fssops.train import replay
+from fssops.tasks.training import replay
 
 
 def poisoned(system: str, folder: Path, *overrides: str) -> tuple[Any, str]:

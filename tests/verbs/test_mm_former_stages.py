@@ -13,7 +13,7 @@ from fssops.engine.checkpoints import read_checkpoint
 from fssops.engine.run_folder import RunFolder
 from fssops.engine.settings import SettingsError
 from fssops.recipes import list_recipes
-from fssops.tasks import load_settings, task_of
+from fssops.tasks import load_task, task_of
 
 Verb = Callable[..., tuple[int, str, str]]
 
@@ -205,7 +205,7 @@ def test_a_shared_folder_of_another_fold_is_refused(recipe: Path, run: Path, ver
 @pytest.mark.parametrize("name", [n for n in list_recipes() if n.startswith("mm_former") and "generated" not in n])
 def test_recipes_are_as_published(name: str) -> None:
     """The values of the fact sheet, sections 7 and 8."""
-    settings = load_settings(name)
+    settings = load_task(name).settings
     optim, data, pascal, first = settings.optim, settings.data, "pascal" in name, "segmenter" in name  # type: ignore[attr-defined]
     assert (optim.name, optim.lr, optim.weight_decay, optim.clip_norm) == ("adamw", 1e-4, 0.05, 0.01)
     assert (optim.weight_decay_norm, optim.weight_decay_embedding) == (0.0, 0.0)
@@ -237,4 +237,4 @@ def test_the_protocols_seeds_are_those_of_the_fold() -> None:
 
 def test_more_than_one_way_is_refused_for_the_segmenter() -> None:
     with pytest.raises(SettingsError, match=r"data\.ways must be 1 for mm_former_segmenter, got 2"):
-        task_of(load_settings("mm_former_segmenter_generated", ["data.ways=2"]))
+        load_task("mm_former_segmenter_generated", ["data.ways=2"])

@@ -11,7 +11,7 @@ from fssops.engine.optimizers import parameter_groups
 from fssops.engine.schedules import learning_rate_factor
 from fssops.models.mp_former import MPFormer, MPFormerConfig
 from fssops.recipes import list_recipes
-from fssops.tasks import load_settings, task_of
+from fssops.tasks import load_task, task_of
 from fssops.tasks.universal_settings import UniversalSettings
 
 ALL = [name for name in list_recipes() if name.startswith("mp_former_")]
@@ -33,7 +33,7 @@ SCHEDULES = {
 
 
 def settings_of(recipe: str) -> UniversalSettings:
-    settings = load_settings(recipe)
+    settings = load_task(recipe).settings
     assert isinstance(settings, UniversalSettings)
     return settings
 

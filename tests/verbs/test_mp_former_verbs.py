@@ -50,24 +50,28 @@ def test_evaluation_prints_a_table_of_layers_and_says_the_same_again(mp_run: Pat
     assert found[0] == found[1]
 
 
+def layers_of(task: Any, model: Any, fabric: Any) -> Any:
+    """The layer measures of an evaluation."""
+    return task.evaluate(model, fabric, "m", "").result.measured["layers"]
+
+
 def test_evaluation_of_one_model_does_not_depend_on_how_the_images_are_spread(mp_run: Path, verb: Any) -> None:
     """The matcher's points belong to the image: fewer images give these images' own measures."""
     from lightning_fabric import Fabric
 
-    from fssops.tasks import task_of
-    from fssops.tasks.trained_models import load_for_use
+    from fssops.tasks.trained_models import load_trained
 
-    settings, model, label = load_for_use(mp_run, None, [])
-    task, fabric = task_of(settings), Fabric(accelerator="cpu", devices=1)
-    task.chosen = lambda limit: [1, 2]
-    both = task.evaluate(model, fabric, label, "")
+    trained = load_trained(mp_run, None, [])
+    task, fabric = trained.task, Fabric(accelerator="cpu", devices=1)
+    task.numbers = lambda limit: [1, 2]
+    both = layers_of(task, trained.model, fabric)
     singles = []
     for number in (1, 2):
-        task.chosen = lambda limit, number=number: [number]
-        singles.append(task.evaluate(model, fabric, label, "").layers)
+        task.numbers = lambda limit, number=number: [number]
+        singles.append(layers_of(task, trained.model, fabric))
     low = [min(values) for values in zip(*(one.utilisation for one in singles), strict=True)]
     high = [max(values) for values in zip(*(one.utilisation for one in singles), strict=True)]
-    assert all(a <= value <= b for a, value, b in zip(low, both.layers.utilisation, high, strict=True))
+    assert all(a <= value <= b for a, value, b in zip(low, both.utilisation, high, strict=True))
 
 
 def test_mask2former_is_measured_where_it_is_asked_for(tmp_path: Path, verb: Any) -> None:

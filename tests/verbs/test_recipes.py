@@ -8,15 +8,15 @@ import pytest
 
 from fssops.engine.settings import SettingsError
 from fssops.recipes import DEFAULT, compact, list_recipes, read_named_recipe
-from fssops.tasks import load_settings, task_of
+from fssops.tasks import load_task, task_of
 from fssops.tasks.few_shot_settings import FewShotSettings
-from fssops.tasks.trained_models import load_for_use
+from fssops.tasks.trained_models import load_trained
 
 FEW_SHOT = [name for name in list_recipes() if name.startswith("panet_")]
 
 
 def few_shot(recipe: str, *overrides: str) -> FewShotSettings:
-    settings = load_settings(recipe, overrides)
+    settings = load_task(recipe, overrides).settings
     assert isinstance(settings, FewShotSettings)
     return settings
 
@@ -71,13 +71,13 @@ def test_panet_data_sets_differ_as_published() -> None:
 )
 def test_wrong_setting_is_told_in_one_line(override: str, told: str) -> None:
     with pytest.raises(SettingsError, match=told) as caught:
-        task_of(load_settings("panet_generated", [override]))
+        load_task("panet_generated", [override])
     assert "\n" not in str(caught.value)
 
 
 def test_unknown_recipe_names_the_nearest() -> None:
     with pytest.raises(SettingsError, match="did you mean 'panet_pascal5i'"):
-        load_settings("panet_pascal")
+        load_task("panet_pascal")
 
 
 def test_another_data_source_drops_what_the_recipe_says_of_its_own() -> None:
@@ -86,14 +86,14 @@ def test_another_data_source_drops_what_the_recipe_says_of_its_own() -> None:
     assert (settings.data.folds, settings.data.split, settings.eval.split) == ("custom", "val", None)
     assert settings.data.size == (96, 96)
     assert few_shot("panet_generated", "data.source=generated").data.options["size"] == 96
-    scenes = load_settings("mask2former_generated", ["data.source=camvid", "data.root=mine"])
+    scenes = load_task("mask2former_generated", ["data.source=camvid", "data.root=mine"]).settings
     assert (scenes.data.options, scenes.eval.options) == ({}, None)  # type: ignore[attr-defined]
 
 
 def test_another_data_source_drops_what_a_run_says_of_its_own(tiny_run: Path) -> None:
-    settings, _, _ = load_for_use(tiny_run, None, ["data.source=folder", "data.root=mine"])
+    settings = load_trained(tiny_run, None, ["data.source=folder", "data.root=mine"]).task.settings
     assert (settings.data.options, settings.data.folds) == ({}, "custom")  # type: ignore[attr-defined]
-    settings, _, _ = load_for_use(tiny_run, None, ["data.source=generated"])
+    settings = load_trained(tiny_run, None, ["data.source=generated"]).task.settings
     assert settings.data.options["size"] == 48  # type: ignore[attr-defined]
 
 
@@ -107,7 +107,7 @@ def test_another_data_source_drops_what_a_run_says_of_its_own(tiny_run: Path) ->
 )
 def test_sizes_of_augmentation_that_cannot_be_are_told_in_one_line(override: str, told: str) -> None:
     with pytest.raises(SettingsError, match=told):
-        load_settings("mask2former_generated", [override])
+        load_task("mask2former_generated", [override])
 
 
 COMMON = """
@@ -194,7 +194,7 @@ def test_a_wrong_variant_is_told_in_one_line(tmp_path: Path, recipe: str, conten
 )
 def test_an_unknown_variant_of_the_package_names_the_nearest(recipe: str, nearest: str) -> None:
     with pytest.raises(SettingsError, match=f"did you mean '{nearest}'"):
-        load_settings(recipe)
+        load_task(recipe)
 
 
 def test_recipes_read_twice_do_not_share_their_tables() -> None:

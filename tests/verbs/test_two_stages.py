@@ -12,7 +12,7 @@ import torch
 
 from fssops.engine.checkpoints import read_checkpoint
 from fssops.recipes import list_recipes
-from fssops.tasks import load_settings, task_of
+from fssops.tasks import load_task, task_of
 
 Verb = Callable[..., tuple[int, str, str]]
 
@@ -216,7 +216,7 @@ def test_what_the_second_stage_lacks_is_told_before_the_first_is_trained(
 
 @pytest.mark.parametrize("name", [n for n in list_recipes() if n.startswith("msanet_") and n != "msanet_generated"])
 def test_msanet_recipes_are_as_published_and_name_their_base_stage(name: str) -> None:
-    settings = load_settings(name)
+    settings = load_task(name).settings
     task = task_of(settings)
     pascal = "pascal" in name
     optim, data = settings.optim, settings.data  # type: ignore[attr-defined]

@@ -10,7 +10,7 @@ from fssops.data.layouts import known_classes
 from fssops.engine.optimizers import parameter_groups
 from fssops.engine.schedules import learning_rate_factor
 from fssops.recipes import list_recipes
-from fssops.tasks import load_settings, task_of
+from fssops.tasks import load_task, task_of
 from fssops.tasks.universal import UniversalTask
 from fssops.tasks.universal_settings import UniversalSettings
 
@@ -21,7 +21,7 @@ BACKBONES = {"r50", "r101", "swin_tiny", "swin_small", "swin_base", "swin_large"
 
 
 def universal_settings(recipe: str) -> UniversalSettings:
-    settings = load_settings(recipe)
+    settings = load_task(recipe).settings
     assert isinstance(settings, UniversalSettings)
     return settings
 
@@ -117,4 +117,4 @@ def test_models_other_than_the_data_set_are_told() -> None:
         ("eval.tasks=['depth']", "eval.tasks"),
     ):
         with pytest.raises(SettingsError, match=told):
-            task_of(load_settings("mask2former_generated", [override])).training_data()
+            load_task("mask2former_generated", [override]).training_data()

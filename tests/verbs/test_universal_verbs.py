@@ -20,7 +20,7 @@ from fssops.data import panoptic_json
 from fssops.data.class_names import read_classes
 from fssops.data.layouts import open_data
 from fssops.engine.settings import SettingsError
-from fssops.tasks import load_settings, resumable_evaluation
+from fssops.tasks import load_task, resumable_evaluation
 from fssops.tasks.universal import UniversalTask
 from fssops.truth import Classes
 
@@ -94,7 +94,7 @@ def test_evaluation_can_average_sizes_and_flips(universal_run: Path, tmp_path: P
 
 
 def test_a_panoptic_model_without_countable_classes_fits_data_without_them() -> None:
-    task = UniversalTask(load_settings("mask2former_generated", [*TINY, "model.things=[]"]))  # type: ignore[arg-type]
+    task = UniversalTask(load_task("mask2former_generated", [*TINY, "model.things=[]"]).settings)  # type: ignore[arg-type]
     names = [f"stuff {number}" for number in range(8)]
     task.check_classes(SimpleNamespace(label="stuff", classes=Classes.from_names(names, [])))  # type: ignore[arg-type]
     with pytest.raises(SettingsError, match=r"countable classes of mixed, \[7\], got \[\]"):
@@ -104,7 +104,7 @@ def test_a_panoptic_model_without_countable_classes_fits_data_without_them() -> 
 def test_two_processes_count_what_one_counts(universal_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from contextlib import nullcontext
 
-    task = UniversalTask(load_settings("mask2former_generated", TINY))  # type: ignore[arg-type]
+    task = UniversalTask(load_task("mask2former_generated", TINY).settings)  # type: ignore[arg-type]
     torch.manual_seed(3)
     model = fssops.create_model("mask2former", **task.settings.model.options)
 
@@ -116,7 +116,7 @@ def test_two_processes_count_what_one_counts(universal_run: Path, monkeypatch: p
             is_global_zero=rank == 0,
             autocast=nullcontext,
         )
-        return task.evaluate(model, fabric, "m", "")  # type: ignore[arg-type]
+        return task.evaluate(model, fabric, "m", "").result  # type: ignore[arg-type]
 
     states: list[Any] = []
 
@@ -175,8 +175,8 @@ def test_prediction_of_one_task(universal_run: Path, photos: Path, tmp_path: Pat
 
 
 def test_pictures_go_to_the_device_of_the_model(tmp_path: Path) -> None:
-    from fssops.tasks.frames import Frame
-    from fssops.tasks.universal_predict import Predictor
+    from fssops.tasks.prediction_inputs import Picture
+    from fssops.tasks.universal_prediction import UniversalPrediction
 
     class Elsewhere(torch.nn.Linear):
         """A model on another device than the CPU, as far as it goes without one."""
@@ -184,10 +184,10 @@ def test_pictures_go_to_the_device_of_the_model(tmp_path: Path) -> None:
         def segment(self, batch: Any, tasks: Any) -> Any:
             raise ConnectionError(batch.images[0].device)
 
-    task = UniversalTask(load_settings("mask2former_generated", TINY))  # type: ignore[arg-type]
-    predictor = Predictor(task, Elsewhere(1, 1, device="meta"), task.classes(), tmp_path)
+    task = UniversalTask(load_task("mask2former_generated", TINY).settings)  # type: ignore[arg-type]
+    predictor = UniversalPrediction(task, Elsewhere(1, 1, device="meta"), task.classes(), tmp_path, "m")
     with pytest.raises(ConnectionError, match="meta"):
-        predictor.segment(Frame("a", "a.png", np.zeros((8, 8, 3), dtype=np.uint8)))
+        predictor.segment(Picture("a", "a.png", np.zeros((8, 8, 3), dtype=np.uint8)))
 
 
 def test_an_unreadable_photo_costs_only_itself(universal_run: Path, photos: Path, tmp_path: Path, verb: Any) -> None:
@@ -317,12 +317,13 @@ def test_per_pixel_baselines_train_and_are_scored_alike(tmp_path: Path) -> None:
         "mask_channels": 32,
     }
     data = {"source": "generated", "truth": "semantic", "options": {"size": 64, "images": 4}}
-    task = task_of(settings_from_tables({"name": "baseline", "model": options, "data": data}, "test"))
+    tables = {"name": "baseline", "model": options, "data": data, "eval": {"images": 2}}
+    task = task_of(settings_from_tables(tables, "test"))
     model = fssops.create_model("per_pixel_baseline", **task.settings.model.options)
     dataset, lines = task.training_data()
     assert "8 classes, semantic masks" in lines[0]
     losses = model.losses(task.collate([dataset[0], dataset[1]]))  # type: ignore[operator]
     assert all(torch.isfinite(value) for value in losses.values())
-    result = task.evaluate(model, Fabric(accelerator="cpu", devices=1), "baseline", "", images=2)
+    result = task.evaluate(model, Fabric(accelerator="cpu", devices=1), "baseline", "").result
     assert result.tasks == ["semantic"]
     assert 0 <= result.scores()["mIoU"] <= 1

@@ -10,7 +10,7 @@ from fssops.data.layouts import known_classes
 from fssops.engine.optimizers import parameter_groups
 from fssops.engine.settings import SettingsError
 from fssops.recipes import list_recipes
-from fssops.tasks import load_settings, task_of
+from fssops.tasks import load_task, task_of
 from fssops.tasks.video import VideoTask
 from fssops.tasks.video_settings import VideoSettings
 
@@ -19,7 +19,7 @@ BACKBONES = {"r50", "r101", "swin_tiny", "swin_small", "swin_base", "swin_large"
 
 
 def video_settings(recipe: str, *overrides: str) -> VideoSettings:
-    settings = load_settings(recipe, overrides)
+    settings = load_task(recipe, overrides).settings
     assert isinstance(settings, VideoSettings)
     return settings
 
@@ -78,5 +78,5 @@ def test_published_recipes_have_the_published_numbers(recipe: str) -> None:
 )
 def test_wrong_settings_are_told(override: str, told: str) -> None:
     with pytest.raises((SettingsError, ValueError), match=told) as caught:
-        task_of(load_settings("mask2former_vis_generated", [override])).training_data()
+        load_task("mask2former_vis_generated", [override]).training_data()
     assert "\n" not in str(caught.value)

@@ -19,7 +19,7 @@ from tiny_video import TINY, settings_arguments
 import fssops
 from fssops.data.layouts import known_classes
 from fssops.run_lengths import decode
-from fssops.tasks import load_settings, resumable_evaluation
+from fssops.tasks import load_task, resumable_evaluation
 from fssops.tasks.video import VideoTask
 from fssops.tasks.video_files import find_videos, write_video
 
@@ -119,7 +119,7 @@ def test_processes_count_what_one_counts(monkeypatch: pytest.MonkeyPatch) -> Non
     """Three processes for three videos and one that has none."""
     from contextlib import nullcontext
 
-    task = VideoTask(load_settings("mask2former_vis_generated", TINY))  # type: ignore[arg-type]
+    task = VideoTask(load_task("mask2former_vis_generated", TINY).settings)  # type: ignore[arg-type]
     torch.manual_seed(3)
     model = fssops.create_model("mask2former_vis", **task.settings.model.options)
     states: list[Any] = []
@@ -132,7 +132,7 @@ def test_processes_count_what_one_counts(monkeypatch: pytest.MonkeyPatch) -> Non
             is_global_zero=rank == 0,
             autocast=nullcontext,
         )
-        return task.evaluate(model, fabric, "m", "")[0]  # type: ignore[arg-type]
+        return task.evaluate(model, fabric, "m", "").result  # type: ignore[arg-type]
 
     def gathered(state: Any, world_size: int) -> list[Any]:
         states.append({key: dict(value) for key, value in state.items()})
@@ -341,13 +341,13 @@ def test_an_image_checkpoint_starts_training(tmp_path: Path, capsys: pytest.Capt
     from fssops.tasks.trained_models import build_model
 
     options = [override for override in TINY if override.startswith("model.")]
-    settings = load_settings("mask2former_vis_generated", options)
+    settings = load_task("mask2former_vis_generated", options).settings
     image_options = {k: v for k, v in settings.model.options.items() if k != "num_classes"}
     image = fssops.create_model("mask2former", num_classes=80, tasks=("instance",), **image_options)
     from fssops.weights import save_weights
 
     save_weights(image, tmp_path / "coco.safetensors")
-    started = load_settings("mask2former_vis_generated", [*options, f"model.weights={tmp_path}/coco.safetensors"])
+    started = load_task("mask2former_vis_generated", [*options, f"model.weights={tmp_path}/coco.safetensors"]).settings
     model = build_model(started, print, new_head="tell")
     said = capsys.readouterr().out
     assert "tensors of the model" in said

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 import fssops
 from fssops.engine import checkpoints
 from fssops.engine.checkpoints import write_checkpoint
-from fssops.tasks import load_settings
-from fssops.tasks.trained_models import build_model, load_for_use
+from fssops.tasks import load_task
+from fssops.tasks.trained_models import build_model, load_trained
 from fssops.weights import CheckpointError, load_weights, read_weights, save_weights
 from fssops.weights.layouts.universal import MASK2FORMER
 from fssops.weights.transformers_folder import write_transformers
@@ -223,11 +223,11 @@ def test_a_run_without_a_whole_checkpoint_is_told(tmp_path: Path) -> None:
 
 
 def test_training_starts_from_a_run(tmp_path: Path) -> None:
-    settings = load_settings("mask2former_generated", TINY)
+    settings = load_task("mask2former_generated", TINY).settings
     source = fssops.create_model("mask2former", **settings.model.options)
     state = {"model": source.state_dict(), "step": 7, "settings": json.dumps(settings.as_tables())}
     write_checkpoint(tmp_path / "checkpoints" / "last.pt", state)
-    built = build_model(load_settings("mask2former_generated", [*TINY, f"model.weights={tmp_path}"])).state_dict()
+    built = build_model(load_task("mask2former_generated", [*TINY, f"model.weights={tmp_path}"]).settings).state_dict()
     assert all(torch.equal(built[key], value) for key, value in source.state_dict().items())
 
 
@@ -254,13 +254,14 @@ def read_ignored(folder: Path) -> list[str]:
 def test_a_folder_of_transformers_is_a_checkpoint_where_a_recipe_says_the_data(
     tmp_path: Path, recipe: str | None
 ) -> None:
-    settings = load_settings("mask2former_generated", TINY)
+    settings = load_task("mask2former_generated", TINY).settings
     source: Any = fssops.create_model("mask2former", **settings.model.options)
     write_transformers(source, tmp_path)
     if recipe is None:
         with pytest.raises(checkpoints.CheckpointError, match=r"be of a run, .* got weights alone; say with --recipe"):
-            load_for_use(tmp_path, recipe, [])
+            load_trained(tmp_path, recipe, [])
         return
-    _, model, label = load_for_use(tmp_path, recipe, TINY)
+    trained = load_trained(tmp_path, recipe, TINY)
+    model, label = trained.model, trained.label
     assert label == f"mask2former_generated {tmp_path.name}"
     assert all(torch.equal(model.state_dict()[key], value) for key, value in source.state_dict().items())

@@ -15,7 +15,7 @@ import fssops
 from fssops.command_line import exit_code_of
 from fssops.convert import main as convert
 from fssops.engine.checkpoints import write_checkpoint
-from fssops.tasks import load_settings
+from fssops.tasks import load_task
 from fssops.tasks.trained_models import build_model
 from fssops.weights import CheckpointError, load_weights, save_weights
 from fssops.weights.layouts.universal import MASK2FORMER
@@ -105,16 +105,16 @@ def test_a_frozen_base_learner_never_starts_anew(new_head: Any, wrapped: bool) -
 
 def test_a_head_that_the_settings_freeze_is_refused_in_training_too(tmp_path: Path) -> None:
     tiny = ["model.backbone=resnet18", "model.channels=32", "model.mask_channels=32", "model.num_queries=5"]
-    options = {**load_settings("mask2former_generated", tiny).model.options, "num_classes": 4, "things": None}
+    options = {**load_task("mask2former_generated", tiny).settings.model.options, "num_classes": 4, "things": None}
     save_weights(fssops.create_model("mask2former", **options), tmp_path / "m.safetensors")
     overrides = [*tiny, f"model.weights={tmp_path}/m.safetensors"]
-    settings = load_settings("mask2former_generated", overrides)
+    settings = load_task("mask2former_generated", overrides).settings
     said: list[str] = []
     build_model(settings, said.append, new_head="tell")
     assert "starts anew, other classes: transformer_decoder.class_embed.weight [5, 32] -> [9, 32]" in " ".join(said)
     with pytest.raises(CheckpointError, match="got one for 4; build"):
         build_model(settings)
-    frozen = load_settings("mask2former_generated", [*overrides, 'optim.frozen=["*class_embed*"]'])
+    frozen = load_task("mask2former_generated", [*overrides, 'optim.frozen=["*class_embed*"]']).settings
     with pytest.raises(CheckpointError, match="got one for 4, and it is frozen, so training would leave it random"):
         build_model(frozen, new_head="tell")
 

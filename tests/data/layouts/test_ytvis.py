@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fssops.data.universal.pipelines import pipeline
-from fssops.data.video.dataset import TrainingClips
 from PIL import Image
 from video_folder import SIZE, annotation, box, write_videos
 
+from fssops.data.augmentation.chains import universal_chain
 from fssops.data.check import check_data
+from fssops.data.datasets.clips import TrainingClips
 from fssops.data.errors import AnnotationError, DataWarning, ImageFileError
 from fssops.data.layouts import LAYOUTS, known_classes, open_data, recognise
 
@@ -187,7 +187,7 @@ def test_a_file_without_truth_can_be_read_but_not_trained_on(tmp_path: Path) -> 
     source = open_data("ytvis", write_videos(tmp_path, None), truth="video")
     assert not source.has_truth
     with pytest.raises(AnnotationError, match="annotations must be a list to train on or to score against, got none"):
-        TrainingClips(source, pipeline("none"))
+        TrainingClips(source, universal_chain("none"))
     assert [f.kind for f in check_data("ytvis", tmp_path).findings] == ["no_annotation"]
 
 
