@@ -64,10 +64,10 @@ def test_evaluation_of_one_model_does_not_depend_on_how_the_images_are_spread(mp
     singles = []
     for number in (1, 2):
         task.chosen = lambda limit, number=number: [number]
-        singles.append(task.evaluate(model, fabric, label, "").layers)
+        singles.append(task.evaluate(model, fabric, label, "").measured["layers"])
     low = [min(values) for values in zip(*(one.utilisation for one in singles), strict=True)]
     high = [max(values) for values in zip(*(one.utilisation for one in singles), strict=True)]
-    assert all(a <= value <= b for a, value, b in zip(low, both.layers.utilisation, high, strict=True))
+    assert all(a <= value <= b for a, value, b in zip(low, both.measured["layers"].utilisation, high, strict=True))
 
 
 def test_mask2former_is_measured_where_it_is_asked_for(tmp_path: Path, verb: Any) -> None:
