@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from fssops.data.images import read_image, read_mask, to_rgb
+from fssops.evaluation.episodes import query_features_of
 from fssops.evaluation.feature_cache import FeatureCache
 from fssops.models.interface import FewShotModel
 
@@ -211,7 +212,7 @@ class FewShotPredictor:
         if weights != self._weights:
             self._kept.close()
             self._weights = weights
-        return self._kept.features(image[None], getattr(self.model, "query_features", None))
+        return self._kept.features(image[None], query_features_of(self.model))
 
     def _versions(self) -> tuple[int, ...]:
         return tuple(tensor._version for tensor in (*self.model.parameters(), *self.model.buffers()))

@@ -150,6 +150,20 @@ def stretched(scores: Tensor, label: Tensor) -> Tensor:
     return F.interpolate(scores[None], size=size, mode="bilinear", align_corners=True)[0]
 
 
+def query_features_of(model: Any) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
+    """``model.query_features``, which gives the features themselves where a system computes nothing of a query alone.
+
+    Models that have none, or give the further features alone (None: no longer needed), are taken as they are.
+    """
+    further = getattr(model, "query_features", None)
+
+    def completed(features: dict[str, Tensor]) -> dict[str, Tensor]:
+        found = features if further is None else further(features)
+        return found if found is features else {n: v for n, v in {**features, **found}.items() if v is not None}
+
+    return completed
+
+
 def segment(
     model: Segmenter,
     cache: FeatureCache,
@@ -180,7 +194,7 @@ def segment(
     if sizes is None:
         height, width = episode.query_images.shape[-2:]
         sizes = [(int(height), int(width))] * len(episode.query_images)
-    complete = getattr(model, "query_features", None)
+    complete = query_features_of(model)
     outputs: Outputs = {}
     for query, size in zip(episode.query_images, sizes, strict=True):
         query_features = cache.features(query[None], complete)

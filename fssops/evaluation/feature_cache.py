@@ -6,7 +6,7 @@ import hashlib
 import shutil
 import tempfile
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 
 Features = dict[str, Tensor]
 Encode = Callable[[Tensor], Features]
-Complete = Callable[[Features], Mapping[str, Tensor | None]]
+Complete = Callable[[Features], Features]
 
 
 class FeatureCache:
@@ -38,7 +38,7 @@ class FeatureCache:
         self._folder: Path | None = None
         self._parent = folder
         self._kept_bytes = self._stored_bytes = 0
-        self._further: frozenset[str] | None = None  # names that are computed of a query alone, once that is known
+        self._further: frozenset[str] = frozenset()
         self.requests = 0
         """Images asked for: passes through the backbone without a cache."""
         self.passes = 0
@@ -53,9 +53,7 @@ class FeatureCache:
 
         Args:
             images: normalised.
-            complete: ``model.query_features``: further features from those of ``encode``, kept with them: what a system
-                computes of a query image alone, if anything. None in place of a feature drops it: nothing needs it any
-                more.
+            complete: ``model.query_features``; what it makes of the features of a query image is kept in their place.
         """
         parts = [self._one(image, complete) for image in images]
         if len(parts) == 1:
@@ -85,43 +83,44 @@ class FeatureCache:
 
     def _one(self, image: Tensor, complete: Complete | None) -> Features:
         self.requests += 1
-        keeps = bool(self._memory or self._disk)
-        key = digest(image) if keeps else ""
+        if not self._memory and not self._disk:
+            self.passes += 1
+            return self._completed(self._encode(image[None]), complete)
+        key = digest(image)
         if key in self._kept:
             self._kept.move_to_end(key)
-            features = self._kept[key]
+            found = self._kept[key]
         elif key in self._stored:
-            features = torch.load(self._stored[key][0], map_location=image.device, weights_only=True)
-            self._keep(key, features)
+            found = torch.load(self._stored[key][0], map_location=image.device, weights_only=True)
+            self._keep(key, found)
         else:
             self.passes += 1
-            features = self._encode(image[None])
-            if keeps:
-                features = {name: _dense(value) for name, value in features.items()}
-                self._keep(key, features)
-        if complete is not None:
-            if self._further is None or not self._further <= features.keys():
-                features = self._completed(key, features, complete)
-            self.query_requests += bool(self._further)
-        return features
+            found = {name: _dense(value) for name, value in self._encode(image[None]).items()}
+            self._keep(key, found)
+        completed = self._completed(found, complete)
+        if completed is not found:
+            found = {name: _dense(value) for name, value in completed.items()}
+            if key in self._stored:
+                # What lies on disk is no longer all there is to keep.
+                path, size = self._stored.pop(key)
+                path.unlink(missing_ok=True)
+                self._stored_bytes -= size
+            self._keep(key, found)
+        return found
 
-    def _completed(self, key: str, features: Features, complete: Complete) -> Features:
-        """The features with what is computed of a query alone, kept where anything is."""
-        further = {name: value for name, value in complete(features).items() if value is not features.get(name)}
-        self._further = frozenset(name for name, value in further.items() if value is not None)
-        if not further:
+    def _completed(self, features: Features, complete: Complete | None) -> Features:
+        """The features of a query; those given where they are complete, or the system computes nothing of a query."""
+        if complete is None:
             return features
-        self.query_passes += 1
-        features = {name: value for name, value in features.items() if further.get(name, value) is not None}
-        features |= {name: _dense(value) for name, value in further.items() if value is not None}
-        if key in self._stored:
-            # What lies on disk is no longer all there is to keep.
-            path, size = self._stored.pop(key)
-            path.unlink(missing_ok=True)
-            self._stored_bytes -= size
-        if key:
-            self._keep(key, features)
-        return features
+        if self._further and self._further <= features.keys():
+            self.query_requests += 1
+            return features
+        completed = complete(features)
+        if completed is not features:
+            self._further = frozenset(completed.keys() - features.keys())
+            self.query_requests += 1
+            self.query_passes += 1
+        return completed
 
     def _keep(self, key: str, features: Features) -> None:
         size = _bytes(features)

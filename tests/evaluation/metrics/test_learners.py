@@ -34,7 +34,7 @@ class Parted:
 
     def query_features(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
         self.completed += 1
-        return {"double": 2 * features["score"]}
+        return {**features, "double": 2 * features["score"]}
 
     def summarise(self, features: dict[str, Tensor], foreground: Tensor, background: Tensor) -> Any:
         return None
