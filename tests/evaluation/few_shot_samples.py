@@ -22,6 +22,9 @@ class PrototypeModel(nn.Module):
     def encode(self, images: Tensor) -> dict[str, Tensor]:
         return {"features": self.convolution(images)}
 
+    def query_features(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
+        return features
+
     def summarise(self, features: dict[str, Tensor], foreground: Tensor, background: Tensor) -> Tensor:
         maps = features["features"].unflatten(0, foreground.shape[:3])  # [1, N, K, C, H, W]
 

@@ -7,7 +7,7 @@ semantic           a ``SegmentationResult`` with that part, and a ``Truth`` that
 instance           the same
 panoptic           the same
 layers             a ``SegmentationResult`` with ``layers``; the truth is in its matches
-video instances    a ``VideoResult`` whose masks are run lengths, and a ``VideoTruth``
+video instances    the instances of a video whose masks are run lengths, and a ``VideoTruth``
 base classes       a label map [H, W] with 0 background, and one of the truth
 episode            outputs by name, each one tensor a query, the system's own first; and an ``EpisodeTruth``
 learners           the same with outputs "meta" and "base", and a truth with base labels

@@ -127,18 +127,15 @@ class InstancePrecision(RecordedMetric):
 
 
 @dataclass(frozen=True)
-class InstanceScores(Scores):
-    """Scores in [0, 1]; NaN where the truth holds nothing of the kind.
+class AveragePrecisions(Scores):
+    """Scores in [0, 1], each a mean over the classes of which the truth holds an object of the kind; NaN of none.
 
     Attributes:
-        ap, ap50, ap75, ap_small, ap_medium, ap_large: COCO's; means over IoU thresholds 0.5, 0.55, .. 0.95 unless
-            named.
+        ap, ap50, ap75: mean average precision over IoU thresholds 0.5, 0.55, .. 0.95, and at one.
+        ap_small, ap_medium, ap_large: of objects by their area.
         class_ap: by class.
-        boundary_ap: with the smaller of mask IoU and boundary IoU; NaN unless asked for.
-        class_boundary_ap: by class, or empty.
     """
 
-    protocol = "mask AP of pycocotools"
     ap: float
     ap50: float
     ap75: float
@@ -146,20 +143,35 @@ class InstanceScores(Scores):
     ap_medium: float
     ap_large: float
     class_ap: list[float]
+
+    def summary(self) -> dict[str, float]:
+        return {"AP": self.ap, "AP50": self.ap50, "AP75": self.ap75}
+
+    def coverage(self) -> dict[str, Coverage]:
+        return dict.fromkeys(self.summary(), coverage_of(self.class_ap))
+
+    def columns(self) -> dict[str, Sequence[float]]:
+        return {"AP": self.class_ap}
+
+
+@dataclass(frozen=True)
+class InstanceScores(AveragePrecisions):
+    """COCO's scores; see :class:`AveragePrecisions`.
+
+    Attributes:
+        boundary_ap: with the smaller of mask IoU and boundary IoU; NaN unless asked for.
+        class_boundary_ap: by class, or empty.
+    """
+
+    protocol = "mask AP of pycocotools"
     boundary_ap: float
     class_boundary_ap: list[float]
 
     def summary(self) -> dict[str, float]:
-        summary = {"AP": self.ap, "AP50": self.ap50, "AP75": self.ap75}
-        return summary if np.isnan(self.boundary_ap) else {**summary, "boundary AP": self.boundary_ap}
-
-    def coverage(self) -> dict[str, Coverage]:
-        # Every AP is a mean over the classes of which the truth shows an object.
-        return dict.fromkeys(self.summary(), coverage_of(self.class_ap))
+        return super().summary() | ({} if np.isnan(self.boundary_ap) else {"boundary AP": self.boundary_ap})
 
     def columns(self) -> dict[str, Sequence[float]]:
-        columns: dict[str, Sequence[float]] = {"AP": self.class_ap}
-        return {**columns, "boundary AP": self.class_boundary_ap} if self.class_boundary_ap else columns
+        return super().columns() | ({"boundary AP": self.class_boundary_ap} if self.class_boundary_ap else {})
 
 
 def mean_measured(values: np.ndarray) -> float:

@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from fssops.evaluation.metrics.instance import average_precisions, mean_measured
-from fssops.evaluation.metrics.metric import ClassSetting, Coverage, RecordedMetric, Scores, coverage_of
+from fssops.evaluation.metrics.instance import AveragePrecisions, average_precisions, mean_measured
+from fssops.evaluation.metrics.metric import ClassSetting, RecordedMetric
 from fssops.run_lengths import encode
-from fssops.structures import VideoResult
+from fssops.structures import InstanceResult
 from fssops.truth import VideoTruth
 
 AREAS = ((0.0, 1e10), (0.0, 128.0**2), (128.0**2, 256.0**2), (256.0**2, 1e10))
@@ -53,9 +53,16 @@ class VideoPrecision(RecordedMetric):
     def build(cls, setting: ClassSetting) -> VideoPrecision:
         return cls(setting.classes)
 
-    def add(self, number: int, prediction: VideoResult, truth: VideoTruth) -> float:
-        """Count one video; returns the mean over objects of the best score times overlap of a detection."""
-        detections = list(zip(prediction.labels.tolist(), prediction.scores.tolist(), prediction.masks, strict=True))
+    def add(self, number: int, prediction: InstanceResult, truth: VideoTruth) -> float:
+        """Count one video; returns the mean over objects of the best score times overlap of a detection.
+
+        Args:
+            number: of the video.
+            prediction: with one run length a frame, or None, in place of the masks of every object.
+            truth: of the video.
+        """
+        tracks: Any = prediction.masks
+        detections = list(zip(prediction.labels.tolist(), prediction.scores.tolist(), tracks, strict=True))
         objects = true_objects(truth)
         self.record(number, truth.frames, detections, objects, identifier=truth.id)
         best = []
@@ -157,41 +164,24 @@ class VideoPrecision(RecordedMetric):
 
 
 @dataclass(frozen=True)
-class VideoScores(Scores):
-    """Scores in [0, 1]; NaN where the truth holds nothing of the kind.
+class VideoScores(AveragePrecisions):
+    """YouTube-VIS's scores; see :class:`AveragePrecisions`. An object's area is its mean over frames.
 
     Attributes:
-        ap, ap50, ap75: mean average precision over IoU thresholds 0.5, 0.55, .. 0.95, and at one.
-        ap_small, ap_medium, ap_large: of objects by their mean area.
         ar1, ar10, ar100: mean recall with at most so many detections a video.
         ar_small, ar_medium, ar_large: of objects by their mean area.
-        class_ap: by class.
     """
 
     protocol = "video mask AP of YouTube-VIS (IoU over all frames of a video)"
-    ap: float
-    ap50: float
-    ap75: float
-    ap_small: float
-    ap_medium: float
-    ap_large: float
     ar1: float
     ar10: float
     ar100: float
     ar_small: float
     ar_medium: float
     ar_large: float
-    class_ap: list[float]
 
     def summary(self) -> dict[str, float]:
-        return {"AP": self.ap, "AP50": self.ap50, "AP75": self.ap75, "AR1": self.ar1, "AR10": self.ar10}
-
-    def coverage(self) -> dict[str, Coverage]:
-        # All are means over the classes of which the truth shows an object.
-        return dict.fromkeys(self.summary(), coverage_of(self.class_ap))
-
-    def columns(self) -> dict[str, Sequence[float]]:
-        return {"AP": self.class_ap}
+        return {**super().summary(), "AR1": self.ar1, "AR10": self.ar10}
 
 
 def true_objects(truth: VideoTruth) -> list[tuple[int, Masks, bool, list[float | None]]]:
