@@ -1,4 +1,4 @@
-"""The command `fssops`: every verb answers at once, names itself as it was typed, and imports nothing heavy for help."""
+"""The command fssops: every verb answers at once, is named as typed, and imports nothing heavy for its help."""
 
 from __future__ import annotations
 
