@@ -110,7 +110,8 @@ def weights(trainer: Trainer) -> dict[str, Tensor]:
 def main(arguments: Sequence[str]) -> int:
     """Train in a process of its own, for tests that kill it or run several.
 
-    FOLDER [resume] [--norm-free] [--slow] [--die-at=STEP] [--fail-at=STEP] [--stall-at=STEP] [table.key=value ...]
+    FOLDER [resume] [--norm-free] [--validate] [--slow] [--die-at=STEP] [--fail-at=STEP] [--stall-at=STEP]
+    [table.key=value ...]
     The last process dies without a word, fails with a message, or hangs.
     """
     folder, rest = Path(arguments[0]), list(arguments[1:])
@@ -123,7 +124,14 @@ def main(arguments: Sequence[str]) -> int:
     fabric = build_fabric(settings.engine)
     fabric.launch()
     with locked_run(fabric, lambda: folder) as run:
-        return train(build_trainer(settings, run, model=model), rest, at, resume=resume)
+        measure = squared_error if "--validate" in rest else None
+        return train(build_trainer(settings, run, model=model, measure=measure), rest, at, resume=resume)
+
+
+def squared_error(model: Any, step: int) -> dict[str, float]:
+    items = [ToyData().draw(index, torch.Generator().manual_seed(index)) for index in range(8)]
+    assert not model.training
+    return {"val/error": float(model.losses(ToyBatch.stack(items))["squared"])}
 
 
 def train(trainer: Trainer, arguments: Sequence[str], at: Mapping[str, int], *, resume: bool) -> int:

@@ -51,6 +51,25 @@ def test_resumed_processes_end_in_the_same_bits(tmp_path: Path) -> None:
         assert torch.equal(value, weights[1][key]), key
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_validation_between_steps_does_not_change_training(tmp_path: Path, strategy: str) -> None:
+    common = ["--norm-free", "schedule.steps=6", "engine.log_every=1", f"engine.strategy={strategy}"]
+    scored = ["--validate", "engine.validate_every=2", "engine.best_metric=val/error"]
+    for name, further in (("plain", []), ("scored", scored)):
+        done = run_toy(tmp_path / name, *common, *further, processes=2)
+        assert done.returncode == 0, done.stderr[-2000:]
+    weights = [read_checkpoint(tmp_path / n / "checkpoints" / "last.pt")["model"] for n in ("plain", "scored")]
+    for key, value in weights[0].items():
+        assert torch.equal(value, weights[1][key]), key
+    errors = {
+        r["step"]: r["val/error"] for r in read_metrics(tmp_path / "scored" / "metrics.jsonl") if "val/error" in r
+    }
+    assert list(errors) == [2, 4, 6]
+    best = read_checkpoint(tmp_path / "scored" / "checkpoints" / "best.pt")
+    assert best["best"] == min(errors.values())
+
+
 def start_process(rank: int, folder: Path, *arguments: str) -> subprocess.Popen[str]:
     """One of two processes of a job, as torchrun would start it; here nobody ends the others."""
     own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "GROUP_RANK": 0}

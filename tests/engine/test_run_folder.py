@@ -6,16 +6,19 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
-from fssops.engine.run_folder import RunFolder, RunFolderError, latest_run, new_run_path
+from fssops.engine.run_folder import RunFolder, RunFolderError, latest_run, locked_run, new_run_path
 
 _HOLD = """
 import sys, time
 from fssops.engine.run_folder import RunFolder
-run = RunFolder(sys.argv[1]); run.create(); run.lock(); print("locked", flush=True); time.sleep(60)
+with RunFolder(sys.argv[1]).locked():
+    print("locked", flush=True)
+    time.sleep(60)
 """
 
 
@@ -28,45 +31,87 @@ def holder(folder: Path) -> subprocess.Popen[str]:
 
 def test_second_run_is_refused_and_told_by_whom(tmp_path: Path) -> None:
     process = holder(tmp_path)
+    told = f"must be free, got a run in it: process {process.pid} on"
     try:
-        with pytest.raises(RunFolderError, match=f"must be free, got a run in it: process {process.pid} on"):
-            RunFolder(tmp_path).lock()
+        with pytest.raises(RunFolderError, match=told), RunFolder(tmp_path).locked():
+            pass
     finally:
         process.kill()
         process.wait()
 
 
-def test_lock_of_a_killed_run_is_taken_over(tmp_path: Path) -> None:
+def test_lock_of_a_killed_run_is_taken_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     process = holder(tmp_path)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    run = RunFolder(tmp_path)
-    run.lock()
-    assert f"process {process.pid}" in run.took_over
-    run.unlock()
+    with RunFolder(tmp_path).locked():
+        (record,) = caplog.records
+    assert record.getMessage().startswith(f"note: the run of process {process.pid} on ")
 
 
-def test_second_run_of_one_process_is_refused(tmp_path: Path) -> None:
-    first = RunFolder(tmp_path)
-    first.lock()
-    with pytest.raises(RunFolderError, match="a run of this process"):
-        RunFolder(tmp_path).lock()
-    first.unlock()
-    again = RunFolder(tmp_path)
-    again.lock()
-    assert again.took_over == ""
-    again.unlock()
+def test_second_run_of_one_process_is_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    refused = pytest.raises(RunFolderError, match="a run of this process")
+    with RunFolder(tmp_path).locked(), refused, RunFolder(tmp_path).locked():
+        pass
+    with RunFolder(tmp_path).locked():
+        assert not caplog.records
 
 
 def test_clock_does_not_matter_for_the_lock(tmp_path: Path) -> None:
     process = holder(tmp_path)
     try:
         os.utime(tmp_path / "run.lock", (0, 0))
-        with pytest.raises(RunFolderError, match="must be free"):
-            RunFolder(tmp_path).lock()
+        with pytest.raises(RunFolderError, match="must be free"), RunFolder(tmp_path).locked():
+            pass
     finally:
         process.kill()
         process.wait()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_folder_in_which_nothing_happened_is_removed(tmp_path: Path, fails: bool) -> None:
+    path = tmp_path / "new" / "run"
+    with pytest.raises(ZeroDivisionError) if fails else nullcontext(), RunFolder(path).locked() as run:
+        run.save_settings({"name": "r"})
+        run.metrics.write_text("")
+        1 / (not fails)
+    assert list(tmp_path.iterdir()) == []
+    with RunFolder(path).locked() as run:
+        run.metrics.write_text("{}\n")
+    assert run.metrics.exists()
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with RunFolder(empty).locked():
+        pass
+    assert empty.exists(), "a folder that was there before stays"
+
+
+def test_the_first_process_chooses_the_folder_and_holds_it(tmp_path: Path) -> None:
+    class Fabric:
+        """Two processes in one: what the first one broadcasts is what the other gets."""
+
+        world_size, sent = 2, None
+
+        def __init__(self, rank: int) -> None:
+            self.is_global_zero = rank == 0
+
+        def broadcast(self, value: object) -> object:
+            if self.is_global_zero:
+                Fabric.sent = value
+            return Fabric.sent
+
+    def never() -> Path:
+        raise AssertionError("the first process alone chooses")
+
+    with locked_run(Fabric(0), lambda: tmp_path / "run") as first, locked_run(Fabric(1), never) as second:
+        assert first.path == second.path == tmp_path / "run"
+        with pytest.raises(RunFolderError, match="must be free"), RunFolder(tmp_path / "run").locked():
+            pass
+    with RunFolder(tmp_path / "run").locked():
+        with pytest.raises(RunFolderError, match="must be free"), locked_run(Fabric(0), lambda: tmp_path / "run"):
+            pass
+        with pytest.raises(RuntimeError, match="must be free"), locked_run(Fabric(1), never):
+            pass
 
 
 def test_unwritable_places_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,9 +126,8 @@ def test_leftovers_of_a_killed_writer_are_removed(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     run.create()
     (run.checkpoints / ".last.pt.123.tmp").write_bytes(b"half")
-    run.lock()
-    assert list(run.checkpoints.iterdir()) == []
-    run.unlock()
+    with run.locked():
+        assert list(run.checkpoints.iterdir()) == []
 
 
 def test_new_paths_differ_even_within_a_second(tmp_path: Path) -> None:

@@ -105,14 +105,9 @@ def test_the_segmenter_is_trained_first_and_frozen_in_the_system(recipe: Path, r
 
 
 def test_a_segmenter_that_another_run_trains_is_not_trained_twice(recipe: Path, verb: Verb, tmp_path: Path) -> None:
-    other = RunFolder(tmp_path / "shared")
-    other.create()
-    other.lock()
-    try:
+    with RunFolder(tmp_path / "shared").locked():
         shared = f"segmenter.folder={tmp_path}/shared"
         code, _, err = verb("train", recipe, "--out", tmp_path / "run", "--set", shared)
-    finally:
-        other.unlock()
     assert code == 2
     assert f"{tmp_path}/shared must be free, got a run" in err
     assert not (tmp_path / "run").exists()

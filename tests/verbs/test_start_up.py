@@ -1,4 +1,4 @@
-"""The command `fssops`: every verb answers at once, calls itself as it was typed, and imports little for help."""
+"""The command fssops: every verb answers at once, is named as typed, and imports nothing heavy for its help."""
 
 from __future__ import annotations
 

@@ -160,11 +160,8 @@ def test_folder_of_another_run_is_refused(tiny_run: Path, verb: Any) -> None:
 
 
 def test_folder_in_use_is_refused(tmp_path: Path, verb: Any) -> None:
-    holder = RunFolder(tmp_path / "run")
-    holder.create()
-    holder.lock()
-    code, _, err = verb("train", "--out", tmp_path / "run", *settings_arguments())
-    holder.unlock()
+    with RunFolder(tmp_path / "run").locked():
+        code, _, err = verb("train", "--out", tmp_path / "run", *settings_arguments())
     assert code == 2
     assert "must be free" in err
 
