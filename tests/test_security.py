@@ -209,3 +209,28 @@ def test_the_default_run_asks_nothing_of_the_network(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert list((tmp_path / "run" / "tensorboard").iterdir())
+
+
+@pytest.mark.parametrize("place", ["run", "shard"])
+def test_code_in_a_folder_of_weights_is_not_executed(tmp_path: Path, place: str) -> None:
+    trace = tmp_path / "ran"
+    if place == "run":  # with a right checksum
+        write_checkpoint(tmp_path / "checkpoints" / "last.pt", {"model": {"w": torch.zeros(1)}, "step": Touch(trace)})
+    else:
+        torch.save({"w": torch.zeros(1), "x": Touch(trace)}, tmp_path / "pytorch_model-00001-of-00001.bin")
+        index = {"weight_map": {"w": "pytorch_model-00001-of-00001.bin"}}
+        (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match=r"tensors and plain values only|is refused: it asks for .*system"):
+        read_weights(tmp_path)
+    assert not trace.exists()
+
+
+def test_a_compressed_shard_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
+    torch.save({"w": torch.zeros(1_000_000)}, tmp_path / "plain.pth")
+    shard = tmp_path / "pytorch_model-00001-of-00001.bin"
+    with zipfile.ZipFile(tmp_path / "plain.pth") as source, zipfile.ZipFile(shard, "w", zipfile.ZIP_DEFLATED) as target:
+        for entry in source.infolist():
+            target.writestr(entry.filename, source.read(entry))
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": {"w": shard.name}}))
+    with pytest.raises(CheckpointError, match="must hold its tensors uncompressed"):
+        read_weights(tmp_path)

@@ -181,6 +181,11 @@ def test_layouts_of_systems_come_before_those_of_backbones_and_no_two_are_the_sa
     of_system = [layout.model in MODELS for layout in LAYOUTS]
     assert of_system == sorted(of_system, reverse=True)
     assert len({(layout.name, layout.model) for layout in LAYOUTS}) == len(LAYOUTS)
+    for layout in LAYOUTS:
+        authors = re.match(r"authors.*?\(([^,)]+)", layout.name)
+        for model in {layout.model, *layout.also} & set(MODELS):
+            origin = authors[1] if authors else layout.name.split(" (")[0]
+            assert origin in " ".join(MODELS[model].weights), f"the table of models does not name {layout.name}"
 
 
 @pytest.mark.parametrize("file", sorted(p.stem for p in (PACKAGE / "recipes").glob("*.toml")))

@@ -64,7 +64,6 @@ class Checkpoint:
     Attributes:
         state: name to tensor (CPU), without what wrappers put around the tensors and before all names.
         source: the path of the file or folder that was read, or "state dict", for messages.
-        format: "torch", "pickle", "safetensors" or "memory".
         config: the ``config.json`` of a transformers folder.
         settings: of the run that wrote it, as tables of a recipe; empty where it is of no run.
         step: of that run.
@@ -76,7 +75,6 @@ class Checkpoint:
 
     state: dict[str, Tensor]
     source: str
-    format: str
     config: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     step: int = 0
@@ -113,7 +111,7 @@ def read_weights(source: str | os.PathLike[str] | Mapping[str, Any]) -> Checkpoi
             and plain containers.
     """
     if isinstance(source, Mapping):
-        return _unwrapped(source, "state dict", "memory")
+        return _unwrapped(source, "state dict")
     path = Path(source)
     if path.is_dir():
         return _read_folder(path)
@@ -121,22 +119,20 @@ def read_weights(source: str | os.PathLike[str] | Mapping[str, Any]) -> Checkpoi
         raise FileNotFoundError(f"weights: path must exist, got {path}")
     if path.stat().st_size == 0:
         raise CheckpointError(f"weights: {path} is empty (0 bytes){MEND}")
-    content, kind, metadata = _read_file(path)
-    checkpoint = _unwrapped(content, str(path), kind)
+    content, metadata = _read_file(path)
+    checkpoint = _unwrapped(content, str(path))
     if "fssops_model" in metadata:
         checkpoint.model = metadata["fssops_model"]
         checkpoint.options = _json_object(metadata.get("fssops_config", "{}"))
     return checkpoint
 
 
-def _read_file(path: Path) -> tuple[Any, str, dict[str, str]]:
-    """What a file holds, its format, and a safetensors file's metadata."""
+def _read_file(path: Path) -> tuple[Any, dict[str, str]]:
+    """What a file holds, and a safetensors file's metadata."""
     if path.suffix == ".safetensors":
-        state, metadata = _read_safetensors(path)
-        return state, "safetensors", metadata
-    is_archive = zipfile.is_zipfile(path)
-    if path.suffix == ".pkl" and not is_archive:
-        return _read_pickle(path), "pickle", {}
+        return _read_safetensors(path)
+    if path.suffix == ".pkl" and not zipfile.is_zipfile(path):
+        return _read_pickle(path), {}
     if path.suffix not in (*TORCH_SUFFIXES, ".pkl"):
         suffixes = ", ".join((*TORCH_SUFFIXES, ".pkl", ".safetensors"))
         raise CheckpointError(
@@ -145,12 +141,12 @@ def _read_file(path: Path) -> tuple[Any, str, dict[str, str]]:
     try:
         check_stored(path)
         if carries_checksum(path):
-            return read_checkpoint(path), "torch", {}
+            return read_checkpoint(path), {}
     except ArchiveBombError as error:
         raise CheckpointError(f"weights: {error}") from None
     except DamagedRunError as error:
         raise CheckpointError(str(error)) from None
-    return _read_torch(path), "torch", {}
+    return _read_torch(path), {}
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -226,7 +222,7 @@ def _read_folder(path: Path) -> Checkpoint:
                 newest, state, passed_over = newest_good_checkpoint(folder)
             except DamagedRunError as error:
                 raise CheckpointError(str(error)) from None
-            checkpoint = _unwrapped(state, str(newest), "torch")
+            checkpoint = _unwrapped(state, str(newest))
             checkpoint.passed_over = passed_over
             return checkpoint
     config = _read_json(path / "config.json") if (path / "config.json").exists() else {}
@@ -248,23 +244,22 @@ def _read_shards(index: Path) -> Checkpoint:
     if not isinstance(places, dict) or not all(isinstance(shard, str) for shard in places.values()):
         raise CheckpointError(f"weights: {index} must map names to shards under 'weight_map', got {places!r:.60}")
     state: dict[str, Tensor] = {}
-    kind = "safetensors"
     for shard in sorted(set(places.values())):
         if Path(shard).name != shard:
             raise CheckpointError(f"weights: {index} must name shards in its own folder, got {shard!r}")
         if not (index.parent / shard).exists():
             raise CheckpointError(f"weights: shard {index.parent / shard} named by {index.name} is missing{MEND}")
-        content, kind, _ = _read_file(index.parent / shard)
+        content, _ = _read_file(index.parent / shard)
         if not isinstance(content, Mapping):
             raise CheckpointError(f"weights: shard {index.parent / shard} must hold tensors by name")
         state.update(content)
     absent = sorted(set(places) - set(state))
     if absent:
         raise CheckpointError(f"weights: {index.parent} lacks tensors that {index.name} lists, e.g. {absent[0]}{MEND}")
-    return _unwrapped(state, str(index.parent), kind)
+    return _unwrapped(state, str(index.parent))
 
 
-def _unwrapped(content: Any, source: str, kind: str) -> Checkpoint:
+def _unwrapped(content: Any, source: str) -> Checkpoint:
     """The state dict in what a trainer saved, and what a run of ours says beside it."""
     skipped: list[str] = []
     settings: dict[str, Any] = {}
@@ -285,7 +280,6 @@ def _unwrapped(content: Any, source: str, kind: str) -> Checkpoint:
     return Checkpoint(
         state,
         source,
-        kind,
         settings=settings,
         step=step if isinstance(step, int) else 0,
         model=str(options.pop("name", "")),

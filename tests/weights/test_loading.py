@@ -221,6 +221,20 @@ def test_missing_and_unexpected_tensors_are_errors_unless_asked_otherwise() -> N
     assert torch.equal(model.get_parameter("backbone.stage5.2.bias"), before["backbone.stage5.2.bias"])
 
 
+@pytest.mark.parametrize("layout", ["fssops", "authors"])
+def test_one_tensor_too_many_or_too_few_is_an_error(layout: str) -> None:
+    for change, told in (({"head.weight": torch.zeros(2)}, "1 unexpected, e.g. head.weight"), ({}, "1 missing, e.g. ")):
+        model = panet()
+        state = panet().state_dict() if layout == "fssops" else authors_state(panet())
+        state.update(change)
+        if not change:
+            state.popitem()
+        before = {key: value.clone() for key, value in model.state_dict().items()}
+        with pytest.raises(CheckpointError, match=rf"does not fit panet: {told}"):
+            load_weights(model, state)
+        assert_same(model, before)
+
+
 def test_a_tensor_of_another_shape_is_an_error_that_names_both_shapes() -> None:
     state = authors_state(panet())
     state["encoder.backbone.features.0.0.weight"] = torch.zeros(4, 1, 3, 3)
