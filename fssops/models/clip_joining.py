@@ -29,7 +29,7 @@ from torch.nn import functional as F
 
 from fssops import ops
 from fssops.models.universal.postprocessing import best_pairs
-from fssops.structures import VideoResult
+from fssops.structures import InstanceResult
 
 CANDIDATES = 3
 """Masks that are kept of a clip, as a multiple of the objects that are returned in the end."""
@@ -126,7 +126,7 @@ class ClipJoiner:
         for track, mask in zip(tracks, masks, strict=True):
             clip.masks[track].append(mask)
 
-    def result(self) -> VideoResult:
+    def result(self) -> InstanceResult:
         """The best pairs of object and class of the whole video."""
         objects = torch.stack([clip.objects for clip in self._clips])  # [clips, Q]
         kept = torch.zeros_like(objects, dtype=torch.bool)
@@ -148,7 +148,7 @@ class ClipJoiner:
             for number, clip in enumerate(self._clips):
                 own += clip.masks[track] if seen[number, track] else [None] * clip.frames
             masks.append(own)
-        return VideoResult(scores, labels, masks)
+        return InstanceResult(scores, labels, masks)
 
 
 def soft_overlap(first: Tensor, second: Tensor, features: Tensor) -> Tensor:

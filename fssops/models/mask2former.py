@@ -19,7 +19,7 @@ from fssops.models.pixel_decoders.features import PixelFeatures
 from fssops.models.pixel_decoders.ms_deform import MSDeformPixelDecoder, resized_padding
 from fssops.models.transformer_decoders.masked import MaskedTransformerDecoder, Memory
 from fssops.models.universal import UniversalConfig, UniversalModel
-from fssops.structures import ClipBatch, ImageBatch, MaskPredictions, MaskTargets
+from fssops.structures import ImageBatch, MaskPredictions, MaskTargets
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ class Mask2Former(UniversalModel):
         return losses
 
     def drawn_points(
-        self, batch: ImageBatch | ClipBatch, targets: Sequence[MaskTargets], device: torch.device
+        self, batch: ImageBatch, targets: Sequence[MaskTargets], device: torch.device
     ) -> PointSource | None:
         """Points by the seeds of the batch's items; None where it has none, which draws from the default generator."""
         return ItemPoints.of_targets(device, batch.seeds, targets, self.config.num_queries) if batch.seeds else None

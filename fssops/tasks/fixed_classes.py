@@ -20,7 +20,9 @@ Batch = TypeVar("Batch")
 
 
 def unpacked_batch(kind: Callable[..., Batch], /, **values: Any) -> Batch:
-    """Rebuild an ``ImageBatch`` or a ``ClipBatch`` from the plain values of a replay file."""
+    """Rebuild an ``ImageBatch`` from the plain values of a replay file."""
+    if "clips" in values:  # as batches of videos were written before they were batches of images
+        values["images"] = values.pop("clips")
     if values["targets"] is not None:
         values["targets"] = [MaskTargets(**target) for target in values["targets"]]
     if values["output_sizes"] is not None:

@@ -23,7 +23,7 @@ from fssops.engine.trainer import Validate
 from fssops.evaluation.video import Masks, VideoRecords, video_iou
 from fssops.evaluation.video_results import VideoEvaluation, rows_of_records, write_submission
 from fssops.run_lengths import encode
-from fssops.structures import ClipBatch, VideoResult
+from fssops.structures import ImageBatch, InstanceResult
 from fssops.tasks.fixed_classes import FixedClassTask, Say, run_result, unpacked_batch
 from fssops.tasks.resumable_evaluation import all_states, to_plain
 from fssops.tasks.video_settings import VideoSettings
@@ -46,7 +46,7 @@ class VideoTask(FixedClassTask):
 
     settings_class = VideoSettings
     collate = staticmethod(video.ClipItem.stack)
-    batch_class = staticmethod(partial(unpacked_batch, ClipBatch))
+    batch_class = staticmethod(partial(unpacked_batch, ImageBatch))
 
     def __init__(self, settings: VideoSettings) -> None:
         super().__init__(settings)
@@ -154,11 +154,11 @@ class VideoTask(FixedClassTask):
         )
         return evaluated, records
 
-    def segment(self, model: Any, fabric: Fabric, name: str) -> VideoResult:
+    def segment(self, model: Any, fabric: Fabric, name: str) -> InstanceResult:
         """Segment one video; masks are run lengths."""
         source = self.source(evaluation=True)
         with fabric.autocast():
-            result: VideoResult = model.track(
+            result: InstanceResult = model.track(
                 self.frames_ahead(name), source.size(name), keep=encoded, window=self.window
             )
         return result
@@ -269,7 +269,9 @@ def true_tracks(source: video.VideoSource, name: str) -> list[tuple[int, Masks, 
     return found
 
 
-def count_video(records: VideoRecords, source: video.VideoSource, name: str, number: int, result: VideoResult) -> float:
+def count_video(
+    records: VideoRecords, source: video.VideoSource, name: str, number: int, result: InstanceResult
+) -> float:
     """Add one video to the records; returns how well it went: mean over objects of the best score times overlap."""
     detections = list(zip(result.labels.tolist(), result.scores.tolist(), result.masks, strict=True))
     truth = true_tracks(source, name) if source.has_truth else []

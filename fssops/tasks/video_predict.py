@@ -25,7 +25,7 @@ from fssops.engine.checkpoints import write_text_atomically
 from fssops.evaluation.video_pictures import SHOWN_SCORE, draw_frame, drawn_objects
 from fssops.evaluation.video_results import Row, submission_rows, write_submission
 from fssops.run_lengths import decode
-from fssops.structures import VideoResult
+from fssops.structures import InstanceResult
 from fssops.tasks.video import VideoTask, encoded
 from fssops.tasks.video_files import DEFAULT_RATE, VideoInput, write_video
 
@@ -91,7 +91,7 @@ class VideoPredictor:
         return 1 if failures else 0
 
     @torch.inference_mode()
-    def segment(self, video: VideoInput, number: int) -> VideoResult:
+    def segment(self, video: VideoInput, number: int) -> InstanceResult:
         """Segment one video and write its files.
 
         Raises:
@@ -99,7 +99,7 @@ class VideoPredictor:
         """
         read: list[int] = []
         size: list[tuple[int, int]] = []
-        result: VideoResult = self.model.track(  # type: ignore[operator]
+        result: InstanceResult = self.model.track(  # type: ignore[operator]
             self._seen(video, read, size), self._size_of(video), keep=encoded, window=self.task.window
         )
         total = max([*read, *video.unreadable]) + 1

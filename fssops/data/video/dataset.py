@@ -14,7 +14,7 @@ from fssops.data.universal.dataset import evaluation_item, to_tensor
 from fssops.data.universal.geometry import Augmentation, Outline, Scene
 from fssops.data.video.sampling import sampled_frames
 from fssops.data.video.source import VideoSource
-from fssops.structures import ClipBatch, MaskTargets
+from fssops.structures import ImageBatch, MaskTargets
 from fssops.truth import TrackTruth, draw
 
 
@@ -33,9 +33,9 @@ class ClipItem:
     name: str
 
     @staticmethod
-    def stack(items: Sequence[ClipItem]) -> ClipBatch:
+    def stack(items: Sequence[ClipItem]) -> ImageBatch:
         """Collect items; clips keep their sizes."""
-        return ClipBatch(
+        return ImageBatch(
             [item.clip for item in items], [item.target for item in items], names=[item.name for item in items]
         )
 

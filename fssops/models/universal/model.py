@@ -59,7 +59,11 @@ class UniversalModel(nn.Module, ABC):
 
     def forward(self, batch: ImageBatch) -> MaskPredictions:
         """Predictions of a batch: of all heads in training mode, of the final head in evaluation mode."""
-        return self.predict(*self.input_of(batch.images), auxiliary=self.training)
+        return self.predict_batch(batch, auxiliary=self.training)
+
+    def predict_batch(self, batch: ImageBatch, *, auxiliary: bool) -> MaskPredictions:
+        """Predictions of a batch; see :meth:`predict`."""
+        return self.predict(*self.input_of(batch.images), auxiliary=auxiliary)
 
     def training_predictions(self, batch: ImageBatch) -> tuple[MaskPredictions, list[MaskTargets]]:
         """Predictions of all heads, and the batch's targets.
@@ -67,8 +71,12 @@ class UniversalModel(nn.Module, ABC):
         Raises:
             ValueError: see :meth:`checked_targets`.
         """
-        targets = self.checked_targets(batch.images, batch.targets)
-        return self.predict(*self.input_of(batch.images), auxiliary=True), targets
+        targets = [self.trained_target(target) for target in self.checked_targets(batch.images, batch.targets)]
+        return self.predict_batch(batch, auxiliary=True), targets
+
+    def trained_target(self, target: MaskTargets) -> MaskTargets:
+        """What a system trains on instead of a target."""
+        return target
 
     def checked_targets(self, items: Sequence[Tensor], targets: list[MaskTargets] | None) -> list[MaskTargets]:
         """The targets of images, or of clips.
@@ -113,7 +121,8 @@ class UniversalModel(nn.Module, ABC):
         Raises:
             ValueError: a label is of no class.
         """
-        return self.criterion.counts(batch.targets or [], self.config.num_queries)
+        targets = [self.trained_target(target) for target in batch.targets or []]
+        return self.criterion.counts(targets, self.config.num_queries)
 
     @torch.no_grad()
     def segment(
