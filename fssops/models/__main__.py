@@ -18,14 +18,14 @@ def recipes_of(model: str) -> list[str]:
     folder = resources.files("fssops") / "recipes"
     if not folder.is_dir():
         return []
-    found = []
+    recipes = []
     for entry in folder.iterdir():
         recipe = entry.name.removesuffix(".toml")
         # mask2former_vis_ytvis2019 belongs to mask2former_vis, not to mask2former.
         owners = [name for name in MODELS if recipe == name or recipe.startswith(f"{name}_")]
         if entry.name.endswith(".toml") and owners and max(owners, key=len) == model:
-            found.append(recipe)
-    return sorted(found)
+            recipes.append(recipe)
+    return sorted(recipes)
 
 
 def table(options: bool) -> list[dict[str, Any]]:

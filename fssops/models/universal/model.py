@@ -183,37 +183,38 @@ class UniversalModel(nn.Module, ABC):
             result.semantic = SemanticResult(postprocessing.crop_and_resize(scores, true_size, output_size))
             return result
 
-        kept, kept_scores, kept_labels = postprocessing.confident_queries(class_logits, config.object_threshold)
-        naming, naming_scores, naming_labels = postprocessing.confident_queries(class_logits, 0.0)
-        chosen, chosen_scores, chosen_labels = postprocessing.best_instances(
+        segments = postprocessing.confident_queries(class_logits, config.object_threshold)
+        naming = postprocessing.confident_queries(class_logits, 0.0)
+        instances = postprocessing.best_instances(
             class_logits, config.detections, config.thing_classes if "panoptic" in tasks else None
         )
         needed = torch.zeros(len(class_logits), dtype=torch.bool, device=class_logits.device)
         if "semantic" in tasks:
             needed[:] = True
-        if "panoptic" in tasks:
-            needed[kept] = True
-        if "instance" in tasks:
-            needed[chosen] = True
-        if "general" in tasks:
-            needed[naming] = True
+        for task, scored in (("panoptic", segments), ("instance", instances), ("general", naming)):
+            if task in tasks:
+                needed[scored.queries] = True
         rows = needed.cumsum(0) - 1  # query -> row of the logits formed
         logits = self.output_mask_logits(predictions, image, needed.nonzero()[:, 0], true_size, output_size)
         if "semantic" in tasks:
             result.semantic = SemanticResult(postprocessing.semantic_scores(class_logits, logits))
         if "panoptic" in tasks:
             result.panoptic = postprocessing.panoptic_map(
-                kept_scores,
-                kept_labels,
-                logits[rows[kept]],
+                segments.scores,
+                segments.labels,
+                logits[rows[segments.queries]],
                 things=config.thing_classes,
                 overlap_threshold=config.overlap_threshold,
                 cut_at_half=self.cut_panoptic_at_half,
             )
         if "instance" in tasks:
-            result.instance = postprocessing.instances(chosen_scores, chosen_labels, logits, rows[chosen])
+            result.instance = postprocessing.instances(
+                instances.scores, instances.labels, logits, rows[instances.queries]
+            )
         if "general" in tasks:
-            result.general = postprocessing.general_label_map(naming_scores, naming_labels, logits[rows[naming]])
+            result.general = postprocessing.general_label_map(
+                naming.scores, naming.labels, logits[rows[naming.queries]]
+            )
         return result
 
     def output_mask_logits(
