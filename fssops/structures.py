@@ -217,28 +217,20 @@ class MaskTargets:
     annotated: Tensor | None = None
 
 
-def _result_sizes(sizes: list[tuple[int, int]], wanted: list[tuple[int, int]] | None) -> list[tuple[int, int]]:
-    """What results of items of these sizes are resized to.
-
-    Raises:
-        ValueError: sizes are given, but not one an item.
-    """
-    if wanted is not None and len(wanted) != len(sizes):
-        raise ValueError(f"batch.output_sizes must be one an item ({len(sizes)}), got {len(wanted)}")
-    return sizes if wanted is None else wanted
-
-
 @dataclass
 class ImageBatch:
-    """B images of any sizes, as they leave the data pipeline; a model normalises and pads them itself.
+    """B images, or B clips of T frames each, of any sizes, as they leave the data pipeline.
+
+    A model normalises and pads them itself.
 
     Attributes:
-        images: B tensors [3, H_b, W_b], RGB, values 0..255, uint8 or float32.
+        images: B tensors [3, H_b, W_b], of clips [T, 3, H_b, W_b] with the same T for all; RGB, values 0..255, uint8 or
+            float32.
         targets: B targets, or None where nothing is trained.
-        output_sizes: B pairs (height, width) that results are resized to; None keeps each image's own size.
-        names: B image names; for reports.
-        seeds: B seeds of what training draws for an image (points of the losses), so that they do not depend on which
-            images share its batch; empty draws from the device's default generator.
+        output_sizes: B pairs (height, width) that results are resized to; None keeps each item's own size.
+        names: B names; for reports.
+        seeds: B seeds of what training draws for an item (points of the losses), so that they do not depend on which
+            items share its batch; empty draws from the device's default generator.
         share: set where the batch is a part of a step.
     """
 
@@ -251,59 +243,21 @@ class ImageBatch:
 
     @property
     def sizes(self) -> list[tuple[int, int]]:
-        """(height, width) of every image before padding."""
+        """(height, width) of every item before padding."""
         return [(int(image.shape[-2]), int(image.shape[-1])) for image in self.images]
 
     @property
     def result_sizes(self) -> list[tuple[int, int]]:
-        """(height, width) of every image's results."""
-        return _result_sizes(self.sizes, self.output_sizes)
+        """(height, width) of every item's results.
 
-
-@dataclass
-class ClipBatch:
-    """B clips of T frames each, of any sizes, as they leave the data pipeline.
-
-    Attributes:
-        clips: B tensors [T, 3, H_b, W_b], RGB, values 0..255, uint8 or float32; T is the same for all.
-        targets: B targets with masks [G, T, H_b, W_b], or None where nothing is trained.
-        output_sizes: B pairs (height, width) that results are resized to; None keeps each clip's own size.
-        names: B names; for reports.
-        seeds, share: as of :class:`ImageBatch`.
-    """
-
-    clips: list[Tensor]
-    targets: list[MaskTargets] | None = None
-    output_sizes: list[tuple[int, int]] | None = None
-    names: list[str] = field(default_factory=list)
-    seeds: list[int] = field(default_factory=list)
-    share: StepShare | None = None
-
-    @property
-    def sizes(self) -> list[tuple[int, int]]:
-        """(height, width) of every clip before padding."""
-        return [(int(clip.shape[-2]), int(clip.shape[-1])) for clip in self.clips]
-
-    @property
-    def result_sizes(self) -> list[tuple[int, int]]:
-        """(height, width) of every clip's masks."""
-        return _result_sizes(self.sizes, self.output_sizes)
-
-
-@dataclass
-class VideoResult:
-    """The objects of a video, best first; each keeps its place in all frames.
-
-    Attributes:
-        scores: [K] float32 in [0, 1].
-        labels: [K] int64.
-        masks: K lists of T entries: a bool [H, W], or what the caller had made of it; None where the object is not in
-            sight.
-    """
-
-    scores: Tensor
-    labels: Tensor
-    masks: list[list[Any]]
+        Raises:
+            ValueError: sizes are given, but not one an item.
+        """
+        if self.output_sizes is not None and len(self.output_sizes) != len(self.images):
+            raise ValueError(
+                f"batch.output_sizes must be one an item ({len(self.images)}), got {len(self.output_sizes)}"
+            )
+        return self.sizes if self.output_sizes is None else self.output_sizes
 
 
 @dataclass
@@ -355,17 +309,18 @@ class SemanticResult:
 
 @dataclass
 class InstanceResult:
-    """Instances of one image, best first.
+    """Instances of one image or video, best first; each keeps its place in all frames.
 
     Attributes:
         scores: [K] float32 in [0, 1].
         labels: [K] int64.
-        masks: [K, H, W] bool.
+        masks: [K, H, W] bool. Of a video K lists of T entries: a bool [H, W], or what the caller had made of it; None
+            where the object is not in sight.
     """
 
     scores: Tensor
     labels: Tensor
-    masks: Tensor
+    masks: Any
 
 
 @dataclass
@@ -415,7 +370,7 @@ class LayerOutputs:
 
 @dataclass
 class SegmentationResult:
-    """The results asked for of one image; those not asked for are None.
+    """The results asked for of one image or video; those not asked for are None.
 
     Attributes:
         layers: what the measures of the decoder's layers are formed from.

@@ -86,9 +86,9 @@ class DenseSetCriterion(SetCriterion):
             count = logits.shape[1]
             if count == 0:
                 continue
-            chosen = torch.cat([of_head[image].targets for of_head in matches])
-            own = logits[:, :, 0].flatten(0, 1).float()
-            own_focal, own_dice = dense_mask_loss(own, target.masks[chosen], predictions.padded_size)
-            focal = focal + own_focal.view(heads, count).sum(1)
-            dice = dice + own_dice.view(heads, count).sum(1)
+            matched = torch.cat([of_head[image].targets for of_head in matches])
+            image_logits = logits[:, :, 0].flatten(0, 1).float()
+            image_focal, image_dice = dense_mask_loss(image_logits, target.masks[matched], predictions.padded_size)
+            focal = focal + image_focal.view(heads, count).sum(1)
+            dice = dice + image_dice.view(heads, count).sum(1)
         return focal, dice

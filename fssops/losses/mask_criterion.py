@@ -137,8 +137,8 @@ class SetCriterion(nn.Module):
         weights, classes = self.class_weights.to("cpu"), 0.0
         for target in targets if self.num_classes is not None else ():
             count = len(target.labels)
-            own = float(weights[target.labels.to("cpu")].sum())
-            matched = own if count <= queries else own * queries / count
+            weight = float(weights[target.labels.to("cpu")].sum())
+            matched = weight if count <= queries else weight * queries / count
             classes += matched + max(queries - count, 0) * float(weights[-1])
         return {"masks": float(sum(len(target.labels) for target in targets)), "classes": classes}
 
@@ -205,8 +205,8 @@ def matched_mask_logits(predictions: MaskPredictions, matches: Matches) -> list[
     frames, channels, height, width = features.shape[1:]
     logits = []
     for image in range(features.shape[0]):
-        chosen = torch.stack([of_head[image].queries for of_head in matches])  # [heads, n]
-        embeddings = predictions.mask_embeddings[:, image].gather(1, chosen[..., None].expand(-1, -1, channels))
+        queries = torch.stack([of_head[image].queries for of_head in matches])  # [heads, n]
+        embeddings = predictions.mask_embeddings[:, image].gather(1, queries[..., None].expand(-1, -1, channels))
         flat = features[image].transpose(0, 1).reshape(channels, -1)
         product = embeddings.flatten(0, 1).to(flat.dtype) @ flat
         logits.append(product.view(heads, -1, frames, height, width))

@@ -150,26 +150,26 @@ class PointSetCriterion(SetCriterion):
         zeros that still reach every parameter behind the masks, so that distributed training does not wait for them.
         """
         logits = matched_mask_logits(predictions, matches)  # of each image [heads, n, T, h, w]
-        chosen = self.choose_points(logits, points)
+        places = self.choose_points(logits, points)
         nothing = (predictions.mask_embeddings.sum() + predictions.mask_features.sum()) * 0.0
         heads = len(matches)
         cross_entropy, dice = nothing.expand(heads), nothing.expand(heads)
-        for image, (own, target) in enumerate(zip(logits, targets, strict=True)):
-            if own.shape[1] == 0:
+        for image, (image_logits, target) in enumerate(zip(logits, targets, strict=True)):
+            if image_logits.shape[1] == 0:
                 continue
-            frames = torch.arange(own.shape[2], device=own.device)
+            frames = torch.arange(image_logits.shape[2], device=image_logits.device)
             matched = torch.stack([of_head[image].targets for of_head in matches])
-            rows = (matched[..., None] * own.shape[2] + frames).flatten()
-            own_cross_entropy, own_dice = ops.point_mask_loss(
-                own.flatten(0, 2).float(),
+            rows = (matched[..., None] * image_logits.shape[2] + frames).flatten()
+            image_cross_entropy, image_dice = ops.point_mask_loss(
+                image_logits.flatten(0, 2).float(),
                 as_clip(target.masks).flatten(0, 1),
-                chosen[image].flatten(0, 1),
+                places[image].flatten(0, 1),
                 target_index=rows,
                 padded_size=predictions.padded_size,
                 reduction="none",
             )
-            cross_entropy = cross_entropy + own_cross_entropy.view(heads, -1).sum(1)
-            dice = dice + own_dice.view(heads, -1).sum(1)
+            cross_entropy = cross_entropy + image_cross_entropy.view(heads, -1).sum(1)
+            dice = dice + image_dice.view(heads, -1).sum(1)
         return cross_entropy, dice
 
     @torch.no_grad()
@@ -184,17 +184,19 @@ class PointSetCriterion(SetCriterion):
             [heads, n * T, P, 2] of each image.
         """
         heads, uniform = logits[0].shape[0], self.num_points - int(self.importance_ratio * self.num_points)
-        counts = [own.shape[1] * own.shape[2] for own in logits]
-        chosen: list[list[Tensor]] = [[] for _ in logits]
+        counts = [image_logits.shape[1] * image_logits.shape[2] for image_logits in logits]
+        places: list[list[Tensor]] = [[] for _ in logits]
         for index in range(heads):
             head, total = head_of(index, heads), sum(counts)
             candidates = points.oversampled(head, total, int(self.num_points * self.oversample_ratio)).split(counts)
             # Nothing is drawn where every point is chosen by uncertainty, as published.
             fresh = points.remainder(head, total, uniform) if uniform else candidates[0].new_empty((total, 0, 2))
-            for image, (own, near, rest) in enumerate(zip(logits, candidates, fresh.split(counts), strict=True)):
+            for image, (image_logits, near, rest) in enumerate(
+                zip(logits, candidates, fresh.split(counts), strict=True)
+            ):
                 if counts[image] == 0:
-                    chosen[image].append(near.new_zeros((0, self.num_points, 2)))
+                    places[image].append(near.new_zeros((0, self.num_points, 2)))
                     continue
-                maps = own[index].flatten(0, 1).detach().float()
-                chosen[image].append(ops.uncertain_points(maps, self.num_points, given_draws=(near, rest)))
-        return [torch.stack(of_image) for of_image in chosen]
+                maps = image_logits[index].flatten(0, 1).detach().float()
+                places[image].append(ops.uncertain_points(maps, self.num_points, given_draws=(near, rest)))
+        return [torch.stack(of_heads) for of_heads in places]

@@ -6,7 +6,7 @@ over the points that another implementation drew.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -103,39 +103,3 @@ class ItemPoints:
     def remainder(self, head: int, masks: int, points: int) -> Tensor:
         """See :class:`PointSource`."""
         return self._of_every_image(masks, points)
-
-
-class RecordedPoints:
-    """Points that were drawn elsewhere.
-
-    Args:
-        matching: (head, image) -> [P, 2].
-        oversampled: head -> [N, 3 P, 2].
-        remainder: head -> [N, P - kept, 2].
-    """
-
-    def __init__(
-        self,
-        matching: Mapping[tuple[int, int], Tensor],
-        oversampled: Mapping[int, Tensor],
-        remainder: Mapping[int, Tensor],
-    ) -> None:
-        self._matching, self._oversampled, self._remainder = matching, oversampled, remainder
-
-    @staticmethod
-    def _checked(name: str, found: Tensor, shape: tuple[int, ...]) -> Tensor:
-        if tuple(found.shape) != shape:
-            raise ValueError(f"RecordedPoints: {name} must have shape {shape}, got {tuple(found.shape)}")
-        return found
-
-    def matching(self, head: int, image: int, points: int) -> Tensor:
-        """See :class:`PointSource`."""
-        return self._checked(f"matching[{head}, {image}]", self._matching[head, image], (points, 2))
-
-    def oversampled(self, head: int, masks: int, points: int) -> Tensor:
-        """See :class:`PointSource`."""
-        return self._checked(f"oversampled[{head}]", self._oversampled[head], (masks, points, 2))
-
-    def remainder(self, head: int, masks: int, points: int) -> Tensor:
-        """See :class:`PointSource`."""
-        return self._checked(f"remainder[{head}]", self._remainder[head], (masks, points, 2))

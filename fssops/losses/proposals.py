@@ -63,14 +63,14 @@ def dice_loss(foreground: Tensor, target: Tensor, valid: Tensor | None = None, *
         valid: [B, H, W] float, 0 where pixels do not count; None counts all.
         squash: put the sigmoid of both in their place first, though they are probabilities, as published.
     """
-    found = torch.stack([1 - foreground, foreground], dim=1).float()
+    shares = torch.stack([1 - foreground, foreground], dim=1).float()
     wanted = torch.stack([1 - target, target], dim=1)
     if squash:
-        found = found.sigmoid()
+        shares = shares.sigmoid()
     if valid is not None:
-        found, wanted = found * valid[:, None], wanted * valid[:, None]
-    overlap = (found * wanted).sum((2, 3))
-    total = found.square().sum((2, 3)) + wanted.square().sum((2, 3))
+        shares, wanted = shares * valid[:, None], wanted * valid[:, None]
+    overlap = (shares * wanted).sum((2, 3))
+    total = shares.square().sum((2, 3)) + wanted.square().sum((2, 3))
     return (1 - 2 * overlap / total.clamp(min=1e-8)).sum(1).mean()
 
 
@@ -87,8 +87,8 @@ def ranked_similarities(similarity: Tensor, overlap: Tensor) -> tuple[Tensor, Te
     similarity = similarity.float()
     low, high = similarity.amin(1, keepdim=True), similarity.amax(1, keepdim=True)
     stretched = (similarity - low) / (high - low + 1e-8)
-    chosen = torch.stack([overlap.argmin(1), overlap.argmax(1)], dim=1)
-    return stretched.gather(1, chosen), chosen
+    extremes = torch.stack([overlap.argmin(1), overlap.argmax(1)], dim=1)
+    return stretched.gather(1, extremes), extremes
 
 
 def ranking_loss(ranked: Tensor, floor: float = 0.0) -> Tensor:

@@ -182,11 +182,11 @@ def create_config(name: str, options: dict[str, Any]) -> Any:
     if name not in MODELS:
         raise ValueError(f"create_model: name must be one of {', '.join(MODELS)}, got {name!r}{_nearest(name, MODELS)}")
     config_class = MODELS[name].config_class()
-    known = [f.name for f in fields(config_class)]
+    valid = [f.name for f in fields(config_class)]
     for option in options:
-        if option not in known:
+        if option not in valid:
             raise ValueError(
-                f"create_model: options of {name} are {', '.join(known)}, got {option!r}{_nearest(option, known)}"
+                f"create_model: options of {name} are {', '.join(valid)}, got {option!r}{_nearest(option, valid)}"
             )
     try:
         return config_class(**options)
@@ -194,6 +194,6 @@ def create_config(name: str, options: dict[str, Any]) -> Any:
         raise ValueError(f"create_model({name}): {error}") from None
 
 
-def _nearest(word: str, known: Any) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1)
+def _nearest(word: str, valid: Any) -> str:
+    close = difflib.get_close_matches(word, list(valid), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""

@@ -29,7 +29,7 @@ from torch.nn import functional as F
 
 from fssops import ops
 from fssops.models.universal.postprocessing import best_pairs
-from fssops.structures import VideoResult
+from fssops.structures import InstanceResult
 
 CANDIDATES = 3
 """Masks that are kept of a clip, as a multiple of the objects that are returned in the end."""
@@ -98,10 +98,10 @@ class ClipJoiner:
         seen = objects >= SEEN * self._surest
         self._embeddings = torch.where(seen[:, None], embeddings[self._query_of], self._embeddings)
         if only:
-            chosen = best_pairs(probabilities, self.detections)[0].unique()
+            candidates = best_pairs(probabilities, self.detections).queries.unique()
         else:
-            chosen = objects.topk(min(len(objects), CANDIDATES * self.detections)).indices
-        tracks = [int(track) for track in chosen.tolist()]
+            candidates = objects.topk(min(len(objects), CANDIDATES * self.detections)).indices
+        tracks = [int(track) for track in candidates.tolist()]
         self._clips.append(_Clip(probabilities.cpu(), objects.cpu(), {track: [] for track in tracks}))
         return tracks
 
@@ -126,13 +126,13 @@ class ClipJoiner:
         for track, mask in zip(tracks, masks, strict=True):
             clip.masks[track].append(mask)
 
-    def result(self) -> VideoResult:
+    def result(self) -> InstanceResult:
         """The best pairs of object and class of the whole video."""
         objects = torch.stack([clip.objects for clip in self._clips])  # [clips, Q]
-        kept = torch.zeros_like(objects, dtype=torch.bool)
+        has_masks = torch.zeros_like(objects, dtype=torch.bool)
         for number, clip in enumerate(self._clips):
-            kept[number, list(clip.masks)] = True
-        seen = kept & (objects >= SEEN * objects.max(0).values)
+            has_masks[number, list(clip.masks)] = True
+        seen = has_masks & (objects >= SEEN * objects.max(0).values)
         frames = torch.tensor([clip.frames for clip in self._clips], dtype=objects.dtype)
         weights = seen * frames[:, None]
         weights = weights / weights.sum(0).clamp(min=1.0)  # an object that no clip sees scores 0
@@ -144,11 +144,11 @@ class ClipJoiner:
         tracks, scores, labels = best_pairs(probabilities, self.detections)
         masks = []
         for track in tracks.tolist():
-            own: list[Any] = []
+            of_track: list[Any] = []
             for number, clip in enumerate(self._clips):
-                own += clip.masks[track] if seen[number, track] else [None] * clip.frames
-            masks.append(own)
-        return VideoResult(scores, labels, masks)
+                of_track += clip.masks[track] if seen[number, track] else [None] * clip.frames
+            masks.append(of_track)
+        return InstanceResult(scores, labels, masks)
 
 
 def soft_overlap(first: Tensor, second: Tensor, features: Tensor) -> Tensor:

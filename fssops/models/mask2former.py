@@ -20,7 +20,7 @@ from fssops.models.pixel_decoders.ms_deform import MSDeformPixelDecoder, resized
 from fssops.models.transformer_decoders.masked import MaskedTransformerDecoder, Memory
 from fssops.models.universal import UniversalConfig, UniversalModel
 from fssops.models.universal.config import Task
-from fssops.structures import ClipBatch, ImageBatch, MaskPredictions, MaskTargets
+from fssops.structures import ImageBatch, MaskPredictions, MaskTargets
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ class Mask2Former(UniversalModel):
         return losses
 
     def drawn_points(
-        self, batch: ImageBatch | ClipBatch, targets: Sequence[MaskTargets], device: torch.device
+        self, batch: ImageBatch, targets: Sequence[MaskTargets], device: torch.device
     ) -> PointSource | None:
         """Points by the seeds of the batch's items; None where it has none, which draws from the default generator."""
         return ItemPoints.of_targets(device, batch.seeds, targets, self.config.num_queries) if batch.seeds else None

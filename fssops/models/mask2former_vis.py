@@ -28,13 +28,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from fssops.losses.point_sources import PointSource
 from fssops.models.checks import Count, Natural
 from fssops.models.clip_joining import ClipJoiner
 from fssops.models.mask2former import Mask2Former, Mask2FormerConfig
 from fssops.models.pixel_decoders.features import PixelFeatures
 from fssops.models.universal import postprocessing
-from fssops.structures import ClipBatch, MaskPredictions, MaskTargets, VideoResult
+from fssops.structures import ImageBatch, InstanceResult, MaskPredictions, MaskTargets, SegmentationResult
 
 Keep = Callable[[Tensor], Sequence[Any]]
 """What is kept of the bool masks [n, H, W] of a frame: n things, e.g. run lengths."""
@@ -88,51 +87,26 @@ class Mask2FormerVIS(Mask2Former):
         self.criterion.allow_no_object_targets = config.behaviour == "published"
         self.transformer_decoder.clips = True  # the frame is encoded in the positions of the memory
 
-    def forward(self, batch: ClipBatch) -> MaskPredictions:  # type: ignore[override]  # clips instead of images
-        """Predictions of a batch: of all heads in training mode, of the final head in evaluation mode."""
-        return self._predictions(batch, auxiliary=self.training)
-
-    def _predictions(self, batch: ClipBatch, *, auxiliary: bool) -> MaskPredictions:
-        frames = self._clip_length(batch)
-        images, padding = self.input_of(list(chain.from_iterable(batch.clips)))
-        return self.predict(images, padding, auxiliary=auxiliary, frames=frames)
-
-    def _clip_length(self, batch: ClipBatch) -> int:
-        for index, clip in enumerate(batch.clips):
-            if clip.dim() != 4 or clip.shape[1] != 3 or 0 in clip.shape:
-                raise ValueError(f"Mask2FormerVIS: clips[{index}] must be [T, 3, H, W], got {list(clip.shape)}")
-        lengths = [len(clip) for clip in batch.clips]
-        if len(set(lengths)) != 1:
-            raise ValueError(f"Mask2FormerVIS: clips must be some of one length, got lengths {lengths}")
-        return lengths[0]
-
-    def losses(  # type: ignore[override]  # clips instead of images
-        self, batch: ClipBatch, points: PointSource | None = None
-    ) -> dict[str, Tensor]:
-        """Weighted loss terms of a batch with targets; their sum is the training loss.
+    def predict_batch(self, batch: ImageBatch, *, auxiliary: bool) -> MaskPredictions:
+        """Predictions of a batch of clips.
 
         One assignment a clip: the matcher compares masks at points that all frames share. In the mask losses every
         frame of a matched mask is a mask with points of its own; their sum is divided by the number of objects, so
         they grow with the number of frames, as published. Frames without the object have an empty mask and count.
-
-        Args:
-            batch: clips of one length and any sizes, each with its targets; a target may be empty.
-            points: where random points come from; None draws from the default generator of the device.
-
-        Raises:
-            ValueError: the batch has no targets, or they do not fit.
         """
-        checked = self.checked_targets(batch.clips, batch.targets)
-        targets = [self.trained_target(target) for target in checked]
-        predictions = self._predictions(batch, auxiliary=True)
-        points = points or self.drawn_points(batch, targets, predictions.class_logits.device)
-        losses: dict[str, Tensor] = self.criterion(predictions, targets, points, share=batch.share)
-        return losses
+        frames = self._clip_length(batch.images)
+        images, padding = self.input_of(list(chain.from_iterable(batch.images)))
+        return self.predict(images, padding, auxiliary=auxiliary, frames=frames)
 
-    def loss_counts(self, batch: ClipBatch) -> dict[str, float]:  # type: ignore[override]  # clips instead of images
-        """Targets and their class weights; see :class:`fssops.models.interface.Counted`."""
-        targets = [self.trained_target(target) for target in batch.targets or []]
-        return self.criterion.counts(targets, self.config.num_queries)
+    @staticmethod
+    def _clip_length(clips: Sequence[Tensor]) -> int:
+        for index, clip in enumerate(clips):
+            if clip.dim() != 4 or clip.shape[1] != 3 or 0 in clip.shape:
+                raise ValueError(f"Mask2FormerVIS: images[{index}] must be [T, 3, H, W], got {list(clip.shape)}")
+        lengths = [len(clip) for clip in clips]
+        if len(set(lengths)) != 1:
+            raise ValueError(f"Mask2FormerVIS: images must be clips of one length, got lengths {lengths}")
+        return lengths[0]
 
     def trained_target(self, target: MaskTargets) -> MaskTargets:
         """The target with the labels that are trained; published: "no object" where the last frame is not annotated.
@@ -153,11 +127,12 @@ class Mask2FormerVIS(Mask2Former):
     # -- inference --------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def segment(  # type: ignore[override]  # clips instead of images
-        self, batch: ClipBatch
-    ) -> list[VideoResult]:
-        """Segment videos, each a clip of the batch, of any lengths; results have ``batch.output_sizes``."""
-        return [self.track(clip, size) for clip, size in zip(batch.clips, batch.result_sizes, strict=True)]
+    def segment(  # type: ignore[override]  # instances are all there is
+        self, batch: ImageBatch
+    ) -> list[SegmentationResult]:
+        """Instances of videos, each a clip of the batch, of any lengths; results have ``batch.output_sizes``."""
+        videos = zip(batch.images, batch.result_sizes, strict=True)
+        return [SegmentationResult(instance=self.track(clip, size)) for clip, size in videos]
 
     @torch.no_grad()
     def track(
@@ -167,7 +142,7 @@ class Mask2FormerVIS(Mask2Former):
         *,
         keep: Keep = list,
         window: int | None = None,
-    ) -> VideoResult:
+    ) -> InstanceResult:
         """The objects of one video.
 
         Frames are taken from the iterable as they are needed. With a window the features of at most that many frames

@@ -32,7 +32,7 @@ from fssops.losses.piloted_criterion import PilotedPart, PilotedSetCriterion
 from fssops.losses.point_sources import ItemPoints, PointSource
 from fssops.models.checks import Natural, Share
 from fssops.models.mask2former import Mask2Former, Mask2FormerConfig
-from fssops.models.mask_piloting import PilotOptions, Pilots, PilotSource, RandomPilots, build_pilots
+from fssops.models.mask_piloting import NoiseSource, PilotOptions, Pilots, RandomNoise, build_pilots
 from fssops.models.mask_piloting.noise import PilotMode
 from fssops.models.transformer_decoders.masked import MaskHook
 from fssops.models.transformer_decoders.outputs import DecoderOutput
@@ -48,7 +48,7 @@ class MPFormerConfig(Mask2FormerConfig):
         pilot_mode: noise of the masks: "points" (cells flip), "shift", "scale", "shift_scale", "patch" (a rectangle is
             opened), "points_MAE" (cells are closed).
         pilot_groups: how often each target is copied; groups do not see each other. From 100 on it is the number of
-            slots that the groups of a batch may fill together. 0 trains without piloted queries.
+            queries that the groups of an image may have together. 0 trains without piloted queries.
         noise_scale: amount of mask noise; 0 gives the exact masks, which only "points" allows.
         label_noise: share of the copies that are told a random class; 0 none.
         all_layers: give the targets' masks to every layer; else to the first four, and the others see what the piloted
@@ -126,7 +126,7 @@ class MPFormer(Mask2Former):
         images: Tensor,
         padding: Tensor | None,
         targets: Sequence[MaskTargets],
-        draws: PilotSource | None = None,
+        draws: NoiseSource | None = None,
         mask_hook: MaskHook | None = None,
     ) -> tuple[MaskPredictions, MaskPredictions | None, Pilots | None]:
         """Predictions of all heads of the normal and of the piloted queries, and what these were told.
@@ -146,7 +146,7 @@ class MPFormer(Mask2Former):
             targets,
             decoder.label_enc,
             self.config.pilots,
-            draws or RandomPilots(images.device),
+            draws or RandomNoise(images.device),
             classes=self.config.num_classes,
             queries=self.config.num_queries,
             layers=len(decoder.layers),
@@ -165,7 +165,7 @@ class MPFormer(Mask2Former):
         self,
         batch: ImageBatch,
         points: PointSource | None = None,
-        draws: PilotSource | None = None,
+        draws: NoiseSource | None = None,
         piloted_points: PointSource | None = None,
     ) -> dict[str, Tensor]:
         """Weighted loss terms of a batch with targets; their sum is the training loss.
@@ -187,7 +187,7 @@ class MPFormer(Mask2Former):
         normal, piloted, pilots = self.predict_piloted(images, padding, targets, draws)
         part = None
         if piloted is not None and pilots is not None:
-            part = PilotedPart(piloted, pilots.slots.matches(), pilots.slots.groups)
+            part = PilotedPart(piloted, pilots.layout.matches(), pilots.layout.groups)
         if points is None and batch.seeds:
             points = self.drawn_points(batch, targets, images.device)
             if part is not None and piloted_points is None:

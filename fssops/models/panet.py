@@ -210,15 +210,16 @@ class PANet(nn.Module):
 
         target = torch.full_like(foreground, IGNORE, dtype=torch.long)
         if self.config.align_classes == "binary":
-            chosen = torch.stack([prototypes[:, :1].expand(-1, ways, -1), prototypes[:, 1:]], dim=2)  # [B, N, 2, C]
+            behind = prototypes[:, :1].expand(-1, ways, -1)
+            competitors = torch.stack([behind, prototypes[:, 1:]], dim=2)  # [B, N, 2, C]
             target[foreground == 1] = 1
         else:
-            chosen = prototypes[:, None].expand(-1, ways, -1, -1)  # [B, N, 1 + N, C]
-            own = torch.arange(1, ways + 1, device=target.device).view(1, ways, 1, 1, 1)
-            target = torch.where(foreground == 1, own, target)
+            competitors = prototypes[:, None].expand(-1, ways, -1, -1)  # [B, N, 1 + N, C]
+            way = torch.arange(1, ways + 1, device=target.device).view(1, ways, 1, 1, 1)
+            target = torch.where(foreground == 1, way, target)
         target[background == 1] = 0
-        chosen = chosen.flatten(0, 1).repeat_interleave(shots, dim=0)
-        logits = ops.cosine_similarity_to_prototypes(support, chosen, scale=self.config.scale)
+        competitors = competitors.flatten(0, 1).repeat_interleave(shots, dim=0)
+        logits = ops.cosine_similarity_to_prototypes(support, competitors, scale=self.config.scale)
         if self.config.align_classes == "all":
             # A way that the query does not show has no prototype to compete with.
             absent = ~torch.cat([present.new_ones(episodes, 1), present], dim=1)

@@ -149,14 +149,14 @@ class PerPixelBaseline(nn.Module):
         images, _ = self.image_input(batch.images)
         size = (int(images.shape[2]), int(images.shape[3]))
         labels = self._padded_labels(batch, size, images.device)
-        own = (labels != self.config.ignore).sum().clamp(min=1)
-        count = own if batch.share is None else batch.share.divisor("pixels")
-        found = self.logits(images, auxiliary=True)
+        labelled = (labels != self.config.ignore).sum().clamp(min=1)
+        count = labelled if batch.share is None else batch.share.divisor("pixels")
+        logits = self.logits(images, auxiliary=True)
         losses = {}
-        for index in [len(found) - 1, *range(len(found) - 1)]:
-            full = F.interpolate(found[index].float(), size=size, mode="bilinear", align_corners=False)
+        for index in [len(logits) - 1, *range(len(logits) - 1)]:
+            full = F.interpolate(logits[index].float(), size=size, mode="bilinear", align_corners=False)
             total = F.cross_entropy(full, labels, ignore_index=self.config.ignore, reduction="sum")
-            losses["loss_sem_seg" if index == len(found) - 1 else f"loss_sem_seg_{index}"] = total / count
+            losses["loss_sem_seg" if index == len(logits) - 1 else f"loss_sem_seg_{index}"] = total / count
         return losses
 
     def loss_counts(self, batch: ImageBatch) -> dict[str, float]:
@@ -171,18 +171,20 @@ class PerPixelBaseline(nn.Module):
                 f"PerPixelBaseline.losses: batch.targets must be one an image ({len(batch.images)}), got {len(targets)}"
             )
         labels = torch.full((len(targets), *size), self.config.ignore, dtype=torch.int64, device=device)
-        for index, (target, own) in enumerate(zip(targets, batch.sizes, strict=True)):
+        for index, (target, (height, width)) in enumerate(zip(targets, batch.sizes, strict=True)):
             label_map = target.label_map
-            if label_map is None or tuple(label_map.shape) != own:
+            if label_map is None or tuple(label_map.shape) != (height, width):
                 got = None if label_map is None else list(label_map.shape)
-                raise ValueError(f"PerPixelBaseline.losses: targets[{index}].label_map must be {list(own)}, got {got}")
+                raise ValueError(
+                    f"PerPixelBaseline.losses: targets[{index}].label_map must be {[height, width]}, got {got}"
+                )
             wrong = (label_map != self.config.ignore) & ((label_map < 0) | (label_map >= self.config.num_classes))
             if wrong.any():
                 raise ValueError(
                     f"PerPixelBaseline.losses: targets[{index}].label_map must hold 0..{self.config.num_classes - 1} or"
                     f" {self.config.ignore}, got {int(label_map[wrong][0])}"
                 )
-            labels[index, : own[0], : own[1]] = label_map
+            labels[index, :height, :width] = label_map
         return labels
 
     @torch.no_grad()

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -42,13 +41,15 @@ TILE = 256
 SCORE_NAMES = {"panoptic": "PQ", "instance": "overlap", "semantic": "mIoU"}
 
 
-def unpack_batch(kind: Callable[..., Any], /, **values: Any) -> Any:
-    """Rebuild an ``ImageBatch`` or a ``ClipBatch`` from the plain values of a replay file."""
+def unpack_batch(**values: Any) -> ImageBatch:
+    """Rebuild a batch from the plain values of a replay file."""
+    if "clips" in values:  # as batches of videos were written before they were batches of images
+        values["images"] = values.pop("clips")
     if values["targets"] is not None:
         values["targets"] = [MaskTargets(**target) for target in values["targets"]]
-    if values["output_sizes"] is not None:
+    if values.get("output_sizes") is not None:
         values["output_sizes"] = [(int(height), int(width)) for height, width in values["output_sizes"]]
-    return kind(**values)
+    return ImageBatch(**values)
 
 
 def segment_with_layers(
@@ -125,7 +126,7 @@ class UniversalTask(Task):
     one = "a universal system, whose classes are fixed,"
     prediction_options = frozenset({"task", "score"})
     collate = staticmethod(UniversalItem.stack)
-    unpack_batch = staticmethod(partial(unpack_batch, ImageBatch))
+    unpack_batch = staticmethod(unpack_batch)
     items: ClassVar[str] = "images"
     """What an evaluation goes through, and the setting that limits their number."""
 

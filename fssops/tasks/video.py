@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +25,10 @@ from fssops.evaluation.results import Result, VideoEvaluation, best_and_worst
 from fssops.evaluation.submissions import recorded_rows, write_submission
 from fssops.pictures import Tile, enlarged_overlay, grid
 from fssops.run_lengths import encode
-from fssops.structures import ClipBatch, VideoResult
+from fssops.structures import InstanceResult
 from fssops.tasks.resumable_evaluation import count_items
 from fssops.tasks.task import Evaluation
-from fssops.tasks.universal import UniversalTask, unpack_batch
+from fssops.tasks.universal import UniversalTask
 from fssops.tasks.video_settings import VideoSettings
 from fssops.truth import VideoTruth
 
@@ -60,7 +59,6 @@ class VideoTask(UniversalTask):
     one = "a video system"
     prediction_options = frozenset({"task", "score", "video", "rate", "zip"})
     collate = staticmethod(ClipItem.stack)  # type: ignore[assignment]
-    unpack_batch = staticmethod(partial(unpack_batch, ClipBatch))
     items = "videos"
     truth = "video"
     rules = "video"
@@ -138,7 +136,7 @@ class VideoTask(UniversalTask):
 
         def count(number: int, name: str) -> None:
             with fabric.autocast():
-                result: VideoResult = model.track(
+                result: InstanceResult = model.track(
                     self._frames_ahead(source, name), source.size(name), keep=encoded, window=self.window
                 )
             metrics.add(number, result, self._truth(source, number))

@@ -20,7 +20,7 @@ from fssops.engine.settings import SettingsError
 from fssops.evaluation.regions import SHOWN_SCORE, frame_regions
 from fssops.evaluation.submissions import Row, submission_rows, write_submission
 from fssops.pictures import overlay
-from fssops.structures import VideoResult
+from fssops.structures import InstanceResult
 from fssops.tasks.prediction import Predictor
 from fssops.tasks.video import encoded
 from fssops.tasks.video_files import DEFAULT_RATE, VideoInput, find_videos, write_video
@@ -79,7 +79,7 @@ class VideoPrediction(Predictor):
         return [path for video in videos for path in video.paths], len(videos), videos
 
     @torch.inference_mode()
-    def segment(self, one: VideoInput) -> VideoResult:
+    def segment(self, one: VideoInput) -> InstanceResult:
         """Segment one video and write its files.
 
         Raises:
@@ -88,7 +88,7 @@ class VideoPrediction(Predictor):
         number = len(self.rows) + 1
         size = self._size_of(one)
         read: list[int] = []
-        result: VideoResult = self.model.track(  # type: ignore[operator]
+        result: InstanceResult = self.model.track(  # type: ignore[operator]
             self._prepared(one, read, size), size, keep=encoded, window=self.task.window
         )
         total = max([*read, *one.unreadable]) + 1

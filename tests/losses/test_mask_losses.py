@@ -6,6 +6,7 @@ import itertools
 
 import pytest
 import torch
+from parity_cases.recorded import RecordedPoints
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -13,7 +14,7 @@ from fssops.losses.dense_mask_loss import dense_mask_cost, dense_mask_loss
 from fssops.losses.mask_criterion import LossWeights, matched_mask_logits
 from fssops.losses.matcher import Match, assign
 from fssops.losses.point_criterion import PointSetCriterion
-from fssops.losses.point_sources import RandomPoints, RecordedPoints
+from fssops.losses.point_sources import RandomPoints
 from fssops.structures import MaskPredictions, MaskTargets
 
 WEIGHTS = LossWeights(2.0, 5.0, 5.0)

@@ -21,7 +21,8 @@ from fssops.models.clip_joining import ClipJoiner, soft_overlap
 from fssops.models.layers.position_encoding import PositionEncodingCache
 from fssops.models.mask2former_vis import Mask2FormerVIS, Mask2FormerVISConfig
 from fssops.models.pixel_decoders.features import PixelFeatures
-from fssops.structures import ClipBatch, ImageBatch, MaskTargets, move_to
+from fssops.structures import ImageBatch, MaskTargets, move_to
+from fssops.tasks.universal import unpack_batch
 from fssops.weights.layouts.universal import MASK2FORMER
 from fssops.weights.transformers_folder import to_transformers
 
@@ -42,14 +43,14 @@ def clip_target(size: tuple[int, int], frames: int, labels: list[int]) -> MaskTa
     return MaskTargets(torch.tensor(labels, dtype=torch.int64), masks)
 
 
-def small_clips(labels: list[list[int]] | None = None, frames: int = 3) -> ClipBatch:
+def small_clips(labels: list[list[int]] | None = None, frames: int = 3) -> ImageBatch:
     """Two clips of different sizes."""
     generator = torch.Generator().manual_seed(0)
     sizes = [(48, 70), (61, 40)]
     clips = [torch.randint(0, 256, (frames, 3, *size), generator=generator, dtype=torch.uint8) for size in sizes]
     wanted = [[0, 3], [4]] if labels is None else labels
     targets = [clip_target(size, frames, own) for size, own in zip(sizes, wanted, strict=True)]
-    return ClipBatch(clips, targets)
+    return ImageBatch(clips, targets)
 
 
 def video(frames: int, size: tuple[int, int] = (40, 56), seed: int = 3) -> list[Tensor]:
@@ -89,7 +90,7 @@ def test_a_clip_of_one_frame_is_an_image() -> None:
     image, clips = small_model("mask2former", things=None).eval(), small_vis().eval()
     clips.load_state_dict(image.state_dict())
     batch = small_clips(frames=1)
-    pictures = ImageBatch([clip[0] for clip in batch.clips])
+    pictures = ImageBatch([clip[0] for clip in batch.images])
     with torch.no_grad():
         torch.testing.assert_close(clips(batch).class_logits, image(pictures).class_logits)
         torch.testing.assert_close(clips(batch).mask_embeddings, image(pictures).mask_embeddings)
@@ -98,7 +99,7 @@ def test_a_clip_of_one_frame_is_an_image() -> None:
 def test_the_order_of_frames_is_seen() -> None:
     model = small_vis().eval()
     batch = small_clips(frames=2)
-    turned = ClipBatch([clip.flip(0) for clip in batch.clips])
+    turned = ImageBatch([clip.flip(0) for clip in batch.images])
     with torch.no_grad():
         assert not torch.allclose(model(batch).mask_embeddings, model(turned).mask_embeddings, atol=1e-4)
         without_frame_positions(model)
@@ -173,8 +174,8 @@ def test_mask_losses_grow_with_frames_and_are_divided_by_objects() -> None:
     without_frame_positions(model)
     once = small_clips(frames=1)
     assert once.targets is not None
-    twice = ClipBatch(
-        [clip.repeat(2, 1, 1, 1) for clip in once.clips],
+    twice = ImageBatch(
+        [clip.repeat(2, 1, 1, 1) for clip in once.images],
         [MaskTargets(t.labels, t.masks.repeat(1, 2, 1, 1)) for t in once.targets],
     )
     with torch.no_grad():
@@ -206,9 +207,10 @@ def test_training_step_under_bf16_autocast_is_finite() -> None:
 
 def test_whole_videos_are_segmented_at_the_output_size() -> None:
     model = small_vis().eval()
-    batch = ClipBatch([torch.stack(video(3)), torch.stack(video(5, (33, 47)))], output_sizes=[(20, 28), (66, 94)])
-    results = model.segment(batch)
+    batch = ImageBatch([torch.stack(video(3)), torch.stack(video(5, (33, 47)))], output_sizes=[(20, 28), (66, 94)])
+    results = [result.instance for result in model.segment(batch)]
     for result, frames, size in zip(results, (3, 5), ((20, 28), (66, 94)), strict=True):
+        assert result is not None
         assert result.scores.shape == result.labels.shape == (4,)
         assert result.scores.tolist() == sorted(result.scores.tolist(), reverse=True)
         assert [len(masks) for masks in result.masks] == [frames] * 4
@@ -390,16 +392,16 @@ def test_bad_videos_are_told() -> None:
     with pytest.raises(ValueError, match=r"window must be 0 or more than overlap \(2\), got 2"):
         model.track(video(3), window=2)
     with pytest.raises(ValueError, match=r"one length, got lengths \[2, 3\]"):
-        model(ClipBatch([torch.stack(video(2)), torch.stack(video(3))]))
+        model(ImageBatch([torch.stack(video(2)), torch.stack(video(3))]))
     batch = small_clips()
     assert batch.targets is not None
     batch.targets[1].masks = batch.targets[1].masks[:, :2]
     with pytest.raises(ValueError, match=r"targets\[1\].masks must be bool \[1, 3, 61, 40\] .* \[1, 2, 61, 40\]"):
         model.losses(batch)
     with pytest.raises(ValueError, match="targets must be given, got None"):
-        model.losses(ClipBatch(batch.clips))
+        model.losses(ImageBatch(batch.images))
     with pytest.raises(ValueError, match=r"output_sizes must be one an item \(2\), got 1"):
-        model.segment(ClipBatch(batch.clips, output_sizes=[(8, 8)]))
+        model.segment(ImageBatch(batch.images, output_sizes=[(8, 8)]))
 
 
 def test_masks_of_another_type_are_refused_as_those_of_images_are() -> None:
@@ -422,3 +424,10 @@ def test_labels_out_of_range_are_told_unless_published_says_no_object() -> None:
     batch = small_clips([[5], []])
     with pytest.raises(ValueError, match=r"labels must be in 0..4, got 5..5"):
         small_vis().losses(batch)
+
+
+def test_a_step_that_the_guard_kept_while_clips_had_a_batch_of_their_own_is_read() -> None:
+    clips = small_clips()
+    batch = unpack_batch(ImageBatch, clips=clips.images, targets=None, output_sizes=[[8, 9], [4, 4]], names=["a", "b"])
+    assert batch.images is clips.images
+    assert batch.result_sizes == [(8, 9), (4, 4)]

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from parity_cases.recorded import RecordedNoise
 from torch import Tensor
 
 from fssops.models.mask_piloting import (
     PilotOptions,
     Pilots,
-    PilotSlots,
-    RandomPilots,
-    RecordedPilots,
+    QueryLayout,
+    RandomNoise,
     build_pilots,
 )
 from fssops.models.mask_piloting.noise import MAP_NOISES, boxes_of, flipped_points, touched_cells
@@ -77,14 +77,14 @@ def built(
         "padded_size": (64, 96),
         "padding": [None] * 3,
     }
-    draws = RandomPilots(CPU, torch.Generator().manual_seed(seed))
+    draws = RandomNoise(CPU, torch.Generator().manual_seed(seed))
     pilots = build_pilots(targets or scene(), embedding, chosen, draws, **{**given, **changes})
     assert pilots is not None
     return pilots
 
 
 def closed(pilots: Pilots, layer: int) -> Tensor:
-    """[B, slots, S] of the first head."""
+    """[B, places, S] of the first head."""
     mask = pilots.masks[layer]
     assert mask is not None
     return mask.closed()[:, 0]
@@ -120,7 +120,7 @@ def test_masks_of_every_mode_are_the_authors_bit_for_bit(setting: dict[str, Any]
             enlarge_above=case["enlarge_above"],
             published=True,
         ),
-        RecordedPilots(draws),
+        RecordedNoise(draws),
         classes=setting["classes"],
         queries=3,
         layers=setting["layers"],
@@ -143,7 +143,7 @@ def test_the_same_level_shows_the_same_mask_again_or_its_complement(mode: str, p
     """Layers 0 and 3 are of one level; the published code inverts what it hands on."""
     pilots = built(options(mode, published=published))
     first, again = closed(pilots, 0), closed(pilots, 3)
-    used = (pilots.slots.images, pilots.slots.places)
+    used = (pilots.layout.images, pilots.layout.places)
     mixed = [row for row in range(len(used[0])) if 0 < first[used][row].sum() < first.shape[-1]]
     assert mixed
     wanted = ~first[used] if published else first[used]
@@ -151,10 +151,10 @@ def test_the_same_level_shows_the_same_mask_again_or_its_complement(mode: str, p
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_rows_of_unused_slots_are_open(mode: str) -> None:
+def test_rows_of_empty_places_are_open(mode: str) -> None:
     pilots = built(options(mode))
-    unused = torch.ones(3, pilots.slots.total, dtype=torch.bool)
-    unused[pilots.slots.images, pilots.slots.places] = False
+    unused = torch.ones(3, pilots.layout.total, dtype=torch.bool)
+    unused[pilots.layout.images, pilots.layout.places] = False
     assert unused.sum() == 6
     for layer in range(6):
         assert not closed(pilots, layer)[unused].any()
@@ -163,13 +163,13 @@ def test_rows_of_unused_slots_are_open(mode: str) -> None:
 
 
 def test_copies_stand_group_after_group() -> None:
-    slots = PilotSlots.of([2, 1, 0], 2, CPU)
-    assert slots is not None
-    assert (slots.groups, slots.width, slots.total) == (2, 2, 4)
-    assert slots.images.tolist() == [0, 0, 1, 0, 0, 1]
-    assert slots.places.tolist() == [0, 1, 0, 2, 3, 2]
-    assert slots.sources.tolist() == [0, 1, 2, 0, 1, 2]
-    assert [(m.queries.tolist(), m.targets.tolist()) for m in slots.matches()] == [
+    layout = QueryLayout.of([2, 1, 0], 2, CPU)
+    assert layout is not None
+    assert (layout.groups, layout.width, layout.total) == (2, 2, 4)
+    assert layout.images.tolist() == [0, 0, 1, 0, 0, 1]
+    assert layout.places.tolist() == [0, 1, 0, 2, 3, 2]
+    assert layout.sources.tolist() == [0, 1, 2, 0, 1, 2]
+    assert [(m.queries.tolist(), m.targets.tolist()) for m in layout.matches()] == [
         ([0, 1, 2, 3], [0, 1, 0, 1]),
         ([0, 2], [0, 0]),
         ([], []),
@@ -180,16 +180,16 @@ def test_copies_stand_group_after_group() -> None:
     ("counts", "groups", "found"),
     [([3, 1], 2, 2), ([3, 1], 100, 33), ([3, 1], 99, 99), ([101], 100, None), ([0, 0], 5, None), ([4], 0, None)],
 )
-def test_many_groups_are_a_budget_of_slots(counts: list[int], groups: int, found: int | None) -> None:
-    slots = PilotSlots.of(counts, groups, CPU)
-    assert (None if slots is None else slots.groups) == found
+def test_many_groups_are_a_budget_of_places(counts: list[int], groups: int, found: int | None) -> None:
+    layout = QueryLayout.of(counts, groups, CPU)
+    assert (None if layout is None else layout.groups) == found
 
 
-def test_walls_of_self_attention() -> None:
+def test_which_queries_may_attend_to_which() -> None:
     """Two groups of two, one normal query: rows attend, x is blocked."""
-    slots = PilotSlots.of([2], 2, CPU)
-    assert slots is not None
-    rows = ["".join("x" if blocked else "." for blocked in row) for row in slots.blocked(1).tolist()]
+    layout = QueryLayout.of([2], 2, CPU)
+    assert layout is not None
+    rows = ["".join("x" if blocked else "." for blocked in row) for row in layout.self_attention_mask(1).tolist()]
     assert rows == ["..xx.", "..xx.", "xx...", "xx...", "xxxx."]
 
 
@@ -210,7 +210,7 @@ def test_point_noise_flips_as_many_cells_as_its_scale_says() -> None:
     """On average scale times the open cells, spread over the whole map."""
     opened = torch.zeros(400, 200, dtype=torch.bool)
     opened[:, :50] = True
-    draws = RandomPilots(CPU, torch.Generator().manual_seed(3))
+    draws = RandomNoise(CPU, torch.Generator().manual_seed(3))
     flips = (flipped_points(opened, 0.4, None, draws, 0) ^ opened).float()
     assert float(flips.sum(1).mean()) == pytest.approx(20, rel=0.05)
     assert float(flips[:, :50].sum(1).mean()) == pytest.approx(5, rel=0.1)
@@ -320,12 +320,12 @@ def test_a_patch_fits_into_a_flat_map(size: tuple[int, int]) -> None:
 
 
 def test_recorded_draws_of_another_shape_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"RecordedPilots: offset must have shape \(6, 2\), got \(1, 2\)"):
+    with pytest.raises(ValueError, match=r"RecordedNoise: offset must have shape \(6, 2\), got \(1, 2\)"):
         build_pilots(
             scene(),
             embedding,
             options("shift"),
-            RecordedPilots({"offset": torch.zeros(1, 2)}),
+            RecordedNoise({"offset": torch.zeros(1, 2)}),
             classes=7,
             queries=3,
             layers=3,
@@ -333,5 +333,5 @@ def test_recorded_draws_of_another_shape_are_refused() -> None:
             padded_size=(64, 96),
             padding=[None] * 3,
         )
-    with pytest.raises(ValueError, match="RecordedPilots: draws must hold offset, got nothing"):
-        RecordedPilots({}).uniform("offset", 1, 2)
+    with pytest.raises(ValueError, match="RecordedNoise: draws must hold offset, got nothing"):
+        RecordedNoise({}).uniform("offset", 1, 2)

@@ -13,7 +13,7 @@ from universal_toys import SMALL, small_batch
 
 import fssops
 from fssops.losses.point_sources import RandomPoints
-from fssops.models.mask_piloting import RandomPilots, build_pilots
+from fssops.models.mask_piloting import RandomNoise, build_pilots
 from fssops.models.mp_former import MPFormer, MPFormerConfig
 from fssops.ops import AttentionMask
 from fssops.structures import ImageBatch, MaskPredictions
@@ -50,8 +50,8 @@ def small(**options: Any) -> MPFormer:
         return MPFormer(MPFormerConfig(**{**SIZE, **options})).train()
 
 
-def draws(seed: int) -> RandomPilots:
-    return RandomPilots(CPU, torch.Generator().manual_seed(seed))
+def draws(seed: int) -> RandomNoise:
+    return RandomNoise(CPU, torch.Generator().manual_seed(seed))
 
 
 def points(seed: int = 0) -> RandomPoints:
@@ -131,10 +131,10 @@ def test_groups_do_not_see_each_other() -> None:
             padding=memory.padding,
         )
         assert pilots is not None
-        width = pilots.slots.width
+        width = pilots.layout.width
         _, before = decoder.decode_piloted(memory, pilots)
         pilots.content[:, width:] = torch.randn(pilots.content[:, width:].shape)
-        second = torch.arange(pilots.slots.total) >= width
+        second = torch.arange(pilots.layout.total) >= width
         pilots.masks = [mask.with_open_queries(second) for mask in pilots.masks if mask is not None]
         _, after = decoder.decode_piloted(memory, pilots)
     assert before is not None

@@ -17,7 +17,7 @@ from fssops.models.msanet import MSANet, MSANetConfig
 from fssops.models.msanet.compared_layers import SupportLayers
 from fssops.models.msanet.guided_decoder import ChannelGate, ShotScorer
 from fssops.models.msanet.records import MSANetResult
-from fssops.models.msanet.similarity import kept_positions, prior_mask
+from fssops.models.msanet.similarity import positions_above_mean, prior_mask
 from fssops.structures import IGNORE, FewShotBatch
 from fssops.testing.published_msanet import PublishedMSANet
 
@@ -197,15 +197,15 @@ def test_shots_in_another_order_give_the_same_result_only_when_sound() -> None:
 def test_equal_mask_values_are_kept_together_unless_the_mean_is_exact() -> None:
     masks = torch.zeros(1, 1, 60, 60)
     masks[..., 10:43, 7:40] = 0.1
-    kept = kept_positions(masks, exact_mean=False)
+    kept = positions_above_mean(masks, exact_mean=False)
     assert torch.equal(kept, masks)
-    exact = kept_positions(masks, exact_mean=True)
+    exact = positions_above_mean(masks, exact_mean=True)
     mean = masks[masks > 0].mean()
     assert torch.equal(exact, torch.where(masks >= mean, masks, 0))
     ramp = torch.arange(16.0).view(1, 1, 4, 4)
     for rule in (True, False):
-        assert (kept_positions(ramp, exact_mean=rule) > 0).sum() == 8
-        assert kept_positions(torch.zeros(1, 2, 4, 4), exact_mean=rule).sum() == 0
+        assert (positions_above_mean(ramp, exact_mean=rule) > 0).sum() == 8
+        assert positions_above_mean(torch.zeros(1, 2, 4, 4), exact_mean=rule).sum() == 0
 
 
 def test_masks_go_through_twice_the_first_size_and_every_size_on_the_way() -> None:
@@ -219,8 +219,8 @@ def test_masks_go_through_twice_the_first_size_and_every_size_on_the_way() -> No
     step, found = masks[:, None], {}
     for side in (50, 25, 13, 7):
         step = F.interpolate(step, size=(side, side), mode="bilinear", align_corners=True)
-        found[side] = kept_positions(step, exact_mean=False)
-    straight = kept_positions(
+        found[side] = positions_above_mean(step, exact_mean=False)
+    straight = positions_above_mean(
         F.interpolate(masks[:, None], size=(13, 13), mode="bilinear", align_corners=True), exact_mean=False
     )
     for mask, side in zip(kept, (13, 13, 7), strict=True):

@@ -12,13 +12,13 @@ from torch import Tensor
 import fssops
 from fssops import ops
 from fssops.losses.mask_criterion import Matches, head_of, matched_mask_logits
-from fssops.losses.point_sources import RecordedPoints
 from fssops.models.mask2former import Mask2Former, Mask2FormerConfig
 from fssops.models.pixel_decoders.features import PixelFeatures
 from fssops.structures import MaskPredictions, MaskTargets
 from fssops.weights.layouts.universal import MASK2FORMER
 from parity_cases import universal as common
 from parity_cases.case import Case, Line, compared
+from parity_cases.recorded import RecordedPoints
 
 
 def recognise(description: dict[str, Any]) -> bool:

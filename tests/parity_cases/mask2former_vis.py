@@ -10,7 +10,7 @@ import torch
 
 import fssops
 from fssops.models.mask2former_vis import Mask2FormerVIS, Mask2FormerVISConfig
-from fssops.structures import ClipBatch, MaskTargets, VideoResult
+from fssops.structures import ImageBatch, InstanceResult, MaskTargets
 from fssops.weights.layouts.universal import MASK2FORMER
 from parity_cases import mask2former as images
 from parity_cases import universal as common
@@ -46,10 +46,10 @@ def target_of(case: Case, index: int, classes: int) -> MaskTargets:
     return MaskTargets(own[seen], torch.from_numpy(masks)[seen], annotated=annotated[seen])
 
 
-def batch_of(case: Case, classes: int) -> ClipBatch:
+def batch_of(case: Case, classes: int) -> ImageBatch:
     """The case's clips with their targets."""
     count = len(case.description["sizes"])
-    return ClipBatch(
+    return ImageBatch(
         [case.tensor(f"image{index}") for index in range(count)],
         [target_of(case, index, classes) for index in range(count)],
         [(int(height), int(width)) for height, width in case.description["out_sizes"]],
@@ -62,20 +62,20 @@ def run(case: Case) -> Iterator[Line]:
     batch = batch_of(case, model.config.num_classes)
     assert batch.targets is not None
     targets = [model.trained_target(target) for target in batch.targets]
-    frames = [frame for clip in batch.clips for frame in clip]
-    found, (predictions, matches, points) = images.trained_arrays(case, model, frames, targets, len(batch.clips[0]))
+    frames = [frame for clip in batch.images for frame in clip]
+    found, (predictions, matches, points) = images.trained_arrays(case, model, frames, targets, len(batch.images[0]))
     found |= images.loss_arrays(case, model, model.losses(batch, points))
 
     fresh = build(case).eval()
     assert batch.output_sizes is not None
-    first = ClipBatch(batch.clips[:1], output_sizes=batch.output_sizes[:1])
+    first = ImageBatch(batch.images[:1], output_sizes=batch.output_sizes[:1])
     yield from common.group_lines(case, model, MASK2FORMER)
     yield from images.point_lines(case, model, predictions, matches, points)
-    yield from track_lines(case, fresh.segment(first)[0])
+    yield from track_lines(case, fresh.segment(first)[0].instance)
     yield from common.lines(case, found, [])
 
 
-def track_lines(case: Case, result: VideoResult) -> Iterator[Line]:
+def track_lines(case: Case, result: InstanceResult) -> Iterator[Line]:
     """Tracks matched by class and masks in all frames."""
     wanted = case.arrays.get("inf/scores")
     if wanted is None:

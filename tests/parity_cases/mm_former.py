@@ -17,7 +17,6 @@ from torch import Tensor
 
 import fssops
 from fssops.losses import proposals as proposal_losses
-from fssops.losses.point_sources import RecordedPoints
 from fssops.models.layers.image_input import PIXEL_MEAN, PIXEL_STD
 from fssops.models.mm_former import LEVELS, MMFormer
 from fssops.models.mm_former.alignment import channel_gates, tokens_of
@@ -25,6 +24,7 @@ from fssops.models.mm_former.segmenter import MMFormerSegmenter, object_target, 
 from fssops.structures import FewShotBatch, MaskPredictions, ProposalBatch
 from fssops.weights.layouts.mm_former import our_name, segmenter_name
 from parity_cases.case import Case, Line, compared, compared_exactly, not_compared
+from parity_cases.recorded import RecordedPoints
 
 _CLASSES = ("POS", "MMFormer", "POS_svf", "MMFormer_svf")
 _LEVEL_NUMBER = dict(zip(LEVELS, (4, 3, 2), strict=True))

@@ -11,12 +11,12 @@ from torch import Tensor
 
 import fssops
 from fssops import ops
-from fssops.models.mask_piloting import RecordedPilots
 from fssops.models.mp_former import MPFormer, MPFormerConfig
 from fssops.weights.layouts.universal import MASK2FORMER
 from parity_cases import mask2former
 from parity_cases import universal as common
 from parity_cases.case import Case, CaseError, Line
+from parity_cases.recorded import RecordedNoise
 
 MODES = ("points", "shift", "scale", "shift_scale", "patch", "points_MAE")
 
@@ -82,11 +82,11 @@ class _Queue:
         return torch.zeros(0, dtype=torch.int64)
 
 
-def draws_of(case: Case, config: MPFormerConfig) -> RecordedPilots:
+def draws_of(case: Case, config: MPFormerConfig) -> RecordedNoise:
     """The published run's draws by purpose."""
     queue, mode, found = _Queue(case), config.pilot_mode, {}
     if not queue._draws:
-        return RecordedPilots({})
+        return RecordedNoise({})
     if mode == "points":
         found["cells_0"] = queue.take()
     elif mode in ("shift", "scale", "shift_scale"):
@@ -111,7 +111,7 @@ def draws_of(case: Case, config: MPFormerConfig) -> RecordedPilots:
             found[f"cells_{layer}"] = queue.take()
     if queue._draws:
         raise CaseError(f"{case.folder}: all draws of {mode} must be used, got {len(queue._draws)} more")
-    return RecordedPilots(found)
+    return RecordedNoise(found)
 
 
 def run(case: Case) -> Iterator[Line]:
@@ -151,6 +151,6 @@ def run(case: Case) -> Iterator[Line]:
     yield from common.group_lines(case, model, MASK2FORMER)
     yield from mask2former.point_lines(case, model, normal, matches, points)
     if piloted is not None and pilots is not None:
-        fixed = [pilots.slots.matches()] * heads
+        fixed = [pilots.layout.matches()] * heads
         yield from mask2former.point_lines(case, model, piloted, fixed, piloted_points, "pts_final_dn")
     yield from common.lines(case, found, results)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import fssops
 from fssops.models.msanet import MSANet
-from fssops.models.msanet.similarity import kept_positions, resize
+from fssops.models.msanet.similarity import positions_above_mean, resize
 from fssops.structures import FewShotBatch
 from parity_cases.case import (
     Case,
@@ -170,7 +170,7 @@ def _kept(model: MSANet, support: Any, batch: FewShotBatch) -> Tensor:
         height, width = batch.query_images.shape[-2:]
         first = ((height + 3) // 4, (width + 3) // 4)
         masks = resize(resize(batch.support_foreground[:, 0], (2 * first[0], 2 * first[1])), first)
-        counts.insert(0, (kept_positions(masks, exact_mean=True) > 0).sum((-2, -1)))
+        counts.insert(0, (positions_above_mean(masks, exact_mean=True) > 0).sum((-2, -1)))
     # An empty mask leaves one column, of zeros.
     return torch.stack(counts).clamp(min=1).permute(2, 0, 1)
 

@@ -13,7 +13,7 @@ from fssops.data.augmentation.scene import Outline, Scene, Transform
 from fssops.data.datasets.seeded_items import SeededItems
 from fssops.data.datasets.universal import UniversalItem, target_of, to_tensor
 from fssops.data.source import VideoSource
-from fssops.structures import ClipBatch, MaskTargets
+from fssops.structures import ImageBatch, MaskTargets
 from fssops.truth import TrackTruth
 
 
@@ -32,9 +32,9 @@ class ClipItem:
     name: str
 
     @staticmethod
-    def stack(items: Sequence[ClipItem]) -> ClipBatch:
+    def stack(items: Sequence[ClipItem]) -> ImageBatch:
         """Collect items; clips keep their sizes."""
-        return ClipBatch(
+        return ImageBatch(
             [item.clip for item in items], [item.target for item in items], names=[item.name for item in items]
         )
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fssops.models.backbones.backbone import STAGES, Backbone
-from fssops.models.layers.kept_tensors import KeptTensors
+from fssops.models.layers.tensor_cache import TensorCache
 
 LAYER_NORM_EPS = 1e-5
 
@@ -118,9 +118,9 @@ class SwinBlock(nn.Module):
         """Stochastic depth: in training, leave the branch out for some samples and scale the others up."""
         if not (self.training and self.drop_path):
             return branch
-        keep = 1 - self.drop_path
-        chosen = torch.rand(len(branch), 1, 1, 1, device=branch.device, dtype=branch.dtype) < keep
-        return branch * (chosen / keep)
+        share = 1 - self.drop_path
+        stays = torch.rand(len(branch), 1, 1, 1, device=branch.device, dtype=branch.dtype) < share
+        return branch * (stays / share)
 
     def forward(self, x: Tensor, regions: Tensor | None) -> Tensor:
         """x [B, h, w, C]; regions of :func:`shift_regions` at the padded size, in shifted blocks."""
@@ -168,7 +168,7 @@ class SwinStage(nn.Module):
             SwinBlock(channels, heads, window, index % 2 == 1, rate) for index, rate in enumerate(drop_paths)
         )
         self.downsample = PatchMerging(channels) if merge else None
-        self._regions = KeptTensors()
+        self._regions = TensorCache()
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, h, w, C] to the same; the merging is left to the caller."""

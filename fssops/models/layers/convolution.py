@@ -147,8 +147,8 @@ class ConvNorm(nn.Conv2d):
         def pack(saved: Tensor) -> Tensor | None:
             return None if saved.data_ptr() == place else saved
 
-        def unpack(kept: Tensor | None) -> Tensor:
-            return self.folded()[0].detach() if kept is None else kept
+        def unpack(packed: Tensor | None) -> Tensor:
+            return self.folded()[0].detach() if packed is None else packed
 
         return torch.autograd.graph.saved_tensors_hooks(pack, unpack)
 
@@ -162,24 +162,3 @@ class ConvNorm(nn.Conv2d):
         if self.norm is not None:
             x = self.norm(x)
         return F.relu(x) if self.activation else x
-
-
-@torch.no_grad()
-def fold_normalisation(model: nn.Module) -> int:
-    """Write every fixed normalisation of a model into its convolution, for inference only.
-
-    The model is changed in place: its state dict no longer holds the normalisation, so keep the original for saving
-    or loading. Batch normalisation in training mode is left alone.
-
-    Returns:
-        the number of convolutions that were changed.
-    """
-    count = 0
-    for module in model.modules():
-        if isinstance(module, ConvNorm) and "weight" in module._parameters and module.folds():
-            weight, bias = module.folded()
-            module.weight = nn.Parameter(weight, requires_grad=False)
-            module.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
-            module.norm = None
-            count += 1
-    return count

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from fssops.models.layers.kept_tensors import KeptTensors
+from fssops.models.layers.tensor_cache import TensorCache
 
 TEMPERATURE = 10000.0
 """Base of the geometric progression of wavelengths."""
@@ -76,7 +76,7 @@ class PositionEncodingCache:
 
     def __init__(self, channels: int) -> None:
         self.channels = channels
-        self._grids = KeptTensors()
+        self._grids = TensorCache()
 
     def __call__(self, size: tuple[int, int], device: torch.device, frames: int | None = None) -> Tensor:
         """The encoding [T * h * w, C] of a grid ``size`` = (h, w) on ``device``, float32."""

@@ -4,16 +4,15 @@ Source: Zhang et al., "MP-Former: Mask-piloted transformer for image segmentatio
 IDEA-Research/MP-Former at a71f504.
 """
 
-from fssops.models.mask_piloting.noise_sources import PilotSource, RandomPilots, RecordedPilots
+from fssops.models.mask_piloting.noise_sources import NoiseSource, RandomNoise
 from fssops.models.mask_piloting.pilots import PilotOptions, Pilots, build_pilots
-from fssops.models.mask_piloting.query_layout import PilotSlots
+from fssops.models.mask_piloting.query_layout import QueryLayout
 
 __all__ = [
+    "NoiseSource",
     "PilotOptions",
-    "PilotSlots",
-    "PilotSource",
     "Pilots",
-    "RandomPilots",
-    "RecordedPilots",
+    "QueryLayout",
+    "RandomNoise",
     "build_pilots",
 ]

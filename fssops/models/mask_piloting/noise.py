@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fssops.models.mask_piloting.noise_sources import PilotSource
+from fssops.models.mask_piloting.noise_sources import NoiseSource
 from fssops.structures import MaskTargets
 
 PilotMode = Literal["points", "shift", "scale", "shift_scale", "patch", "points_MAE"]
@@ -74,14 +74,14 @@ def boxes_of(target: MaskTargets) -> Tensor:
     for line in (target.masks.any(1), target.masks.any(2)):  # columns, rows
         places = line.int()
         first, last = places.argmax(1), line.shape[1] - places.flip(1).argmax(1)
-        found = line.any(1)
-        corners.append((first * found, last * found))
+        shown = line.any(1)
+        corners.append((first * shown, last * shown))
     (left, right), (top, bottom) = corners
     boxes = torch.stack(((left + right) / 2, (top + bottom) / 2, right - left, bottom - top), dim=1)
     return boxes.float() / boxes.new_tensor([width, height, width, height], dtype=torch.float32)
 
 
-def flipped_points(opened: Tensor, scale: float, heads: int | None, draws: PilotSource, layer: int) -> Tensor:
+def flipped_points(opened: Tensor, scale: float, heads: int | None, draws: NoiseSource, layer: int) -> Tensor:
     """Point noise: each cell flips with probability (open cells) * scale / cells.
 
     Args:
@@ -117,10 +117,10 @@ def _moved(maps: Maps, enlarged: Tensor | None, offsets: Tensor | None) -> Tenso
         size = torch.tensor([height, width])
         larger = (size.float() * (1 + maps.scale)).long() + 1
         spare = (size - larger).to(cells.device)
-        chosen = enlarged.nonzero()[:, 0]
-        grown = nearest_cells(maps.open[chosen], (int(larger[0]), int(larger[1]))).nonzero()
+        copies = enlarged.nonzero()[:, 0]
+        grown = nearest_cells(maps.open[copies], (int(larger[0]), int(larger[1]))).nonzero()
         centres = maps.boxes[:, :2] if maps.published else maps.boxes[:, [1, 0]]
-        grown[:, 0] = chosen[grown[:, 0]]
+        grown[:, 0] = copies[grown[:, 0]]
         grown[:, 1:] += (spare * centres).long()[grown[:, 0]]
         cells = torch.cat((cells, grown))
     copy, places = cells[:, 0], cells[:, 1:].float()
@@ -132,7 +132,7 @@ def _moved(maps: Maps, enlarged: Tensor | None, offsets: Tensor | None) -> Tenso
     return moved
 
 
-def _offsets(maps: Maps, draws: PilotSource) -> Tensor:
+def _offsets(maps: Maps, draws: NoiseSource) -> Tensor:
     """[copies, 2] rows and columns, up to half the box times the scale either way."""
     reach = maps.boxes[:, 2:] / 2  # horizontal, vertical
     height, width = maps.open.shape[1:]
@@ -146,25 +146,25 @@ def _levels_of(finest: Tensor, sizes: Sequence[Size]) -> list[Tensor]:
     return [nearest_cells(finest, size) for size in sizes]
 
 
-def shifted(maps: Maps, draws: PilotSource) -> list[Tensor]:
+def shifted(maps: Maps, draws: NoiseSource) -> list[Tensor]:
     """Shift: all cells of an object move by one random offset."""
     return _levels_of(_moved(maps, None, _offsets(maps, draws)), maps.sizes)
 
 
-def scaled(maps: Maps, draws: PilotSource) -> list[Tensor]:
+def scaled(maps: Maps, draws: NoiseSource) -> list[Tensor]:
     """Scale: some objects are enlarged about their centre, by 1 + scale."""
     enlarged = draws.uniform("scaled", len(maps.open)) > maps.enlarge_above
     return _levels_of(_moved(maps, enlarged, None), maps.sizes)
 
 
-def shifted_and_scaled(maps: Maps, draws: PilotSource) -> list[Tensor]:
+def shifted_and_scaled(maps: Maps, draws: NoiseSource) -> list[Tensor]:
     """Both: some are enlarged, all move."""
     offsets = _offsets(maps, draws)
     enlarged = draws.uniform("scaled", len(maps.open)) > maps.enlarge_above
     return _levels_of(_moved(maps, enlarged, offsets), maps.sizes)
 
 
-def patched(maps: Maps, draws: PilotSource) -> list[Tensor]:
+def patched(maps: Maps, draws: NoiseSource) -> list[Tensor]:
     """Patch: one random rectangle of (object's cells) * scale cells is opened as well."""
     copies, height, width = maps.open.shape
     area = (maps.open.sum((1, 2)).float() * maps.scale).clamp(min=1.0)
@@ -183,7 +183,7 @@ def patched(maps: Maps, draws: PilotSource) -> list[Tensor]:
     return _levels_of(maps.open | (in_rows[:, :, None] & in_columns[:, None]), maps.sizes)
 
 
-def dropped_points(maps: Maps, draws: PilotSource) -> list[Tensor]:
+def dropped_points(maps: Maps, draws: NoiseSource) -> list[Tensor]:
     """points_MAE: cells are closed at random with probability ``scale``, at each level anew."""
     noised: list[Tensor] = []
     opened = maps.open
@@ -194,7 +194,7 @@ def dropped_points(maps: Maps, draws: PilotSource) -> list[Tensor]:
     return noised
 
 
-MAP_NOISES: dict[str, Callable[[Maps, PilotSource], list[Tensor]]] = {
+MAP_NOISES: dict[str, Callable[[Maps, NoiseSource], list[Tensor]]] = {
     "shift": shifted,
     "scale": scaled,
     "shift_scale": shifted_and_scaled,

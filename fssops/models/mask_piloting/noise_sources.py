@@ -1,20 +1,19 @@
 """Where the random numbers of piloted queries come from.
 
-Whoever builds piloted queries asks a :class:`PilotSource` and never draws itself: training draws from a generator, a
+Whoever builds piloted queries asks a :class:`NoiseSource` and never draws itself: training draws from a generator, a
 parity test hands over what another implementation drew. Every copy of a target has draws of its own; copies are listed
 group first, then image, then target.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 
-class PilotSource(Protocol):
+class NoiseSource(Protocol):
     """Draws by what they are for; all on the device of the model, ``uniform`` ones in [0, 1)."""
 
     def uniform(self, purpose: str, *shape: int) -> Tensor:
@@ -35,7 +34,7 @@ class PilotSource(Protocol):
         ...
 
 
-class RandomPilots:
+class RandomNoise:
     """Draws from a random generator.
 
     Args:
@@ -47,38 +46,11 @@ class RandomPilots:
         self.device, self.generator = device, generator
 
     def uniform(self, purpose: str, *shape: int) -> Tensor:
-        """See :class:`PilotSource`."""
+        """See :class:`NoiseSource`."""
         return torch.rand(*shape, device=self.device, generator=self.generator)
 
     def integers(self, purpose: str, low: Tensor, high: Tensor) -> Tensor:
-        """See :class:`PilotSource`."""
+        """See :class:`NoiseSource`."""
         # Double precision keeps every integer that occurs equally likely to 1e-9; no draw waits for the device.
         drawn = torch.rand(low.shape, dtype=torch.float64, device=self.device, generator=self.generator)
         return torch.minimum(low + (drawn * (high - low + 1)).long(), high)
-
-
-class RecordedPilots:
-    """Draws that were made elsewhere.
-
-    Args:
-        draws: by purpose.
-    """
-
-    def __init__(self, draws: Mapping[str, Tensor]) -> None:
-        self._draws = dict(draws)
-
-    def _drawn(self, purpose: str, shape: tuple[int, ...]) -> Tensor:
-        if purpose not in self._draws:
-            raise ValueError(f"RecordedPilots: draws must hold {purpose}, got {', '.join(self._draws) or 'nothing'}")
-        found = self._draws[purpose]
-        if tuple(found.shape) != shape:
-            raise ValueError(f"RecordedPilots: {purpose} must have shape {shape}, got {tuple(found.shape)}")
-        return found
-
-    def uniform(self, purpose: str, *shape: int) -> Tensor:
-        """See :class:`PilotSource`."""
-        return self._drawn(purpose, shape)
-
-    def integers(self, purpose: str, low: Tensor, high: Tensor) -> Tensor:
-        """See :class:`PilotSource`."""
-        return self._drawn(purpose, tuple(low.shape)).long()

@@ -1,4 +1,4 @@
-"""Piloted queries of a batch: their content, their attention masks in every layer, and their walls."""
+"""Piloted queries of a batch: their content, and where they may attend in every layer."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from fssops.models.mask_piloting.noise import (
     padded,
     touched_cells,
 )
-from fssops.models.mask_piloting.noise_sources import PilotSource
-from fssops.models.mask_piloting.query_layout import PilotSlots
+from fssops.models.mask_piloting.noise_sources import NoiseSource
+from fssops.models.mask_piloting.query_layout import QueryLayout
 from fssops.structures import MaskTargets
 
 
@@ -31,7 +31,7 @@ class PilotOptions:
 
     Attributes:
         mode: noise of the masks.
-        groups: copies of every target; from 100 on, their total number of slots.
+        groups: copies of every target; from 100 on, the number of queries that the copies may have together.
         noise_scale: amount of it.
         enlarge_above: of scale and shift_scale: a draw above this enlarges a copy.
         label_noise: share of the copies that are told a random class; 0 none.
@@ -55,14 +55,14 @@ class Pilots:
     """The piloted part of a batch.
 
     Attributes:
-        slots: which copy stands where.
-        content: [B, slots.total, C] initial queries; zeros in unused slots.
-        masks: of each layer, where piloted queries may attend; None where their own predictions say so. The rows of
-            unused slots are open everywhere.
-        blocked: [total + Q, total + Q] bool walls of self-attention, True = may not attend.
+        layout: which query is the copy of which target.
+        content: [B, layout.total, C] initial queries; zeros in those that no copy takes.
+        masks: of each layer, where piloted queries may attend in the image; None where their predictions say so. The
+            rows of queries that no copy takes are open everywhere.
+        blocked: [total + Q, total + Q] bool attention mask of self-attention, True = may not attend.
     """
 
-    slots: PilotSlots
+    layout: QueryLayout
     content: Tensor
     masks: list[ops.AttentionMask | None]
     blocked: Tensor
@@ -72,7 +72,7 @@ def build_pilots(
     targets: Sequence[MaskTargets],
     embedding: Callable[[Tensor], Tensor],
     options: PilotOptions,
-    draws: PilotSource,
+    draws: NoiseSource,
     *,
     classes: int,
     queries: int,
@@ -96,39 +96,39 @@ def build_pilots(
         padding: of each level [B, S_l] bool, True = padding, or None.
     """
     device = targets[0].labels.device
-    slots = PilotSlots.of([len(target.labels) for target in targets], options.groups, device)
-    if slots is None:
+    layout = QueryLayout.of([len(target.labels) for target in targets], options.groups, device)
+    if layout is None:
         return None
     piloted = layers if options.all_layers else min(layers, len(sizes) + 1)
     with torch.no_grad():
         closed = (_point_maps if options.mode == "points" else _noised_maps)(
-            targets, slots, options, draws, piloted, sizes, padded_size
+            targets, layout, options, draws, piloted, sizes, padded_size
         )
         # Layers of one level share their rows where the noise is drawn once, and then their bits.
-        known: dict[int, ops.AttentionMask] = {}
+        packed: dict[int, ops.AttentionMask] = {}
         masks: list[ops.AttentionMask | None] = [None] * layers
         for layer, rows in enumerate(closed):
-            if id(rows) not in known:
+            if id(rows) not in packed:
                 blocked = padding[layer % len(sizes)]
-                mask = _packed(rows, slots)
-                known[id(rows)] = mask if blocked is None else mask.with_padding(blocked)
-            masks[layer] = known[id(rows)]
-    content = _content(targets, slots, embedding, options, draws, classes)
-    return Pilots(slots, content, masks, slots.blocked(queries))
+                mask = _packed(rows, layout)
+                packed[id(rows)] = mask if blocked is None else mask.with_padding(blocked)
+            masks[layer] = packed[id(rows)]
+    content = _content(targets, layout, embedding, options, draws, classes)
+    return Pilots(layout, content, masks, layout.self_attention_mask(queries))
 
 
 def _point_maps(
     targets: Sequence[MaskTargets],
-    slots: PilotSlots,
+    layout: QueryLayout,
     options: PilotOptions,
-    draws: PilotSource,
+    draws: NoiseSource,
     layers: int,
     sizes: Sequence[Size],
     padded_size: Size,
 ) -> list[Tensor]:
     """Closed cells [copies, S] or [copies, M, S] of the first ``layers``: open are those the object touches."""
     present = [padded(target.masks, padded_size) for target in targets if len(target.labels)]
-    opened = [torch.cat([touched_cells(masks, size) for masks in present]).flatten(1)[slots.sources] for size in sizes]
+    opened = [torch.cat([touched_cells(masks, size) for masks in present]).flatten(1)[layout.sources] for size in sizes]
     closed: list[Tensor] = []
     for layer in range(layers):
         level = layer % len(sizes)
@@ -141,9 +141,9 @@ def _point_maps(
 
 def _noised_maps(
     targets: Sequence[MaskTargets],
-    slots: PilotSlots,
+    layout: QueryLayout,
     options: PilotOptions,
-    draws: PilotSource,
+    draws: NoiseSource,
     layers: int,
     sizes: Sequence[Size],
     padded_size: Size,
@@ -152,8 +152,8 @@ def _noised_maps(
     present = [target for target in targets if len(target.labels)]
     opened = torch.cat([nearest_cells(padded(target.masks, padded_size), sizes[-1]) for target in present])
     maps = Maps(
-        opened[slots.sources],
-        torch.cat([boxes_of(target) for target in present])[slots.sources],
+        opened[layout.sources],
+        torch.cat([boxes_of(target) for target in present])[layout.sources],
         sizes,
         options.noise_scale,
         options.enlarge_above,
@@ -166,29 +166,29 @@ def _noised_maps(
     return [(later if layer else outside)[layer % len(sizes)] for layer in range(layers)]
 
 
-def _packed(closed: Tensor, slots: PilotSlots) -> ops.AttentionMask:
-    """The mask of all slots; rows without an open cell, those of unused slots among them, are open everywhere."""
+def _packed(closed: Tensor, layout: QueryLayout) -> ops.AttentionMask:
+    """The mask of all piloted queries; rows without an open cell, those that no copy takes too, are open everywhere."""
     heads = closed.shape[1:-1]
-    rows = closed.new_ones((len(slots.counts), slots.total, *heads, closed.shape[-1]))
-    rows[slots.images, slots.places] = closed
+    rows = closed.new_ones((len(layout.counts), layout.total, *heads, closed.shape[-1]))
+    rows[layout.images, layout.places] = closed
     return ops.pack_attention_mask(rows.transpose(1, 2).contiguous() if heads else rows)
 
 
 def _content(
     targets: Sequence[MaskTargets],
-    slots: PilotSlots,
+    layout: QueryLayout,
     embedding: Callable[[Tensor], Tensor],
     options: PilotOptions,
-    draws: PilotSource,
+    draws: NoiseSource,
     classes: int,
 ) -> Tensor:
-    labels = torch.cat([target.labels for target in targets])[slots.sources]
+    labels = torch.cat([target.labels for target in targets])[layout.sources]
     if options.label_noise > 0:
-        chosen = (draws.uniform("relabelled", len(labels)) < options.label_noise).nonzero()[:, 0]
-        zeros = torch.zeros_like(chosen)
-        labels = labels.index_copy(0, chosen, draws.integers("labels", zeros, zeros + (classes - 1)))
+        relabelled = (draws.uniform("relabelled", len(labels)) < options.label_noise).nonzero()[:, 0]
+        zeros = torch.zeros_like(relabelled)
+        labels = labels.index_copy(0, relabelled, draws.integers("labels", zeros, zeros + (classes - 1)))
     content = embedding(labels)
     if options.mode == "shift" and options.label_noise <= 0:
         content = content + (draws.uniform("content", *content.shape) * 2 - 1) * options.noise_scale * content
-    placed = content.new_zeros((len(slots.counts), slots.total, content.shape[1]))
-    return placed.index_put((slots.images, slots.places), content)
+    placed = content.new_zeros((len(layout.counts), layout.total, content.shape[1]))
+    return placed.index_put((layout.images, layout.places), content)

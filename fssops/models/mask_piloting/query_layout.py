@@ -1,4 +1,4 @@
-"""Which place in the sequence of queries each copy of a target has."""
+"""Which place in the sequence of queries each copy of a target has, and which queries may attend to which."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from torch import Tensor
 from fssops.losses.matcher import Match
 
 TOTAL_BUDGET = 100
-"""From here on a number of groups is the number of slots that all groups may have together."""
+"""From here on a number of groups is the number of queries that all groups may have together."""
 
 
 @dataclass
-class PilotSlots:
-    """Places of the copies: target i of an image has, in group k, slot k * width + i.
+class QueryLayout:
+    """Places of the copies: target i of an image stands, in group k, at k * width + i.
 
     Attributes:
         groups: g, how often every target is copied.
-        width: most targets of an image; images with fewer leave slots unused.
+        width: most targets of an image; images with fewer leave places empty.
         counts: targets of each image.
         images: [g * sum(counts)] image of each copy; copies are listed group first, then image, then target.
-        places: [g * sum(counts)] slot of each copy.
+        places: [g * sum(counts)] place of each copy.
         sources: [g * sum(counts)] its target, counted over the whole batch.
     """
 
@@ -36,16 +36,16 @@ class PilotSlots:
 
     @property
     def total(self) -> int:
-        """Slots of an image, used or not."""
+        """Places of an image, empty or not."""
         return self.groups * self.width
 
     @staticmethod
-    def of(counts: Sequence[int], groups: int, device: torch.device) -> PilotSlots | None:
-        """Slots for images with ``counts`` targets; None where there is nothing to pilot.
+    def of(counts: Sequence[int], groups: int, device: torch.device) -> QueryLayout | None:
+        """Places for images with ``counts`` targets; None where there is nothing to pilot.
 
         Args:
             counts: targets of each image.
-            groups: copies of every target; from 100 on, the number of slots that they may fill together.
+            groups: copies of every target; from 100 on, the number of places that they may take together.
             device: of the index tensors.
         """
         width = max(counts, default=0)
@@ -58,7 +58,7 @@ class PilotSlots:
         images = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(list(counts)))
         within = torch.cat([torch.arange(count) for count in counts])
         group = torch.arange(groups).repeat_interleave(len(images))
-        return PilotSlots(
+        return QueryLayout(
             groups,
             width,
             list(counts),
@@ -67,8 +67,8 @@ class PilotSlots:
             torch.arange(len(images)).repeat(groups).to(device),
         )
 
-    def blocked(self, queries: int) -> Tensor:
-        """The walls of self-attention: bool [total + queries, total + queries], True = may not attend.
+    def self_attention_mask(self, queries: int) -> Tensor:
+        """Bool [total + queries, total + queries], True = may not attend.
 
         Normal queries do not see piloted ones, nor a group the others; piloted queries see the normal ones.
 
@@ -81,9 +81,9 @@ class PilotSlots:
 
     def matches(self) -> list[Match]:
         """The fixed matches of each image: every copy with its target."""
-        found = []
+        matches = []
         for count in self.counts:
             targets = torch.arange(count, device=self.images.device).repeat(self.groups)
             first = torch.arange(self.groups, device=self.images.device).repeat_interleave(count) * self.width
-            found.append(Match(first + targets, targets))
-        return found
+            matches.append(Match(first + targets, targets))
+        return matches

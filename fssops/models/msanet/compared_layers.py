@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fssops.models.msanet.records import MSANetSupport
-from fssops.models.msanet.similarity import kept_positions, multi_similarity, prior_mask, resize
+from fssops.models.msanet.similarity import multi_similarity, positions_above_mean, prior_mask, resize
 
 
 class Columns:
@@ -56,13 +56,13 @@ class SupportLayers:
     Args:
         masks: [n, H, W].
         first: size of the first layer that the authors tap, compared or not.
-        exact_mean: see :func:`kept_positions`.
+        exact_mean: see :func:`positions_above_mean`.
     """
 
     def __init__(self, masks: Tensor, first: tuple[int, int], *, exact_mean: bool) -> None:
         self._images, self._exact_mean = masks[:, None], exact_mean
         self._resized = resize(resize(self._images, (2 * first[0], 2 * first[1])), first)
-        self._kept: Tensor | None = None
+        self._mask: Tensor | None = None
         self._layers: list[Columns] = []
         self._top: Columns | None = None
 
@@ -73,7 +73,7 @@ class SupportLayers:
         def take(layer: Tensor) -> None:
             number = next(numbers)
             if number == len(self._layers):
-                self._layers.append(Columns(self._kept_at((layer.shape[-2], layer.shape[-1])), layer))
+                self._layers.append(Columns(self._mask_at((layer.shape[-2], layer.shape[-1])), layer))
             self._layers[number].take(images, layer)
 
         return take
@@ -91,13 +91,13 @@ class SupportLayers:
         pairs = [layer.of_sets(sets) for layer in self._layers]
         return [pair[0] for pair in pairs], [pair[1] for pair in pairs], *self._top.of_sets(sets)
 
-    def _kept_at(self, size: tuple[int, int]) -> Tensor:
+    def _mask_at(self, size: tuple[int, int]) -> Tensor:
         """Mask [n, h, w] of the next layer."""
         resized = resize(self._resized, size)
-        if self._kept is None or resized is not self._resized:
+        if self._mask is None or resized is not self._resized:
             self._resized = resized
-            self._kept = kept_positions(resized, exact_mean=self._exact_mean)[:, 0]
-        return self._kept
+            self._mask = positions_above_mean(resized, exact_mean=self._exact_mean)[:, 0]
+        return self._mask
 
 
 class QueryLayers:

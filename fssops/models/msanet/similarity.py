@@ -22,7 +22,7 @@ def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(x, size=size, mode="bilinear", align_corners=True)
 
 
-def kept_positions(masks: Tensor, *, exact_mean: bool) -> Tensor:
+def positions_above_mean(masks: Tensor, *, exact_mean: bool) -> Tensor:
     """The mask where it is at least the mean of its positive values, 0 elsewhere.
 
     Args:
@@ -35,13 +35,13 @@ def kept_positions(masks: Tensor, *, exact_mean: bool) -> Tensor:
         positive = masks > 0
         mean = masks.sum((-2, -1), dtype=torch.float64) / positive.sum((-2, -1)).clamp(min=1)
         return torch.where(masks >= (mean * (1 - 1e-6))[..., None, None], masks, 0)
-    kept = torch.zeros_like(masks)
-    for rows, out in zip(masks.flatten(0, 1).flatten(1), kept.flatten(0, 1).flatten(1), strict=True):
+    masked = torch.zeros_like(masks)
+    for rows, out in zip(masks.flatten(0, 1).flatten(1), masked.flatten(0, 1).flatten(1), strict=True):
         positive = rows[rows > 0]
         if len(positive):
-            chosen = rows >= positive.mean()
-            out[chosen] = rows[chosen]
-    return kept
+            strong = rows >= positive.mean()
+            out[strong] = rows[strong]
+    return masked
 
 
 def multi_similarity(queries: Sequence[Tensor], supports: Sequence[Tensor], masks: Sequence[Tensor]) -> list[Tensor]:
@@ -69,8 +69,8 @@ def prior_mask(query: Tensor, support: Tensor, masks: Tensor) -> Tensor:
     Returns:
         [R, K, h, w]; zeros without an object.
     """
-    found = ops.cosine_correlation(
+    largest = ops.cosine_correlation(
         query, support, masks, reduction="max", divisor="all", relu=False, eps=1e-7, eps_rule="add_to_product"
     )
-    low, high = found.amin((-2, -1), keepdim=True), found.amax((-2, -1), keepdim=True)
-    return (found - low) / (high - low + 1e-7)
+    low, high = largest.amin((-2, -1), keepdim=True), largest.amax((-2, -1), keepdim=True)
+    return (largest - low) / (high - low + 1e-7)

@@ -15,9 +15,9 @@ from torch.utils.checkpoint import checkpoint
 from fssops.models.layers.convolution import ConvNorm
 from fssops.models.layers.feed_forward import FeedForward
 from fssops.models.layers.initialisation import xavier_fill
-from fssops.models.layers.kept_tensors import KeptTensors
 from fssops.models.layers.ms_deform_attn import MSDeformAttn
 from fssops.models.layers.position_encoding import PositionEncodingCache
+from fssops.models.layers.tensor_cache import TensorCache
 from fssops.models.pixel_decoders.features import PixelFeatures
 
 IN_FEATURES = ("res5", "res4", "res3")
@@ -97,7 +97,7 @@ class MSDeformPixelDecoder(nn.Module):
         for module in (self.adapter_1, self.layer_1, self.mask_features):
             xavier_fill(module)
         self._positions = PositionEncodingCache(channels)
-        self._references = KeptTensors()
+        self._references = TensorCache()
 
     def forward(self, features: Mapping[str, Tensor], padding: Tensor | None = None) -> PixelFeatures:
         """Decode; in float32 whatever autocast says, as published.

@@ -63,7 +63,7 @@ class PilotedTransformerDecoder(MaskedTransformerDecoder):
             piloted=pilots.masks,
             mask_hook=mask_hook,
         )
-        first = pilots.slots.total
+        first = pilots.layout.total
         return (
             DecoderOutput(decoded.class_logits[:, :, first:], decoded.mask_embeddings[:, :, first:]),
             DecoderOutput(decoded.class_logits[:, :, :first], decoded.mask_embeddings[:, :, :first]),

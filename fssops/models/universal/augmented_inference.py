@@ -68,9 +68,9 @@ def augmented_semantic(
         resized = resized_to_short_side(image, side, long_side)
         for mirrored in (False, True) if flip else (False,):
             seen = resized.flip(2) if mirrored else resized
-            found = model.segment(ImageBatch([seen], output_sizes=[output_size]), ("semantic",))[0].semantic
-            assert found is not None
-            scores = found.scores.flip(2) if mirrored else found.scores
+            semantic = model.segment(ImageBatch([seen], output_sizes=[output_size]), ("semantic",))[0].semantic
+            assert semantic is not None
+            scores = semantic.scores.flip(2) if mirrored else semantic.scores
             total = scores if total is None else total + scores
             count += 1
     assert total is not None

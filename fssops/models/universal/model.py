@@ -59,7 +59,11 @@ class UniversalModel(nn.Module, ABC):
 
     def forward(self, batch: ImageBatch) -> MaskPredictions:
         """Predictions of a batch: of all heads in training mode, of the final head in evaluation mode."""
-        return self.predict(*self.input_of(batch.images), auxiliary=self.training)
+        return self.predict_batch(batch, auxiliary=self.training)
+
+    def predict_batch(self, batch: ImageBatch, *, auxiliary: bool) -> MaskPredictions:
+        """Predictions of a batch; see :meth:`predict`."""
+        return self.predict(*self.input_of(batch.images), auxiliary=auxiliary)
 
     def training_predictions(self, batch: ImageBatch) -> tuple[MaskPredictions, list[MaskTargets]]:
         """Predictions of all heads, and the batch's targets.
@@ -67,8 +71,12 @@ class UniversalModel(nn.Module, ABC):
         Raises:
             ValueError: see :meth:`checked_targets`.
         """
-        targets = self.checked_targets(batch.images, batch.targets)
-        return self.predict(*self.input_of(batch.images), auxiliary=True), targets
+        targets = [self.trained_target(target) for target in self.checked_targets(batch.images, batch.targets)]
+        return self.predict_batch(batch, auxiliary=True), targets
+
+    def trained_target(self, target: MaskTargets) -> MaskTargets:
+        """What a system trains on instead of a target."""
+        return target
 
     def checked_targets(self, items: Sequence[Tensor], targets: list[MaskTargets] | None) -> list[MaskTargets]:
         """The targets of images, or of clips.
@@ -113,7 +121,8 @@ class UniversalModel(nn.Module, ABC):
         Raises:
             ValueError: a label is of no class.
         """
-        return self.criterion.counts(batch.targets or [], self.config.num_queries)
+        targets = [self.trained_target(target) for target in batch.targets or []]
+        return self.criterion.counts(targets, self.config.num_queries)
 
     @torch.no_grad()
     def segment(
@@ -174,37 +183,38 @@ class UniversalModel(nn.Module, ABC):
             result.semantic = SemanticResult(postprocessing.crop_and_resize(scores, true_size, output_size))
             return result
 
-        kept, kept_scores, kept_labels = postprocessing.confident_queries(class_logits, config.object_threshold)
-        naming, naming_scores, naming_labels = postprocessing.confident_queries(class_logits, 0.0)
-        chosen, chosen_scores, chosen_labels = postprocessing.best_instances(
+        segments = postprocessing.confident_queries(class_logits, config.object_threshold)
+        naming = postprocessing.confident_queries(class_logits, 0.0)
+        instances = postprocessing.best_instances(
             class_logits, config.detections, config.thing_classes if "panoptic" in tasks else None
         )
         needed = torch.zeros(len(class_logits), dtype=torch.bool, device=class_logits.device)
         if "semantic" in tasks:
             needed[:] = True
-        if "panoptic" in tasks:
-            needed[kept] = True
-        if "instance" in tasks:
-            needed[chosen] = True
-        if "general" in tasks:
-            needed[naming] = True
+        for task, scored in (("panoptic", segments), ("instance", instances), ("general", naming)):
+            if task in tasks:
+                needed[scored.queries] = True
         rows = needed.cumsum(0) - 1  # query -> row of the logits formed
         logits = self.output_mask_logits(predictions, image, needed.nonzero()[:, 0], true_size, output_size)
         if "semantic" in tasks:
             result.semantic = SemanticResult(postprocessing.semantic_scores(class_logits, logits))
         if "panoptic" in tasks:
             result.panoptic = postprocessing.panoptic_map(
-                kept_scores,
-                kept_labels,
-                logits[rows[kept]],
+                segments.scores,
+                segments.labels,
+                logits[rows[segments.queries]],
                 things=config.thing_classes,
                 overlap_threshold=config.overlap_threshold,
                 cut_at_half=self.cut_panoptic_at_half,
             )
         if "instance" in tasks:
-            result.instance = postprocessing.instances(chosen_scores, chosen_labels, logits, rows[chosen])
+            result.instance = postprocessing.instances(
+                instances.scores, instances.labels, logits, rows[instances.queries]
+            )
         if "general" in tasks:
-            result.general = postprocessing.general_label_map(naming_scores, naming_labels, logits[rows[naming]])
+            result.general = postprocessing.general_label_map(
+                naming.scores, naming.labels, logits[rows[naming.queries]]
+            )
         return result
 
     def output_mask_logits(

@@ -7,6 +7,7 @@ MaskFormer and Mask2Former.
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,45 +43,45 @@ def semantic_scores(class_logits: Tensor, mask_logits: Tensor) -> Tensor:
     return (probabilities.T @ masks.flatten(1)).view(-1, *masks.shape[1:])
 
 
-def confident_queries(class_logits: Tensor, threshold: float) -> tuple[Tensor, Tensor, Tensor]:
+class ScoredQueries(NamedTuple):
+    """Some queries [K] with a probability [K] and a class [K] of each; a query can occur with several classes."""
+
+    queries: Tensor
+    scores: Tensor
+    labels: Tensor
+
+
+def confident_queries(class_logits: Tensor, threshold: float) -> ScoredQueries:
     """Queries that name a class with more than ``threshold`` probability.
 
     Args:
         class_logits: [Q, C + 1].
         threshold: strict lower bound.
-
-    Returns:
-        indices [K], their probabilities [K] and classes [K].
     """
     scores, labels = class_logits.float().softmax(-1).max(-1)
-    kept = ((labels != class_logits.shape[-1] - 1) & (scores > threshold)).nonzero()[:, 0]
-    return kept, scores[kept], labels[kept]
+    confident = ((labels != class_logits.shape[-1] - 1) & (scores > threshold)).nonzero()[:, 0]
+    return ScoredQueries(confident, scores[confident], labels[confident])
 
 
-def best_instances(
-    class_logits: Tensor, count: int, classes: Collection[int] | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The ``count`` best pairs of query and class, "no object" left aside.
+def best_instances(class_logits: Tensor, count: int, classes: Collection[int] | None = None) -> ScoredQueries:
+    """The ``count`` best pairs of query and class, best first; "no object" is no class.
 
     Args:
         class_logits: [Q, C + 1].
         count: pairs to take; fewer where Q * C is less.
-        classes: only these classes are kept, after the choice; None keeps all.
-
-    Returns:
-        queries [K], their probabilities [K] and classes [K], best first.
+        classes: leave out pairs of other classes, after the choice; None leaves none out.
     """
-    queries, scores, labels = best_pairs(class_logits.float().softmax(-1)[:, :-1], count)
-    if classes is not None:
-        kept = torch.isin(labels, torch.tensor(sorted(classes), dtype=labels.dtype, device=labels.device))
-        queries, scores, labels = queries[kept], scores[kept], labels[kept]
-    return queries, scores, labels
+    pairs = best_pairs(class_logits.float().softmax(-1)[:, :-1], count)
+    if classes is None:
+        return pairs
+    wanted = torch.isin(pairs.labels, torch.tensor(sorted(classes), dtype=torch.int64, device=pairs.labels.device))
+    return ScoredQueries(*(column[wanted] for column in pairs))
 
 
-def best_pairs(probabilities: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The ``count`` largest of probabilities [Q, C], fewer where Q * C is less: rows, values and columns [K]."""
+def best_pairs(probabilities: Tensor, count: int) -> ScoredQueries:
+    """The ``count`` largest of probabilities [Q, C], best first; fewer where Q * C is less."""
     scores, flat = probabilities.flatten().topk(min(count, probabilities.numel()))
-    return flat // probabilities.shape[1], scores, flat % probabilities.shape[1]
+    return ScoredQueries(flat // probabilities.shape[1], scores, flat % probabilities.shape[1])
 
 
 def instances(scores: Tensor, labels: Tensor, mask_logits: Tensor, rows: Tensor) -> InstanceResult:
@@ -130,18 +131,18 @@ def panoptic_map(
     winner = (scores[:, None, None] * masks).argmax(0)
     sure = masks >= 0.5
     won_areas = torch.bincount(winner.flatten(), minlength=len(scores)).tolist()
-    own_areas = sure.flatten(1).sum(1).tolist()
+    mask_areas = sure.flatten(1).sum(1).tolist()
     merged: dict[int, int] = {}
     for index, label in enumerate(labels.tolist()):
-        won, own = won_areas[index], own_areas[index]
-        if won == 0 or own == 0:
+        won, area = won_areas[index], mask_areas[index]
+        if won == 0 or area == 0:
             continue
         segment = winner == index
         if cut_at_half:
             segment &= sure[index]
             if not segment.any():
                 continue
-        if won / own < overlap_threshold:
+        if won / area < overlap_threshold:
             continue
         thing = label in things
         if not thing and label in merged:

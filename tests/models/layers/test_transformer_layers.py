@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from fssops.models.layers.attention import MultiheadAttention
 from fssops.models.layers.feed_forward import MLP, FeedForward
-from fssops.models.layers.kept_tensors import KeptTensors
 from fssops.models.layers.ms_deform_attn import MSDeformAttn
 from fssops.models.layers.position_encoding import PositionEncodingCache, sine_position_encoding
+from fssops.models.layers.tensor_cache import TensorCache
 
 
 def test_position_encoding_of_a_cell_by_hand() -> None:
@@ -56,7 +56,7 @@ def test_position_encodings_of_clips_are_not_kept() -> None:
 
 
 def test_tensors_made_last_are_kept_up_to_a_number_of_bytes() -> None:
-    kept, made = KeptTensors(limit=100), []
+    kept, made = TensorCache(limit=100), []
 
     def of(key: str, numbers: int) -> None:
         kept.of(key, lambda: (made.append(key), torch.zeros(numbers))[1])

@@ -1,4 +1,4 @@
-"""Tensors that depend on a size and a device alone, kept so that the next image of that size finds them made."""
+"""A cache of tensors that depend on a size and a device alone."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ LIMIT = 64 << 20
 """Bytes that are kept; images of all sizes, one after the other, would else fill the memory with what no one needs."""
 
 
-class KeptTensors:
-    """The tensors made last; not a module: nothing here is trained or saved.
+class TensorCache:
+    """The tensors made last, so that the next image of the same size does not make them again.
 
-    The newest is kept however large it is.
+    Not a module: nothing here is trained or saved. The newest is kept however large it is.
 
     Args:
         limit: bytes kept together.
@@ -22,21 +22,21 @@ class KeptTensors:
 
     def __init__(self, limit: int = LIMIT) -> None:
         self.limit = limit
-        self._kept: dict[Hashable, Tensor] = {}
+        self._tensors: dict[Hashable, Tensor] = {}
 
     def of(self, key: Hashable, make: Callable[[], Tensor]) -> Tensor:
         """The tensor of a key, which is made if it is not kept."""
-        found = self._kept.get(key)
-        if found is None:
+        tensor = self._tensors.get(key)
+        if tensor is None:
             # No inference-mode tensor: the same one may serve a training step next.
             with torch.inference_mode(False):
-                found = make()
-            while self._kept and self.bytes_kept + found.nbytes > self.limit:
-                self._kept.pop(next(iter(self._kept)))
-            self._kept[key] = found
-        return found
+                tensor = make()
+            while self._tensors and self.bytes_kept + tensor.nbytes > self.limit:
+                self._tensors.pop(next(iter(self._tensors)))
+            self._tensors[key] = tensor
+        return tensor
 
     @property
     def bytes_kept(self) -> int:
         """Size of all that is kept now."""
-        return sum(tensor.nbytes for tensor in self._kept.values())
+        return sum(tensor.nbytes for tensor in self._tensors.values())
