@@ -16,7 +16,8 @@ Side = Annotated[int, Field(ge=1)]
 if TYPE_CHECKING:
     LayoutName = str
 else:
-    LayoutName = Literal[("auto", *names_for("few-shot"))]
+    _NAMES = ("auto", *names_for("few-shot"))
+    LayoutName = Literal[_NAMES]
 
 
 class FoldedTable(Table):

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     LayoutName = str
 else:
     _TRUTHS = ("semantic", "instance", "panoptic")
-    LayoutName = Literal[("auto", *dict.fromkeys(name for truth in _TRUTHS for name in names_for(truth)))]
+    _NAMES = ("auto", *dict.fromkeys(name for truth in _TRUTHS for name in names_for(truth)))
+    LayoutName = Literal[_NAMES]
 
 
 class UniversalData(Table):

@@ -12,7 +12,8 @@ from fssops.engine.settings import Settings, Table
 if TYPE_CHECKING:
     LayoutName = str
 else:
-    LayoutName = Literal[("auto", *names_for("video"))]
+    _NAMES = ("auto", *names_for("video"))
+    LayoutName = Literal[_NAMES]
 
 
 class VideoData(Table):
