@@ -9,7 +9,6 @@ from typing import Any
 
 from fssops.command_line import Parser, run_verb
 from fssops.models import MODELS, create_model
-from fssops.weights import load_weights, read_weights, save_weights
 
 _DESCRIPTION = """Write any checkpoint that fssops reads as safetensors, for fssops or for transformers.
 
@@ -83,6 +82,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise ValueError(f"output must not exist (or give --force), got {options.output}")
     if not options.output.absolute().parent.is_dir():
         raise ValueError(f"output must lie in a folder that exists, got {options.output}")
+    from fssops.weights import load_weights, read_weights, save_weights
+
     checkpoint = read_weights(options.checkpoint)
     if options.model is not None:
         name, described = str(options.model), dict[str, Any]()

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from fssops.structures import IGNORE
+from fssops.labels import IGNORE
 
 Colour = tuple[int, int, int]
 

@@ -18,17 +18,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-from rich.table import Table
-
-from fssops.command_line import Parser, run_verb
-from fssops.data import check_command, command_options, layouts, pictures
-from fssops.data.augmentation.chains import FEW_SHOT_CHAINS
+from fssops.command_line import Parser, console, run_verb
+from fssops.data import check_command, command_options, layouts
 from fssops.data.command_options import positive
-from fssops.data.datasets.episodes import ANNOTATIONS, EpisodeDataset
 from fssops.data.episodes import EpisodeList
 from fssops.data.errors import DataError
 from fssops.data.few_shot_source import FewShotSource
+from fssops.labels import ANNOTATIONS
 from fssops.protocols import PROTOCOLS, FewShotProtocol, protocol_of
 
 
@@ -69,12 +65,14 @@ def _run_list(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps({"source": source.describe(), "min_area": options.min_area, "classes": rows}, indent=1))
         return 0
+    from rich.table import Table
+
     table = Table(title=f"{source.label}: {len(source.names)} images, {len(rows)} classes", title_justify="left")
     for column in ("id", "class", "tested in fold", "images", "median pixels"):
         table.add_column(column, justify="left" if column == "class" else "right")
     for row in rows:
         table.add_row(*("-" if value is None else str(value) for value in row.values()))
-    command_options.console().print(table)
+    console().print(table)
     return 0
 
 
@@ -136,6 +134,11 @@ def _run_episodes(options: argparse.Namespace) -> int:
 
 
 def _run_preview(options: argparse.Namespace) -> int:
+    from PIL import Image
+
+    from fssops.data import pictures
+    from fssops.data.datasets.episodes import EpisodeDataset
+
     suffix = options.output.suffix.lower()
     if Image.registered_extensions().get(suffix) not in Image.SAVE:
         raise DataError(f"--output: must end in the suffix of a picture, e.g. .png, got {options.output}")
@@ -210,7 +213,9 @@ def main(arguments: Sequence[str]) -> int:
     _add_draw(command, episodes=6)
     command.add_argument("--episode-list", metavar="FILE", help="show these instead of drawing")
     command.add_argument("--annotation", default="mask", choices=ANNOTATIONS, help="of the supports (default: mask)")
-    command.add_argument("--augment", default="none", choices=FEW_SHOT_CHAINS, help="of training (default: none)")
+    command.add_argument(
+        "--augment", default="none", help="chain of augmentation, as data.augment of a recipe (default: none)"
+    )
     command.add_argument("--size", type=positive, default=192, help="side in pixels (default 192)")
     command.add_argument("-o", "--output", type=Path, default=Path("preview.png"), help="default: preview.png")
     command.set_defaults(run=_run_preview)

@@ -6,8 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from rich.table import Table
-
+from fssops.command_line import console
 from fssops.data import check, command_options, layouts
 from fssops.data.episodes import EpisodeList
 from fssops.data.errors import DataError
@@ -96,7 +95,9 @@ def _tell(report: check.Report, options: argparse.Namespace) -> int:
 
 
 def _print_report(report: check.Report, problems: list[check.Finding], options: argparse.Namespace) -> None:
-    console = command_options.console()
+    from rich.table import Table
+
+    output = console()
     name = report.root or options.annotations or "generated data"
     table = Table(title=f"{name} ({report.format})", title_justify="left")
     further = [name for name in ("videos", "objects") if any(name in row for row in report.splits.values())]
@@ -105,7 +106,7 @@ def _print_report(report: check.Report, problems: list[check.Finding], options: 
         table.add_column(column, justify="left" if column == "split" else "right")
     for split, numbers in report.splits.items():
         table.add_row(split, *(str(numbers[c]) for c in columns))
-    console.print(table)
+    output.print(table)
     if report.findings:
         found = Table(title="findings", title_justify="left", show_lines=False)
         for column in ("kind", "where", "what"):
@@ -118,10 +119,10 @@ def _print_report(report: check.Report, problems: list[check.Finding], options: 
                 found.add_row(f"{kind}{' (note)' if allowed else ''}", finding.where, finding.message)
             if count > len(shown):
                 found.add_row(kind, "", f"... and {count - len(shown)} more (--all shows them)")
-        console.print(found)
+        output.print(found)
     notes = len(report.findings) - len(problems)
     end = [_counted(len(problems), "problem") if problems else "no problems"]
-    console.print(", ".join(end + [_counted(notes, "note")] * bool(notes)))
+    output.print(", ".join(end + [_counted(notes, "note")] * bool(notes)))
 
 
 def _counted(number: int, noun: str) -> str:

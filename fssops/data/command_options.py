@@ -7,23 +7,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
 from fssops.data import folds
 from fssops.data.few_shot_source import FewShotSource
 from fssops.data.folds import FoldClasses
 from fssops.data.layouts import open_data
 
 
-def console() -> Console:
-    """Standard output for tables; names of files and classes are shown as they are, whatever brackets they hold."""
-    return Console(markup=False, emoji=False, highlight=False)
-
-
 @contextmanager
 def progress_bar(text: str) -> Iterator[Callable[[int, int], None]]:
     """A bar on standard error where that is a terminal, nothing elsewhere."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
     errors = Console(stderr=True)
     columns = (TextColumn(text), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bar:

@@ -15,7 +15,7 @@ import numpy as np
 from scipy import ndimage, sparse, special
 from scipy.sparse import csgraph
 
-from fssops.structures import IGNORE
+from fssops.labels import IGNORE
 
 MAX_RADIUS = 16.0
 """Largest radius, in pixels, of the disk that opens a mask."""

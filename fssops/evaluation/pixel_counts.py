@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fssops.labels import IGNORE
 from fssops.protocols import Absent, FalsePositives
-from fssops.structures import IGNORE
 
 
 def count_pixels(prediction: Tensor, label: Tensor, ways: int, false_positives: FalsePositives = "all") -> Tensor:

@@ -22,7 +22,7 @@ from fssops.data.augmentation.scene import (
     resized,
     rotated,
 )
-from fssops.structures import IGNORE
+from fssops.labels import IGNORE
 
 # Without chance: the generator may be left out.
 

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from fssops.labels import IGNORE
 from fssops.normalisation import MEAN
-from fssops.structures import IGNORE
 from fssops.truth import Polygons, Segment
 
 Size = tuple[int, int]

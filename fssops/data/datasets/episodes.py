@@ -19,12 +19,8 @@ from fssops.data.episode_draws import EpisodeSpec
 from fssops.data.episodes import EpisodeList
 from fssops.data.errors import MaskError
 from fssops.data.few_shot_source import FewShotSource
-from fssops.structures import IGNORE, Episode
-
-ANNOTATIONS = ("mask", "box", "component_boxes", "scribble")
-"""What marks the support objects: dense masks; PANet's box of the largest instance; MSANet's box of every connected
-component; one scribble stroke."""
-
+from fssops.labels import ANNOTATIONS, IGNORE
+from fssops.structures import Episode
 
 _STORED_SCRIBBLES = 256
 """Drawing the scribbles of a picture takes some tenths of a second; small data sets draw each one once."""

@@ -15,8 +15,8 @@ from torch import Tensor
 from fssops.evaluation.episodes import EpisodeTruth, Outputs, stretched
 from fssops.evaluation.metrics.metric import Coverage, EpisodeSetting, Scores, SummedMetric, coverage_of_runs
 from fssops.evaluation.pixel_counts import count_pixels, iou, mean_iou
+from fssops.labels import IGNORE
 from fssops.protocols import FewShotProtocol
-from fssops.structures import IGNORE
 
 RECALL_AT = (0.5, 0.75)
 """Overlaps from which an object counts as found."""
