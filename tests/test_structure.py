@@ -125,13 +125,17 @@ def _imports(path: Path) -> set[str]:
 
 
 VERBS = {"fssops.train", "fssops.evaluate", "fssops.predict", "fssops.convert", "fssops.doctor"}
-SHARED = {f"fssops.{name}" for name in ("structures", "truth", "run_lengths", "protocols", "pictures", "normalisation")}
+SHARED = {
+    f"fssops.{name}"
+    for name in ("labels", "structures", "truth", "run_lengths", "protocols", "pictures", "normalisation")
+}
 MAY_IMPORT = {
-    "structures.py": set(),
+    "labels.py": set(),
+    "structures.py": {"fssops.labels"},
     "normalisation.py": set(),
     "protocols.py": set(),
-    "pictures.py": {"fssops.structures"},
-    "truth.py": {"fssops.structures", "fssops.run_lengths", "fssops.data.errors"},
+    "pictures.py": {"fssops.labels"},
+    "truth.py": {"fssops.labels", "fssops.run_lengths", "fssops.data.errors"},
     "reference": {"fssops.reference"},
     "ops": {"fssops.ops", "fssops.reference", "fssops._native"},
     "losses": {"fssops.losses", "fssops.ops", "fssops.structures"},
