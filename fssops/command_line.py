@@ -136,7 +136,8 @@ def messages_shown() -> Iterator[None]:
     """
     logger, handler = logging.getLogger("fssops"), _PrintingHandler()
     before = logger.level
-    logger.addHandler(handler)
+    if not any(isinstance(other, _PrintingHandler) for other in logger.handlers):
+        logger.addHandler(handler)
     logger.setLevel(logging.WARNING if _process_rank() else logging.INFO)
     try:
         yield

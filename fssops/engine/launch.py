@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from lightning_fabric import Fabric
@@ -16,6 +17,8 @@ from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
 from torch import nn
 
 from fssops.engine.settings import EngineSettings, SettingsError
+
+Result = TypeVar("Result")
 
 _PRECISION = {"32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 _PEER_GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket closed")
@@ -113,13 +116,14 @@ def leave_processes(*, finished: bool) -> None:
     torch.distributed.destroy_process_group()
 
 
-def run_on_first(fabric: Fabric, action: Any) -> Any:
+def run_on_first(fabric: Fabric, action: Callable[[], Result]) -> Result:
     """Run ``action()`` on the first process only and return its result on all; an error is raised on all.
 
     Raises:
         whatever the action raised; on the other processes a ``RuntimeError`` with its message.
     """
-    result, error = None, None
+    result: Any = None
+    error: Exception | None = None
     if fabric.is_global_zero:
         try:
             result = action()
@@ -131,4 +135,4 @@ def run_on_first(fabric: Fabric, action: Any) -> Any:
             raise RuntimeError(message)
     if error is not None:
         raise error
-    return result
+    return result  # type: ignore[no-any-return]

@@ -115,6 +115,7 @@ def test_installed_wheel_runs_elsewhere_and_in_the_root(wheel: Path, checkout: P
     in_root, libraries_in_root = _probe(python, checkout)
     assert in_root.parent == checkout / "fssops", "the root's own source folder comes first"
     assert libraries_in_root == libraries, "with the installed libraries"
+    assert _ok(_run(python.parent / "fssops", "--version", cwd=tmp_path)).startswith("fssops ")
 
 
 def test_root_refuses_libraries_of_other_sources(wheel: Path, checkout: Path, tmp_path: Path) -> None:

@@ -30,6 +30,30 @@ def test_every_operator_runs_on_the_cpu_and_agrees_with_its_definition() -> None
         assert 0 <= check.error < doctor.TOLERANCE
 
 
+def test_nothing_is_cut_where_no_terminal_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    report = doctor.Report(
+        versions={"rich": "15", "platform": "Linux " + 40 * "x"},
+        library="/a/[long]/path" + 40 * "/folder",
+        checks=[doctor.Check(name, "cuda", False, "no CUDA: " + 40 * "why ") for name in doctor.OPERATORS],
+        problems=["libfssops_cpu.so: undefined symbol " + 40 * "_Z"],
+    )
+    monkeypatch.setattr(doctor, "examine", lambda: report)
+    assert doctor.main([]) == 1
+    text = capsys.readouterr().out
+    whole = [
+        *report.versions.values(),
+        report.library,
+        *report.problems,
+        *doctor.OPERATORS,
+        report.checks[0].reason.strip(),
+    ]
+    assert [value for value in whole if value not in text] == []
+    assert "…" not in text
+
+
 def test_report_is_printed_as_json_on_demand(capsys: pytest.CaptureFixture[str]) -> None:
     code = doctor.main(["--json"])
     report = json.loads(capsys.readouterr().out)

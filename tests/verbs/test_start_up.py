@@ -11,9 +11,9 @@ import pytest
 from fssops import __version__
 from fssops.command_line import VERBS
 
-HEAVY = ("torch", "lightning_fabric", "numpy", "scipy", "PIL", "matplotlib", "rich", "transformers")
+HEAVY = {"torch", "lightning_fabric", "numpy", "scipy", "PIL", "matplotlib", "rich", "transformers"}
 LIGHT = ["models", "doctor"]
-"""Verbs whose help needs none of HEAVY."""
+"""Verbs whose help imports none of HEAVY."""
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -26,7 +26,15 @@ def test_help_imports_nothing_heavy(verb: str) -> None:
     assert done.returncode == 0, done.stderr
     imported = {line.rpartition("|")[2].strip().split(".")[0] for line in done.stderr.splitlines()}
     assert "argparse" in imported
-    assert not imported & set(HEAVY)
+    assert not imported & HEAVY
+
+
+@pytest.mark.parametrize(
+    "module", ["fssops.engine.settings", "fssops.engine.toml_text", "fssops.recipes", "fssops.tasks"]
+)
+def test_what_parsers_need_imports_nothing_heavy(module: str) -> None:
+    code = f"import sys, fssops.{module}; print(*({HEAVY} & {{name.partition('.')[0] for name in sys.modules}}))"
+    assert run("-c", code).stdout == "\n"
 
 
 def test_help_lists_every_verb_with_its_purpose() -> None:
