@@ -137,6 +137,20 @@ def _stack_where_given(values: Sequence[Tensor | None]) -> Tensor | None:
     return torch.stack(given) if given and len(given) == len(values) else None
 
 
+def _joined(name: str, items: Sequence[_Batch]) -> _Batch:
+    """One batch of several: tensors and lists one after the other, everything else as of the first."""
+    if not items:
+        raise ValueError(f"{name}.stack: items must not be empty, got 0")
+    changes: dict[str, Any] = {}
+    for option in fields(items[0]):  # type: ignore[arg-type]
+        values = [getattr(item, option.name) for item in items]
+        if isinstance(values[0], Tensor):
+            changes[option.name] = torch.cat(values)
+        elif isinstance(values[0], list):
+            changes[option.name] = [entry for value in values for entry in value]
+    return replace(items[0], **changes)  # type: ignore[type-var]
+
+
 @dataclass
 class LabelMapBatch:
     """B images of one size with the class of every pixel; what the base learner of few-shot systems trains on.
@@ -156,13 +170,7 @@ class LabelMapBatch:
     @staticmethod
     def stack(items: Sequence[LabelMapBatch]) -> LabelMapBatch:
         """Join batches of equal image size; the collate function of loaders whose items are batches of one."""
-        if not items:
-            raise ValueError("LabelMapBatch.stack: items must not be empty, got 0")
-        return LabelMapBatch(
-            images=torch.cat([item.images for item in items]),
-            labels=torch.cat([item.labels for item in items]),
-            names=[name for item in items for name in item.names],
-        )
+        return _joined("LabelMapBatch", items)
 
 
 @dataclass
@@ -188,14 +196,7 @@ class ProposalBatch:
     @staticmethod
     def stack(items: Sequence[ProposalBatch]) -> ProposalBatch:
         """Join batches of equal image size; the collate function of loaders whose items are batches of one."""
-        if not items:
-            raise ValueError("ProposalBatch.stack: items must not be empty, got 0")
-        return ProposalBatch(
-            images=torch.cat([item.images for item in items]),
-            labels=torch.cat([item.labels for item in items]),
-            objects=torch.cat([item.objects for item in items]),
-            names=[name for item in items for name in item.names],
-        )
+        return _joined("ProposalBatch", items)
 
 
 @dataclass

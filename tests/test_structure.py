@@ -84,7 +84,7 @@ def test_operator_is_found_by_its_name_in_every_layer(op: str) -> None:
 def test_system_is_found_by_its_name_in_every_layer(config: str) -> None:
     from fssops.models import MODELS
 
-    (system,) = [row.name for row in MODELS.values() if row.config == config]
+    (system,) = [row.name for row in MODELS.values() if f"{row.model}Config" == config]
     assert (ROOT / "tests" / "models" / f"test_{system}.py").is_file()
     assert f"`{system}`" in (ROOT / "README.md").read_text()
 
@@ -100,6 +100,12 @@ def test_metric_is_a_file_and_its_test(file: str) -> None:
 
     assert [name for name, metric in METRICS.items() if metric.__module__ == f"fssops.evaluation.metrics.{file}"]
     assert (ROOT / "tests" / "evaluation" / "metrics" / f"test_{file}.py").is_file()
+
+
+def test_every_family_of_backbones_has_its_test() -> None:
+    families = {p.stem for p in (PACKAGE / "models" / "backbones").glob("*.py")} - {"__init__", "backbone"}
+    tests = {p.stem.removeprefix("test_") for p in (ROOT / "tests" / "models" / "backbones").glob("test_*.py")}
+    assert families == tests
 
 
 def _imports(path: Path) -> set[str]:

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fssops.losses.dense_mask_loss import dense_mask_cost, dense_mask_loss
-from fssops.losses.mask_criterion import Matches, SetCriterion, bad_cost_term, matched_mask_logits
-from fssops.losses.matcher import assign, class_cost
+from fssops.losses.mask_criterion import Matches, SetCriterion, assign_by_head, matched_mask_logits
+from fssops.losses.matcher import class_cost
 from fssops.structures import MaskPredictions, MaskTargets, StepShare
 
 
@@ -38,20 +38,12 @@ class DenseSetCriterion(SetCriterion):
     def match(self, predictions: MaskPredictions, targets: Sequence[MaskTargets]) -> Matches:
         """Hungarian matching of every head and image, in float32 whatever autocast says."""
         with torch.autocast(predictions.class_logits.device.type, enabled=False):
-            return self._match(predictions, targets)
-
-    def _match(self, predictions: MaskPredictions, targets: Sequence[MaskTargets]) -> Matches:
-        heads = predictions.class_logits.shape[0]
-        small = [self.targets_at_stride(predictions, target) for target in targets]
-        matches = assign(
-            [
-                self.matching_cost(predictions, head, image, target, small[image])
-                for head in range(heads)
-                for image, target in enumerate(targets)
-            ],
-            lambda number: bad_cost_term(predictions, *divmod(number, len(targets))),
-        )
-        return [matches[head * len(targets) : (head + 1) * len(targets)] for head in range(heads)]
+            small = [self.targets_at_stride(predictions, target) for target in targets]
+            costs = [
+                [self.matching_cost(predictions, head, n, target, small[n]) for n, target in enumerate(targets)]
+                for head in range(len(predictions.class_logits))
+            ]
+        return assign_by_head(costs, predictions)
 
     def targets_at_stride(self, predictions: MaskPredictions, target: MaskTargets) -> Tensor:
         """Targets [G, h * w] float at the size of the mask features: padded, then nearest neighbours."""

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fssops.losses.matcher import Match
-from fssops.losses.num_masks import ReduceNumMasks, mean_over_ranks, num_masks
+from fssops.losses.matcher import Match, assign
 from fssops.structures import MaskPredictions, MaskTargets, StepShare
 
 Matches = list[list[Match]]
@@ -43,6 +42,15 @@ def suffix_of(index: int, heads: int) -> str:
     return "" if index == heads - 1 else f"_{index}"
 
 
+def mean_over_ranks(count: Tensor) -> Tensor:
+    """Mean of a scalar over the processes of torch.distributed; the scalar itself where that is not initialised."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return count
+    total = count.clone()
+    torch.distributed.all_reduce(total)
+    return total / torch.distributed.get_world_size()
+
+
 class SetCriterion(nn.Module):
     """Class loss and bookkeeping over heads; subclasses add the matching and the mask losses.
 
@@ -50,14 +58,15 @@ class SetCriterion(nn.Module):
         num_classes: C, without "no object"; None where queries name no class: then there is no class term.
         weights: of the terms.
         no_object_weight: class weight of "no object".
-        reduce_num_masks: mean over processes of the number of targets.
 
     Attributes:
         allow_no_object_targets: whether a target may have label C (a track that is absent where its class was read).
+        reduce_num_masks: mean over processes of the number of targets, a scalar tensor.
     """
 
     class_weights: Tensor
     allow_no_object_targets = False
+    reduce_num_masks = staticmethod(mean_over_ranks)
 
     def __init__(
         self,
@@ -65,11 +74,9 @@ class SetCriterion(nn.Module):
         weights: LossWeights,
         *,
         no_object_weight: float = 0.1,
-        reduce_num_masks: ReduceNumMasks = mean_over_ranks,
     ) -> None:
         super().__init__()
         self.num_classes, self.weights = num_classes, weights
-        self.reduce_num_masks = reduce_num_masks
         class_weights = torch.ones((num_classes or 0) + 1)
         class_weights[-1] = no_object_weight
         self.register_buffer("class_weights", class_weights, persistent=False)
@@ -144,9 +151,10 @@ class SetCriterion(nn.Module):
 
     def masks_divisor(self, targets: Sequence[MaskTargets], share: StepShare | None, device: torch.device) -> Tensor:
         """What the mask terms divide by: the step's mean number of targets a part, at least one in the whole step."""
-        if share is None:
-            return num_masks(targets, self.reduce_num_masks, device)
-        return torch.tensor(share.divisor("masks"), device=device)
+        if share is not None:
+            return torch.tensor(share.divisor("masks"), device=device)
+        count = torch.tensor(float(sum(len(target.labels) for target in targets)), device=device)
+        return self.reduce_num_masks(count).clamp(min=1.0)
 
     def class_losses(
         self,
@@ -211,6 +219,20 @@ def matched_mask_logits(predictions: MaskPredictions, matches: Matches) -> list[
         product = embeddings.flatten(0, 1).to(flat.dtype) @ flat
         logits.append(product.view(heads, -1, frames, height, width))
     return logits
+
+
+def assign_by_head(costs: Sequence[Sequence[Tensor]], predictions: MaskPredictions) -> Matches:
+    """Hungarian matching by the costs [Q, G] of every head and image.
+
+    Raises:
+        ValueError: a cost is not finite; it names the prediction that is not.
+    """
+    images = len(costs[0])
+    matches = assign(
+        [cost for of_head in costs for cost in of_head],
+        lambda number: bad_cost_term(predictions, *divmod(number, images)),
+    )
+    return [matches[head * images : (head + 1) * images] for head in range(len(costs))]
 
 
 def bad_cost_term(predictions: MaskPredictions, head: int, image: int) -> str:

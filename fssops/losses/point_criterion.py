@@ -17,12 +17,10 @@ from fssops.losses.mask_criterion import (
     Matches,
     SetCriterion,
     as_clip,
-    bad_cost_term,
+    assign_by_head,
     head_of,
     matched_mask_logits,
 )
-from fssops.losses.matcher import assign
-from fssops.losses.num_masks import ReduceNumMasks, mean_over_ranks
 from fssops.losses.point_sources import PointSource, RandomPoints
 from fssops.structures import MaskPredictions, MaskTargets, StepShare
 
@@ -37,7 +35,6 @@ class PointSetCriterion(SetCriterion):
         num_points: P, for the matcher and for the loss.
         oversample_ratio: candidates for uncertain points, as a multiple of P.
         importance_ratio: share of P that is chosen by uncertainty; the rest is uniform.
-        reduce_num_masks: mean over processes of the number of targets.
     """
 
     def __init__(
@@ -49,9 +46,8 @@ class PointSetCriterion(SetCriterion):
         num_points: int = 12544,
         oversample_ratio: float = 3.0,
         importance_ratio: float = 0.75,
-        reduce_num_masks: ReduceNumMasks = mean_over_ranks,
     ) -> None:
-        super().__init__(num_classes, weights, no_object_weight=no_object_weight, reduce_num_masks=reduce_num_masks)
+        super().__init__(num_classes, weights, no_object_weight=no_object_weight)
         self.num_points = num_points
         self.oversample_ratio, self.importance_ratio = oversample_ratio, importance_ratio
 
@@ -105,21 +101,14 @@ class PointSetCriterion(SetCriterion):
     @torch.no_grad()
     def match(self, predictions: MaskPredictions, targets: Sequence[MaskTargets], points: PointSource) -> Matches:
         """Hungarian matching of every head and image, in float32 whatever autocast says."""
-        with torch.autocast(predictions.class_logits.device.type, enabled=False):
-            return self._match(predictions, targets, points)
-
-    def _match(self, predictions: MaskPredictions, targets: Sequence[MaskTargets], points: PointSource) -> Matches:
         heads = predictions.class_logits.shape[0]
         costs: list[list[Tensor]] = [[] for _ in range(heads)]
-        for index in [heads - 1, *range(heads - 1)]:
-            for image, target in enumerate(targets):
-                drawn = points.matching(head_of(index, heads), image, self.num_points)
-                costs[index].append(self.matching_cost(predictions, index, image, target, drawn))
-        matches = assign(
-            [cost for of_head in costs for cost in of_head],
-            lambda number: bad_cost_term(predictions, *divmod(number, len(targets))),
-        )
-        return [matches[index * len(targets) : (index + 1) * len(targets)] for index in range(heads)]
+        with torch.autocast(predictions.class_logits.device.type, enabled=False):
+            for index in [heads - 1, *range(heads - 1)]:
+                for image, target in enumerate(targets):
+                    drawn = points.matching(head_of(index, heads), image, self.num_points)
+                    costs[index].append(self.matching_cost(predictions, index, image, target, drawn))
+        return assign_by_head(costs, predictions)
 
     @torch.no_grad()
     def matching_cost(

@@ -43,20 +43,15 @@ class RandomPoints:
     def __init__(self, device: torch.device, generator: torch.Generator | None = None) -> None:
         self.device, self.generator = device, generator
 
-    def _uniform(self, masks: int, points: int) -> Tensor:
-        return ops.uniform_points(masks, points, device=self.device, generator=self.generator)
-
     def matching(self, head: int, image: int, points: int) -> Tensor:
         """See :class:`PointSource`."""
-        return self._uniform(1, points)[0]
+        return self.oversampled(head, 1, points)[0]
 
     def oversampled(self, head: int, masks: int, points: int) -> Tensor:
         """See :class:`PointSource`."""
-        return self._uniform(masks, points)
+        return ops.uniform_points(masks, points, device=self.device, generator=self.generator)
 
-    def remainder(self, head: int, masks: int, points: int) -> Tensor:
-        """See :class:`PointSource`."""
-        return self._uniform(masks, points)
+    remainder = oversampled
 
 
 class ItemPoints:
@@ -87,7 +82,8 @@ class ItemPoints:
         """See :class:`PointSource`."""
         return ops.uniform_points(1, points, device=self.device, generator=self.generators[image])[0]
 
-    def _of_every_image(self, masks: int, points: int) -> Tensor:
+    def oversampled(self, head: int, masks: int, points: int) -> Tensor:
+        """See :class:`PointSource`."""
         if masks != sum(self.masks):
             raise ValueError(f"ItemPoints: masks must be those of the batch ({sum(self.masks)}), got {masks}")
         drawn = [
@@ -96,10 +92,4 @@ class ItemPoints:
         ]
         return torch.cat(drawn)
 
-    def oversampled(self, head: int, masks: int, points: int) -> Tensor:
-        """See :class:`PointSource`."""
-        return self._of_every_image(masks, points)
-
-    def remainder(self, head: int, masks: int, points: int) -> Tensor:
-        """See :class:`PointSource`."""
-        return self._of_every_image(masks, points)
+    remainder = oversampled

@@ -20,9 +20,9 @@ class ModelRow:
 
     Attributes:
         name: what ``create_model`` takes.
-        module: the file that holds the model and its configuration.
-        model: name of the ``nn.Module`` class there; it takes the configuration as its only argument.
-        config: name of the frozen dataclass there.
+        module: the file or package that holds the model and its configuration.
+        model: name of the ``nn.Module`` class there. Its only argument is a configuration, the frozen dataclass there
+            with the same name and "Config".
         task: "few-shot", "universal", "semantic" or "video".
         paper: where the model was published.
         weights: the layouts of weights it accepts, for readers.
@@ -31,14 +31,13 @@ class ModelRow:
     name: str
     module: str
     model: str
-    config: str
     task: str
     paper: str
     weights: tuple[str, ...]
 
     def config_class(self) -> type[Any]:
         """The configuration dataclass of this row."""
-        return getattr(importlib.import_module(self.module), self.config)  # type: ignore[no-any-return]
+        return getattr(importlib.import_module(self.module), f"{self.model}Config")  # type: ignore[no-any-return]
 
     def model_class(self) -> type[nn.Module]:
         """The module class of this row."""
@@ -52,7 +51,6 @@ MODELS: dict[str, ModelRow] = {
             name="panet",
             module="fssops.models.panet",
             model="PANet",
-            config="PANetConfig",
             task="few-shot",
             paper="Wang et al., PANet, ICCV 2019",
             weights=("fssops", "authors (kaixin96/PANet)", "torchvision VGG-16 / ResNet backbone"),
@@ -61,7 +59,6 @@ MODELS: dict[str, ModelRow] = {
             name="msanet",
             module="fssops.models.msanet",
             model="MSANet",
-            config="MSANetConfig",
             task="few-shot, two stages",
             paper="Iqbal et al., MSANet, 2022",
             weights=("fssops", "authors (AIVResearch/MSANet)", "authors' base learner, or one trained here"),
@@ -70,7 +67,6 @@ MODELS: dict[str, ModelRow] = {
             name="pspnet",
             module="fssops.models.pspnet",
             model="PSPNet",
-            config="PSPNetConfig",
             task="base classes",
             paper="Zhao et al., PSPNet, CVPR 2017; as base learner: Lang et al., BAM, CVPR 2022",
             weights=(
@@ -83,16 +79,14 @@ MODELS: dict[str, ModelRow] = {
             name="mm_former",
             module="fssops.models.mm_former",
             model="MMFormer",
-            config="MMFormerConfig",
             task="few-shot, proposals",
             paper="Zhang et al., Mask matching transformer, NeurIPS 2022",
             weights=("fssops", "authors (Mask-Matching-Transformer, both steps)", "a segmenter trained here"),
         ),
         ModelRow(
             name="mm_former_segmenter",
-            module="fssops.models.mm_former.segmenter",
+            module="fssops.models.mm_former",
             model="MMFormerSegmenter",
-            config="MMFormerSegmenterConfig",
             task="proposals",
             paper="Zhang et al., Mask matching transformer, NeurIPS 2022, first stage",
             weights=("fssops", "authors (Mask-Matching-Transformer, step 1)", "deep-stem ResNet backbone"),
@@ -101,7 +95,6 @@ MODELS: dict[str, ModelRow] = {
             name="maskformer",
             module="fssops.models.maskformer",
             model="MaskFormer",
-            config="MaskFormerConfig",
             task="universal",
             paper="Cheng et al., Per-pixel classification is not all you need, NeurIPS 2021",
             weights=("fssops", "authors (facebookresearch/MaskFormer)", "transformers", "ResNet / Swin backbone"),
@@ -110,7 +103,6 @@ MODELS: dict[str, ModelRow] = {
             name="mask2former",
             module="fssops.models.mask2former",
             model="Mask2Former",
-            config="Mask2FormerConfig",
             task="universal",
             paper="Cheng et al., Masked-attention mask transformer, CVPR 2022",
             weights=("fssops", "authors (facebookresearch/Mask2Former)", "transformers", "ResNet / Swin backbone"),
@@ -119,7 +111,6 @@ MODELS: dict[str, ModelRow] = {
             name="mask2former_vis",
             module="fssops.models.mask2former_vis",
             model="Mask2FormerVIS",
-            config="Mask2FormerVISConfig",
             task="video",
             paper="Cheng et al., Mask2Former for video instance segmentation, 2021",
             weights=(
@@ -134,7 +125,6 @@ MODELS: dict[str, ModelRow] = {
             name="mp_former",
             module="fssops.models.mp_former",
             model="MPFormer",
-            config="MPFormerConfig",
             task="universal",
             paper="Zhang et al., MP-Former: Mask-piloted transformer for image segmentation, CVPR 2023",
             weights=("fssops", "authors (IDEA-Research/MP-Former)", "ResNet / Swin backbone"),
@@ -143,14 +133,13 @@ MODELS: dict[str, ModelRow] = {
             name="per_pixel_baseline",
             module="fssops.models.per_pixel_baseline",
             model="PerPixelBaseline",
-            config="PerPixelBaselineConfig",
             task="semantic",
             paper="Cheng et al., Per-pixel classification is not all you need, NeurIPS 2021",
             weights=("fssops", "authors (facebookresearch/MaskFormer)", "ResNet / Swin backbone"),
         ),
     )
 }
-"""Every system that has landed, by name."""
+"""Every system, by name."""
 
 
 def list_models() -> list[str]:
@@ -174,7 +163,7 @@ def create_model(name: str, **options: Any) -> nn.Module:
 
 
 def create_config(name: str, options: dict[str, Any]) -> Any:
-    """The validated configuration of a model; lists become tuples and numbers are checked, as TOML gives them.
+    """The validated configuration of a model, from options as TOML gives them.
 
     Raises:
         ValueError: as :func:`create_model`.

@@ -1,7 +1,7 @@
 """One set of objects out of the clips of a long video.
 
 A video that is cut into clips is decoded clip by clip, and in every clip the queries find their objects anew. Which
-query of a clip is which object is decided by an optimal assignment between the objects known so far and the queries,
+query of a clip is which object is decided by an optimal assignment between the objects so far and the queries,
 after MinVIS (Huang et al., "MinVIS: A minimal video instance segmentation framework without video-based training",
 NeurIPS 2022, section 3.2), where the cosine of query embeddings decides; here also the overlap of the masks on the
 frames that two clips share, and how sure both sides are that there is an object at all:
@@ -9,8 +9,8 @@ frames that two clips share, and how sure both sides are that there is an object
     similarity[t, q] = object[t] object[q] (cosine(e_t, e_q) + overlap(t, q)) / 2 + a thousandth of the cosine
 
 with e the mask embeddings, ``object`` the probability of not being "no object", and ``overlap`` the IoU of the soft
-masks on the shared frames. Mask features of a frame do not depend on the clip it is in, so the mask of an object known
-from earlier is its embedding times the features of the shared frames: no mask of an earlier clip is kept for this.
+masks on the shared frames. Mask features of a frame do not depend on the clip it is in, so the mask of an earlier
+object is its embedding times the features of the shared frames: no mask of an earlier clip is kept for this.
 
 An object keeps the embedding of the last clip that saw it, so it is found again when it comes back. A clip sees an
 object if it is at least half as sure of it as the surest clip; elsewhere the object has no mask. Its class
@@ -106,7 +106,7 @@ class ClipJoiner:
         return tracks
 
     def _matched(self, objects: Tensor, embeddings: Tensor, shared: Tensor) -> Tensor:
-        """Query [Q] of each known object."""
+        """Query [Q] of each object."""
         cosine = F.normalize(self._embeddings, dim=1) @ F.normalize(embeddings, dim=1).T
         agreement = cosine / 2
         if len(shared):

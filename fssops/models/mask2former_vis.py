@@ -36,7 +36,7 @@ from fssops.models.universal import postprocessing
 from fssops.structures import ImageBatch, InstanceResult, MaskPredictions, MaskTargets, SegmentationResult
 
 Keep = Callable[[Tensor], Sequence[Any]]
-"""What is kept of the bool masks [n, H, W] of a frame: n things, e.g. run lengths."""
+"""Makes what is stored of the bool masks [n, H, W] of a frame: n things, e.g. run lengths."""
 
 
 @dataclass(frozen=True)

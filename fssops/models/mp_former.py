@@ -34,7 +34,6 @@ from fssops.models.checks import Natural, Share
 from fssops.models.mask2former import Mask2Former, Mask2FormerConfig
 from fssops.models.mask_piloting import NoiseSource, PilotOptions, Pilots, RandomNoise, build_pilots
 from fssops.models.mask_piloting.noise import PilotMode
-from fssops.models.transformer_decoders.masked import MaskHook
 from fssops.models.transformer_decoders.outputs import DecoderOutput
 from fssops.models.transformer_decoders.piloted import PilotedTransformerDecoder
 from fssops.structures import ImageBatch, MaskPredictions, MaskTargets
@@ -127,7 +126,6 @@ class MPFormer(Mask2Former):
         padding: Tensor | None,
         targets: Sequence[MaskTargets],
         draws: NoiseSource | None = None,
-        mask_hook: MaskHook | None = None,
     ) -> tuple[MaskPredictions, MaskPredictions | None, Pilots | None]:
         """Predictions of all heads of the normal and of the piloted queries, and what these were told.
 
@@ -136,7 +134,6 @@ class MPFormer(Mask2Former):
             padding: [B, H, W] bool, True = padding; None attends to everything.
             targets: one an image; an image may have none. Without any in the batch there is no piloted part.
             draws: where the noise comes from; None draws from the default generator of the device.
-            mask_hook: sees the cross-attention mask of each layer, piloted rows first.
         """
         features = self.encode(images, padding)
         memory = self.memory_of(features, padding)
@@ -154,7 +151,7 @@ class MPFormer(Mask2Former):
             padded_size=size,
             padding=memory.padding,
         )
-        normal, piloted = decoder.decode_piloted(memory, pilots, mask_hook)
+        normal, piloted = decoder.decode_piloted(memory, pilots)
 
         def predictions(decoded: DecoderOutput) -> MaskPredictions:
             return MaskPredictions(decoded.class_logits, decoded.mask_embeddings, features.mask_features[:, None], size)

@@ -8,6 +8,7 @@ from typing import Any
 import parity
 import pytest
 import torch
+from parity_cases.universal import watched_masks
 from torch import Tensor
 from universal_toys import SMALL, small_batch
 
@@ -221,14 +222,13 @@ def test_padding_is_closed_to_pilots_where_it_is_closed_to_queries() -> None:
         model, masks = small(mask_padding=mask_padding), []
         images, padding = model.image_input(batch.images)
 
-        def record(layer: int, mask: AttentionMask, masks: list[Tensor] = masks) -> AttentionMask:
+        def record(layer: int, mask: AttentionMask, masks: list[Tensor] = masks) -> None:
             masks.append(mask.closed()[:, 0, :4])
-            return mask
 
-        with torch.no_grad():
+        with torch.no_grad(), watched_masks(model.transformer_decoder, record):
             features = model.encode(images, padding)
             blocked = model.memory_of(features, padding).padding
-            model.predict_piloted(images, padding if mask_padding else None, batch.targets, draws(1), record)
+            model.predict_piloted(images, padding if mask_padding else None, batch.targets, draws(1))
         for layer, closed in enumerate(masks):
             level = blocked[layer % 3]
             assert level is not None

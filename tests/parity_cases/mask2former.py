@@ -117,12 +117,12 @@ def trained_arrays(
     memory = model.memory_of(decoded, None, frames)
     queries = decoder.query_feat.weight.expand(len(targets), -1, -1)
 
-    def record(layer: int, mask: ops.AttentionMask) -> ops.AttentionMask:
+    def record(layer: int, mask: ops.AttentionMask) -> None:
         found[f"attn_mask{layer}"] = np.packbits(mask.closed()[:, 0].numpy(), axis=-1)
-        return mask
 
     positions = None if decoder.query_embed is None else decoder.query_embed.weight
-    said = decoder.decode(queries, positions, memory, auxiliary=True, mask_hook=record)
+    with common.watched_masks(decoder, record):
+        said = decoder.decode(queries, positions, memory, auxiliary=True)
     size = (int(images.shape[2]), int(images.shape[3]))
     mask_features = decoded.mask_features.unflatten(0, (-1, frames))
     predictions = MaskPredictions(said.class_logits, said.mask_embeddings, mask_features, size)

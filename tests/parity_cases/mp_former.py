@@ -124,11 +124,11 @@ def run(case: Case) -> Iterator[Line]:
     features = model.backbone(images)
     found = mask2former.feature_arrays(case, features, model.pixel_decoder(features))
 
-    def record(layer: int, mask: ops.AttentionMask) -> ops.AttentionMask:
+    def record(layer: int, mask: ops.AttentionMask) -> None:
         found[f"attn_mask{layer}"] = np.packbits(mask.closed()[:, 0].numpy(), axis=-1)
-        return mask
 
-    normal, piloted, pilots = model.predict_piloted(images, None, batch.targets, draws, record)
+    with common.watched_masks(model.transformer_decoder, record):
+        normal, piloted, pilots = model.predict_piloted(images, None, batch.targets, draws)
     found["pred_logits"], found["pred_masks"] = normal.class_logits, common.all_mask_logits(normal)[:, :, :, 0]
     heads = normal.class_logits.shape[0]
     points = mask2former.points_of(case, len(images), heads)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fssops.engine.optimizers import parameter_groups
 from fssops.engine.settings import OptimSettings
@@ -16,6 +17,7 @@ from fssops.models.backbones.build import BACKBONES, swin_row
 from fssops.models.backbones.swin import SWIN, SwinForm
 from fssops.models.pixel_decoders.features import PixelFeatures
 from fssops.models.universal import UniversalModel
+from fssops.ops import AttentionMask
 from fssops.structures import ImageBatch, MaskPredictions, MaskTargets, SegmentationResult
 from fssops.weights.layout import Renaming
 from parity_cases.case import Case, Line, compared, compared_exactly, compared_share, not_compared
@@ -41,6 +43,20 @@ def call_order(heads: int) -> list[int]:
 def unpacked(bits: np.ndarray[Any, Any], length: int) -> np.ndarray[Any, Any]:
     """Booleans [..., length] of bits packed along the last axis."""
     return np.unpackbits(bits, axis=-1)[..., :length].astype(bool)
+
+
+@contextmanager
+def watched_masks(decoder: nn.Module, take: Callable[[int, AttentionMask], None]) -> Iterator[None]:
+    """Hand the cross-attention mask of every decoder layer over while it is used."""
+    handles = [
+        layer.register_forward_pre_hook(lambda _, arguments, index=index: take(index, arguments[4]))
+        for index, layer in enumerate(decoder.layers)  # type: ignore[arg-type]
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def batch_of(case: Case) -> ImageBatch:

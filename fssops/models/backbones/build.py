@@ -28,6 +28,7 @@ class BackboneRow:
         strides: of the same maps, where it is built for its largest stride.
         built_for: strides that its coarsest map can have, the usual one first.
         options: further arguments of :func:`build_backbone` that mean something to it.
+        watchable: whether its layers can be watched, which MSANet does.
     """
 
     build: Callable[..., Backbone]
@@ -35,6 +36,7 @@ class BackboneRow:
     strides: dict[str, int]
     built_for: tuple[int, ...]
     options: tuple[str, ...]
+    watchable: bool = False
 
     def tap_at(self, stride: int, built_for: int) -> str | None:
         """The deepest map at a stride, of the backbone as it is built for ``built_for``; None where there is none."""
@@ -43,13 +45,14 @@ class BackboneRow:
 
 def _resnet(depth: int, *channels: int) -> BackboneRow:
     options = ("stride", "dilations", "deep_stem", "width", "norm", "final_relu")
-    return BackboneRow(partial(ResNet, depth), _by_stage(channels), _by_stage((4, 8, 16, 32)), (32, 16, 8), options)
+    build = partial(ResNet, depth)
+    return BackboneRow(build, _by_stage(channels), _by_stage((4, 8, 16, 32)), (32, 16, 8), options, watchable=True)
 
 
 def _deeplab(depth: int, *channels: int) -> BackboneRow:
     """Three-convolution stem and multi-grid dilations at stride 32: MaskFormer's R50c and R101c."""
     build = partial(ResNet, depth, deep_stem=True, dilations=(1, 1, 1, (1, 2, 4)))
-    return BackboneRow(build, _by_stage(channels), _by_stage((4, 8, 16, 32)), (32,), ("norm",))
+    return BackboneRow(build, _by_stage(channels), _by_stage((4, 8, 16, 32)), (32,), ("norm",), watchable=True)
 
 
 def swin_row(form: SwinForm) -> BackboneRow:
@@ -70,6 +73,7 @@ BACKBONES: dict[str, BackboneRow] = {
         strides={"res1": 2, "res2": 4, "res3": 8, "res4": 16, "res5": 16},
         built_for=(16, 8),
         options=("stride", "width", "norm", "final_relu"),
+        watchable=True,
     ),
     "resnet18": _resnet(18, 64, 128, 256, 512),
     "resnet34": _resnet(34, 64, 128, 256, 512),
@@ -85,8 +89,8 @@ BACKBONES: dict[str, BackboneRow] = {
 """Every backbone, by name."""
 
 
-def backbones_with(*strides: int, options: Sequence[str] = ()) -> tuple[str, ...]:
-    """Names of the backbones that have maps at these strides, when built for the largest, and these options."""
+def backbones_with(*strides: int, options: Sequence[str] = (), watchable: bool = False) -> tuple[str, ...]:
+    """Names of the backbones that have maps at these strides, when built for the largest, and all else asked for."""
     built_for = max(strides)
     return tuple(
         name
@@ -94,6 +98,7 @@ def backbones_with(*strides: int, options: Sequence[str] = ()) -> tuple[str, ...
         if built_for in row.built_for
         and all(row.tap_at(stride, built_for) for stride in strides)
         and set(options) <= set(row.options)
+        and row.watchable >= watchable
     )
 
 

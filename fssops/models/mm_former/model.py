@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -69,17 +70,10 @@ class MMFormer(nn.Module):
 
     def forward(self, batch: FewShotBatch) -> Tensor:
         """Logits [B, Q, 1 + N, H, W] of the query images; with ``behaviour="published"`` see :meth:`match`."""
-        foreground = batch.support_foreground
-        self._check_support(foreground)
-        # One shot at a time, of which only the tokens of the object are kept.
-        shots = []
-        for k in range(foreground.shape[2]):
-            features = self._in_groups(batch.support_images[:, :, k].flatten(0, 1), proposals=False)
-            shots.append(self._summary(features, foreground[:, :, k : k + 1]))
-            del features
+        support = self._support_of(batch, self._in_groups)
         query = self._in_groups(batch.query_images.flatten(0, 1), proposals=True)
         height, width = batch.query_images.shape[-2:]
-        return self.match(joined(shots), query, (height, width))
+        return self.match(support, query, (height, width))
 
     def encode(self, images: Tensor) -> dict[str, Tensor]:
         """Features of normalised images [n, 3, H, W].
@@ -158,20 +152,16 @@ class MMFormer(nn.Module):
         Returns:
             "loss_merge" and "loss_rank".
         """
-        foreground = batch.support_foreground
-        self._check_support(foreground)
+        # The query first, as published: batch statistics move with every pass.
         query = self._features(batch.query_images.flatten(0, 1), proposals=True)
-        shots = []
-        for k in range(foreground.shape[2]):
-            features = self._features(batch.support_images[:, :, k].flatten(0, 1), proposals=False)
-            shots.append(self._summary(features, foreground[:, :, k : k + 1]))
+        support = self._support_of(batch, self._features)
         query = self._with_proposals(query)
-        result = self.compare(joined(shots), query)
+        result = self.compare(support, query)
         labels = batch.query_labels.flatten(0, 1)
         padded = padded_size(labels.shape[1], labels.shape[2])
         merges, ranks = [], []
         for way in range(result.similarity.shape[1]):
-            objects = torch.where(labels == way + 1, 1, torch.where(labels > foreground.shape[1], labels, 0))
+            objects = torch.where(labels == way + 1, 1, torch.where(labels > support.ways, labels, 0))
             target, valid = object_target(objects, padded, all_count=self.published)
             merged = proposal_losses.upsampled(result.merged[:, way : way + 1], padded)[:, 0]
             merges.append(proposal_losses.dice_loss(merged, target, valid, squash=self.published))
@@ -264,6 +254,16 @@ class MMFormer(nn.Module):
             raise ValueError(
                 f"MMFormer.summarise: foreground must have 1 way with behaviour 'published', got {foreground.shape[1]}"
             )
+
+    def _support_of(self, batch: FewShotBatch, encode: Callable[..., dict[str, Tensor]]) -> MMFormerSupport:
+        """Summary of a batch's support sets, one shot after another: only the tokens of the object outlive it."""
+        self._check_support(batch.support_foreground)
+        shots = []
+        for k in range(batch.support_images.shape[2]):
+            features = encode(batch.support_images[:, :, k].flatten(0, 1), proposals=False)
+            shots.append(self._summary(features, batch.support_foreground[:, :, k : k + 1]))
+            del features
+        return joined(shots)
 
     def _summary(self, features: dict[str, Tensor], foreground: Tensor) -> MMFormerSupport:
         maps = [features[name] for name in LEVELS]

@@ -15,7 +15,7 @@ class MSANetConfig:
     """Options of :class:`MSANet`; the defaults are the published network on Pascal-5i, 1-shot.
 
     Attributes:
-        backbone: of :class:`fssops.models.pspnet.PSPNet`.
+        backbone: of :class:`fssops.models.pspnet.PSPNet`, if its layers can be watched.
         base_classes: of the base learner, background not counted: 15 on Pascal-5i, 60 on COCO-20i.
         shots: number of supports that the learnt shot weights are for; 1 has none. Other numbers of supports are
             weighted equally.
@@ -42,7 +42,7 @@ class MSANetConfig:
     foreground_weight: Positive = 1.0
 
     def __post_init__(self) -> None:
-        check_options(self, backbone=backbones_with(8))
+        check_options(self, backbone=backbones_with(8, watchable=True))
 
     def base_learner(self) -> PSPNetConfig:
         """The options of the first stage, which comes frozen."""

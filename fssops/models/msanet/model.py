@@ -190,7 +190,7 @@ class MSANet(nn.Module):
         features = {"query": query, "base": self.base_learner.head(top), "gram": gram}
         prior = layers.prior(top)
         support = replace(support, layers=[], masks=[])
-        return self._decided(support, features, layers.maps(), prior, base_channels)
+        return self._result(support, features, layers.maps(), prior, base_channels)
 
     def match(self, support: MSANetSupport, features: dict[str, Tensor], size: tuple[int, int]) -> Tensor:
         """Logits [B, Q, 1 + N, H, W] of query images.
@@ -240,9 +240,9 @@ class MSANet(nn.Module):
         count = len(features["gram"])
         layers = QueryLayers(support, count * support.ways // len(support.prototypes))
         _, _, top, _ = self._frozen().replay(features, layers.taker(range(count)))
-        return self._decided(support, features, layers.maps(), layers.prior(top), base_channels)
+        return self._result(support, features, layers.maps(), layers.prior(top), base_channels)
 
-    def _decided(
+    def _result(
         self,
         support: MSANetSupport,
         features: dict[str, Tensor],
@@ -250,7 +250,7 @@ class MSANet(nn.Module):
         priors: Tensor,
         base_channels: Tensor | None,
     ) -> MSANetResult:
-        """What follows from the similarity ``maps`` [R, K, h, w] of every layer and the ``priors`` [R, K, h, w].
+        """Result of :meth:`compare` from the similarity ``maps`` of every layer and the ``priors``, [R, K, h, w] each.
 
         Of the queries it reads "query", "base" and "gram".
         """

@@ -8,7 +8,7 @@ query's logits at stride 4 after every layer and resizes those. The two differ b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,9 +21,6 @@ from fssops.models.layers.feed_forward import MLP, FeedForward
 from fssops.models.layers.initialisation import xavier_fill
 from fssops.models.layers.position_encoding import PositionEncodingCache
 from fssops.models.transformer_decoders.outputs import DecoderOutput
-
-MaskHook = Callable[[int, ops.AttentionMask], ops.AttentionMask]
-"""Sees the attention mask of a layer and may change it: (layer index, mask) -> mask."""
 
 
 @dataclass
@@ -184,7 +181,6 @@ class MaskedTransformerDecoder(nn.Module):
         auxiliary: bool,
         blocked: Tensor | None = None,
         piloted: Sequence[ops.AttentionMask | None] = (),
-        mask_hook: MaskHook | None = None,
     ) -> DecoderOutput:
         """Run the layers and the prediction heads.
 
@@ -196,7 +192,6 @@ class MaskedTransformerDecoder(nn.Module):
             blocked: bool mask of the self-attentions, True = may not attend.
             piloted: for each layer the cross-attention mask of the first queries of the sequence, where it is given
                 (MP-Former's piloted queries); None where theirs is predicted, as that of all the others.
-            mask_hook: sees the cross-attention mask of each layer.
         """
         normed = self.decoder_norm(queries)
         embeddings = self.mask_embed(normed)
@@ -208,8 +203,6 @@ class MaskedTransformerDecoder(nn.Module):
             mask = self.attention_mask(embeddings[:, first:], memory, level)
             if given is not None:
                 mask = ops.concatenate_attention_masks([given, mask])
-            if mask_hook is not None:
-                mask = mask_hook(index, mask)
             queries = layer(queries, positions, memory.keys[level], memory.values[level], mask, blocked)
             normed = self.decoder_norm(queries)
             embeddings = self.mask_embed(normed)

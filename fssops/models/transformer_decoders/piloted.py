@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from fssops.models.mask_piloting.pilots import Pilots
-from fssops.models.transformer_decoders.masked import MaskedTransformerDecoder, MaskHook, Memory
+from fssops.models.transformer_decoders.masked import MaskedTransformerDecoder, Memory
 from fssops.models.transformer_decoders.outputs import DecoderOutput
 
 
@@ -39,9 +39,7 @@ class PilotedTransformerDecoder(MaskedTransformerDecoder):
         )
         self.label_enc = nn.Embedding(num_classes, channels)
 
-    def decode_piloted(
-        self, memory: Memory, pilots: Pilots | None, mask_hook: MaskHook | None = None
-    ) -> tuple[DecoderOutput, DecoderOutput | None]:
+    def decode_piloted(self, memory: Memory, pilots: Pilots | None) -> tuple[DecoderOutput, DecoderOutput | None]:
         """Predictions of all heads, of the normal and of the piloted queries.
 
         Normal queries attend to no piloted one, so theirs are those of :meth:`forward`.
@@ -49,11 +47,10 @@ class PilotedTransformerDecoder(MaskedTransformerDecoder):
         Args:
             memory: of :meth:`prepare`.
             pilots: None where there is nothing to pilot; then the second output is None.
-            mask_hook: sees the cross-attention mask of each layer, piloted rows first.
         """
         normal = self.query_feat.weight.expand(len(memory.values[0]), -1, -1)
         if pilots is None:
-            return self.decode(normal, None, memory, auxiliary=True, mask_hook=mask_hook), None
+            return self.decode(normal, None, memory, auxiliary=True), None
         decoded = self.decode(
             torch.cat((pilots.content, normal), dim=1),
             None,
@@ -61,7 +58,6 @@ class PilotedTransformerDecoder(MaskedTransformerDecoder):
             auxiliary=True,
             blocked=pilots.blocked,
             piloted=pilots.masks,
-            mask_hook=mask_hook,
         )
         first = pilots.layout.total
         return (

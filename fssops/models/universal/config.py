@@ -1,4 +1,4 @@
-"""Options that MaskFormer and Mask2Former share."""
+"""Options that the universal systems share."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TASKS: tuple[Task, ...] = get_args(Task)
 
 @dataclass(frozen=True)
 class UniversalConfig:
-    """Options that the systems of this family share.
+    """Options that the universal systems share.
 
     Attributes:
         backbone: any with maps at strides 4, 8, 16 and 32, of :data:`fssops.models.backbones.build.BACKBONES`.

@@ -1,4 +1,4 @@
-"""What MaskFormer and Mask2Former share: images in, classes and masks of queries out, losses, and the inferences.
+"""What the universal systems share: images in, classes and masks of queries out, losses, and the inferences.
 
 Source: Cheng et al., "Per-pixel classification is not all you need for semantic segmentation", NeurIPS 2021.
 """
@@ -75,7 +75,7 @@ class UniversalModel(nn.Module, ABC):
         return self.predict_batch(batch, auxiliary=True), targets
 
     def trained_target(self, target: MaskTargets) -> MaskTargets:
-        """What a system trains on instead of a target."""
+        """The target as this system trains on it; by default the target itself."""
         return target
 
     def checked_targets(self, items: Sequence[Tensor], targets: list[MaskTargets] | None) -> list[MaskTargets]:

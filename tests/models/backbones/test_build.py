@@ -19,6 +19,7 @@ def test_a_row_says_what_its_backbone_gives(name: str) -> None:
     assert {tap: backbone.channels[tap] for tap in row.channels} == row.channels
     assert {tap: backbone.strides[tap] for tap in row.strides} == row.strides
     assert row.built_for[0] == max(row.strides.values())
+    assert row.watchable == bool(backbone.layer_counts)
     if name.startswith("swin"):  # its windows need real indices
         return
     with torch.no_grad():
@@ -45,6 +46,7 @@ def test_systems_find_the_backbones_that_have_what_they_need() -> None:
     resnets = ("resnet18", "resnet34", "resnet50", "resnet101")
     assert backbones_with(8) == ("vgg16", *resnets)
     assert backbones_with(4, 8, options=("deep_stem",)) == resnets
+    assert "swin_tiny" not in backbones_with(4, 8, 16, 32, watchable=True)
     assert backbones_with(4, 8, 16, 32) == tuple(name for name in BACKBONES if name != "vgg16")
 
 
