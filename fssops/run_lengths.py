@@ -36,7 +36,7 @@ def area_of_union(outlines: Sequence[Any], width: int, height: int) -> int:
         return int(np.logical_or.reduce(outlines).sum())
     from pycocotools import mask as coco_mask
 
-    return int(coco_mask.area(coco_mask.merge([encode_outline(outline, width, height) for outline in outlines])))
+    return int(coco_mask.area(_union([encode_outline(outline, width, height) for outline in outlines])))
 
 
 def encode_outline(outline: Any, width: int, height: int) -> Any:
@@ -54,7 +54,13 @@ def encode_outline(outline: Any, width: int, height: int) -> Any:
         return coco_mask.encode(np.asfortranarray(outline, dtype=np.uint8))
     if isinstance(outline, list):
         flat = [p.reshape(-1).tolist() if isinstance(p, np.ndarray) else list(p) for p in outline]
-        return coco_mask.merge(coco_mask.frPyObjects(flat, height, width))
+        return _union(coco_mask.frPyObjects(flat, height, width))
     if isinstance(outline["counts"], list):
         return coco_mask.frPyObjects(outline, height, width)
     return {"size": [height, width], "counts": outline["counts"].encode()}
+
+
+def _union(encoded: list[Any]) -> Any:
+    from pycocotools import mask as coco_mask
+
+    return encoded[0] if len(encoded) == 1 else coco_mask.merge(encoded)

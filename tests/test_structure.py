@@ -108,6 +108,69 @@ def test_every_family_of_backbones_has_its_test() -> None:
     assert families == tests
 
 
+LAYOUT_FILES = sorted(p.stem for p in (PACKAGE / "data" / "layouts").glob("*.py") if p.stem != "__init__")
+
+
+@pytest.mark.parametrize("file", LAYOUT_FILES)
+def test_layout_is_one_file_that_declares_itself_and_its_test(file: str) -> None:
+    import importlib
+    import inspect
+
+    from fssops.data.layout import TRUTHS
+    from fssops.data.layouts import LAYOUTS
+
+    module = importlib.import_module(f"fssops.data.layouts.{file}")
+    declared = getattr(module, "LAYOUTS", None) or (module.LAYOUT,)
+    for layout in declared:
+        assert LAYOUTS[layout.name] is layout
+        assert layout.files
+        assert layout.readers
+        assert set(layout.offers) <= set(TRUTHS)
+        for truth, reader in layout.readers.items():
+            assert "split" in layout.options(truth), f"{layout.name} for {truth}"
+            assert inspect.getdoc(getattr(reader, "func", reader)), f"{layout.name} for {truth} explains its options"
+        assert layout.recognise(ROOT / "csrc"), "a folder of something else has a reason"
+    assert (ROOT / "tests" / "data" / "layouts" / f"test_{file}.py").is_file()
+
+
+def test_every_layout_is_found_once_and_importing_them_brings_nothing_heavy() -> None:
+    import subprocess
+    import sys
+
+    from fssops.data.layouts import LAYOUTS
+
+    text = "".join((PACKAGE / "data" / "layouts" / f"{file}.py").read_text() for file in LAYOUT_FILES)
+    assert len(LAYOUTS) >= len(LAYOUT_FILES)
+    assert "def recognise" in text
+    heavy = "import sys, fssops.data.layouts; print({'torch', 'scipy', 'pycocotools', 'rich'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", heavy], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "set()"
+
+
+def _modules_imported_at_once(path: Path) -> set[str]:
+    """Modules of the package that importing a file imports: not those inside functions."""
+    tree = ast.parse(path.read_text())
+    names: set[str] = set()
+    for node in tree.body:
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return {name for name in names if name.startswith("fssops.")}
+
+
+def test_data_has_no_circle_of_imports() -> None:
+    files = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in (PACKAGE / "data").rglob("*.py")
+    }
+    graph = {name: _modules_imported_at_once(path) & files.keys() - {name} for name, path in files.items()}
+    while leaves := [name for name, imported in graph.items() if not imported & graph.keys()]:
+        for name in leaves:
+            del graph[name]
+    assert not graph, "these import each other"
+
+
 def _imports(path: Path) -> set[str]:
     """Dotted names of the package's modules that a file imports at any level, type checking aside."""
     tree = ast.parse(path.read_text())

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import mmap
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
-from fssops.data.errors import AnnotationError
+from fssops.data.errors import AnnotationError, DataWarning
+from fssops.data.images import MAX_PIXELS
+
+MAX_WARNINGS = 50
+"""Faults of a file that get a warning of their own."""
 
 
 def read_tables(file: Path, tables: Sequence[str]) -> dict[str, Any]:
@@ -44,6 +49,33 @@ def read_tables(file: Path, tables: Sequence[str]) -> dict[str, Any]:
             got = "no such table" if table not in content else type(content[table]).__name__
             raise AnnotationError(f"{file}: annotation file must hold a list {table!r}, got {got}")
     return content
+
+
+def whole(value: Any) -> TypeGuard[int]:
+    """Whether a value is a whole number, and no truth value."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def checked_size(row: Mapping[str, Any], where: str) -> tuple[int, int]:
+    """Width and height that a row of a table states.
+
+    Raises:
+        AnnotationError: not positive integers, or more pixels than are ever read.
+    """
+    width, height = row.get("width"), row.get("height")
+    if not whole(width) or not whole(height) or width < 1 or height < 1:
+        raise AnnotationError(f"{where}: width and height must be positive integers, got {width!r} x {height!r}")
+    if width * height > MAX_PIXELS:
+        raise AnnotationError(f"{where}: there must be at most {MAX_PIXELS} pixels, got {width} x {height}")
+    return width, height
+
+
+def warn_of(file: Path, messages: Sequence[str]) -> None:
+    """Warn of faults of a file: of the first fifty one by one, of the others by their number."""
+    for message in messages[:MAX_WARNINGS]:
+        warnings.warn(f"{file}: {message}", DataWarning, 4)
+    if len(messages) > MAX_WARNINGS:
+        warnings.warn(f"{file}: {len(messages) - MAX_WARNINGS} more problems", DataWarning, 4)
 
 
 def mentions(file: Path, key: str, *tables: str) -> bool:

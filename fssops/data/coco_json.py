@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import os
-import warnings
 from array import array
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
@@ -16,13 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from fssops.data.annotation_json import read_tables
-from fssops.data.errors import AnnotationError, DataWarning, DuplicateError
-from fssops.data.images import MAX_PIXELS
+from fssops.data.annotation_json import checked_size, read_tables, warn_of, whole
+from fssops.data.errors import AnnotationError, DuplicateError
 from fssops.data.paths import check_inside
-
-MAX_WARNINGS = 50
-"""Dropped annotations that get a warning of their own; the rest are counted in one."""
 
 
 @dataclass
@@ -84,7 +79,7 @@ def read(path: str | os.PathLike[str], *, warn: bool = True) -> CocoFile:
     result = CocoFile(file)
     for number, entry in enumerate(content["categories"]):
         identifier, name = _fields(file, "categories", number, entry, "id", "name")
-        if _int(identifier) is None:
+        if not whole(identifier):
             raise AnnotationError(f"{file}: categories[{number}]: id must be an integer, got {identifier!r}")
         if identifier in result.categories:
             raise DuplicateError(f"{file}: category ids must be unique, got {identifier} twice")
@@ -92,20 +87,13 @@ def read(path: str | os.PathLike[str], *, warn: bool = True) -> CocoFile:
     result.categories = dict(sorted(result.categories.items()))
     names: dict[str, int] = {}
     for number, entry in enumerate(content["images"]):
-        identifier, name, width, height = _fields(file, "images", number, entry, "id", "file_name", "width", "height")
-        if _int(identifier) is None or not isinstance(name, str) or not name:
+        identifier, name, *_ = _fields(file, "images", number, entry, "id", "file_name", "width", "height")
+        if not whole(identifier) or not isinstance(name, str) or not name:
             raise AnnotationError(
                 f"{file}: images[{number}]: id must be an integer and file_name a name, got {entry!r}"
             )
         check_inside(name, f"{file}: images[{number}]: file_name")
-        if _int(width) is None or _int(height) is None or width < 1 or height < 1:
-            raise AnnotationError(
-                f"{file}: image {identifier}: width and height must be positive integers, got {width!r} x {height!r}"
-            )
-        if width * height > MAX_PIXELS:
-            raise AnnotationError(
-                f"{file}: image {identifier}: there must be at most {MAX_PIXELS} pixels, got {width} x {height}"
-            )
+        width, height = checked_size(entry, f"{file}: image {identifier}")
         if identifier in result.images:
             raise DuplicateError(f"{file}: image ids must be unique, got {identifier} twice")
         if name in names:
@@ -114,12 +102,9 @@ def read(path: str | os.PathLike[str], *, warn: bool = True) -> CocoFile:
         result.images[identifier] = (name, width, height)
     _read_annotations(content["annotations"], result)
     if warn:
-        _warn(result)
+        dropped = [f"annotation {identifier} dropped: {reason}" for identifier, reason in result.dropped.items()]
+        warn_of(file, [*dropped, *result.problems])
     return result
-
-
-def _int(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def _fields(file: Path, table: str, number: int, entry: Any, *keys: str) -> tuple[Any, ...]:
@@ -139,7 +124,7 @@ def _read_annotations(entries: list[Any], result: CocoFile) -> None:
         identifier, image, category = _fields(
             result.path, "annotations", number, entry, "id", "image_id", "category_id"
         )
-        if _int(identifier) is None:
+        if not whole(identifier):
             raise AnnotationError(f"{result.path}: annotations[{number}]: id must be an integer, got {identifier!r}")
         if identifier in seen:
             result.problems.append(f"annotation id {identifier} occurs more than once")
@@ -250,7 +235,7 @@ def _rle_fault(rle: dict[str, Any], width: int, height: int) -> str | None:
         if decoded is None:
             return "RLE counts are not a valid compressed string"
         least, total, covered = int(decoded.min(initial=0)), int(decoded.sum()), int(decoded[1::2].sum())
-    elif isinstance(counts, list) and all(_int(c) is not None for c in counts):
+    elif isinstance(counts, list) and all(map(whole, counts)):
         least, total, covered = min(counts, default=0), sum(counts), sum(counts[1::2])
     else:
         return "RLE counts are neither a string nor integers"
@@ -286,13 +271,3 @@ def _decode_counts(text: str) -> np.ndarray | None:
     values[1::2] = values[1::2].cumsum()
     values[2::2] = values[2::2].cumsum()
     return np.asarray(values)
-
-
-def _warn(result: CocoFile) -> None:
-    for number, (identifier, reason) in enumerate(result.dropped.items()):
-        if number == MAX_WARNINGS:
-            warnings.warn(f"{result.path}: {len(result.dropped) - number} more annotations dropped", DataWarning, 3)
-            break
-        warnings.warn(f"{result.path}: annotation {identifier} dropped: {reason}", DataWarning, 3)
-    for problem in result.problems:
-        warnings.warn(f"{result.path}: {problem}", DataWarning, 3)

@@ -13,7 +13,7 @@ import json
 import os
 import tempfile
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -178,15 +178,7 @@ class EpisodeList:
             "options": self.options,
             "classes": {str(c): name for c, name in self.class_names.items()},
             "dropped": {str(c): count for c, count in self.dropped.items()},
-            "episodes": [
-                {
-                    "classes": list(e.classes),
-                    "support": [list(names) for names in e.support],
-                    "query": list(e.query),
-                    "query_ways": list(e.query_ways),
-                }
-                for e in self.episodes
-            ],
+            "episodes": [asdict(episode) for episode in self.episodes],
         }
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -229,25 +221,17 @@ class EpisodeList:
             got = content.get("format") if isinstance(content, dict) else type(content).__name__
             raise AnnotationError(f"{file}: episode list must have format {FILE_FORMAT!r}, got {got!r}")
         try:
+            fields = {name: content[name] for name in ("ways", "shots", "queries", "seed", "fold", "source", "options")}
             loaded = cls(
-                tuple(
+                episodes=tuple(
                     EpisodeSpec(
-                        tuple(e["classes"]),
-                        tuple(tuple(names) for names in e["support"]),
-                        tuple(e["query"]),
-                        tuple(e["query_ways"]),
+                        tuple(e["classes"]), tuple(map(tuple, e["support"])), tuple(e["query"]), tuple(e["query_ways"])
                     )
                     for e in content["episodes"]
                 ),
-                content["ways"],
-                content["shots"],
-                content["queries"],
-                content["seed"],
-                {int(c): name for c, name in content["classes"].items()},
-                content["fold"],
-                content["source"],
-                content["options"],
-                {int(c): count for c, count in content["dropped"].items()},
+                class_names={int(c): name for c, name in content["classes"].items()},
+                dropped={int(c): count for c, count in content["dropped"].items()},
+                **fields,
             )
             stated = content["hash"]
         except (KeyError, TypeError, ValueError, AttributeError) as error:

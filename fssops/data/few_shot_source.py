@@ -70,6 +70,7 @@ class FewShotSource(Source):
         greatest = max(self.classes, default=0)
         if IGNORE in self.classes or min(self.classes, default=1) < 1 or greatest > np.iinfo(np.uint16).max:
             raise ValueError(f"FewShotSource: numbers must be positive and not {IGNORE}, got {sorted(self.classes)}")
+        self._numbers_are_indices = list(numbers) == list(range(len(numbers)))
         self._dtype: Any = np.uint8 if greatest < IGNORE else np.uint16
         self._areas: dict[str, dict[int, int]] | None = None
 
@@ -106,10 +107,12 @@ class FewShotSource(Source):
         if class_ids is not None:
             numbers = np.where(np.isin(numbers, list(class_ids)), numbers, 0)
         if truth.label_map is not None:
+            if class_ids is None and self._numbers_are_indices:
+                return truth.label_map
             table = np.zeros(256, dtype=self._dtype)
             table[: len(numbers)] = numbers
             table[IGNORE] = IGNORE
-            return np.asarray(table[truth.label_map])
+            return table.take(truth.label_map)
         if truth.segment_ids is not None:
             return self._segment_map(truth, numbers)
         return (self._latest_on_top if self.overlap == "later" else self._smallest_on_top)(truth, numbers)

@@ -7,7 +7,7 @@ the category ids themselves, which run to 90 with gaps).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 DEFINITIONS = ("panet", "msanet")
 """``panet``: contiguous blocks (PANet, ICCV 2019; also BAM/MSANet with ``use_split_coco: False``).
@@ -41,45 +41,24 @@ def _check_fold(where: str, fold: int, folds: int = 4) -> None:
         raise ValueError(f"{where}: fold must be an integer from 0 to {folds - 1}, got {fold!r}")
 
 
-def _check_definition(where: str, definition: str) -> None:
-    if definition not in DEFINITIONS:
-        raise ValueError(f"{where}: definition must be one of {', '.join(DEFINITIONS)}, got {definition!r}")
-
-
 def pascal5i(fold: int, definition: str = "panet") -> FoldClasses:
-    """Pascal-5i: test classes 5i+1 .. 5i+5 of VOC's 20; PANet, PFENet, BAM and MSANet agree.
-
-    Args:
-        fold: 0 to 3.
-        definition: ``panet`` or ``msanet``; kept in the result, the classes are the same.
-
-    Raises:
-        ValueError: the fold or the definition does not exist.
-    """
-    _check_fold("pascal5i", fold)
-    _check_definition("pascal5i", definition)
-    test = list(range(5 * fold + 1, 5 * fold + 6))
-    return FoldClasses("pascal5i", fold, definition, [c for c in range(1, 21) if c not in test], test)
+    """Pascal-5i: test classes 5i+1 .. 5i+5 of VOC's 20, in every definition; see :func:`by_name`."""
+    return _benchmark("pascal5i", 20, fold, definition, "contiguous")
 
 
 def coco20i(fold: int, definition: str = "panet") -> FoldClasses:
-    """COCO-20i: ``panet`` takes 20 neighbouring classes, ``msanet`` every fourth class.
+    """COCO-20i: ``panet`` takes 20i+1 .. 20i+20, ``msanet`` i+1, i+5, .., i+77; see :func:`by_name`.
 
-    Args:
-        fold: 0 to 3.
-        definition: ``panet`` (20i+1 .. 20i+20) or ``msanet`` (i+1, i+5, .., i+77). Scores under the two cannot
-            be compared with each other.
-
-    Raises:
-        ValueError: the fold or the definition does not exist.
+    Scores under the two cannot be compared with each other.
     """
-    _check_fold("coco20i", fold)
-    _check_definition("coco20i", definition)
-    if definition == "panet":
-        test = list(range(20 * fold + 1, 20 * fold + 21))
-    else:
-        test = list(range(fold + 1, 81, 4))
-    return FoldClasses("coco20i", fold, definition, [c for c in range(1, 81) if c not in test], test)
+    return _benchmark("coco20i", 80, fold, definition, "interleaved" if definition == "msanet" else "contiguous")
+
+
+def _benchmark(name: str, classes: int, fold: int, definition: str, rule: str) -> FoldClasses:
+    _check_fold(name, fold)
+    if definition not in DEFINITIONS:
+        raise ValueError(f"{name}: definition must be one of {', '.join(DEFINITIONS)}, got {definition!r}")
+    return replace(split_classes(range(1, classes + 1), fold, rule=rule, name=name), definition=definition)
 
 
 def split_classes(
@@ -117,14 +96,12 @@ def by_name(name: str, fold: int, definition: str = "panet", classes: Sequence[i
     """The fold of a benchmark by its name; ``generated`` and ``custom`` need ``classes``.
 
     Raises:
-        ValueError: unknown name, or classes missing where they are needed.
+        ValueError: unknown name, fold or definition, or classes missing where they are needed.
     """
-    if name == "pascal5i":
-        return pascal5i(fold, definition)
-    if name == "coco20i":
-        return coco20i(fold, definition)
-    if name in ("generated", "custom"):
-        if classes is None:
-            raise ValueError(f"folds.by_name: classes must be given for {name!r}, got None")
-        return split_classes(classes, fold, rule="interleaved" if name == "generated" else "contiguous", name=name)
-    raise ValueError(f"folds.by_name: name must be pascal5i, coco20i, generated or custom, got {name!r}")
+    if name in ("pascal5i", "coco20i"):
+        return (pascal5i if name == "pascal5i" else coco20i)(fold, definition)
+    if name not in ("generated", "custom"):
+        raise ValueError(f"folds.by_name: name must be pascal5i, coco20i, generated or custom, got {name!r}")
+    if classes is None:
+        raise ValueError(f"folds.by_name: classes must be given for {name!r}, got None")
+    return split_classes(classes, fold, rule="interleaved" if name == "generated" else "contiguous", name=name)

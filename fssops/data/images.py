@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from fssops.data.errors import DataWarning, ImageFileError, ImageSizeError, MaskError, MaskSizeError, MaskValueError
+from fssops.labels import IGNORE
 
 MAX_PIXELS = 1 << 26
 """Pictures of more pixels than this (67 million) are refused before they are decoded: a few kilobytes of PNG can
@@ -179,8 +180,6 @@ def read_mask(
     size: tuple[int, int] | None = None,
     allowed: Collection[int] | None = None,
     unknown: Literal["error", "ignore"] = "error",
-    ignore: int = 255,
-    max_pixels: int = MAX_PIXELS,
 ) -> np.ndarray:
     """Read a mask of class or instance numbers as stored: palette indices, grey values or bits.
 
@@ -188,11 +187,8 @@ def read_mask(
         path: a PNG, BMP, TIFF, GIF or PPM; formats that may be lossy are refused, since their values need not be what
             was written.
         size: (width, height) that the mask must have, usually its image's.
-        allowed: the values it may hold besides ``ignore``; None allows 0..255.
-        unknown: what to do with values outside ``allowed``: ``error``, or ``ignore`` to map them to ``ignore``
-            with a warning.
-        ignore: value of pixels without truth.
-        max_pixels: larger pictures are refused.
+        allowed: the values it may hold besides 255; None allows 0..255.
+        unknown: what to do with values outside ``allowed``: ``error``, or ``ignore`` to map them to 255 with a warning.
 
     Returns:
         uint8 [H, W].
@@ -204,33 +200,54 @@ def read_mask(
             :class:`MaskValueError` (values outside the class list).
     """
     file = Path(path)
-    with _open(file, max_pixels, "mask") as image:
+    with _open(file, MAX_PIXELS, "mask") as image:
         _check_lossless(image, file, "mask")
         values = _mask_values(_decode(image, file, "mask"), file)
-    if size is not None and (values.shape[1], values.shape[0]) != tuple(size):
+    check_size(values, size, file)
+    if allowed is None:
+        return values
+    counts = np.bincount(values.reshape(-1), minlength=256)
+    listed = np.zeros(256, dtype=bool)
+    listed[[value for value in (*allowed, IGNORE) if 0 <= value < 256]] = True
+    bad = np.flatnonzero((counts > 0) & ~listed)
+    if not len(bad):
+        return values
+    got = ", ".join(f"{value} ({counts[value]} px)" for value in bad[:8]) + (", ..." if len(bad) > 8 else "")
+    fault = f"{file}: mask must hold only class ids {_ranges(allowed)} and {IGNORE} (ignored), got {got}"
+    if unknown == "error":
+        raise MaskValueError(fault)
+    warnings.warn(f"{fault}; mapped to {IGNORE}", DataWarning, 2)
+    return np.where(listed[values], values, np.uint8(IGNORE))
+
+
+def check_size(values: np.ndarray, size: tuple[int, int] | None, file: Path, what: str = "mask") -> None:
+    """Compare what was read [H, W, ...] with the (width, height) of its image, where that is given.
+
+    Raises:
+        MaskSizeError: they differ.
+    """
+    height, width = values.shape[:2]
+    if size is not None and (width, height) != tuple(size):
         raise MaskSizeError(
-            f"{file}: mask must have the size of its image, {size[0]} x {size[1]}, "
-            f"got {values.shape[1]} x {values.shape[0]}"
+            f"{file}: {what} must have the size of its image, {size[0]} x {size[1]}, got {width} x {height}"
         )
-    if allowed is not None:
-        values = check_values(values, allowed, where=str(file), unknown=unknown, ignore=ignore)
-    return values
 
 
-def read_grey(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def read_grey(path: str | os.PathLike[str], *, size: tuple[int, int] | None = None) -> np.ndarray:
     """Read a picture as brightness, uint8 [H, W]; for masks that were stored as smoothed or coloured pictures."""
     file = Path(path)
-    with _open(file, max_pixels, "mask") as image:
-        return np.array(to_rgb(_decode(image, file, "mask"), str(file)).convert("L"))
+    with _open(file, MAX_PIXELS, "mask") as image:
+        grey = np.array(to_rgb(_decode(image, file, "mask"), str(file)).convert("L"))
+    check_size(grey, size, file)
+    return grey
 
 
-def read_numbers(path: str | os.PathLike[str], *, what: str = "map", max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def read_numbers(path: str | os.PathLike[str], what: str = "map") -> np.ndarray:
     """Read a picture of numbers as stored: panoptic maps (RGB) and instance maps of 16 bits.
 
     Args:
         path: a lossless picture.
         what: what errors call it.
-        max_pixels: larger pictures are refused.
 
     Returns:
         int32 [H, W], or uint8 [H, W, 3] of an RGB picture.
@@ -241,7 +258,7 @@ def read_numbers(path: str | os.PathLike[str], *, what: str = "map", max_pixels:
         MaskError: a lossy or floating-point picture.
     """
     file = Path(path)
-    with _open(file, max_pixels, what) as image:
+    with _open(file, MAX_PIXELS, what) as image:
         _check_lossless(image, file, what)
         decoded = _decode(image, file, what)
         if decoded.mode in ("RGB", "RGBA"):
@@ -278,46 +295,6 @@ def _mask_values(image: Image.Image, file: Path) -> np.ndarray:
             "colour-coded labels have to be converted to class numbers first"
         )
     raise MaskError(f"{file}: mask must hold one number a pixel (grey or palette), got mode {image.mode}")
-
-
-def check_values(
-    values: np.ndarray,
-    allowed: Collection[int],
-    *,
-    where: str,
-    unknown: Literal["error", "ignore"] = "error",
-    ignore: int = 255,
-) -> np.ndarray:
-    """Check that a mask holds no value outside the class list; see :func:`read_mask`.
-
-    Args:
-        values: uint8 [H, W].
-        allowed: the values it may hold besides ``ignore``.
-        where: what errors call it.
-        unknown: ``error`` or ``ignore``.
-        ignore: value of pixels without truth.
-
-    Returns:
-        ``values``, or a copy with unknown values mapped to ``ignore``.
-
-    Raises:
-        MaskValueError: unknown values under ``unknown="error"``.
-    """
-    if unknown not in ("error", "ignore"):
-        raise ValueError(f"check_values: unknown must be error or ignore, got {unknown!r}")
-    counts = np.bincount(values.reshape(-1), minlength=256)
-    known = np.zeros(256, dtype=bool)
-    known[[value for value in allowed if 0 <= value < 256]] = True
-    known[ignore] = True
-    bad = np.flatnonzero((counts > 0) & ~known)
-    if not len(bad):
-        return values
-    found = ", ".join(f"{value} ({counts[value]} px)" for value in bad[:8]) + (", ..." if len(bad) > 8 else "")
-    rule = f"mask must hold only class ids {_ranges(allowed)} and {ignore} (ignored)"
-    if unknown == "error":
-        raise MaskValueError(f"{where}: {rule}, got {found}")
-    warnings.warn(f"{where}: {rule}, got {found}; mapped to {ignore}", DataWarning, 3)
-    return np.where(known[values], values, np.uint8(ignore))
 
 
 def _ranges(values: Collection[int]) -> str:

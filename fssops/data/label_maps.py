@@ -14,7 +14,7 @@ from fssops.data.images import image_size, read_image, read_mask
 from fssops.data.listing import pictures_in
 from fssops.data.source import ImageSource
 from fssops.labels import IGNORE
-from fssops.truth import Classes, Truth
+from fssops.truth import Classes, Truth, TruthKind
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -61,8 +61,44 @@ def paired(images: Path, labels: Path) -> Pairs:
     return Pairs(files, left_out)
 
 
-class LabelMapSource(ImageSource):
-    """Pairs of image and label map.
+class PairedSource(ImageSource):
+    """Images whose truth lies in one file each.
+
+    Args:
+        kind: the form of the truth.
+        split: of the data set.
+        classes: its classes.
+        pairs: image and truth files by name.
+    """
+
+    def __init__(self, kind: TruthKind, split: str, classes: Classes, pairs: Pairs) -> None:
+        super().__init__(kind, split, classes, list(pairs.files))
+        self._pairs = pairs
+
+    def paths(self, name: str) -> tuple[Path, Path]:
+        """Image file and truth file.
+
+        Raises:
+            ValueError: no such image.
+        """
+        self.check_name(name)
+        return self._pairs.files[name]
+
+    def image_file(self, name: str) -> Path:
+        return self.paths(name)[0]
+
+    def image(self, name: str) -> Image.Image:
+        return read_image(self.paths(name)[0])
+
+    def truth_files(self, name: str) -> tuple[Path, ...]:
+        return (self._pairs.files[name][1],)
+
+    def left_out(self) -> Iterator[str]:
+        yield from self._pairs.left_out
+
+
+class LabelMapSource(PairedSource):
+    """Images with a label map each.
 
     Args:
         split: of the data set.
@@ -84,11 +120,11 @@ class LabelMapSource(ImageSource):
         remap: Mapping[int, int] | None = None,
         unknown: OnUnknown = "error",
     ) -> None:
-        super().__init__("semantic", split, classes, list(pairs.files))
+        super().__init__("semantic", split, classes, pairs)
         if unknown not in ("error", "ignore"):
             raise ValueError(f"{type(self).__name__}: unknown must be error or ignore, got {unknown!r}")
         classes.check_label_maps(type(self).__name__)
-        self._pairs, self._unknown = pairs, unknown
+        self._unknown = unknown
         rule = dict(classes.index_of) if remap is None else remap
         self._allowed = sorted(rule)
         self._table: np.ndarray | None = None
@@ -96,26 +132,8 @@ class LabelMapSource(ImageSource):
             self._table = np.full(256, IGNORE, dtype=np.uint8)
             self._table[list(rule)] = list(rule.values())
 
-    def paths(self, name: str) -> tuple[Path, Path]:
-        """Image file and label file.
-
-        Raises:
-            ValueError: no such image.
-        """
-        self.check_name(name)
-        return self._pairs.files[name]
-
-    def truth_files(self, name: str) -> tuple[Path, ...]:
-        return (self._pairs.files[name][1],)
-
-    def left_out(self) -> Iterator[str]:
-        yield from self._pairs.left_out
-
-    def image(self, name: str) -> Image.Image:
-        return read_image(self.paths(name)[0])
-
     def truth(self, name: str) -> Truth:
         image, label = self.paths(name)
         values = read_mask(label, size=image_size(image), allowed=self._allowed, unknown=self._unknown)
-        indices = values if self._table is None else self._table[values]
+        indices = values if self._table is None else self._table.take(values)
         return Truth(values.shape[0], values.shape[1], label_map=indices)

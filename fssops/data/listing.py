@@ -51,21 +51,17 @@ def natural(name: str) -> tuple[list[str | int], str]:
     return parts, name
 
 
-def pictures_in(folder: Path, *, below: bool = True) -> Listing:
-    """The picture files of a folder, by suffix.
+def pictures_in(folder: Path, *, below: bool = True, suffixes: Collection[str] = SUFFIXES) -> Listing:
+    """The picture files of a folder.
 
     Args:
         folder: a folder.
         below: also those of its sub-folders; else these are left out.
+        suffixes: in lower case, by which files are taken.
 
     Raises:
         FileNotFoundError: there is no such folder.
     """
-    return files_in(folder, SUFFIXES, below=below)
-
-
-def files_in(folder: Path, suffixes: Collection[str], *, below: bool = True) -> Listing:
-    """The files of a folder whose lower-case suffix is one of ``suffixes``; see :func:`pictures_in`."""
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: folder must exist, got no such folder")
     files: list[Path] = []

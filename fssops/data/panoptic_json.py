@@ -148,7 +148,10 @@ def read_map(path: Path, entry: PanopticImage, classes: Classes) -> tuple[np.nda
         PanopticMismatchError: ids that the JSON does not list, or listed segments without a pixel.
         MaskError: a picture that is not RGB, or stored with loss.
     """
-    ids = read_ids(path)
+    pixels = read_numbers(path, "panoptic map")
+    if pixels.ndim != 3:
+        raise MaskError(f"{path}: panoptic map must be an RGB picture of segment ids, got one number a pixel")
+    ids = decode_ids(pixels)
     expected = (entry.height, entry.width)
     if None not in expected and ids.shape != expected:
         raise MaskSizeError(
@@ -163,20 +166,6 @@ def read_map(path: Path, entry: PanopticImage, classes: Classes) -> tuple[np.nda
         Segment(int(s["id"]), classes.index_of[s["category_id"]], bool(s.get("iscrowd", 0))) for s in entry.segments
     ]
     return ids, segments
-
-
-def read_ids(path: Path) -> np.ndarray:
-    """Read the segment ids of a PNG, int32 [H, W].
-
-    Raises:
-        FileNotFoundError: no such PNG.
-        MaskError: it is stored with loss, or not RGB.
-        ImageFileError: it cannot be decoded.
-    """
-    pixels = read_numbers(path, what="panoptic map")
-    if pixels.ndim != 3:
-        raise MaskError(f"{path}: panoptic map must be an RGB picture of segment ids, got one number a pixel")
-    return decode_ids(pixels)
 
 
 def disagreements(ids: np.ndarray, listed: Sequence[int]) -> Iterator[str]:

@@ -7,15 +7,13 @@ error.
 from __future__ import annotations
 
 import os
-import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
-from fssops.data.annotation_json import read_tables
-from fssops.data.coco_json import MAX_WARNINGS, fault
-from fssops.data.errors import AnnotationError, DataWarning, DuplicateError
-from fssops.data.images import MAX_PIXELS
+from fssops.data.annotation_json import checked_size, read_tables, warn_of, whole
+from fssops.data.coco_json import fault
+from fssops.data.errors import AnnotationError, DuplicateError
 from fssops.data.paths import check_inside
 
 HIDDEN = ("zero area", "outside the image", "empty polygon list")
@@ -103,16 +101,8 @@ def read(path: str | os.PathLike[str], *, warn: bool = True) -> YTVISFile:
         result.annotations = {}
         _read_annotations(content["annotations"], known, left_out, result)
     if warn:
-        for number, (_, message) in enumerate(result.problems):
-            if number == MAX_WARNINGS:
-                warnings.warn(f"{file}: {len(result.problems) - number} more problems", DataWarning, 2)
-                break
-            warnings.warn(message, DataWarning, 2)
+        warn_of(file, [message.removeprefix(f"{file}: ") for _, message in result.problems])
     return result
-
-
-def _integer(value: Any) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _read_videos(rows: list[Any], result: YTVISFile) -> set[int]:
@@ -121,23 +111,14 @@ def _read_videos(rows: list[Any], result: YTVISFile) -> set[int]:
     empty: set[int] = set()
     for number, row in enumerate(rows):
         where = f"{result.path}: videos[{number}]"
-        if not isinstance(row, dict) or not _integer(row.get("id")):
+        if not isinstance(row, dict) or not whole(row.get("id")):
             raise AnnotationError(f"{where} must be an object with an integer id, got {row!r:.80}")
         identifier = row["id"]
         if identifier in ids:
             raise DuplicateError(f"{result.path}: video ids must be unique, got {identifier} twice")
         ids.add(identifier)
-        width, height, files = row.get("width"), row.get("height"), row.get("file_names")
-        if not _integer(width) or not _integer(height) or width < 1 or height < 1:
-            raise AnnotationError(
-                f"{result.path}: video {identifier}: width and height must be positive integers, "
-                f"got {width!r} x {height!r}"
-            )
-        if width * height > MAX_PIXELS:
-            raise AnnotationError(
-                f"{result.path}: video {identifier}: width x height must be at most {MAX_PIXELS} pixels, "
-                f"got {width} x {height}"
-            )
+        width, height = checked_size(row, f"{result.path}: video {identifier}")
+        files = row.get("file_names")
         if not isinstance(files, list) or not all(isinstance(name, str) and name for name in files):
             raise AnnotationError(
                 f"{result.path}: video {identifier}: file_names must be a list of names, got {files!r:.80}"
@@ -167,7 +148,7 @@ def _read_annotations(rows: list[Any], categories: set[Any], left_out: set[int],
     videos = {video.id: video for video in result.videos.values()}
     seen: set[int] = set()
     for number, row in enumerate(rows):
-        if not isinstance(row, dict) or not _integer(row.get("id")):
+        if not isinstance(row, dict) or not whole(row.get("id")):
             raise AnnotationError(
                 f"{result.path}: annotations[{number}] must be an object with an integer id, got {row!r:.80}"
             )

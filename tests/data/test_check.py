@@ -159,3 +159,43 @@ def test_fold_has_no_meaning_for_fixed_classes(panoptic: Path) -> None:
 
     with pytest.raises(DataError, match="coco_panoptic has fixed classes and no folds, got 1"):
         main(["check", str(panoptic), "--fold", "1"])
+
+
+def test_splits_that_mean_other_classes_by_a_number_are_found(panoptic: Path) -> None:
+    for split, names in (("train2017", ("cat", "sky")), ("val2017", ("sky", "cat"))):
+        path = panoptic / "annotations" / f"panoptic_{split}.json"
+        content = json.loads(path.read_text())
+        for row, name in zip(content["categories"], names, strict=True):
+            row["name"] = name
+        path.write_text(json.dumps(content))
+    assert problems(panoptic) == [
+        ("class_mismatch", "class 1 must be 'cat' as in train2017, got 'sky'"),
+        ("class_mismatch", "class 2 must be 'sky' as in train2017, got 'cat'"),
+    ]
+
+
+def test_a_few_shot_split_that_lists_only_its_own_categories_is_found(coco_folder: Any) -> None:
+    good = [{"image_id": 1, "category_id": 4, "segmentation": [[5, 5, 25, 5, 25, 25]]}]
+    coco_folder(good)
+    root = coco_folder(good, split="val2017", categories=((4, "dog"),))
+    assert [message for kind, message in problems(root, "coco") if kind == "class_mismatch"] == [
+        "class 1 must be 'cat' as in train2017, got 'dog'",
+        "class 2 must be 'dog' as in train2017, got number 1",
+    ]
+
+
+def test_copies_within_a_split_are_told_and_no_problem_of_fixed_classes(panoptic: Path) -> None:
+    (panoptic / "train2017" / "2.png").write_bytes((panoptic / "train2017" / "1.png").read_bytes())
+    notes = [f for f in check_data("coco_panoptic", panoptic).findings if f.kind == "duplicate_id"]
+    assert [(note.severity, note.message) for note in notes] == [("note", "1.png and 2.png are the same picture")]
+
+
+def test_a_layout_is_checked_for_its_use(voc_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", str(voc_folder)]) == 1, "empty classes are a problem of few-shot tasks"
+    assert main(["check", str(voc_folder), "--truth", "semantic"]) == 0
+    capsys.readouterr()
+    assert main(["check", str(voc_folder), "--truth", "instance", "--json", "-"]) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert report["counts"]["unreadable_mask"] == 12
+    with pytest.raises(ValueError, match="truth must be few-shot, semantic or instance for layout voc, got 'video'"):
+        main(["check", str(voc_folder), "--format", "voc", "--truth", "video"])

@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from example_folders import (
+    EXAMPLES,
+    ade20k,
+    cityscapes,
+    coco_panoptic,
+    coco_with_both,
+    halves,
+    label_folder,
+    label_folder_called_like_ade20k,
+    picture,
+    save,
+    splits_without_a_class_file,
+)
 
+from fssops.data import layouts
 from fssops.data.errors import DataError
-from fssops.data.layout import DataTruth
-from fssops.data.layouts import ade20k, coco_panoptic, known_classes, open_data
-
-
-def save(path: Path, array: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(array.astype(np.uint8)).save(path)
-
-
-def picture(seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (H, W, 3), dtype=np.uint8)
-
-
-H, W = 20, 30
-
-
-def halves(left: int, right: int) -> np.ndarray:
-    values = np.full((H, W), right, dtype=np.int32)
-    values[:, : W // 2] = left
-    return values
+from fssops.data.few_shot_source import FewShotSource
+from fssops.data.layout import TRUTHS, DataTruth
+from fssops.data.layouts import LAYOUTS, known_classes, names_for, open_data, recognise
+from fssops.data.source import VideoSource
 
 
 def test_folder_that_fits_no_layout_lists_what_was_looked_for(tmp_path: Path) -> None:
@@ -74,8 +72,8 @@ def test_wrong_requests_are_told(tmp_path: Path) -> None:
 
 
 def test_class_lists_are_whole() -> None:
-    assert (len(coco_panoptic.NAMES), len(ade20k.NAMES), len(ade20k.THINGS)) == (133, 150, 100)
-    for names in (coco_panoptic.NAMES, ade20k.NAMES):
+    assert (len(layouts.coco_panoptic.NAMES), len(layouts.ade20k.NAMES), len(layouts.ade20k.THINGS)) == (133, 150, 100)
+    for names in (layouts.coco_panoptic.NAMES, layouts.ade20k.NAMES):
         assert len(set(names)) == len(names)
     for format in ("coco_panoptic", "ade20k", "cityscapes"):
         found = known_classes(format, "panoptic")
@@ -105,3 +103,81 @@ def test_real_camvid_and_coco_open(data_root: Path) -> None:
     assert (len(coco.names), len(coco.training_names("instance"))) == (166, 166)
     crowds = [o.crowd for name in coco.names for o in coco.truth(name).objects or ()]
     assert (len(crowds), sum(crowds)) == (1580, 15)
+
+
+SAME_FILES = [{"coco", "coco_instances"}, {"folder", "label_folder"}, {"ytvis", "ytvis2019", "ytvis2021", "ovis"}]
+"""Names of one form of data, kept apart by what they are read for or by the classes they must have."""
+
+
+@pytest.mark.parametrize("write", EXAMPLES, ids=lambda write: write.__name__)
+def test_a_folder_is_of_one_layout_and_the_others_say_why_not(write: Callable[[Path], None], tmp_path: Path) -> None:
+    write(tmp_path)
+    reasons = {name: layout.recognise(tmp_path) for name, layout in LAYOUTS.items()}
+    fitting = {name for name, reason in reasons.items() if not reason}
+    if write.__name__ == "coco_with_both":
+        assert fitting == {"coco", "coco_panoptic"}
+    else:
+        assert any(fitting <= names for names in [*SAME_FILES, *({name} for name in LAYOUTS)]), fitting
+    for truth in TRUTHS:
+        if truth in EXAMPLES[write]:
+            assert recognise(tmp_path, truth) == EXAMPLES[write][truth]
+        else:
+            with pytest.raises(DataError, match=f"folder must be of a layout with {truth} truth, got none") as told:
+                recognise(tmp_path, truth)
+            for name in names_for(truth):
+                assert name in str(told.value)
+                assert reasons[name] in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("write", "layout"),
+    [(label_folder, "folder"), (coco_with_both, "coco"), (coco_panoptic, "coco_panoptic"), (cityscapes, "cityscapes")],
+)
+def test_without_a_purpose_the_few_shot_reading_comes_first(
+    write: Callable[[Path], None], layout: str, tmp_path: Path
+) -> None:
+    write(tmp_path)
+    assert recognise(tmp_path) == layout
+
+
+@pytest.mark.parametrize("write", EXAMPLES, ids=lambda write: write.__name__)
+def test_what_is_recognised_opens_for_all_that_its_files_have(write: Callable[[Path], None], tmp_path: Path) -> None:
+    write(tmp_path)
+    without_files = {ade20k: ("instance", "panoptic"), cityscapes: ("panoptic",)}
+    if write is splits_without_a_class_file:
+        for layout, truth in (("folder", "few-shot"), ("label_folder", "semantic")):
+            with pytest.raises(FileNotFoundError, match=r"classes\.json: class names must be listed there"):
+                open_data(layout, tmp_path, truth=truth)  # type: ignore[call-overload]
+        return
+    for truth in EXAMPLES[write]:
+        if truth in without_files.get(write, ()):
+            continue
+        split = "training" if write is label_folder_called_like_ade20k else None
+        source = open_data("auto", tmp_path, truth=truth, split=split)  # type: ignore[call-overload]
+        assert source.format == EXAMPLES[write][truth]
+        if isinstance(source, VideoSource):
+            assert source.tracks(source.names[0])
+        elif isinstance(source, FewShotSource):
+            labels = source.label_map(source.names[0])
+            assert labels.shape == (20, 30)
+            present = source.classes_of(source.names[0])
+            assert present
+            assert set(np.unique(labels)) <= {0, 255, *present}
+            assert set(present) <= set(source.classes)
+            assert min(source.classes) > 0
+        else:
+            assert source.offers(truth)
+            truth_of_it = source.truth(source.names[0])
+            assert truth_of_it.semantic().shape == (20, 30) if truth != "instance" else truth_of_it.instances(range(99))
+
+
+def test_names_typed_before_stay_valid_for_their_truth() -> None:
+    before = {
+        "few-shot": "voc coco fss1000 folder generated",
+        "semantic": "label_folder camvid coco_panoptic ade20k cityscapes generated",
+        "instance": "coco_instances coco_panoptic ade20k cityscapes generated",
+        "panoptic": "coco_panoptic ade20k cityscapes generated",
+        "video": "ytvis ytvis2019 ytvis2021 ovis generated_videos",
+    }
+    for truth in TRUTHS:
+        assert set(before[truth].split()) <= set(names_for(truth))

@@ -11,23 +11,19 @@ createPanopticImgs.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fssops.data.errors import DataError, MaskError, MaskSizeError
-from fssops.data.images import image_size, read_image, read_numbers
-from fssops.data.label_maps import LabelMapSource, Pairs
+from fssops.data.errors import DataError, MaskError
+from fssops.data.images import check_size, image_size, read_numbers
+from fssops.data.label_maps import LabelMapSource, PairedSource, Pairs
 from fssops.data.layout import DataTruth, Layout, few_shot_view
 from fssops.data.layouts.coco_panoptic import COCOPanopticSource
 from fssops.data.listing import folders_in, pictures_in
 from fssops.data.paths import check_inside
-from fssops.data.source import ImageSource, PathLike
+from fssops.data.source import PathLike
 from fssops.labels import IGNORE
 from fssops.truth import Category, Classes, ObjectTruth, Truth, TruthKind
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 _ROWS = """7 road 128 64 128|8 sidewalk 244 35 232|11 building 70 70 70|12 wall 102 102 156|13 fence 190 153 153
 17 pole 153 153 153|19 traffic_light 250 170 30|20 traffic_sign 220 220 0|21 vegetation 107 142 35
@@ -88,7 +84,7 @@ class CityscapesSource(LabelMapSource):
         super().__init__(split, classes, _pairs(Path(root), split, "labelIds"), remap=remap)
 
 
-class CityscapesInstanceSource(ImageSource):
+class CityscapesInstanceSource(PairedSource):
     """The 8 countable classes from ``instanceIds``: label id * 1000 + number; a bare label id is a crowd region.
 
     The published training reads the polygons instead and cuts those in front out of those behind, which gives the same
@@ -100,36 +96,20 @@ class CityscapesInstanceSource(ImageSource):
     """
 
     def __init__(self, root: PathLike, split: str = "train") -> None:
-        self._pairs = _pairs(Path(root), split, "instanceIds")
-        super().__init__("instance", split, _classes("instance"), list(self._pairs.files))
-
-    def image_file(self, name: str) -> Path:
-        self.check_name(name)
-        return self._pairs.files[name][0]
-
-    def image(self, name: str) -> Image.Image:
-        return read_image(self.image_file(name))
+        super().__init__("instance", split, _classes("instance"), _pairs(Path(root), split, "instanceIds"))
 
     def truth(self, name: str) -> Truth:
-        self.check_name(name)
-        image, path = self._pairs.files[name]
-        values, (width, height) = read_numbers(path, what="instance map"), image_size(image)
+        image, path = self.paths(name)
+        values = read_numbers(path, "instance map")
         if values.ndim != 2:
             raise MaskError(f"{path}: instance map must hold one number a pixel, got colours")
-        if values.shape != (height, width):
-            raise MaskSizeError(
-                f"{path}: instance map must have the size of its image, {width} x {height}, "
-                f"got {values.shape[1]} x {values.shape[0]}"
-            )
+        check_size(values, image_size(image), path, "instance map")
         objects = []
         for number in np.unique(values).tolist():
             label = self.classes.index_of.get(number // 1000 if number >= 1000 else number)
             if label is not None:
                 objects.append(ObjectTruth(number, label, values == number, crowd=number < 1000))
-        return Truth(height, width, objects=objects)
-
-    def truth_files(self, name: str) -> tuple[Path, ...]:
-        return (self._pairs.files[name][1],)
+        return Truth(values.shape[0], values.shape[1], objects=objects)
 
     def training_names(self, kind: TruthKind) -> list[str]:
         # As published: only images with an object, which needs a look at every map.

@@ -14,7 +14,7 @@ import numpy as np
 from fssops.data import panoptic_json
 from fssops.data.class_names import spans
 from fssops.data.errors import MaskSizeError
-from fssops.data.images import image_size, read_sized
+from fssops.data.images import check_size, image_size, read_sized
 from fssops.data.layout import DataTruth, Layout, few_shot_view
 from fssops.data.layouts import coco
 from fssops.data.source import ImageSource, PathLike
@@ -111,12 +111,8 @@ class COCOPanopticSource(ImageSource):
         entry = self.entry(name)
         path = self.map_folder / entry.map
         ids, segments = panoptic_json.read_map(path, entry, self.classes)
-        width, height = image_size(self.image_file(name))
-        if ids.shape != (height, width):
-            raise MaskSizeError(
-                f"{path}: panoptic map must have the size of its image, {width} x {height}, "
-                f"got {ids.shape[1]} x {ids.shape[0]}"
-            )
+        check_size(ids, image_size(self.image_file(name)), path, "panoptic map")
+        height, width = ids.shape
         return Truth(height, width, segment_ids=ids, segments=segments, objects=self._objects(name, width, height))
 
     def truth_files(self, name: str) -> tuple[Path, ...]:

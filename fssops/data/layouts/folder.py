@@ -15,25 +15,21 @@ Or one label map an image, read as :mod:`fssops.data.layouts.label_folder` says.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fssops.data.errors import DataError, DuplicateError
 from fssops.data.few_shot_source import FewShotSource
-from fssops.data.images import image_size, read_image, read_mask
-from fssops.data.label_maps import OnUnknown
+from fssops.data.images import image_size, read_mask
+from fssops.data.label_maps import OnUnknown, PairedSource, Pairs
 from fssops.data.layout import Layout
 from fssops.data.layouts import label_folder
 from fssops.data.listing import folders_in, pictures_in
-from fssops.data.source import ImageSource, PathLike
+from fssops.data.source import PathLike
 from fssops.labels import IGNORE
 from fssops.truth import Classes, Truth
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 _SUFFIX = "_mask"
 
@@ -85,7 +81,7 @@ def class_folders(root: Path) -> list[Path]:
     return [root / name for name in sorted(folders_in(root))]
 
 
-class ClassFolders(ImageSource):
+class ClassFolders(PairedSource):
     """Images with one mask each, of the class whose folder they lie in.
 
     Args:
@@ -98,43 +94,21 @@ class ClassFolders(ImageSource):
     """
 
     def __init__(self, split: str, classes: Classes, folders: Mapping[int, Path]) -> None:
-        self._files: dict[str, tuple[Path, Path]] = {}
+        listed = Pairs({})
         self._labels: dict[str, int] = {}
-        self._left_out: list[str] = []
         for number, folder in folders.items():
             pairs, left_out = pair_files(folder)
-            self._left_out += left_out
+            listed.left_out += left_out
             place = folder / "images" if (folder / "images").is_dir() else folder
             for image, mask in pairs:
                 name = f"{folder.name}/{image.relative_to(place).as_posix()}"
-                self._files[name], self._labels[name] = (image, mask), classes.index_of[number]
-        super().__init__("semantic", split, classes, list(self._files))
-
-    def paths(self, name: str) -> tuple[Path, Path]:
-        """Image file and mask file.
-
-        Raises:
-            ValueError: no such image.
-        """
-        self.check_name(name)
-        return self._files[name]
+                listed.files[name], self._labels[name] = (image, mask), classes.index_of[number]
+        super().__init__("semantic", split, classes, listed)
 
     def label_of(self, name: str) -> int:
         """Index of the class of an image."""
         self.check_name(name)
         return self._labels[name]
-
-    def image_file(self, name: str) -> Path:
-        return self.paths(name)[0]
-
-    def image(self, name: str) -> Image.Image:
-        return read_image(self.paths(name)[0])
-
-    def truth_files(self, name: str) -> tuple[Path, ...]:
-        return (self.paths(name)[1],)
-
-    def left_out(self) -> Iterator[str]:
-        yield from self._left_out
 
 
 class FolderSource(ClassFolders):
@@ -172,7 +146,7 @@ class FolderSource(ClassFolders):
     def _object_is_white(self) -> bool:
         """Whether 255 marks the object: when no mask of the data set holds a 1."""
         if self._object_is_255 is None:
-            self._object_is_255 = not any(_holds_a_one(mask) for _, mask in self._files.values())
+            self._object_is_255 = not any(_holds_a_one(mask) for _, mask in self._pairs.files.values())
         return self._object_is_255
 
 

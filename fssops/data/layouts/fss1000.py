@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fssops.data.errors import AnnotationError, DataError, DuplicateError, MaskSizeError, MaskValueError
+from fssops.data.errors import AnnotationError, DataError, DuplicateError, MaskValueError
 from fssops.data.images import image_size, read_grey
 from fssops.data.layout import Layout, few_shot_view, ids_as_numbers
 from fssops.data.layouts.folder import ClassFolders, class_folders, numbered_as_fss1000
@@ -54,18 +54,13 @@ class FSS1000Source(ClassFolders):
     def truth(self, name: str) -> Truth:
         """One region: label maps could not hold a thousand classes."""
         image, file = self.paths(name)
-        grey, (width, height) = read_grey(file), image_size(image)
-        if grey.shape != (height, width):
-            raise MaskSizeError(
-                f"{file}: mask must have the size of its image, {width} x {height}, "
-                f"got {grey.shape[1]} x {grey.shape[0]}"
-            )
+        grey = read_grey(file, size=image_size(image))
         if grey.max(initial=0) == 1:
             raise MaskValueError(
                 f"{file}: mask must mark its object by values from 128 to 255 (FSS-1000), got 0 and 1; the format "
                 "folder reads such masks"
             )
-        return Truth(height, width, objects=[ObjectTruth(1, self.label_of(name), grey >= 128)])
+        return Truth(grey.shape[0], grey.shape[1], objects=[ObjectTruth(1, self.label_of(name), grey >= 128)])
 
 
 def _find_list(root: Path, split: str) -> Path:

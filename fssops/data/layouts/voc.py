@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fssops.data.errors import AnnotationError, DuplicateError, MaskSizeError, MaskValueError
+from fssops.data.errors import AnnotationError, DuplicateError, MaskValueError
 from fssops.data.images import image_size, read_mask
 from fssops.data.label_maps import LabelMapSource, OnUnknown, Pairs
 from fssops.data.layout import DataTruth, Layout, few_shot_view, ids_as_numbers
@@ -156,12 +156,7 @@ class VOCSource(LabelMapSource):
         file = self.object_file(name)
         if file is None:
             return None
-        numbers, (width, height) = read_mask(file), image_size(self.paths(name)[0])
-        if numbers.shape != (height, width):
-            raise MaskSizeError(
-                f"{file}: instance map must have the size of its image, {width} x {height}, "
-                f"got {numbers.shape[1]} x {numbers.shape[0]}"
-            )
+        numbers = read_mask(file, size=image_size(self.paths(name)[0]))
         return np.where(numbers == IGNORE, 0, numbers).astype(np.int32)
 
     def scribble_map(self, name: str) -> np.ndarray | None:

@@ -43,3 +43,12 @@ def test_known_instances_of_ade20k_have_the_ids_of_its_instance_files() -> None:
     assert known is not None
     assert [(c.id, c.name, c.is_thing) for c in known.categories][:2] == [(7, "bed", True), (8, "window", True)]
     assert known.categories[-1].id == 149
+
+
+def test_ade20k_classes_have_the_numbers_of_its_files_for_few_shot_tasks(tmp_path: Path) -> None:
+    for folder in ("training", "validation"):
+        save(tmp_path / "images" / folder / "a.jpg", picture())
+        save(tmp_path / "annotations" / folder / "a.png", halves(0, 150).astype(np.uint8))
+    source = open_data("auto", tmp_path, truth="few-shot")
+    assert (source.classes[1], source.classes[150]) == ("wall", "flag")
+    assert sorted(np.unique(source.label_map("a"))) == [150, 255]

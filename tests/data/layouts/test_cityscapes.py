@@ -83,3 +83,18 @@ def test_cityscapes_panoptic_finds_images_by_city(tmp_path: Path) -> None:
     source = open_data("cityscapes", root, truth="panoptic")
     assert source.image(source.names[0]).size == (W, H)
     assert source.truth(source.names[0]).semantic()[0, -1] == 1
+
+
+def test_cityscapes_classes_are_numbered_in_order_for_few_shot_tasks(tmp_path: Path) -> None:
+    source = open_data("auto", cityscapes_folder(tmp_path), truth="few-shot")
+    assert (source.classes[1], source.classes[14], len(source.classes)) == ("road", "car", 19)
+    assert source.classes_of(source.names[0]) == [1, 14, 19]
+    assert source.instance_map(source.names[0], 14).max() == 1  # label maps: connected components
+
+
+def test_cityscapes_hidden_files_are_no_images(tmp_path: Path) -> None:
+    root = cityscapes_folder(tmp_path)
+    (root / "leftImg8bit" / "train" / "bonn" / "._bonn_000001_000019_leftImg8bit.png").touch()
+    source = open_data("cityscapes", root, truth="semantic")
+    assert len(source.names) == 1
+    assert any("hidden" in text for text in source.left_out())

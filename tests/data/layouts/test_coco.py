@@ -11,9 +11,10 @@ import pytest
 from PIL import Image
 
 from fssops.data import coco_json
+from fssops.data.check import check_data
 from fssops.data.errors import AnnotationError, DataWarning, ImageFileError
 from fssops.data.few_shot_source import FewShotSource
-from fssops.data.layouts import open_data
+from fssops.data.layouts import known_classes, open_data
 from fssops.data.layouts.coco import COCOSource
 
 
@@ -186,3 +187,76 @@ def test_coco_two_years_need_an_explicit_split(coco_folder: Callable[..., Path])
     with pytest.raises(AnnotationError, match=r"got 'train' .fits train2014, train2017"):
         open_data("coco", root, split="train", truth="few-shot")
     assert open_data("coco", root, split="train2014", truth="few-shot").split == "train2014"
+
+
+def test_coco_label_maps_are_those_of_few_shot_data_with_a_background_class(coco_folder: Callable[..., Path]) -> None:
+    root = coco_folder(
+        [
+            {"image_id": 1, "category_id": 1, "segmentation": [square(20, 20, 5)]},
+            {"image_id": 1, "category_id": 4, "segmentation": [square(10, 10, 20)]},
+        ]
+    )
+    source = open_data("coco", root, truth="semantic")
+    assert source.classes.names == ["background", "cat", "dog", "owl"]
+    assert (source.classes.background, source.classes.things) == (0, (1, 2, 3))
+    label = source.truth(source.names[0]).semantic()
+    assert (label == open_data("coco", root, truth="few-shot").label_map(source.names[0])).all()
+    assert sorted(np.unique(label)) == [0, 1, 2]
+    assert source.image_id(source.names[0]) == 1
+    painted = open_data("coco", root, truth="semantic", overlap="later").truth(source.names[0]).semantic()
+    assert (painted != label).sum() == 25
+    published = known_classes("coco", "semantic")
+    assert published is not None
+    assert len(published) == 81
+
+
+def test_coco_category_0_called_background_is_a_class_like_any_other(coco_folder: Callable[..., Path]) -> None:
+    rows = [{"image_id": 1, "category_id": c, "segmentation": [square(5 + 9 * c, 5, 5)]} for c in (0, 1)]
+    root = coco_folder(rows, categories=((0, "background"), (1, "cat")))
+    assert open_data("coco", root, truth="few-shot").classes == {1: "background", 2: "cat"}
+    assert open_data("coco", root, truth="semantic").classes.names == ["background", "background", "cat"]
+
+
+@pytest.mark.parametrize("count", [365, 1203])
+def test_coco_may_have_thousands_of_classes_but_not_in_8_bit_label_maps(
+    coco_folder: Callable[..., Path], count: int
+) -> None:
+    names = tuple((number, f"c{number}") for number in range(1, count + 1))
+    rows = [{"image_id": 1, "category_id": c, "segmentation": [square(x, 5, 9)]} for x, c in ((5, 255), (25, count))]
+    root = coco_folder(rows, categories=names)
+    objects = open_data("coco_instances", root, truth="instance")
+    assert len(objects.classes) == count
+    truth = objects.truth(objects.names[0])
+    assert [entry.label for entry in truth.instances(objects.classes.things)] == [254, count - 1]
+    few_shot = open_data("coco", root, truth="few-shot")
+    # 255 means ignored: the numbers of classes pass it over.
+    assert (few_shot.classes[254], few_shot.classes[256], 255 in few_shot.classes) == ("c254", "c255", False)
+    label = few_shot.label_map(few_shot.names[0])
+    assert label.dtype == np.uint16
+    assert sorted(np.unique(label)) == [0, 256, count + 1]
+    assert few_shot.classes_of(few_shot.names[0]) == [256, count + 1]
+    with pytest.raises(AnnotationError, match=f"label maps must be of at most 254 classes, got {count + 1}"):
+        open_data("coco", root, truth="semantic")
+    assert check_data("coco_instances", root).problems() == []
+
+
+def turned(file: Path, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.open(file).save(file, exif=exif)
+
+
+def test_images_that_exif_turns_are_named_as_such(coco_folder: Callable[..., Path]) -> None:
+    root = coco_folder([{"image_id": i, "category_id": 1, "segmentation": [square(5, 5, 9)]} for i in (1, 2, 3)])
+    turned(root / "train2017" / "000000000001.jpg", 6)
+    turned(root / "train2017" / "000000000002.jpg", 3)
+    source = open_data("coco", root, truth="few-shot")
+    with pytest.raises(ImageFileError, match=r"60 x 40, got 40 x 60 \(EXIF orientation 6 turns it; annotations must"):
+        source.image("000000000001.jpg")
+    findings = {finding.kind: finding for finding in check_data("coco", root).findings if "empty" not in finding.kind}
+    assert "EXIF orientation 6 turns it" in findings["wrong_size"].message
+    assert "000000000002.jpg: EXIF orientation 3 turns it" in findings["exif_orientation"].message
+    assert findings["exif_orientation"].severity == "note"
+    Image.new("RGB", (50, 40)).save(root / "train2017" / "000000000003.jpg")
+    with pytest.raises(ImageFileError, match=r"60 x 40, got 50 x 40$"):
+        source.image("000000000003.jpg")

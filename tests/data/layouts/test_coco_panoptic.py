@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fssops.data.errors import DataError, DataWarning
+from fssops.data.errors import AnnotationError, DataError, DataWarning
 from fssops.data.layouts import open_data
 from fssops.data.panoptic_json import decode_ids, encode_ids
 from fssops.data.source import ImageSource
@@ -160,3 +160,40 @@ def test_faults_of_the_instances_beside_a_panoptic_file_are_found_by_the_check(t
     assert [finding.kind for finding in report.problems()] == ["bad_annotation"]
     notes = [finding.message for finding in report.findings if finding.severity == "note"]
     assert "annotation 2 must cover a pixel of a.jpg, got none; it trains nothing" in notes
+
+
+def test_few_shot_classes_of_panoptic_truth_are_things_and_stuff_in_order(tmp_path: Path) -> None:
+    segments = [*SEGMENTS, {"id": 44, "category_id": 5, "iscrowd": 1}, {"id": 45, "category_id": 5}]
+    ids = halves(300, 70000)
+    ids[:3], ids[-2:], ids[5, :4] = 0, 44, 45
+    root = panoptic_folder(tmp_path, ids, segments)
+    source = open_data("coco_panoptic", root, split="val2017", truth="few-shot")
+    assert source.classes == {1: "cat", 2: "sky"}
+    label = source.label_map("a.jpg")
+    # Void, and the crowd, are ignored; of other classes the crowd is background.
+    assert [int(label[row, 0]) for row in (0, 5, 8, -1)] == [255, 1, 1, 255]
+    assert [int(source.label_map("a.jpg", [2])[row, column]) for row, column in ((8, 0), (8, -1), (-1, 0))] == [0, 2, 0]
+    numbers = source.instance_map("a.jpg", 1)
+    assert {int(n): int((numbers == n).sum()) for n in (1, 2)} == {1: (H - 5) * W // 2 - 4, 2: 4}
+    assert source.areas()["a.jpg"] == {1: (H - 5) * W // 2, 2: (H - 5) * W // 2}
+    for crowd, value in (("object", 1), ("background", 0)):
+        other = open_data("coco_panoptic", root, split="val2017", truth="few-shot", crowd=crowd)
+        assert other.label_map("a.jpg")[-1, 0] == value
+        assert other.describe()["crowd"] == crowd
+    with pytest.raises(ValueError, match=r"options of layout coco_panoptic must be .* crowd, got 'overlap'"):
+        open_data("coco_panoptic", root, truth="few-shot", overlap="later")
+
+
+def test_label_maps_of_more_than_254_classes_are_refused_where_they_are_made(tmp_path: Path) -> None:
+    root = panoptic_folder(tmp_path, halves(300, 70000), SEGMENTS)
+    file = root / "annotations" / "panoptic_val2017.json"
+    content = json.loads(file.read_text())
+    content["categories"] += [{"id": 1000 + i, "name": f"c{i}", "isthing": 1} for i in range(300)]
+    content["annotations"][0]["segments_info"][0]["category_id"] = 1299
+    file.write_text(json.dumps(content))
+    truth = open_data("coco_panoptic", root, split="val2017", truth="panoptic").truth("a.jpg")
+    assert truth.segments[0].label == 301
+    with pytest.raises(AnnotationError, match="labels of 8 bits must be at most 254, got 301"):
+        truth.semantic()
+    few_shot = open_data("coco_panoptic", root, split="val2017", truth="few-shot")
+    assert sorted(np.unique(few_shot.label_map("a.jpg"))) == [2, 303]

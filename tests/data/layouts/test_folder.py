@@ -132,3 +132,33 @@ def test_broken_class_list_is_an_error(tmp_path: Path, text: str) -> None:
     (tmp_path / "classes.json").write_text(text)
     with pytest.raises(AnnotationError, match=r"classes\.json"):
         open_data("folder", tmp_path, truth="few-shot")
+
+
+def test_images_of_a_class_come_in_the_order_of_their_numbers_and_classes_by_the_alphabet(tmp_path: Path) -> None:
+    for name in ("c10", "c2"):
+        for number in (1, 2, 10):
+            save(tmp_path / name / f"{number}.jpg", np.zeros((4, 4, 3)))
+            save(tmp_path / name / f"{number}_mask.png", np.eye(4) * 255)
+    source = open_data("folder", tmp_path, truth="few-shot")
+    assert source.classes == {1: "c10", 2: "c2"}
+    assert source.names[:3] == ["c10/1.jpg", "c10/2.jpg", "c10/10.jpg"]
+
+
+def test_images_below_those_of_a_class_are_part_of_it(tmp_path: Path) -> None:
+    for place in ("a", "more/a"):
+        save(tmp_path / "cup" / "images" / f"{place}.jpg", np.zeros((4, 4, 3)))
+        save(tmp_path / "cup" / "masks" / f"{place}_mask.png", np.eye(4) * 255)
+        save(tmp_path / "pen" / f"{place}.jpg", np.zeros((4, 4, 3)))
+        save(tmp_path / "pen" / f"{place}_mask.png", np.eye(4) * 255)
+    save(tmp_path / "pictures" / "deep" / "a.jpg", np.zeros((4, 4, 3)))  # no image on top: no class
+    source = open_data("folder", tmp_path, truth="few-shot")
+    assert source.names == ["cup/a.jpg", "cup/more/a.jpg", "pen/a.jpg", "pen/more/a.jpg"]
+    assert {name: dict(areas) for name, areas in source.areas().items()}["pen/more/a.jpg"] == {2: 4}
+
+
+def test_masks_without_an_image_are_told(tmp_path: Path) -> None:
+    save(tmp_path / "cup" / "a.jpg", np.zeros((4, 4, 3)))
+    save(tmp_path / "cup" / "a_mask.png", np.eye(4) * 255)
+    save(tmp_path / "cup" / "b_mask.png", np.eye(4) * 255)
+    left_out = list(open_data("folder", tmp_path, truth="few-shot").images.left_out())
+    assert left_out == [f"{tmp_path / 'cup'}: 1 left out (no image of their name), e.g. b_mask"]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fssops.data.check import check_data
 from fssops.data.class_names import read_classes
 from fssops.data.errors import AnnotationError, DataError, DataWarning
 from fssops.data.layouts import LAYOUTS, open_data
@@ -122,3 +123,90 @@ def test_classes_of_a_run_come_back_whatever_their_ids(tmp_path: Path) -> None:
     classes = Classes.from_names(["bolt", "nut"], [1], ids=[300, 1001])
     (tmp_path / "classes.json").write_text(json.dumps(classes.as_json()))
     assert read_classes(tmp_path / "classes.json") == classes
+
+
+def numbered(root: Path, images: str, labels: str, count: int = 11) -> None:
+    for number in range(1, count + 1):
+        save(root / images / f"{number}.png", picture(number))
+        save(root / labels / f"{number}.png", halves(0, 1).astype(np.uint8))
+    (root / "classes.json").write_text('["a", "b"]')
+
+
+def test_images_come_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    numbered(tmp_path, "images", "masks")
+    assert open_data("label_folder", tmp_path, truth="semantic").names == [str(number) for number in range(1, 12)]
+
+
+@pytest.mark.parametrize("labels", ["labels", "masks", "annotations"])
+def test_splits_may_be_folders_of_images_and_labels(tmp_path: Path, labels: str) -> None:
+    numbered(tmp_path, "train/images", f"train/{labels}", 3)
+    numbered(tmp_path, "val/images", f"val/{labels}", 2)
+    assert LAYOUTS["label_folder"].splits(tmp_path) == LAYOUTS["folder"].splits(tmp_path) == ["train", "val"]
+    for layout, truth in (("label_folder", "semantic"), ("folder", "few-shot"), ("auto", "few-shot")):
+        usual = open_data(layout, tmp_path, truth=truth)  # type: ignore[call-overload]
+        assert (usual.split, len(usual.names)) == ("train", 3)
+        assert len(open_data(layout, tmp_path, truth=truth, split="val").names) == 2  # type: ignore[call-overload]
+    with pytest.raises(FileNotFoundError, match=r"split must hold images and labels, got 'test' \(there: train, val\)"):
+        open_data("label_folder", tmp_path, truth="semantic", split="test")
+
+
+def test_without_class_file_folders_are_splits_only_where_all_are_called_so(tmp_path: Path) -> None:
+    for folder in ("train", "val"):
+        numbered(tmp_path, f"{folder}/images", f"{folder}/masks", 1)
+    (tmp_path / "classes.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"classes\.json: class names must be listed there"):
+        open_data("auto", tmp_path, truth="few-shot")
+    numbered(tmp_path, "bus/images", "bus/masks", 1)
+    (tmp_path / "classes.json").unlink()
+    assert open_data("auto", tmp_path, truth="few-shot").classes == {1: "bus", 2: "train", 3: "val"}
+
+
+def test_images_in_sub_folders_count_where_others_lie_on_top(tmp_path: Path) -> None:
+    numbered(tmp_path, "images", "labels", 2)
+    numbered(tmp_path, "images/more", "labels/more", 2)
+    assert LAYOUTS["label_folder"].splits(tmp_path) == ["all"]
+    expected = ["1", "2", "more/1", "more/2"]
+    assert open_data("label_folder", tmp_path, truth="semantic").names == expected
+    assert open_data("folder", tmp_path, truth="few-shot").names == expected
+
+
+def test_linked_sub_folders_are_part_of_the_data(tmp_path: Path) -> None:
+    numbered(tmp_path / "elsewhere", "images", "labels", 2)
+    numbered(tmp_path / "set", "images/a", "labels/a", 1)
+    for folder in ("images", "labels"):
+        (tmp_path / "set" / folder / "b").symlink_to(tmp_path / "elsewhere" / folder)
+    assert open_data("label_folder", tmp_path / "set", truth="semantic", split="all").names == ["a/1", "b/1", "b/2"]
+
+
+def test_files_that_are_not_read_are_told(tmp_path: Path) -> None:
+    numbered(tmp_path, "images", "labels", 2)
+    save(tmp_path / "labels" / "3.png", halves(0, 1).astype(np.uint8))
+    (tmp_path / "images" / "._1.png").touch()
+    source = open_data("label_folder", tmp_path, truth="semantic")
+    assert source.names == ["1", "2"]
+    assert [text.split(": ", 1)[1] for text in source.left_out()] == [
+        "1 left out (hidden), e.g. ._1.png",
+        "1 left out (no image of their name), e.g. 3",
+    ]
+    report = check_data("label_folder", tmp_path)
+    assert [finding.kind for finding in report.findings] == ["left_out"] * 2
+    assert report.problems() == []
+
+
+def test_more_classes_than_a_label_map_holds_are_refused_there(tmp_path: Path) -> None:
+    root = label_folder(tmp_path, halves(0, 1).astype(np.uint8), [f"c{number}" for number in range(255)])
+    with pytest.raises(AnnotationError, match="label maps must be of at most 254 classes, got 255"):
+        open_data("label_folder", root, truth="semantic")
+
+
+def test_few_shot_numbers_are_the_ids_moved_up_where_0_is_a_class(tmp_path: Path) -> None:
+    root = label_folder(tmp_path, halves(0, 5).astype(np.uint8), {"0": "sky", "5": "cat"})
+    moved = open_data("label_folder", root, truth="few-shot")
+    assert moved.classes == {1: "sky", 6: "cat"}
+    assert sorted(np.unique(moved.label_map("a"))) == [1, 6]
+    (root / "classes.json").write_text('{"5": "cat"}')
+    kept = open_data("label_folder", root, truth="few-shot")
+    assert kept.classes == {5: "cat"}
+    assert sorted(np.unique(kept.label_map("a"))) == [0, 5]
+    with pytest.raises(DataError, match="class ids 5 and 255"):
+        open_data("label_folder", root, truth="semantic").truth("a")

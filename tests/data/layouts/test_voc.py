@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fssops.data.check import check_data
 from fssops.data.errors import (
     AnnotationError,
     DataWarning,
     MaskSizeError,
     MaskValueError,
 )
-from fssops.data.layouts import open_data
+from fssops.data.layouts import known_classes, open_data
 
 
 def save(path: Path, array: np.ndarray) -> None:
@@ -121,3 +122,41 @@ def test_voc_stored_scribbles_are_read(voc_folder: Path) -> None:
     strokes[3, :] = 0
     save(voc_folder / "ScribbleAugAuto" / "im00.png", strokes)
     assert (source.scribble_map("im00") == strokes).all()
+
+
+def test_voc_semantic_has_21_classes_and_its_own_background(voc_folder: Path) -> None:
+    source = open_data("voc", voc_folder, truth="semantic")
+    assert (len(source.classes), source.classes.names[0], source.classes.background) == (21, "background", 0)
+    assert source.classes.things == tuple(range(1, 21))
+    label = source.truth("im00").semantic()
+    assert sorted(np.unique(label)) == [0, 1, 7, 255]
+    assert (label == open_data("voc", voc_folder, truth="few-shot").label_map("im00")).all()
+    assert source.classes == known_classes("voc", "semantic")
+
+
+def test_voc_instances_are_regions_of_segmentation_object_with_the_class_below(voc_folder: Path) -> None:
+    objects = np.zeros((40, 60))
+    objects[10:30, 5:15], objects[10:30, 15:25], objects[:, 59] = 1, 2, 255
+    for number in range(9):
+        save(voc_folder / "SegmentationObject" / f"im{number:02d}.png", objects * (number != 1))
+    source = open_data("voc", voc_folder, truth="instance")
+    assert source.classes.names[0] == "aeroplane"
+    assert len(source.classes) == 20
+    found = source.truth("im00").instances(source.classes.things)
+    assert [(o.id, o.label, int(o.mask(40, 60).sum())) for o in found] == [(1, 0, 200), (2, 0, 200)]
+    assert source.truth("im01").objects == []
+    assert source.training_names("instance") == [f"im{number:02d}" for number in range(9) if number != 1]
+    save(voc_folder / "SegmentationObject" / "im00.png", np.pad(np.full((1, 1), 3), ((35, 4), (2, 57))))
+    with pytest.raises(MaskValueError, match=r"im00\.png: object 3 must lie on a class of the label map"):
+        source.truth("im00")
+    (voc_folder / "SegmentationObject" / "im02.png").unlink()
+    with pytest.raises(FileNotFoundError, match=r"im02\.png: instance map must exist"):
+        source.truth("im02")
+
+
+def test_voc_split_that_contains_another_is_looked_at_once(voc_folder: Path) -> None:
+    lists = voc_folder / "ImageSets" / "Segmentation"
+    (lists / "trainval.txt").write_text((lists / "train.txt").read_text() + (lists / "val.txt").read_text())
+    seen: list[tuple[int, int]] = []
+    check_data("voc", voc_folder, progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(number, 12) for number in range(1, 13)]

@@ -1,0 +1,178 @@
+"""The smallest folder of every layout that is recognised, written to disk."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from video_folder import annotation, box, write_videos
+
+H, W = 20, 30
+
+
+def save(path: Path, values: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(values.astype(np.uint8)).save(path)
+
+
+def picture(seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (H, W, 3), dtype=np.uint8)
+
+
+def halves(left: int, right: int) -> np.ndarray:
+    values = np.full((H, W), right)
+    values[:, : W // 2] = left
+    return values
+
+
+def coco_json(file: Path, **table: Any) -> None:
+    content = {
+        "images": [{"id": 1, "file_name": "a.jpg", "height": H, "width": W}],
+        "annotations": [
+            {"id": 1, "image_id": 1, "category_id": 3, "iscrowd": 0, "segmentation": [[0, 0, 9, 0, 9, 9, 0, 9]]}
+        ],
+        "categories": [{"id": 3, "name": "cat", "isthing": 1}, {"id": 7, "name": "sky", "isthing": 0}],
+    }
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps({**content, **table}))
+
+
+def voc(root: Path) -> None:
+    save(root / "JPEGImages" / "a.jpg", picture())
+    save(root / "SegmentationClass" / "a.png", halves(1, 15))
+    save(root / "SegmentationObject" / "a.png", halves(1, 2))
+    (root / "ImageSets" / "Segmentation").mkdir(parents=True)
+    (root / "ImageSets" / "Segmentation" / "train.txt").write_text("a\n")
+
+
+def coco(root: Path) -> None:
+    save(root / "train" / "a.jpg", picture())
+    coco_json(root / "annotations" / "instances_train.json")
+
+
+def coco_with_images_in_one_folder(root: Path) -> None:
+    """``images`` beside ``annotations``, as folders of label maps have them."""
+    save(root / "images" / "train" / "a.jpg", picture())
+    coco_json(root / "annotations" / "instances_train.json")
+
+
+def coco_panoptic(root: Path) -> None:
+    save(root / "train" / "a.jpg", picture())
+    save(
+        root / "annotations" / "panoptic_train" / "a.png",
+        np.stack([halves(1, 2), 0 * halves(1, 2), 0 * halves(1, 2)], -1),
+    )
+    rows = [{"id": 1, "category_id": 3}, {"id": 2, "category_id": 7}]
+    coco_json(
+        root / "annotations" / "panoptic_train.json",
+        annotations=[{"image_id": 1, "file_name": "a.png", "segments_info": rows}],
+    )
+
+
+def coco_with_both(root: Path) -> None:
+    coco(root)
+    coco_panoptic(root)
+
+
+def ade20k(root: Path) -> None:
+    for folder in ("training", "validation"):
+        save(root / "images" / folder / "a.jpg", picture())
+        save(root / "annotations" / folder / "a.png", halves(0, 150))
+
+
+def cityscapes(root: Path) -> None:
+    stem = "bonn_000001_000019"
+    save(root / "leftImg8bit" / "train" / "bonn" / f"{stem}_leftImg8bit.png", picture())
+    save(root / "gtFine" / "train" / "bonn" / f"{stem}_gtFine_labelIds.png", halves(7, 26))
+    save(root / "gtFine" / "train" / "bonn" / f"{stem}_gtFine_instanceIds.png", halves(7, 26))
+
+
+def camvid(root: Path) -> None:
+    save(root / "train" / "a.png", picture())
+    save(root / "trainannot" / "a.png", halves(3, 11))
+
+
+def label_folder(root: Path, images: str = "images", labels: str = "labels", names: str = '["road", "tree"]') -> None:
+    save(root / images / "a.jpg", picture())
+    save(root / labels / "a.png", halves(0, 1))
+    (root / "classes.json").write_text(names)
+
+
+def label_folder_of_splits(root: Path) -> None:
+    label_folder(root, "images/train", "labels/train")
+
+
+def label_folder_called_like_ade20k(root: Path) -> None:
+    label_folder(root, "images/training", "labels/training")
+    label_folder(root, "images/validation", "labels/validation")
+
+
+def splits_of_label_folders(root: Path) -> None:
+    label_folder(root, "train/images", "train/masks")
+    label_folder(root, "val/images", "val/masks")
+
+
+def splits_without_a_class_file(root: Path) -> None:
+    splits_of_label_folders(root)
+    (root / "classes.json").unlink()
+
+
+def class_folders(root: Path) -> None:
+    for name in ("cup", "train"):
+        save(root / name / "images" / "a.jpg", picture())
+        save(root / name / "masks" / "a.png", halves(0, 255))
+
+
+def class_folders_with_masks_beside(root: Path) -> None:
+    for name in ("cup", "pen"):
+        save(root / name / "a.jpg", picture())
+        save(root / name / "a_mask.png", halves(0, 255))
+
+
+def fss1000(root: Path) -> None:
+    for name in ("cup", "pen"):
+        for number in (1, 2):
+            save(root / name / f"{number}.jpg", picture())
+            save(root / name / f"{number}.png", halves(0, 255))
+
+
+def ytvis(root: Path) -> None:
+    write_videos(root, [annotation(1, 1, 3, [box(0)] * 4)])
+
+
+def ytvis_called_like_coco(root: Path) -> None:
+    ytvis(root)
+    (root / "annotations").mkdir()
+    (root / "train.json").rename(root / "annotations" / "instances_train.json")
+
+
+EXAMPLES: dict[Callable[[Path], None], dict[str, str]] = {
+    voc: dict.fromkeys(("few-shot", "semantic", "instance"), "voc"),
+    coco: {"few-shot": "coco", "instance": "coco_instances", "semantic": "coco"},
+    coco_with_images_in_one_folder: {"few-shot": "coco", "instance": "coco_instances", "semantic": "coco"},
+    coco_panoptic: dict.fromkeys(("panoptic", "semantic", "instance", "few-shot"), "coco_panoptic"),
+    coco_with_both: {
+        "few-shot": "coco",
+        "panoptic": "coco_panoptic",
+        "semantic": "coco_panoptic",
+        "instance": "coco_panoptic",
+    },
+    ade20k: dict.fromkeys(("semantic", "instance", "panoptic", "few-shot"), "ade20k"),
+    cityscapes: dict.fromkeys(("semantic", "instance", "panoptic", "few-shot"), "cityscapes"),
+    camvid: dict.fromkeys(("semantic", "few-shot"), "camvid"),
+    label_folder: {"semantic": "label_folder", "few-shot": "folder"},
+    label_folder_of_splits: {"semantic": "label_folder", "few-shot": "folder"},
+    label_folder_called_like_ade20k: {"semantic": "label_folder", "few-shot": "folder"},
+    splits_of_label_folders: {"semantic": "label_folder", "few-shot": "folder"},
+    splits_without_a_class_file: {"semantic": "label_folder", "few-shot": "folder"},
+    class_folders: {"few-shot": "folder"},
+    class_folders_with_masks_beside: {"few-shot": "folder"},
+    fss1000: {"few-shot": "fss1000"},
+    ytvis: {"video": "ytvis"},
+    ytvis_called_like_coco: {"video": "ytvis"},
+}
+"""What writes a folder, and its layout for each kind of truth that it has."""
