@@ -32,7 +32,8 @@ class BaseClassTask(FoldedTask):
 
     settings_class = BaseClassSettings
     several = "base learners"
-    one = "a base learner, which knows the classes of its own fold alone,"
+    one = "a base learner"
+    no_folds = "a base learner knows the classes of its own fold alone"
     title = "base classes"
     rules = "base"
     collate = staticmethod(LabelMapBatch.stack)

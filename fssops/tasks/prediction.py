@@ -39,10 +39,12 @@ class Predictor(ABC):
 
     Attributes:
         noun: what one input is called.
+        unusable: what is said of those that could not be segmented.
         rows: what the summary says of each input that was segmented.
     """
 
     noun: ClassVar[str] = "image"
+    unusable: ClassVar[str] = "images could not be read"
 
     def __init__(self, out: Path, label: str) -> None:
         self.out, self.label = out, label
@@ -117,12 +119,8 @@ class Predictor(ABC):
         self.write_json("summary.json", summary)
         print(f"{len(self.rows)} {self.noun}s segmented into {self.out}/ ({self.files()})")
         if failed:
-            print(f"{len(failed)} {self.noun}s{self.parts()} could not be used, see summary.json")
+            print(f"{len(failed)} {self.unusable}, see summary.json")
         return 1 if failed else 0
-
-    def parts(self) -> str:
-        """Further things that may be unusable, in words, after the inputs themselves."""
-        return ""
 
     def write_json(self, name: str, content: Any) -> None:
         """Write a JSON file into the output folder."""

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor, nn
+from torch import nn
 
 from fssops.engine.evaluation_progress import EvaluationProgress, weights_digest, without
 from fssops.engine.progress import ProgressBar
@@ -54,11 +53,11 @@ def count_items(
     with progress, torch.inference_mode(), ProgressBar(title, len(mine), quiet=quiet) as bar:
         for number, item in zip(mine, items(mine), strict=True):
             count(number, item)
-            progress.counted(number, lambda: to_plain(metrics.state()))
+            progress.counted(number, metrics.state)
             bar.advance()
     model.train(was_training)
     if fabric.world_size > 1 or progress.done:
-        metrics.merge(all_states(to_plain(metrics.state()), progress, fabric))
+        metrics.merge(all_states(metrics.state(), progress, fabric))
 
 
 def _progress(
@@ -87,7 +86,7 @@ def all_states(state: Any, progress: EvaluationProgress, fabric: Fabric) -> list
     states = gathered(state, fabric.world_size) if fabric.world_size > 1 else [state]
     if progress.done:
         states += progress.states if fabric.world_size == 1 else fabric.broadcast(progress.states)
-    return [from_plain(one) for one in states]
+    return states
 
 
 def gathered(state: Any, world_size: int) -> list[Any]:
@@ -95,27 +94,3 @@ def gathered(state: Any, world_size: int) -> list[Any]:
     states: list[Any] = [None] * world_size
     torch.distributed.all_gather_object(states, state)
     return states
-
-
-def to_plain(value: Any) -> Any:
-    """Nested values with NumPy's arrays as tensors and its numbers as Python's, which a checkpoint may hold."""
-    if isinstance(value, np.ndarray):
-        return torch.from_numpy(value.copy())
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, Mapping):
-        return {to_plain(key): to_plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(to_plain(item) for item in value)
-    return value
-
-
-def from_plain(value: Any) -> Any:
-    """Undo :func:`to_plain`: tensors become arrays."""
-    if isinstance(value, Tensor):
-        return value.numpy()
-    if isinstance(value, dict):
-        return {key: from_plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(from_plain(item) for item in value)
-    return value

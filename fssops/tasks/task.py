@@ -63,6 +63,7 @@ class Task(ABC):
         settings_class: schema of its recipes.
         several: what several systems of this kind are called, for messages.
         one: what one of them is called.
+        no_folds: why no fold can be asked for.
         takes_supports: whether prediction is told its classes by labelled images.
         prediction_options: the options of ``predict`` that have an effect, beside those that all kinds share.
         title: of the evaluation that ends a training, on its progress bar.
@@ -74,6 +75,7 @@ class Task(ABC):
     settings_class: ClassVar[type[Settings]]
     several: ClassVar[str]
     one: ClassVar[str]
+    no_folds: ClassVar[str] = "{model} has fixed classes and no folds"
     takes_supports: ClassVar[bool] = False
     prediction_options: ClassVar[frozenset[str]] = frozenset()
     title: ClassVar[str] = "evaluate"
@@ -194,7 +196,7 @@ class Task(ABC):
             SettingsError: this kind has no folds, or there is no such fold.
         """
         if fold is not None:
-            raise SettingsError(f"--fold: {cls.one} has no folds to choose from, got {fold!r}")
+            raise SettingsError(f"--fold: {cls.no_folds.format(model=tasks[0].settings.model.name)}, got {fold!r}")
         return [(place, None) for place in range(len(tasks))]
 
     # -- prediction -------------------------------------------------------------------------------------------

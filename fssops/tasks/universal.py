@@ -123,7 +123,7 @@ class UniversalTask(Task):
 
     settings_class = UniversalSettings
     several = "universal systems"
-    one = "a universal system, whose classes are fixed,"
+    one = "a universal system"
     prediction_options = frozenset({"task", "score"})
     collate = staticmethod(UniversalItem.stack)
     unpack_batch = staticmethod(unpack_batch)
@@ -383,8 +383,8 @@ class UniversalTask(Task):
             raise SettingsError(f"eval.layer_measures must be off: {source.label} has no {self.truth} truth to match")
         if not self.config.measurable_layers:
             raise SettingsError(
-                "eval.layer_measures must be off but for systems whose layers attend inside the masks of those before "
-                f"(mask2former, mp_former), got {self.settings.model.name}"
+                "eval.layer_measures must be off but for mask2former and mp_former, whose layers attend inside the masks of"
+                f" those before, got {self.settings.model.name}"
             )
         return int(self.config.measurable_layers)
 

@@ -50,6 +50,7 @@ class VideoPrediction(Predictor):
     """
 
     noun = "video"
+    unusable = "videos or frames could not be used"
 
     def __init__(
         self,
@@ -159,7 +160,3 @@ class VideoPrediction(Predictor):
         """Which files are left, in words."""
         videos = "" if self.suffix == "none" else f", a .{self.suffix} each"
         return f"results.json, frames/, classes.json, summary.json{videos}"
-
-    def parts(self) -> str:
-        """Frames may be unusable too."""
-        return " or frames"

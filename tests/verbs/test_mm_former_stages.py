@@ -213,11 +213,11 @@ def test_recipes_are_as_published(name: str) -> None:
     assert settings.eval.protocol == "mm_former"  # type: ignore[attr-defined]
     if not first:
         stage = task_of(settings).first_stage(Path("run"))
-        assert stage.settings.schedule.steps == steps[True, pascal]
+        assert stage.task.settings.schedule.steps == steps[True, pascal]
         svf = name.endswith("svf")
-        assert stage.settings.model.options["tuning"] == ("singular_values" if svf else "none")
-        assert stage.settings.model.options["levels"] == ("stride8" if svf else "pyramid")
-        assert stage.settings.optim.backbone_lr_scale == 0.1
+        assert stage.task.settings.model.options["tuning"] == ("singular_values" if svf else "none")
+        assert stage.task.settings.model.options["levels"] == ("stride8" if svf else "pyramid")
+        assert stage.task.settings.optim.backbone_lr_scale == 0.1
         assert stage.folder == Path("run/segmenter")
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from fssops.engine.settings import SettingsError
+from fssops.protocols import find_protocol
 from fssops.recipes import DEFAULT, compact, list_recipes, read_named_recipe
 from fssops.tasks import load_task, task_of
 from fssops.tasks.few_shot_settings import FewShotSettings
@@ -25,7 +26,7 @@ def few_shot(recipe: str, *overrides: str) -> FewShotSettings:
 def test_recipe_is_valid_and_named_as_its_file(recipe: str) -> None:
     settings = few_shot(recipe)
     assert settings.name == recipe
-    assert task_of(settings).protocol.name == settings.eval.protocol
+    assert task_of(settings).rules == find_protocol(settings.eval.protocol).name
 
 
 def test_default_recipe_exists() -> None:
@@ -47,7 +48,8 @@ def test_panet_recipes_are_as_published(recipe: str) -> None:
     assert (data.draw, data.drop_novel, data.ignore_in_support, data.min_area) == ("panet", False, "background", 1)
     assert settings.model.options == {"backbone": "vgg16", "align": True, "align_weight": 1.0, "scale": 20.0}
     assert (settings.eval.protocol, settings.eval.checkpoint) == ("panet", "last")
-    assert task_of(settings).protocol.runs * task_of(settings).protocol.episodes == 5000
+    protocol = find_protocol(settings.eval.protocol)
+    assert protocol.runs * protocol.episodes == 5000
 
 
 def test_panet_data_sets_differ_as_published() -> None:

@@ -225,7 +225,7 @@ def test_msanet_recipes_are_as_published_and_name_their_base_stage(name: str) ->
     assert data.size == ((473, 473) if pascal else (641, 641))
     assert (data.definition, data.draw, data.min_area, data.drop_novel) == ("msanet", "list", 2048, True)
     stage = task.first_stage(Path("run"))
-    base = stage.settings
+    base = stage.task.settings
     assert base.model.options["backbone"] == settings.model.options["backbone"]
     assert base.model.options["base_classes"] == settings.model.options["base_classes"] == (15 if pascal else 60)
     assert base.data.root == data.root
