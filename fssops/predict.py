@@ -106,6 +106,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             verb.error(f"--{name} must be given")
     if (options.checkpoint is None) == (options.model is None):
         verb.error("give either --checkpoint or --model")
+    if options.model is not None and not options.supports:
+        verb.error("--support: give at least one labelled image (or, for fixed classes, --checkpoint and no --model)")
     trained = _load(options)
     task, name = trained.task, trained.task.settings.model.name
     if task.takes_supports and not options.supports:

@@ -337,7 +337,7 @@ def test_pictures_given_one_by_one_are_one_video(tmp_path: Path) -> None:
     assert [(v.name, [p.name for p in v.paths]) for v in found] == [("clip", ["00002.png", "00000.png"])]
 
 
-def test_an_image_checkpoint_starts_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_image_checkpoint_starts_training(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     from fssops.tasks.trained_models import build_model
 
     options = [override for override in TINY if override.startswith("model.")]
@@ -348,8 +348,9 @@ def test_an_image_checkpoint_starts_training(tmp_path: Path, capsys: pytest.Capt
 
     save_weights(image, tmp_path / "coco.safetensors")
     started = load_task("mask2former_vis_generated", [*options, f"model.weights={tmp_path}/coco.safetensors"]).settings
-    model = build_model(started, print, new_head="tell")
-    said = capsys.readouterr().out
+    with caplog.at_level("INFO", logger="fssops"):
+        model = build_model(started, new_head="tell")
+    said = caplog.text
     assert "tensors of the model" in said
     assert "starts anew, other classes: transformer_decoder.class_embed.weight [81, 32] -> [6, 32]" in said
     own, given = model.state_dict(), image.state_dict()
