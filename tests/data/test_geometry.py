@@ -20,7 +20,7 @@ from fssops.data.augmentation.geometry import (
     ResizeShortestEdge,
     shortest_edge_size,
 )
-from fssops.data.augmentation.scene import MM_FORMER, Scene, rotated
+from fssops.data.augmentation.scene import DETECTRON2, MM_FORMER, MSANET, Scene, resized, rotated
 from fssops.normalisation import MEAN
 from fssops.structures import IGNORE
 from fssops.truth import Segment
@@ -105,8 +105,10 @@ def test_scale_keeps_the_aspect_and_stays_in_its_range() -> None:
         height, width = RandomScale(0.8, 1.25)(scene(), rng(seed)).size
         assert 0.8 * 37 - 1 <= height <= 1.25 * 37 + 1
         assert abs(height / 37 - width / 53) < 1.0 / 37
-    sizes = [RandomScale(0.8, 1.25)(scene(), Recorder(share)).size for share in (0.0, 1.0)]  # type: ignore[arg-type]
-    assert sizes == [(30, 42), (46, 66)]
+    for share, size in ((0.0, (30, 42)), (1.0, (46, 66))):
+        result, expected = RandomScale(0.8, 1.25)(scene(), Recorder(share)), resized(scene(), size, MSANET)  # type: ignore[arg-type]
+        assert np.array_equal(result.image, expected.image)
+        assert np.array_equal(result.maps["label"], expected.maps["label"])
 
 
 def test_object_crop_pads_small_images_around_the_centre() -> None:
@@ -158,6 +160,12 @@ def test_letterbox_floors_to_multiples_of_eight_and_ignores_the_rest(
     assert (result.image[inner[0] :] == 0).all()
     assert (result.image[:, inner[1] :] == 0).all()
     assert np.abs(result.image[: inner[0], : inner[1]] - 200).max() < 1e-3
+
+
+def test_letterbox_resizes_without_antialiasing() -> None:
+    result, expected = Letterbox((25, 25))(scene()), resized(scene(), (16, 24), MSANET)
+    assert np.array_equal(result.image[:16, :24], expected.image)
+    assert np.array_equal(result.maps["label"][:16, :24], expected.maps["label"])
 
 
 def test_resizing_takes_the_rules_it_is_given() -> None:
@@ -215,10 +223,12 @@ def test_large_scale_jitter_scales_crops_and_pads_to_one_size() -> None:
 def test_large_scale_jitter_places_both_axes_by_one_number() -> None:
     generator = Recorder(1.0, 0.5)  # factor 2, middle
     image, ids = np.zeros((40, 60, 3), dtype=np.uint8), np.arange(2400, dtype=np.int32).reshape(40, 60)
-    result = LargeScaleJitter(50)(Scene(image, {"segments": ids}), generator)  # type: ignore[arg-type]
+    result = LargeScaleJitter(50)(Scene(image, {"segments": ids, "label": ids}), generator)  # type: ignore[arg-type]
     # 40 x 60 fits into 100 x 100 at 5 / 3: 67 x 100; offsets round(17 * .5) = 8 and round(50 * .5) = 25.
     row, column = divmod(int(result.maps["segments"][0, 0]), 60)
     assert (row, column) == (int(8.5 * 40 / 67), int(25.5 * 60 / 100))
+    expected = resized(Scene(image, {"label": ids}), (67, 100), DETECTRON2).maps["label"][8:58, 25:75]
+    assert np.array_equal(result.maps["label"], expected)
     assert generator.values == []
 
 
@@ -244,7 +254,7 @@ def test_limit_on_one_class_draws_again_until_two_are_balanced() -> None:
 def test_ignored_pixels_do_not_count_for_the_limit_on_one_class() -> None:
     picture = rectangle()
     picture.maps["label"][picture.maps["label"] == 0] = IGNORE
-    generator = Recorder(*[0.0] * 20)
+    generator = Recorder(*[0.25, 0.5] * 10)  # half of the window from 5, 20 on is 255
     RandomCrop((10, 10), category_share=0.75)(picture, generator)  # type: ignore[arg-type]
     assert generator.values == [], "one class beside 255 is still one class: ten draws"
 

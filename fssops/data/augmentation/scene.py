@@ -42,14 +42,8 @@ Outline = Polygons | np.ndarray
 """An object: polygons [n, 2] of (x, y) in pixels, or a bool mask [H, W]."""
 
 FILL = {
-    "label": IGNORE,
-    "base": IGNORE,
-    "everything": IGNORE,
-    "scribble": IGNORE,
-    "instance": 0,
-    "objects": 0,
-    "segments": 0,
-    "mask": 0,
+    **dict.fromkeys(("label", "base", "everything", "scribble"), IGNORE),
+    **dict.fromkeys(("instance", "objects", "segments", "mask"), 0),
 }
 """The maps that a scene may hold, and what each has where it says nothing: outside the picture it was made of."""
 

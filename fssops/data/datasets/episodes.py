@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Literal
 
@@ -23,7 +22,7 @@ from fssops.labels import ANNOTATIONS, IGNORE
 from fssops.structures import Episode
 
 _STORED_SCRIBBLES = 256
-"""Drawing the scribbles of a picture takes some tenths of a second; small data sets draw each one once."""
+"""Drawing the scribbles of a picture takes some tenths of a second; those of so many pictures are drawn only once."""
 
 
 class EpisodeDataset(Dataset[Episode]):
@@ -85,20 +84,15 @@ class EpisodeDataset(Dataset[Episode]):
         if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
             raise ValueError(f"EpisodeDataset: seed must be an integer of at least 0, got {seed!r}")
         episodes.check(source)
-        self.source = source
-        self.episodes = episodes
+        self.source, self.episodes = source, episodes
         self.size = checked_size("EpisodeDataset", size)
         self.transform = few_shot_chain(self.size, augment, geometry) if isinstance(augment, str) else augment
-        self.annotation = annotation
-        self.ignore_in_support = ignore_in_support
-        self.other_ways = other_ways
-        self.empty_support = empty_support
-        self.normalise = normalise
-        self.base_classes = tuple(base_classes)
+        self.annotation, self.empty_support = annotation, empty_support
+        self.ignore_in_support, self.other_ways = ignore_in_support, other_ways
+        self.normalise, self.base_classes, self.seed = normalise, tuple(base_classes), seed
         self.least_query, self.least_support = least_query, least_support
-        self.seed = seed
         self._fixed_geometry = augment == "none"
-        self._scribbles: OrderedDict[str, np.ndarray] = OrderedDict()
+        self._scribbles: dict[str, np.ndarray] = {}
         # In shared memory, so that loader processes that live on see a new epoch as well.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
@@ -249,10 +243,8 @@ class EpisodeDataset(Dataset[Episode]):
         numbers, areas = np.unique(maps["objects"][maps["objects"] > 0], return_counts=True)
         largest = numbers[np.argsort(-areas, kind="stable")][: IGNORE - 1]
         strokes = scribbles.scribble_map(maps["everything"] == 0, [maps["objects"] == number for number in largest])
-        if self._fixed_geometry:
+        if self._fixed_geometry and len(self._scribbles) < _STORED_SCRIBBLES:
             self._scribbles[name] = strokes
-            if len(self._scribbles) > _STORED_SCRIBBLES:
-                self._scribbles.popitem(last=False)
         return strokes
 
 
