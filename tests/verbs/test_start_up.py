@@ -29,9 +29,7 @@ def test_help_imports_nothing_heavy(verb: str) -> None:
     assert not imported & HEAVY
 
 
-@pytest.mark.parametrize(
-    "module", ["fssops.engine.settings", "fssops.engine.toml_text", "fssops.recipes", "fssops.tasks"]
-)
+@pytest.mark.parametrize("module", ["engine.settings", "engine.toml_text", "recipes", "tasks"])
 def test_what_parsers_need_imports_nothing_heavy(module: str) -> None:
     code = f"import sys, fssops.{module}; print(*({HEAVY} & {{name.partition('.')[0] for name in sys.modules}}))"
     assert run("-c", code).stdout == "\n"
