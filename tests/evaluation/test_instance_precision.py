@@ -26,9 +26,9 @@ def test_real_annotations_score_as_pycocotools_says(data_root: Path) -> None:
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
-    from fssops.data import universal
+    from fssops.data.layouts import open_data
 
-    source = universal.open_source("coco_instances", data_root / "coco_mini", split="val2017")
+    source = open_data("coco_instances", data_root / "coco_mini", split="val2017", truth="instance")
     rng, records, rows, ids = np.random.default_rng(0), InstanceRecords(80), [], []
     categories = [category.id for category in source.classes.categories]
     for number, name in enumerate(source.names[:25]):

@@ -123,9 +123,9 @@ def test_ids_without_a_class_and_other_sizes_are_refused() -> None:
 
 def test_real_annotations_score_as_panopticapi_says(data_root: Path) -> None:
     """The prediction is the truth, moved by 9 pixels; ``expected`` was computed by panopticapi 0.1 on these files."""
-    from fssops.data import universal
+    from fssops.data.layouts import open_data
 
-    source = universal.open_source("coco_panoptic", data_root / "panoptic_sample", split="val2017")
+    source = open_data("coco_panoptic", data_root / "panoptic_sample", split="val2017", truth="panoptic")
     counts = PanopticCounts(len(source.classes))
     for name in source.names:
         truth = source.truth(name)
