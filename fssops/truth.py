@@ -121,7 +121,7 @@ class Classes:
         if not listed:
             raise AnnotationError(f"{where}: there must be at least one class, got none")
         plain = distinct_colours(len(listed))
-        found: list[Category] = []
+        categories: list[Category] = []
         for number, row in enumerate(listed):
             if not isinstance(row, Mapping) or not isinstance(row.get("id"), int) or isinstance(row.get("id"), bool):
                 raise AnnotationError(f"{where}: categories[{number}] must have an integer id and a name, got {row!r}")
@@ -132,9 +132,9 @@ class Classes:
                 got = "nothing" if is_thing is None else repr(is_thing)
                 raise AnnotationError(f"{where}: category {row['id']} must say isthing (0 or 1), got {got}")
             colour = _colour(row.get("color"), where, row["id"]) or plain[number]
-            found.append(Category(row["id"], row["name"], colour, bool(is_thing)))
+            categories.append(Category(row["id"], row["name"], colour, bool(is_thing)))
         try:
-            return Classes(tuple(sorted(found, key=lambda category: category.id)))
+            return Classes(tuple(sorted(categories, key=lambda category: category.id)))
         except AnnotationError as error:
             raise AnnotationError(f"{where}: {error}") from None
 
@@ -147,9 +147,9 @@ class Classes:
     ) -> Classes:
         """Build from names by index, with the indices of the countable ones; without ``ids`` they equal indices."""
         countable = set(things)
-        chosen = distinct_colours(len(names)) if colours is None else colours
+        shades = distinct_colours(len(names)) if colours is None else colours
         numbers = range(len(names)) if ids is None else ids
-        rows = enumerate(zip(numbers, names, chosen, strict=True))
+        rows = enumerate(zip(numbers, names, shades, strict=True))
         return Classes(tuple(Category(number, name, colour, i in countable) for i, (number, name, colour) in rows))
 
 

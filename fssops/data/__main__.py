@@ -94,10 +94,10 @@ def _draw(options: argparse.Namespace, source: FewShotSource, protocol: FewShotP
     classes, avoid, fold = list(source.classes), [], ""
     if options.fold is not None:
         definition = options.definition or protocol.definition
-        chosen = command_options.fold_of(source.format, options.fold, definition, classes)
+        fold_classes = command_options.fold_of(source.format, options.fold, definition, classes)
         training = options.side == "train"
-        classes, fold = chosen.train if training else chosen.test, str(chosen)
-        avoid = chosen.test if training and protocol.drop_novel else []
+        classes, fold = fold_classes.train if training else fold_classes.test, str(fold_classes)
+        avoid = fold_classes.test if training and protocol.drop_novel else []
     with command_options.progress_bar("counting pixels") as progress:
         source.areas(progress)
     return EpisodeList.draw(

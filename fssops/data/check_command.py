@@ -108,18 +108,18 @@ def _print_report(report: check.Report, problems: list[check.Finding], options: 
         table.add_row(split, *(str(numbers[c]) for c in columns))
     output.print(table)
     if report.findings:
-        found = Table(title="findings", title_justify="left", show_lines=False)
+        findings = Table(title="findings", title_justify="left", show_lines=False)
         for column in ("kind", "where", "what"):
-            found.add_column(column, overflow="fold")
+            findings.add_column(column, overflow="fold")
         for kind, count in report.counts().items():
             of_kind = [f for f in report.findings if f.kind == kind]
             shown = of_kind if options.all else of_kind[: options.show]
             for finding in shown:
                 allowed = finding.severity == "note" or kind in options.allow
-                found.add_row(f"{kind}{' (note)' if allowed else ''}", finding.where, finding.message)
+                findings.add_row(f"{kind}{' (note)' if allowed else ''}", finding.where, finding.message)
             if count > len(shown):
-                found.add_row(kind, "", f"... and {count - len(shown)} more (--all shows them)")
-        output.print(found)
+                findings.add_row(kind, "", f"... and {count - len(shown)} more (--all shows them)")
+        output.print(findings)
     notes = len(report.findings) - len(problems)
     end = [_counted(len(problems), "problem") if problems else "no problems"]
     output.print(", ".join(end + [_counted(notes, "note")] * bool(notes)))

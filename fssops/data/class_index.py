@@ -23,12 +23,12 @@ MIN_IMAGES = 500
 
 
 def folder() -> Path | None:
-    """Where entries are kept; None when that is switched off."""
-    chosen = os.environ.get("FSSOPS_CACHE", "")
-    if chosen.lower() in ("off", "0", "none"):
+    """Where entries lie; None when that is switched off."""
+    setting = os.environ.get("FSSOPS_CACHE", "")
+    if setting.lower() in ("off", "0", "none"):
         return None
-    if chosen:
-        return Path(chosen)
+    if setting:
+        return Path(setting)
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "fssops"
 

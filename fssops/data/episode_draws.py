@@ -35,12 +35,12 @@ def draw_balanced(
     rng = random.Random(f"fssops {seed} {index}")
     classes = list(pools)
     for _ in range(_ATTEMPTS):
-        chosen = rng.sample(classes, ways)
+        drawn_classes = rng.sample(classes, ways)
         query_ways = sorted(rng.randrange(ways) for _ in range(queries))
         used: set[str] = set()
         support: list[tuple[str, ...]] = []
         query: list[str] = []
-        for way, class_id in enumerate(chosen):
+        for way, class_id in enumerate(drawn_classes):
             count = shots + query_ways.count(way)
             left = [name for name in pools[class_id] if name not in used] if used else pools[class_id]
             if len(left) < count:
@@ -50,7 +50,7 @@ def draw_balanced(
             support.append(tuple(images[:shots]))
             query.extend(images[shots:])
         else:
-            return EpisodeSpec(tuple(chosen), tuple(support), tuple(query), tuple(query_ways))
+            return EpisodeSpec(tuple(drawn_classes), tuple(support), tuple(query), tuple(query_ways))
     raise TooFewImagesError(
         f"{source.label}: a {ways}-way {shots}-shot episode must have {ways * shots + queries} different images, "
         f"got none such in {_ATTEMPTS} draws: the classes share too many of their images"
@@ -68,15 +68,15 @@ def draw_panet(
     query_ways = tuple(way for way in range(ways) for _ in range(counts[way]))
     result = []
     for _ in range(episodes):
-        chosen = rng.sample(range(len(classes)), k=ways)
+        positions = rng.sample(range(len(classes)), k=ways)
         support: list[tuple[str, ...]] = []
         query: list[str] = []
-        for way, position in enumerate(chosen):
+        for way, position in enumerate(positions):
             pool = pools[classes[position]]
             images = [pool[i] for i in rng.sample(range(len(pool)), k=shots + counts[way])]
             support.append(tuple(images[:shots]))
             query.extend(reversed(images[shots:]))
-        result.append(EpisodeSpec(tuple(classes[p] for p in chosen), tuple(support), tuple(query), query_ways))
+        result.append(EpisodeSpec(tuple(classes[p] for p in positions), tuple(support), tuple(query), query_ways))
     return result
 
 

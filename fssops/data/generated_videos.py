@@ -111,13 +111,13 @@ class GeneratedVideos(VideoSource):
         number = self._number(name)
         _, shapes = _scene(self.seed, SPLITS[self.split], number, self._side)
         frames = [self._visible(shapes, self._time(index)) for index in range(self._frames)]
-        found = []
+        tracks = []
         for place, shape in enumerate(shapes):
             masks = [masks_of_frame[place] for masks_of_frame in frames]
             if any(mask.any() for mask in masks):
-                own = [mask if mask.any() else None for mask in masks]
-                found.append(TrackTruth(100 * number + place + 1, shape.kind, own))
-        return found
+                seen = [mask if mask.any() else None for mask in masks]
+                tracks.append(TrackTruth(100 * number + place + 1, shape.kind, seen))
+        return tracks
 
     def _time(self, index: int) -> float:
         if not 0 <= index < self._frames:
@@ -127,23 +127,23 @@ class GeneratedVideos(VideoSource):
     def _inside(self, shapes: tuple[_Shape, ...], time: float) -> list[np.ndarray]:
         """Bool [H, W] of every shape, whatever lies on it."""
         y, x = np.mgrid[0 : self._side, 0 : self._side] / self._side
-        found = []
+        masks = []
         for shape in shapes:
             if shape.gone[0] <= time < shape.gone[1]:
-                found.append(np.zeros(x.shape, dtype=bool))
+                masks.append(np.zeros(x.shape, dtype=bool))
                 continue
             u, v = _turned(shape, x, y, time)
-            found.append((abs(u) < 1.5) & (abs(v) < 1.5) & OUTLINES[THINGS[shape.kind]](u, v))
-        return found
+            masks.append((abs(u) < 1.5) & (abs(v) < 1.5) & OUTLINES[THINGS[shape.kind]](u, v))
+        return masks
 
     def _visible(self, shapes: tuple[_Shape, ...], time: float) -> list[np.ndarray]:
         """Bool [H, W] of what is seen of every shape: later shapes lie on earlier ones."""
         covered = np.zeros((self._side, self._side), dtype=bool)
-        found = []
+        masks = []
         for inside in self._inside(shapes, time)[::-1]:
-            found.append(inside & ~covered)
+            masks.append(inside & ~covered)
             covered |= inside
-        return found[::-1]
+        return masks[::-1]
 
     def _number(self, name: str) -> int:
         self.check_name(name)

@@ -111,14 +111,14 @@ def few_shot_view(
     Args:
         reader: opens the images; its options stay.
         numbers: of the classes, see :class:`fssops.data.few_shot_source.FewShotSource`.
-        options: which of that class's own there are as well: ``crowd``, ``overlap``.
+        options: which of that class there are as well: ``crowd``, ``overlap``.
     """
 
     @functools.wraps(reader, updated=())
     def read(*arguments: Any, **given: Any) -> FewShotSource:
-        own = {name: given.pop(name) for name in options if name in given}
+        of_view = {name: given.pop(name) for name in options if name in given}
         images = reader(*arguments, **given)
-        return FewShotSource(images, None if numbers is None else numbers(images), **own)
+        return FewShotSource(images, None if numbers is None else numbers(images), **of_view)
 
     signature = inspect.signature(reader)
     further = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in options]

@@ -80,7 +80,7 @@ def read(path: str | os.PathLike[str]) -> PanopticFile:
             if value is not None and (type(value) is not int or value < 1):
                 raise AnnotationError(f"{file}: image {entry['id']}: {side} must be a positive integer, got {value!r}")
         images[entry["id"]] = entry
-    found: dict[str, PanopticImage] = {}
+    annotated: dict[str, PanopticImage] = {}
     for number, entry in enumerate(content["annotations"]):
         where = f"{file}: annotations[{number}]"
         if not isinstance(entry, dict) or not {"image_id", "file_name", "segments_info"} <= set(entry):
@@ -91,13 +91,13 @@ def read(path: str | os.PathLike[str]) -> PanopticFile:
         _check_segments(f"{file}: image {entry['image_id']}", entry["segments_info"], classes)
         name = check_inside(str(image["file_name"]), f"{file}: image {entry['image_id']}: file_name")
         check_inside(str(entry["file_name"]), f"{where}: file_name")
-        if name in found:
+        if name in annotated:
             raise DuplicateError(f"{where}: an image must be annotated once, got {name} again")
         size = image.get("height"), image.get("width")
-        found[name] = PanopticImage(entry["image_id"], name, str(entry["file_name"]), *size, entry["segments_info"])
-    if not found:
+        annotated[name] = PanopticImage(entry["image_id"], name, str(entry["file_name"]), *size, entry["segments_info"])
+    if not annotated:
         raise AnnotationError(f"{file}: there must be at least one annotated image, got none")
-    return PanopticFile(file, classes, found)
+    return PanopticFile(file, classes, annotated)
 
 
 def _check_segments(where: str, segments: Any, classes: Classes) -> None:

@@ -95,11 +95,11 @@ def read(path: str | os.PathLike[str], *, warn: bool = True) -> YTVISFile:
             f"{type(content['annotations']).__name__}"
         )
     result = YTVISFile(file, content["categories"])
-    known = {row.get("id") for row in content["categories"] if isinstance(row, dict)}
+    categories = {row.get("id") for row in content["categories"] if isinstance(row, dict)}
     left_out = _read_videos(content["videos"], result)
     if isinstance(content.get("annotations"), list):
         result.annotations = {}
-        _read_annotations(content["annotations"], known, left_out, result)
+        _read_annotations(content["annotations"], categories, left_out, result)
     if warn:
         warn_of(file, [message.removeprefix(f"{file}: ") for _, message in result.problems])
     return result
@@ -159,18 +159,18 @@ def _read_annotations(rows: list[Any], categories: set[Any], left_out: set[int],
         if row.get("video_id") in left_out:
             continue
         video = videos.get(row.get("video_id", -1))
-        found: VideoAnnotation | str
+        read_row: VideoAnnotation | str
         if video is None:
-            found = f"video id {row.get('video_id')!r} not in videos"
+            read_row = f"video id {row.get('video_id')!r} not in videos"
         elif row.get("category_id") not in categories:
-            found = f"category id {row.get('category_id')!r} not in categories"
+            read_row = f"category id {row.get('category_id')!r} not in categories"
         else:
-            found = _annotation(row, video)
-        if isinstance(found, str) or video is None:
-            message = f"{result.path}: annotation {identifier} left out: {found}"
+            read_row = _annotation(row, video)
+        if isinstance(read_row, str) or video is None:
+            message = f"{result.path}: annotation {identifier} left out: {read_row}"
             result.problems.append(("bad_annotation", message))
             continue
-        result.annotations.setdefault(video.id, []).append(found)
+        result.annotations.setdefault(video.id, []).append(read_row)
 
 
 def _annotation(row: dict[str, Any], video: Video) -> VideoAnnotation | str:

@@ -9,6 +9,7 @@ source = open_data("ytvis2019", "data/ytvis_2019", split="train", truth="video")
 
 from __future__ import annotations
 
+import functools
 import importlib
 import pkgutil
 from pathlib import Path
@@ -122,7 +123,8 @@ def recognise(root: PathLike, truth: DataTruth | None = None) -> str:
     if not base.is_dir():
         raise FileNotFoundError(f"{base}: root must be a folder, got no such folder")
     layouts = [layout for layout in LAYOUTS.values() if truth is None or truth in layout.offers]
-    reasons = {layout.name: layout.recognise(base) for layout in layouts}
+    reason_of = functools.cache(lambda rule: rule(base))  # several names may have one rule
+    reasons: dict[str, str] = {layout.name: reason_of(layout.recognise) for layout in layouts}
     fitting = [layout for layout in layouts if not reasons[layout.name]]
     if not fitting:
         told: dict[str, list[str]] = {}

@@ -218,9 +218,11 @@ class COCOLabelMapSource(ImageSource):
         return self.objects.images.image_file(name)
 
     def image(self, name: str) -> Image.Image:
+        self.check_name(name)
         return self.objects.image(name)
 
     def truth(self, name: str) -> Truth:
+        self.check_name(name)
         labels = self.objects.label_map(name)
         return Truth(labels.shape[0], labels.shape[1], label_map=labels)
 

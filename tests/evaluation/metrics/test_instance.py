@@ -28,7 +28,7 @@ def test_real_annotations_score_as_pycocotools_says(data_root: Path) -> None:
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
-    source = open_data("coco_instances", data_root / "coco_mini", split="val2017", truth="semantic")
+    source = open_data("coco_instances", data_root / "coco_mini", split="val2017", truth="instance")
     rng, records, rows, ids = np.random.default_rng(0), InstancePrecision(80), [], []
     categories = [category.id for category in source.classes.categories]
     for number, name in enumerate(source.names[:25]):

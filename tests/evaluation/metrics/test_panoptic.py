@@ -130,7 +130,7 @@ def test_ids_without_a_class_and_other_sizes_are_refused() -> None:
 def test_real_annotations_score_as_panopticapi_says(data_root: Path) -> None:
     """The prediction is the truth, moved by 9 pixels; ``expected`` was computed by panopticapi 0.1 on these files."""
 
-    source = open_data("coco_panoptic", data_root / "panoptic_sample", split="val2017", truth="semantic")
+    source = open_data("coco_panoptic", data_root / "panoptic_sample", split="val2017", truth="panoptic")
     counts = PanopticQuality(len(source.classes), source.classes.things)
     for name in source.names:
         truth = source.truth(name)
