@@ -383,8 +383,8 @@ class UniversalTask(Task):
             raise SettingsError(f"eval.layer_measures must be off: {source.label} has no {self.truth} truth to match")
         if not self.config.measurable_layers:
             raise SettingsError(
-                "eval.layer_measures must be off but for mask2former and mp_former, whose layers attend inside the masks "
-                f"of those before, got {self.settings.model.name}"
+                "eval.layer_measures must be off but for mask2former and mp_former, whose layers attend inside the "
+                f"masks of those before, got {self.settings.model.name}"
             )
         return int(self.config.measurable_layers)
 

@@ -9,11 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from fssops.data.layouts import open_data
 from fssops.evaluation.metrics.instance import InstancePrecision
+from fssops.evaluation.metrics.metric import Coverage
 from fssops.evaluation.submissions import coco_results
 from fssops.run_lengths import decode, encode
+from fssops.structures import InstanceResult, SegmentationResult
+from fssops.truth import ObjectTruth, Segment, Truth
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
@@ -176,3 +180,43 @@ def test_wrong_use_is_told() -> None:
         records.record(3, (40, 40), [], [])
     with pytest.raises(ValueError, match=r"masks must be \[40, 40\], got \[20, 20\]"):
         records.record(4, (40, 40), [(0, 0.5, square(0, 0, 3, 20))], [])
+
+
+def test_an_image_goes_as_well_as_the_best_scored_overlap_with_each_object() -> None:
+    masks = [square(0, 0, 20), square(20, 20, 20), square(0, 20, 20)]
+    half = masks[0] & (np.arange(40) < 10)
+    truth = Truth(
+        40,
+        40,
+        objects=[ObjectTruth(1, 0, masks[0]), ObjectTruth(2, 1, masks[1]), ObjectTruth(3, 1, masks[2], crowd=True)],
+    )
+    found = InstanceResult(
+        torch.tensor([0.5, 0.8, 0.9]), torch.tensor([0, 0, 0]), torch.from_numpy(np.stack([masks[0], half, masks[1]]))
+    )
+    metric = InstancePrecision(2)
+    # Object 1: 0.5 x 1 against 0.8 x 3 of 5 columns that are looked at; object 2 is found under another class.
+    assert metric.add(4, SegmentationResult(instance=found), truth) == pytest.approx((0.5 + 0) / 2)
+    assert metric.records[4]["truth"][2][2] is True
+    nothing = InstanceResult(torch.zeros(0), torch.zeros(0, dtype=torch.long), torch.zeros(0, 40, 40, dtype=torch.bool))
+    assert metric.add(5, SegmentationResult(instance=nothing), truth) == 0.0
+    found.scores[1] = 0.9
+    assert metric.add(6, SegmentationResult(instance=found), truth) == pytest.approx(0.9 * 15 / 25 / 2)
+
+
+def test_things_of_a_panoptic_map_are_the_objects() -> None:
+    ids = np.array([[1, 2]], dtype=np.int32)
+    nothing = InstanceResult(torch.zeros(0), torch.zeros(0, dtype=torch.long), torch.zeros(0, 1, 2, dtype=torch.bool))
+    truth = Truth(1, 2, segment_ids=ids, segments=[Segment(1, 0), Segment(2, 1)])
+    metric = InstancePrecision(2, things=[1])
+    metric.add(0, SegmentationResult(instance=nothing), truth)
+    assert [(label, area) for label, _, _, area in metric.records[0]["truth"]] == [(1, 1.0)]
+
+
+def test_scores_without_any_detection_are_zero_where_there_is_an_object() -> None:
+    metric = InstancePrecision(3, boundary=True)
+    metric.record(0, (40, 40), [], [(1, square(0, 0, 5), False, None)])
+    found = metric.scores()
+    assert found.class_ap[1] == found.boundary_ap == 0.0
+    assert np.isnan([found.class_ap[0], found.class_ap[2]]).all()
+    assert found.coverage() == dict.fromkeys(("AP", "AP50", "AP75", "boundary AP"), Coverage(1, 3))
+    assert list(found.columns()) == ["AP", "boundary AP"]

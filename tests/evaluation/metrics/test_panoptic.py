@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from fssops.data.layouts import open_data
 from fssops.evaluation.metrics.panoptic import PanopticQuality
-from fssops.truth import Segment
+from fssops.structures import PanopticResult, PanopticSegment, SegmentationResult
+from fssops.truth import Segment, Truth
 
 CLASSES, THINGS = 4, (0, 1)
 
@@ -145,3 +147,32 @@ def test_real_annotations_score_as_panopticapi_says(data_root: Path) -> None:
             [expected[group][k] for k in ("pq", "sq", "rq")], abs=1e-6
         )
         assert quality.classes == expected[group]["n"]
+
+
+def result(ids: np.ndarray, labels: dict[int, int]) -> SegmentationResult:
+    segments = [PanopticSegment(number, label, True, 0.9) for number, label in labels.items()]
+    return SegmentationResult(panoptic=PanopticResult(torch.from_numpy(ids), segments))
+
+
+def test_an_image_goes_as_well_as_the_quality_of_all_its_segments_together() -> None:
+    true_ids = np.array([[1, 1, 1, 1, 2, 2, 3, 3]], dtype=np.int32)
+    truth = Truth(1, 8, segment_ids=true_ids, segments=[Segment(1, 0), Segment(2, 1), Segment(3, 1)])
+    ids = np.array([[5, 5, 5, 6, 7, 7, 0, 0]], dtype=np.int32)
+    # One match of IoU 3/4 and a perfect one; segment 6 is wrong, the truth's 3 is missed.
+    metric = PanopticQuality(2)
+    assert metric.add(0, result(ids, {5: 0, 6: 1, 7: 1}), truth) == pytest.approx((0.75 + 1) / (2 + 0.5 + 0.5))
+    assert metric.table[:, :3].tolist() == [[1, 0, 0], [1, 1, 1]]
+    void = np.zeros((1, 8), dtype=np.int32)
+    assert metric.add(1, result(void, {}), Truth(1, 8, segment_ids=void)) == 0.0
+
+
+def test_groups_without_a_segment_have_no_quality() -> None:
+    ids = np.ones((1, 2), dtype=np.int32)
+    metric = PanopticQuality(3, things=(0, 1))
+    metric.count(ids, {1: 1}, ids, [Segment(1, 1)])
+    found = metric.scores()
+    assert (found.every.classes, found.every.of, found.things.classes, found.things.of) == (1, 3, 1, 2)
+    assert (found.stuff.classes, found.stuff.of) == (0, 1)
+    assert np.isnan([found.stuff.pq, found.stuff.sq, found.stuff.rq]).all()
+    assert np.isnan(found.class_pq[0])
+    assert found.things.pq == found.class_pq[1] == 1.0

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from fssops.evaluation.metrics.metric import Coverage
 from fssops.evaluation.metrics.semantic import SemanticIoU, boundary_of, boundary_width, most_confused
 from fssops.structures import SegmentationResult, SemanticResult
 from fssops.truth import Truth
@@ -92,3 +93,22 @@ def test_most_confused_pairs_come_first() -> None:
     table = np.array([[8, 2, 0, 0], [5, 5, 0, 0], [0, 0, 3, 0]])
     found = most_confused(table, ["a", "b", "c"], 2)
     assert [(row["truth"], row["predicted"], row["share"]) for row in found] == [("b", "a", 0.5), ("a", "b", 0.2)]
+
+
+def test_boundaries_are_counted_class_by_class_without_ignored_pixels() -> None:
+    """A picture of one row: every pixel touches the upper border, so boundaries are the classes themselves."""
+    counts = SemanticIoU(4, boundary=True)
+    counts.count(np.array([[0, 0, 1, 2, 3, 0]]), np.array([[0, 0, 0, 1, 255, 255]]))
+    assert counts.edges.tolist() == [[2, 3], [0, 2], [0, 1], [0, 0]]
+    found = counts.scores()
+    # Class 2 is nowhere in the truth: what was taken for it counts against the others alone.
+    assert found.class_boundary_iou[:2] == pytest.approx([2 / 3, 0.0])
+    assert np.isnan(found.class_boundary_iou[2:]).all()
+    assert found.coverage() == {"mIoU": Coverage(2, 4), "boundary IoU": Coverage(2, 4)}
+    assert list(found.columns()) == ["IoU", "accuracy", "boundary IoU"]
+    assert found.summary()["boundary IoU"] == pytest.approx(1 / 3)
+
+
+def test_a_class_without_pixels_is_confused_with_none() -> None:
+    table = np.array([[1, 1, 0], [0, 0, 0]])
+    assert [row["truth"] for row in most_confused(table, ["a", "b"])] == ["a"]

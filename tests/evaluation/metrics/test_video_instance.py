@@ -9,12 +9,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from video_samples import CASES, predictions_for, sample
 
 from fssops.data.layouts import open_data
 from fssops.data.source import VideoSource
+from fssops.evaluation.metrics.metric import Coverage
 from fssops.evaluation.metrics.video_instance import VideoPrecision, video_iou
-from fssops.run_lengths import encode
+from fssops.run_lengths import decode, encode
+from fssops.structures import InstanceResult
+from fssops.truth import TrackTruth, VideoTruth
 
 OFFICIAL = json.loads((Path(__file__).parent / "official_video_scores.json").read_text())
 NAMES = {"AR100": "ar100", "AR10": "ar10", "AR1": "ar1"}
@@ -139,3 +143,32 @@ def test_wrong_records_are_told() -> None:
     halved = [encode(np.ones((2, 5), dtype=bool))]
     with pytest.raises(ValueError, match=r"masks must be of one size, got \[\(2, 5\), \(4, 10\)\] in video 3"):
         records.record(3, 1, [(0, 0.5, halved)], [(0, strip(3), False, [])])
+
+
+def test_a_video_goes_as_well_as_the_best_scored_overlap_with_each_object() -> None:
+    def track(label: int, *columns: int | None, crowd: bool = False) -> TrackTruth:
+        return TrackTruth(label, label, [None if mask is None else decode(mask) for mask in strip(*columns)], crowd)
+
+    truth = VideoTruth(7, 2, 4, 10, [track(0, 4, 4), track(1, 6, None), track(1, 2, 2, crowd=True)])
+    found = InstanceResult(
+        torch.tensor([0.5, 0.9, 0.8]), torch.tensor([0, 0, 0]), [strip(4, 4), strip(2, None), strip(6, None)]
+    )
+    metric = VideoPrecision(2)
+    # Object 1: 0.5 x 1 against 0.9 x 8 / 32; object 2 is found under another class.
+    assert metric.add(3, found, truth) == pytest.approx((0.5 + 0) / 2)
+    assert metric.records[3]["id"] == 7
+    assert [entry[2] for entry in metric.records[3]["truth"]] == [False, False, True]
+    assert metric.records[3]["truth"][1][1] == strip(6, None)
+    unknown = VideoTruth("clip", 2, 4, 10, None)
+    assert metric.add(5, found, unknown) == 0.0
+    assert metric.records[5]["truth"] == []
+    assert [record["id"] for record in metric.by_id()] == [5, 7]
+
+
+def test_every_score_is_a_mean_over_the_classes_that_the_truth_shows() -> None:
+    metric = VideoPrecision(3)
+    metric.record(1, 1, [(0, 0.5, strip(3))], [(0, strip(3), False, [])])
+    found = metric.scores()
+    assert list(found.summary()) == ["AP", "AP50", "AP75", "AR1", "AR10"]
+    assert found.coverage() == dict.fromkeys(found.summary(), Coverage(1, 3))
+    assert list(found.columns()) == ["AP"]
