@@ -68,13 +68,7 @@ class SetCriterion(nn.Module):
     allow_no_object_targets = False
     reduce_num_masks = staticmethod(mean_over_ranks)
 
-    def __init__(
-        self,
-        num_classes: int | None,
-        weights: LossWeights,
-        *,
-        no_object_weight: float = 0.1,
-    ) -> None:
+    def __init__(self, num_classes: int | None, weights: LossWeights, *, no_object_weight: float = 0.1) -> None:
         super().__init__()
         self.num_classes, self.weights = num_classes, weights
         class_weights = torch.ones((num_classes or 0) + 1)

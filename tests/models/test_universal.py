@@ -11,6 +11,7 @@ import fssops
 from fssops.models.backbones.build import BACKBONES, swin_row
 from fssops.models.backbones.swin import SwinForm
 from fssops.models.interface import Trainable
+from fssops.models.mask2former import Mask2FormerConfig
 from fssops.structures import ImageBatch, MaskTargets
 
 BOTH = pytest.mark.parametrize("name", ["maskformer", "mask2former"])
@@ -214,6 +215,17 @@ def test_images_of_a_wrong_form_are_named() -> None:
 def test_wrong_options_are_named(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         fssops.create_model("mask2former", **options)
+
+
+def test_options_are_taken_as_toml_writes_them_and_every_bad_one_is_named() -> None:
+    config = fssops.models.create_config("mask2former", {"tasks": ["semantic", "panoptic"], "things": [0, 2]})
+    assert (config.tasks, config.things) == (("semantic", "panoptic"), (0, 2))
+    told = (
+        r"Mask2FormerConfig: num_queries must be a valid integer, .*, got 2.5; tasks must have at least 1 item.*, got "
+        r"\(\); dropout must be at least 0 and less than 1, got 3"
+    )
+    with pytest.raises(ValueError, match=told):
+        Mask2FormerConfig(dropout=3, num_queries=2.5, tasks=())  # type: ignore[arg-type]
 
 
 def test_a_swin_of_another_size_may_be_added_to_the_table(monkeypatch: pytest.MonkeyPatch) -> None:

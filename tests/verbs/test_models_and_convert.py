@@ -57,9 +57,9 @@ def test_every_row_names_classes_that_exist(name: str) -> None:
     ("options", "message"),
     [
         ({"backbon": "vgg16"}, "did you mean 'backbone'"),
-        ({"scale": "wide"}, "scale: .*valid number.* got 'wide'"),
-        ({"backbone": "vgg19"}, "backbone: .*'vgg16'.* got 'vgg19'"),
-        ({"scale": -1}, "scale must be positive"),
+        ({"scale": "wide"}, "scale must be a valid number.* got 'wide'"),
+        ({"backbone": "vgg19"}, "backbone must be one of vgg16, .* got 'vgg19'"),
+        ({"scale": -1}, "scale must be more than 0, got -1"),
     ],
 )
 def test_create_model_names_the_option_the_rule_and_the_value(options: dict[str, object], message: str) -> None:

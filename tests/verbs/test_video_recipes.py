@@ -70,7 +70,7 @@ def test_published_recipes_have_the_published_numbers(recipe: str) -> None:
         ("data.frames=0", "data.frames must be greater than or equal to 1, got 0"),
         ("data.source=mp4", "data.source must be"),
         ("data.reech=3", "did you mean 'data.reach'"),
-        ("model.window=-2", "window must be 0 or positive"),
+        ("model.window=-2", "window must be at least 0, got -2"),
         ("eval.window=2", r"eval.window must be 0 or more than model.overlap \(2\), got 2"),
         ("model.behaviour=odd", "behaviour"),
         ("data.options={size=4}", "size must be an integer from 32 to 512, got 4"),
