@@ -138,7 +138,7 @@ def _read_annotations(rows: list[Any], left_out: set[int], result: YTVISFile) ->
             result.problems.append(("duplicate_id", f"{result.path}: annotation id {identifier} occurs more than once"))
         seen.add(identifier)
         # Ids may be of any JSON type; those that are no numbers are in no table.
-        video_id, category_id = (row.get(key) if whole(row.get(key)) else -1 for key in ("video_id", "category_id"))
+        video_id, category_id = (v if whole(v := row.get(key)) else -1 for key in ("video_id", "category_id"))
         if video_id in left_out:
             continue
         video, label = videos.get(video_id), result.classes.index_of.get(category_id)
