@@ -195,9 +195,7 @@ def _open_splits(report: Report, splits: Iterable[str], open_split: Callable[[st
                 warnings.simplefilter("ignore", DataWarning)
                 sources[split] = open_split(split)
         except (DataError, OSError) as error:
-            kind = "unknown_id" if isinstance(error, UnknownCategoryError) else "unreadable_layout"
-            kind = "duplicate_id" if isinstance(error, DuplicateError) else kind
-            report.findings.append(Finding(kind, split, str(error)))
+            report.findings.append(Finding(_kind_of(error, "unreadable_layout"), split, str(error)))
     return sources
 
 
@@ -238,16 +236,17 @@ def _hash(picture: Any) -> str:
     return hashlib.sha256(f"{picture.size}".encode() + picture.tobytes()).hexdigest()
 
 
-def _picture_fault(error: Exception, where: str) -> Finding:
-    return Finding("wrong_size" if isinstance(error, ImageSizeError) else "unreadable_image", where, str(error))
+_KINDS_OF_ERRORS = (
+    (DuplicateError, "duplicate_id"),
+    (UnknownCategoryError, "unknown_id"),
+    (MaskValueError, "unknown_id"),
+    (PanopticMismatchError, "panoptic_mismatch"),
+    ((ImageSizeError, MaskSizeError), "wrong_size"),
+)
 
 
-def _truth_kind(error: Exception) -> str:
-    if isinstance(error, PanopticMismatchError):
-        return "panoptic_mismatch"
-    if isinstance(error, MaskSizeError):
-        return "wrong_size"
-    return "unknown_id" if isinstance(error, MaskValueError) else "unreadable_mask"
+def _kind_of(error: Exception, otherwise: str) -> str:
+    return next((kind for errors, kind in _KINDS_OF_ERRORS if isinstance(error, errors)), otherwise)
 
 
 def _look_at_image(source: FewShotSource | ImageSource, name: str) -> _Look:
@@ -262,12 +261,12 @@ def _look_at_image(source: FewShotSource | ImageSource, name: str) -> _Look:
             message = f"{file}: EXIF orientation {orientation} turns it; annotations must be of the upright picture"
             look.findings.append(Finding("exif_orientation", where, message, "note"))
     except (DataError, OSError) as error:
-        look.findings.append(_picture_fault(error, where))
+        look.findings.append(Finding(_kind_of(error, "unreadable_image"), where, str(error)))
     try:
         truth = images.stored_truth(name)
     except (DataError, OSError) as error:
         if str(error) not in [finding.message for finding in look.findings]:
-            look.findings.append(Finding(_truth_kind(error), where, str(error)))
+            look.findings.append(Finding(_kind_of(error, "unreadable_mask"), where, str(error)))
         return look
     if size is not None and size != (truth.height, truth.width):
         message = (
@@ -300,7 +299,7 @@ def _look_at_video(source: VideoSource, name: str) -> _Look:
         try:
             look.pictures.append(_hash(source.frame(name, index)))
         except (DataError, OSError) as error:
-            look.findings.append(_picture_fault(error, where))
+            look.findings.append(Finding(_kind_of(error, "unreadable_image"), where, str(error)))
     if not source.has_truth:
         return look
     try:

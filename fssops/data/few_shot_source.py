@@ -74,15 +74,6 @@ class FewShotSource(Source):
         self._dtype: Any = np.uint8 if greatest < IGNORE else np.uint16
         self._areas: dict[str, dict[int, int]] | None = None
 
-    @property
-    def format(self) -> str:  # type: ignore[override]
-        """Name of the layout."""
-        return self.images.format
-
-    @format.setter
-    def format(self, name: str) -> None:
-        self.images.format = name
-
     # Images and masks.
 
     def image(self, name: str) -> Image.Image:

@@ -80,6 +80,8 @@ class Layout:
         self.check_root(root, options)
         source = self.readers[truth](root, **options) if self.has_files else self.readers[truth](**options)
         source.format = self.name
+        if isinstance(source, FewShotSource):
+            source.images.format = self.name
         return source
 
     def check_root(self, root: PathLike | None, options: Mapping[str, Any]) -> None:

@@ -15,6 +15,7 @@ from fssops.data.annotation_json import checked_size, read_tables, warn_of, whol
 from fssops.data.coco_json import fault
 from fssops.data.errors import AnnotationError, DuplicateError
 from fssops.data.paths import check_inside
+from fssops.truth import Classes, TrackTruth
 
 HIDDEN = ("zero area", "outside the image", "empty polygon list")
 """Faults of a frame's outline that say no more than that the object is not seen there."""
@@ -39,40 +40,21 @@ class Video:
 
 
 @dataclass
-class VideoAnnotation:
-    """One object.
-
-    Attributes:
-        id: annotation id.
-        category: category id.
-        crowd: whether it is a group instead of one object.
-        segmentations: one a frame: polygons, run lengths, [] where it is not seen, None where nothing is said.
-        areas: one a frame as the file says, or empty.
-    """
-
-    id: int
-    category: int
-    crowd: bool
-    segmentations: list[Any]
-    areas: list[float | None]
-
-
-@dataclass
 class YTVISFile:
     """A checked file.
 
     Attributes:
         path: where it was read from.
-        categories: rows of the file's table.
+        classes: of the file's table.
         videos: name -> video, in the order of the file.
         annotations: video id -> its usable objects; None where the file holds no truth.
         problems: (kind of finding, message) of what was left out or looks wrong.
     """
 
     path: Path
-    categories: list[Any] = field(default_factory=list)
+    classes: Classes
     videos: dict[str, Video] = field(default_factory=dict)
-    annotations: dict[int, list[VideoAnnotation]] | None = None
+    annotations: dict[int, list[TrackTruth]] | None = None
     problems: list[tuple[str, str]] = field(default_factory=list)
 
 
@@ -94,12 +76,11 @@ def read(path: str | os.PathLike[str], *, warn: bool = True) -> YTVISFile:
             f"{file}: annotations must be a list, or null in files without truth, got "
             f"{type(content['annotations']).__name__}"
         )
-    result = YTVISFile(file, content["categories"])
-    categories = {row.get("id") for row in content["categories"] if isinstance(row, dict)}
+    result = YTVISFile(file, Classes.from_rows(content["categories"], str(file), things=True))
     left_out = _read_videos(content["videos"], result)
     if isinstance(content.get("annotations"), list):
         result.annotations = {}
-        _read_annotations(content["annotations"], categories, left_out, result)
+        _read_annotations(content["annotations"], left_out, result)
     if warn:
         warn_of(file, [message.removeprefix(f"{file}: ") for _, message in result.problems])
     return result
@@ -143,7 +124,7 @@ def _read_videos(rows: list[Any], result: YTVISFile) -> set[int]:
     return empty
 
 
-def _read_annotations(rows: list[Any], categories: set[Any], left_out: set[int], result: YTVISFile) -> None:
+def _read_annotations(rows: list[Any], left_out: set[int], result: YTVISFile) -> None:
     assert result.annotations is not None
     videos = {video.id: video for video in result.videos.values()}
     seen: set[int] = set()
@@ -156,24 +137,24 @@ def _read_annotations(rows: list[Any], categories: set[Any], left_out: set[int],
         if identifier in seen:
             result.problems.append(("duplicate_id", f"{result.path}: annotation id {identifier} occurs more than once"))
         seen.add(identifier)
-        if row.get("video_id") in left_out:
+        # Ids may be of any JSON type; those that are no numbers are in no table.
+        video_id, category_id = (v if whole(v := row.get(key)) else -1 for key in ("video_id", "category_id"))
+        if video_id in left_out:
             continue
-        video = videos.get(row.get("video_id", -1))
-        read_row: VideoAnnotation | str
+        video, label = videos.get(video_id), result.classes.index_of.get(category_id)
         if video is None:
-            read_row = f"video id {row.get('video_id')!r} not in videos"
-        elif row.get("category_id") not in categories:
-            read_row = f"category id {row.get('category_id')!r} not in categories"
+            track: TrackTruth | str = f"video id {row.get('video_id')!r} not in videos"
+        elif label is None:
+            track = f"category id {row.get('category_id')!r} not in categories"
         else:
-            read_row = _annotation(row, video)
-        if isinstance(read_row, str) or video is None:
-            message = f"{result.path}: annotation {identifier} left out: {read_row}"
-            result.problems.append(("bad_annotation", message))
-            continue
-        result.annotations.setdefault(video.id, []).append(read_row)
+            track = _track(row, video, label)
+        if isinstance(track, str) or video is None:
+            result.problems.append(("bad_annotation", f"{result.path}: annotation {identifier} left out: {track}"))
+        else:
+            result.annotations.setdefault(video.id, []).append(track)
 
 
-def _annotation(row: dict[str, Any], video: Video) -> VideoAnnotation | str:
+def _track(row: dict[str, Any], video: Video, label: int) -> TrackTruth | str:
     """An object, or why it cannot be used."""
     segmentations = row.get("segmentations")
     if not isinstance(segmentations, list):
@@ -190,7 +171,7 @@ def _annotation(row: dict[str, Any], video: Video) -> VideoAnnotation | str:
     if not isinstance(areas, list) or len(areas) != len(outlines):
         areas = []
     areas = [float(area) if isinstance(area, (int, float)) and area > 0 else None for area in areas]
-    return VideoAnnotation(row["id"], row["category_id"], bool(row.get("iscrowd", 0)), outlines, areas)
+    return TrackTruth(row["id"], label, outlines, bool(row.get("iscrowd", 0)), areas)
 
 
 def _compact(segmentation: Any) -> Any:

@@ -107,8 +107,7 @@ class YTVISSource(VideoSource):
             path = Path(annotations)
         self.folder = _frame_folder(base, split) if frames is None else Path(frames)
         self.file = ytvis_json.read(path, warn=warn)
-        listed = Classes.from_rows(self.file.categories, str(path), things=True)
-        names = NAMES.get(data_set)
+        listed, names = self.file.classes, NAMES.get(data_set)
         if names is not None and listed.names != names:
             wrong = next((n for n in listed.names if n not in names), None) or f"{len(listed)} in another order"
             raise AnnotationError(f"{path}: categories must be the {len(names)} of {data_set}, got {wrong!r}")
@@ -152,9 +151,7 @@ class YTVISSource(VideoSource):
                 f"{self.file.path}: annotations must be a list to train on or to score against, got none: this file is "
                 "for predictions that a server scores"
             )
-        rows = self.file.annotations.get(self._video(name).id, [])
-        index_of = self.classes.index_of
-        return [TrackTruth(r.id, index_of[r.category], r.segmentations, r.crowd, r.areas) for r in rows]
+        return list(self.file.annotations.get(self._video(name).id, ()))
 
     def problems(self) -> Iterator[tuple[str, str]]:
         yield from self.file.problems

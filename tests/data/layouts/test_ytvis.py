@@ -100,6 +100,8 @@ def bad(change: Any) -> Any:
         (lambda row: row["segmentations"][0]["counts"].append(5), "frame 0: RLE counts cover 773 pixels"),
         (lambda row: row.update(video_id=9), "video id 9 not in videos"),
         (lambda row: row.update(category_id=4), "category id 4 not in categories"),
+        (lambda row: row.update(category_id=[3]), r"category id \[3\] not in categories"),
+        (lambda row: row.update(video_id={"id": 1}), r"video id \{'id': 1\} not in videos"),
     ],
 )
 def test_broken_objects_are_left_out_with_a_warning_and_found_by_the_check(
