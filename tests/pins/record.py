@@ -30,7 +30,7 @@ import test_pinned_names as names
 import test_pinned_results as results
 import torch
 from earlier_runs import FOLDER, RUNS, EarlierRun
-from fingerprints import EXPECTED, expected
+from fingerprints import EXPECTED
 from PIL import Image
 
 import fssops

@@ -25,9 +25,11 @@ def run_verb(verb: str, *arguments: object) -> tuple[int, str, str]:
         exit code, standard output, standard error.
     """
     module = f"fssops.{verb}.__main__" if verb in ("models", "data") else f"fssops.{verb}"
+    from fssops.command_line import messages_shown
+
     main = importlib.import_module(module).main
     out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), messages_shown():
         try:
             code = main([str(argument) for argument in arguments])
         except SystemExit as left:
@@ -56,9 +58,9 @@ def recipe_names() -> list[str]:
 
 def resolved_recipe(recipe: str) -> dict[str, Any]:
     """The tables of a recipe with every default filled in."""
-    from fssops.tasks import load_settings
+    from fssops.tasks import load_task
 
-    tables: dict[str, Any] = load_settings(recipe).as_tables()
+    tables: dict[str, Any] = load_task(recipe).settings.as_tables()
     return tables
 
 
@@ -128,9 +130,9 @@ def _bare_settings(model: str) -> tuple[Any, Any]:
 
 
 def _task(recipe: str, overrides: Sequence[str]) -> Any:
-    from fssops.tasks import load_settings, task_of
+    from fssops.tasks import load_task
 
-    return task_of(load_settings(recipe, overrides))
+    return load_task(recipe, overrides)
 
 
 def training_batches(recipe: str, overrides: Sequence[str], count: int) -> list[Any]:
@@ -168,27 +170,26 @@ def evaluation_items(recipe: str, overrides: Sequence[str], count: int) -> list[
     task = _task(recipe, overrides)
     kind = MODELS[task.settings.model.name].task
     if kind == "base classes":
-        images = task.dataset(training=False)
-        return [{"item": images[index]} for index in range(count)]
+        return [{"item": task.evaluation_data[index]} for index in range(count)]
     if kind == "video":
         return [_video_item(task, index) for index in range(count)]
     if kind in ("universal", "semantic"):
         return [_universal_item(task, index) for index in range(count)]
-    _, runs, seeds = task.novel_runs(task.settings.data.fold)
+    novel = task.novel_runs(task.settings.data.fold)
     return [
         {"seed": seed, "episode": run[index], "truth": run.query_truth(index)}
-        for run, seed in zip(runs, seeds, strict=True)
+        for run, seed in zip(novel.datasets, novel.seeds, strict=True)
         for index in range(count)
     ]
 
 
 def _universal_item(task: Any, index: int) -> dict[str, Any]:
-    from fssops.tasks.universal_counting import TestItems
+    from fssops.tasks.universal import TestItems
 
-    rules, source = task.settings.eval, task.source(evaluation=True)
-    item = TestItems(source, range(index + 1), rules.short_side, rules.longest)[index]
+    source = task.source(evaluation=True)
+    item = TestItems(source, range(index + 1), task.preparation())[index]
     truth = item.truth
-    found: dict[str, Any] = {"image": item.seen.image, "output size": item.seen.output_size}
+    found: dict[str, Any] = {"image": item.prepared.image, "output size": item.prepared.output_size}
     if source.offers("semantic"):
         found["label map"] = truth.semantic()
     if source.offers("panoptic"):
@@ -205,12 +206,10 @@ def _video_item(task: Any, index: int) -> dict[str, Any]:
     source = task.source(evaluation=True)
     name = source.names[index]
     tracks = source.tracks(name)
-    drawn = [
-        [track.mask(frame, *source.size(name)) for frame in range(source.frames(name))] for track in tracks
-    ]
+    drawn = [[track.mask(frame, *source.size(name)) for frame in range(source.frames(name))] for track in tracks]
     return {
         "name": name,
-        "frames": list(task.frames_ahead(name)),
+        "frames": list(task._frames_ahead(source, name)),
         "tracks": [(track.label, track.crowd) for track in tracks],
         "annotated": [[mask is not None for mask in masks] for masks in drawn],
         "masks": [mask for masks in drawn for mask in masks if mask is not None],
@@ -233,17 +232,17 @@ def drawn_mask(run_lengths: Mapping[str, Any]) -> np.ndarray:
 
 def pictures_for(model: str) -> dict[str, np.ndarray]:
     """What an earlier run of a model is asked about: path -> [H, W, 3] uint8, or a mask [H, W]."""
-    from fssops.data import fewshot, universal, video
+    from fssops.data.layouts import open_data
 
     if model == "mask2former_vis":
-        clips = video.open_source("generated_videos", split="val", size=48, videos=2, frames=5)
+        clips = open_data("generated_videos", truth="video", split="val", size=48, videos=2, frames=5)
         frames = (np.asarray(clips.frame(clips.names[1], number)) for number in range(5))
         return {f"queries/{number:05d}.png": frame for number, frame in enumerate(frames)}
     if model not in ("panet", "msanet", "mm_former"):
-        scenes = universal.open_source("generated", split="val", size=64, images=3)
+        scenes = open_data("generated", truth="panoptic", split="val", size=64, images=3)
         pictures = [np.asarray(scenes.image(name)) for name in scenes.names]
         return {"queries/17.png": pictures[0], "queries/street.png": pictures[2][:56]}
-    images = fewshot.open_source("generated", split="test", size=64, images_per_class=3)
+    images = open_data("generated", truth="few-shot", split="test", size=64, images_per_class=3)
     support, *queries = images.names[::28]  # the main object of each is of the first class, which fold 0 tests
     return {
         "support.png": np.asarray(images.image(support)),
