@@ -16,8 +16,22 @@ from fssops.data.augmentation.chains import (
     universal_chain,
     with_enough,
 )
-from fssops.data.augmentation.geometry import Chain, LargeScaleJitter, ObjectCrop, RandomScale, ResizeShortestEdge
-from fssops.data.augmentation.scene import FILL, Scene
+from fssops.data.augmentation.colour import ColourJitter, GaussianBlur
+from fssops.data.augmentation.geometry import (
+    Chain,
+    LargeScaleJitter,
+    ObjectCrop,
+    OneOfTwo,
+    Pad,
+    RandomCrop,
+    RandomFlip,
+    RandomRangeCrop,
+    RandomRotate,
+    RandomScale,
+    Resize,
+    ResizeShortestEdge,
+)
+from fssops.data.augmentation.scene import DETECTRON2, FILL, MM_FORMER, PANET, Scene, resized
 from fssops.structures import IGNORE
 from fssops.truth import Segment, draw
 
@@ -107,15 +121,61 @@ def test_a_chain_without_augmentation_never_flips() -> None:
     }
 
 
-def test_the_published_steps_of_msanet() -> None:
-    scales = {"msanet_pascal": (0.9, 1.1), "msanet_coco": (0.8, 1.25), "msanet_base": (0.5, 2.0)}
-    for name, limits in scales.items():
-        scale, *_, crop = few_shot_chain((4, 4), name).steps
-        assert isinstance(scale, RandomScale)
-        assert isinstance(crop, ObjectCrop)
-        assert (scale.low, scale.high) == limits
+FLIP, COLOURS, TO = RandomFlip(0.5), ColourJitter(32.0, (0.5, 1.5), (0.5, 1.5), 18), (480, 480)
+EDGES = ResizeShortestEdge((90, 150), 1333, DETECTRON2)
+ORDERS: dict[str, tuple[Chain, tuple[Any, ...]]] = {
+    "panet": (few_shot_chain(TO, "flip"), (Resize(TO, PANET), FLIP)),
+    **{
+        name: (
+            few_shot_chain(TO, name),
+            (RandomScale(*limits), RandomRotate(10.0, 0.5), GaussianBlur(0.5), FLIP, ObjectCrop(TO, 0.85, 31, classes)),
+        )
         # The published base stage looks after label 1.
-        assert crop == ObjectCrop((4, 4), 0.85, 31, (1,) if name == "msanet_base" else ())
+        for name, limits, classes in (
+            ("msanet_pascal", (0.9, 1.1), ()),
+            ("msanet_coco", (0.8, 1.25), ()),
+            ("msanet_base", (0.5, 2.0), (1,)),
+        )
+    },
+    "mm_former": (
+        few_shot_chain(TO, "mm_former"),
+        (
+            ResizeShortestEdge(tuple(range(320, 1024, 64)), 2048, MM_FORMER),
+            RandomCrop(TO),
+            COLOURS,
+            FLIP,
+            Pad(TO),
+        ),
+    ),
+    "ade20k": (
+        universal_chain("resize_crop", short_sides=[90, 150], crop=(64, 96), category_share=0.75),
+        (EDGES, RandomCrop((64, 96), 0.75), COLOURS, FLIP, Pad((64, 96))),
+    ),
+    "coco": (universal_chain("large_scale_jitter"), (FLIP, LargeScaleJitter(1024, 0.1, 2.0))),
+    "coco, own sizes": (
+        universal_chain("large_scale_jitter", side=64, scales=(0.5, 1.5)),
+        (FLIP, LargeScaleJitter(64, 0.5, 1.5)),
+    ),
+    "detr": (
+        universal_chain("detr", short_sides=[90, 150]),
+        (
+            OneOfTwo(
+                Chain((FLIP, EDGES)),
+                Chain((FLIP, ResizeShortestEdge((400, 500, 600), 1 << 30), RandomRangeCrop(384, 600), EDGES)),
+            ),
+        ),
+    ),
+    "ytvis": (
+        universal_chain("flip", short_sides=[360, 480], longest=900),
+        (ResizeShortestEdge((360, 480), 900, DETECTRON2), FLIP),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ORDERS)
+def test_steps_are_those_of_the_published_code_in_its_order(name: str) -> None:
+    steps, published = ORDERS[name]
+    assert steps == Chain(published)
 
 
 def test_the_short_sides_of_mm_former_go_with_the_crop() -> None:
@@ -145,7 +205,6 @@ def test_crops_of_universal_chains_are_padded_where_that_is_asked_for() -> None:
     for pad in (True, False):
         steps = universal_chain("resize_crop", short_sides=(20,), crop=(32, 24), pad=pad)
         assert steps(scene(), rng()).size == ((32, 24) if pad else (20, 24))
-    assert LargeScaleJitter(1024, 0.1, 2.0) in universal_chain("large_scale_jitter").steps
 
 
 def test_detr_crops_in_half_of_the_draws() -> None:
@@ -190,6 +249,9 @@ def test_augmentation_is_drawn_anew_until_enough_of_the_class_is_left() -> None:
     generator = rng(0)
     tries = [int((steps(picture, generator).maps["label"] == 7).sum()) for _ in range(100)]
     assert pixels(0, 10**6) == max(tries), "where none is enough, the try that kept most"
+    scales, equal = iter((3, 2)), Scene(np.zeros((4, 4, 3), np.uint8), {"label": np.zeros((4, 4), np.uint8)})
+    first = with_enough(lambda s, _: resized(s, (next(scales, 1),) * 2, PANET), equal, rng(), [7], 1)
+    assert first.size == (3, 3), "of equal tries the first"
 
 
 def test_every_chain_is_in_one_table_and_every_name_of_it_can_be_built() -> None:
