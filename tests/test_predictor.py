@@ -251,7 +251,7 @@ def test_segmenting_before_a_support_set_and_bad_options_are_errors() -> None:
         FewShotPredictor(ColourModel(), size=48).segment(scene(RED)[0])
     with pytest.raises(ValueError, match="size must be at least the stride 4"):
         FewShotPredictor(ColourModel(), size=3)
-    with pytest.raises(ValueError, match="fit must be stretch or pad"):
+    with pytest.raises(ValueError, match="fit must be one of stretch, stretch_by_corners, pad"):
         FewShotPredictor(ColourModel(), fit="crop")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="precision must be"):
         FewShotPredictor(ColourModel(), precision="int8")  # type: ignore[arg-type]

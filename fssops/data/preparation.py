@@ -69,23 +69,23 @@ class FewShotPreparation:
         return normalise(scene.image)
 
     def restore(self, logits: Tensor, size: Size) -> Tensor:
-        """Bring logits to a picture's own size, as they are compared with the truth there.
-
-        ``letterbox``: the whole of the network's output is stretched to a square of the picture's longer side (though
-        flooring keeps the picture from filling it exactly, as published), of which the picture is the upper left part.
+        """Bring logits to a picture's own size; of a ``letterbox`` only the part that the picture fills.
 
         Args:
-            logits: [C, h, w], of any size.
+            logits: [C, h, w], of what entered the model.
             size: (height, width) of the picture.
 
         Returns:
-            [C, height, width], bilinear with aligned corners; as they are where the size fits.
+            [C, height, width], bilinear; as they are where the size fits.
         """
-        height, width = size
-        whole = (max(size), max(size)) if self.compared_size == "square" else size
-        if tuple(logits.shape[-2:]) != whole:
-            logits = F.interpolate(logits[None], size=whole, mode="bilinear", align_corners=True)[0]
-        return logits[:, :height, :width]
+        if self.geometry == "letterbox":
+            # The published evaluation stretches the whole square instead, which shifts by up to the rest of a multiple
+            # of 8 pixels that the picture does not fill.
+            (height, width), (h, w) = self.inner_size(*size), logits.shape[-2:]
+            logits = logits[:, : max(1, round(height * h / self.size[0])), : max(1, round(width * w / self.size[1]))]
+        if tuple(logits.shape[-2:]) != size:
+            logits = F.interpolate(logits[None], size=size, mode="bilinear", align_corners=False)[0]
+        return logits
 
 
 @dataclass(frozen=True)

@@ -150,7 +150,8 @@ def check(found: dict[str, Any], wanted: dict[str, Any]) -> None:
     assert found["validated steps"] == wanted["validated steps"]
     for one, other in zip(found["validation"], wanted["validation"], strict=True):
         check_scores(one, other)
-    assert found["facts"] == wanted["facts"]
+    # What is new beside them is no loss.
+    assert {name: found["facts"].get(name) for name in wanted["facts"]} == wanted["facts"]
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
