@@ -247,7 +247,10 @@ def test_video_is_read_frame_by_frame(universal_run: Path, tmp_path: Path, verb:
     ("arguments", "told"),
     [
         (["--support", "PHOTO"], "mask2former has fixed classes and takes no labelled images"),
-        (["--set", "model.num_classes=5", "--set", "model.things=[3]"], "must be the number of classes"),
+        (
+            ["--set", "model.num_classes=5", "--set", "model.things=[3]"],
+            "must be for 5 classes, as the model's is, got one",
+        ),
         (["--set", "model.num_queries=5"], "2 of another shape, e.g. transformer_decoder.query"),
         (["--set", "eval.sides=3"], "did you mean"),
     ],
