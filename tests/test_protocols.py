@@ -58,3 +58,15 @@ def test_consecutive_seeds_are_a_span() -> None:
     assert span([3, 4, 5]) == "3..5"
     assert span([3, 5]) == "3 5"
     assert span([7]) == "7"
+
+
+def test_the_numbers_of_every_row_are_those_that_were_published() -> None:
+    areas = {name: row.min_area for name, row in PROTOCOLS.items()}
+    assert areas == {"fssops": 1, "panet": 1, "panet_coco": 1, "msanet": 2048, "mm_former": 2048}
+    assert PROTOCOLS["mm_former"].fold_seeds == {
+        "pascal5i": (4604572, 7743485, 5448843, 2534673),
+        "coco20i": (8420323, 27163933, 8162312, 3391510),
+    }
+    assert [name for name, row in PROTOCOLS.items() if row.drop_novel] == ["fssops", "msanet"]
+    assert [name for name, row in PROTOCOLS.items() if row.definition == "msanet"] == ["msanet", "mm_former"]
+    assert {row.episodes for row in PROTOCOLS.values()} == {1000}

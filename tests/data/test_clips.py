@@ -126,7 +126,7 @@ def test_clips_are_a_function_of_the_generator(tmp_path: Path) -> None:
     assert torch.equal(first.clip, again.clip)
     assert torch.equal(first.target.masks, again.target.masks)
     batch = ClipItem.stack([first, again])
-    assert len(batch.clips) == len(batch.targets or []) == 2
+    assert len(batch.images) == len(batch.targets or []) == 2
 
 
 def test_one_frame_videos_train_as_clips_of_that_frame(tmp_path: Path) -> None:
