@@ -6,13 +6,14 @@ augmentation and masks. An evaluation case takes what the model sees and the tru
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import surfaces
 from fingerprints import differences, expected, fingerprint
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 SMALL = [
     "data.options={size=64,images_per_class=4}",
