@@ -137,13 +137,20 @@ def make_archive(name: str) -> None:
             file.unlink()
         for stage in [run / spec.stage, run] if spec.stage else [run]:
             rewrite(stage, shorten_numbers)
+            if name == "msanet":
+                rewrite(stage, favour_base_classes)
         draw_pictures(name, pictures)
-        target = FOLDER / f"{name}.tar.xz"
-        FOLDER.mkdir(exist_ok=True)
-        with tarfile.open(target, "w:xz", preset=9) as archive:
-            archive.add(run, "run", filter=without_owner)
-            archive.add(pictures, "pictures", filter=without_owner)
-        print(f"{target.name}: {target.stat().st_size / 1000:.0f} kB")
+        pack(name, run, pictures)
+
+
+def pack(name: str, run: Path, pictures: Path) -> None:
+    """Write an archive."""
+    target = FOLDER / f"{name}.tar.xz"
+    FOLDER.mkdir(exist_ok=True)
+    with tarfile.open(target, "w:xz", preset=9) as archive:
+        archive.add(run, "run", filter=without_owner)
+        archive.add(pictures, "pictures", filter=without_owner)
+    print(f"{target.name}: {target.stat().st_size / 1000:.0f} kB")
 
 
 def train(spec: EarlierRun, run: Path) -> str:
@@ -189,6 +196,13 @@ def shorten_numbers(state: dict[str, Any]) -> None:
         for name, value in entry.items():
             if name != "step":
                 value.copy_(rounded(value, 2))
+
+
+def favour_base_classes(state: dict[str, Any]) -> None:
+    """Lower the background's score of a base learner, which after so short a training sees nothing else."""
+    for name in ("head.classifier.bias", "base_learner.head.classifier.bias"):
+        if name in state["model"]:
+            state["model"][name][0] -= 2.5
 
 
 def rounded(values: torch.Tensor, places: int) -> torch.Tensor:

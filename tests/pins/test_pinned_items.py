@@ -13,6 +13,8 @@ import pytest
 import surfaces
 from fingerprints import differences, expected, fingerprint
 
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
 SMALL = [
     "data.options={size=64,images_per_class=4}",
     "data.size=[48,48]",
