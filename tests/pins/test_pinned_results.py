@@ -1,10 +1,11 @@
 """The recipes on generated data, shortened to seconds, train and score as before.
 
-One seed decides weights, items, points and noise, so a run repeats itself exactly on one machine. On another one, sums of
-float32 are formed in another order: the first loss differs by 1e-6, and optimisers and hard choices (a matched pair, an
-uncertain point, a masked pixel) magnify that with each step. So runs are a few steps long, the learning rate of the
+One seed decides weights, items, points and noise, so a run repeats itself exactly on one machine. On another one, sums
+of float32 are formed in another order: the first loss differs by 1e-6, and optimisers and hard choices (a matched pair,
+an uncertain point, a masked pixel) magnify that with each step. So runs are a few steps long, the learning rate of the
 matching systems is small, every step's loss must agree to 2e-3 of it, and its parts to 2e-3 of the whole. Scores must
-agree to half a point. Whole numbers and words (episode lists, seeds, images, passes through the backbone) must be equal.
+agree to half a point. Whole numbers and words (episode lists, seeds, images, passes through the backbone) must be
+equal.
 """
 
 from __future__ import annotations

@@ -103,7 +103,9 @@ def test_a_frozen_base_learner_never_starts_anew(new_head: Any, wrapped: bool) -
     assert unchanged(system, before)
 
 
-def test_a_head_that_the_settings_freeze_is_refused_in_training_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_head_that_the_settings_freeze_is_refused_in_training_too(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     tiny = ["model.backbone=resnet18", "model.channels=32", "model.mask_channels=32", "model.num_queries=5"]
     options = {**load_task("mask2former_generated", tiny).settings.model.options, "num_classes": 4, "things": None}
     save_weights(fssops.create_model("mask2former", **options), tmp_path / "m.safetensors")
