@@ -229,10 +229,10 @@ def test_imports_go_one_way(part: str) -> None:
             assert allowed, f"{path.relative_to(ROOT)} imports {name}"
 
 
-LAYOUT_FILES = sorted(p.stem for p in (PACKAGE / "weights" / "layouts").glob("*.py") if p.stem != "__init__")
+WEIGHT_FILES = sorted(p.stem for p in (PACKAGE / "weights" / "layouts").glob("*.py") if p.stem != "__init__")
 
 
-@pytest.mark.parametrize("file", LAYOUT_FILES)
+@pytest.mark.parametrize("file", WEIGHT_FILES)
 def test_a_file_of_names_of_weights_is_all_that_adds_them(file: str) -> None:
     from fssops.models import MODELS
     from fssops.weights.layouts import LAYOUTS
