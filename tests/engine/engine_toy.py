@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fssops.engine.checkpoints import CheckpointError, newest_good_checkpoint
-from fssops.engine.launch import build_fabric
+from fssops.engine.launch import build_fabric, run_on_first
 from fssops.engine.run_folder import RunFolder, locked_run
 from fssops.engine.settings import Settings, apply_overrides, validate
 from fssops.engine.trainer import Trainer, Validation
@@ -98,7 +98,7 @@ def build_trainer(
     fabric = build_fabric(settings.engine)
     fabric.launch()
     torch.manual_seed(settings.engine.seed)
-    run.create()
+    run_on_first(fabric, run.create)
     validation = Validation(measure, lambda model: measure(model, 0)) if measure else None
     return Trainer(settings, fabric, model or ToyModel(), data or ToyData(), ToyBatch.stack, run, validation)
 

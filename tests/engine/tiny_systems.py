@@ -8,7 +8,7 @@ from typing import Any
 
 from torch.nn.modules.dropout import _DropoutNd
 
-from fssops.engine.launch import build_fabric
+from fssops.engine.launch import build_fabric, run_on_first
 from fssops.engine.random_state import seed_everything
 from fssops.engine.run_folder import RunFolder
 from fssops.engine.settings import Settings, apply_overrides
@@ -154,7 +154,7 @@ def tiny_trainer(settings: Settings, folder: Path) -> Trainer:
     for module in model.modules():
         if isinstance(module, _DropoutNd):
             module.p = 0.0
-    run.create()
+    run_on_first(fabric, run.create)
     dataset, _ = task.training_data()
     return Trainer(settings, fabric, model, dataset, task.collate, run)
 
