@@ -428,6 +428,6 @@ def test_labels_out_of_range_are_told_unless_published_says_no_object() -> None:
 
 def test_a_step_that_the_guard_kept_while_clips_had_a_batch_of_their_own_is_read() -> None:
     clips = small_clips()
-    batch = unpack_batch(ImageBatch, clips=clips.images, targets=None, output_sizes=[[8, 9], [4, 4]], names=["a", "b"])
+    batch = unpack_batch(clips=clips.images, targets=None, output_sizes=[[8, 9], [4, 4]], names=["a", "b"])
     assert batch.images is clips.images
     assert batch.result_sizes == [(8, 9), (4, 4)]
