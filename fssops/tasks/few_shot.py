@@ -343,6 +343,14 @@ class FewShotTask(FoldedTask):
 
     # -- pictures and files -----------------------------------------------------------------------------------
 
+    def write_episodes(self, fold: int, folder: Path) -> list[Path]:
+        """Write the lists of episodes that were measured; return the files."""
+        runs = self.novel_runs(fold)
+        files = [folder / f"episodes-seed{seed}.json" for seed in runs.seeds]
+        for file, dataset in zip(files, runs.datasets, strict=True):
+            dataset.episodes.save(file)
+        return files
+
     def write(
         self, evaluation: Evaluation, model: nn.Module, fabric: Fabric, folder: Path, before: nn.Module | None = None
     ) -> list[Path]:
@@ -350,10 +358,7 @@ class FewShotTask(FoldedTask):
         result = evaluation.result
         assert isinstance(result, FewShotResult)
         runs = self.novel_runs(result.fold)
-        written = []
-        for seed, dataset in zip(runs.seeds, runs.datasets, strict=True):
-            written.append(folder / f"episodes-seed{seed}.json")
-            dataset.episodes.save(written[-1])
+        written = self.write_episodes(result.fold, folder)
         best, worst = best_and_worst(result.quality, self.settings.eval.pictures)
         groups = {
             "grid.png": (one_of_each_class(runs.datasets[0])[:6], "novel classes"),

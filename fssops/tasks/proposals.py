@@ -83,15 +83,16 @@ class ProposalTask(FewShotTask):
     def write(
         self, evaluation: Evaluation, model: nn.Module, fabric: Fabric, folder: Path, before: nn.Module | None = None
     ) -> list[Path]:
-        """Draw ``grid.png``: of an episode of each class the best proposals and the best merge of all."""
+        """Write the episode lists and ``grid.png``: each class's best proposals and their best merge."""
         result = evaluation.result
         assert isinstance(result, FewShotResult)
+        written = self.write_episodes(result.fold, folder)
         rows = shown_proposals(overlapping_proposals, model, fabric, self.novel_runs(result.fold).datasets[0])
         if not rows:
-            return []
+            return written
         title, path = f"{result.model}: novel classes, {result.setting()}", folder / "grid.png"
         proposal_grid(rows, result.classes, title, support=False, order="overlap").save(path)
-        return [path]
+        return [*written, path]
 
     def predictor(self, model: nn.Module, label: str, options: Any) -> Any:
         """Refuse: proposals alone are no segmentation.

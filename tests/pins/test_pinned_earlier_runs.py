@@ -4,7 +4,7 @@ Of every kind of system there is a run folder with its checkpoint; see ``earlier
 scores that ``evaluate`` gives, the losses of a few further steps after ``train --resume``, the label maps that
 ``predict`` writes, and which files and JSON keys the verbs leave. Scores may differ by half a point and losses by 2e-3,
 for the reasons in ``test_pinned_results.py``; of the pixels of all label maps of a kind at most one in a thousand may
-differ.
+differ (:data:`OTHER_SUPPORTS` for few-shot systems).
 """
 
 from __future__ import annotations
@@ -33,6 +33,10 @@ FURTHER = 3
 
 AGREEMENT = 0.999
 """Least share of pixels with the same label."""
+
+OTHER_SUPPORTS = 0.99
+"""The same for few-shot systems: prediction now resizes a support's mask as evaluation always has, where before it
+resized it by Pillow, which moves some border pixels of these supports (14 of 2,304 of PANet's) by one."""
 
 DETECTIONS = 3
 """Instances of an image or video, the best ones, that are compared."""
@@ -239,7 +243,7 @@ def test_prediction_gives_the_same_label_maps(observation: tuple[str, dict[str, 
         assert [row["score"] for row in given] == pytest.approx([row["score"] for row in value], abs=SCORE), key
         pairs += [(one["mask"], other["mask"]) for one, other in zip(given, value, strict=True)]
     same = np.concatenate([(labels_of(one) == labels_of(other)).reshape(-1) for one, other in pairs])
-    assert same.mean() >= AGREEMENT
+    assert same.mean() >= (OTHER_SUPPORTS if name in FEW_SHOT else AGREEMENT)
 
 
 def test_no_file_and_no_key_is_missing(observation: tuple[str, dict[str, Any]]) -> None:
@@ -262,4 +266,4 @@ def test_python_loads_the_weights_and_predicts_the_same(name: str, tmp_path: Pat
     for query in sorted((pictures / "queries").iterdir()):
         labels = predictor.segment(query).labels
         before = labels_of(expected("earlier_runs")[name]["predicted"][f"{query.stem}_labels.png"])
-        assert (labels == before).mean() >= AGREEMENT
+        assert (labels == before).mean() >= OTHER_SUPPORTS
