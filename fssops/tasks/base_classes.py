@@ -13,6 +13,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from fssops.data.datasets.base_classes import BaseClassDataset
+from fssops.data.few_shot_source import FewShotSource
 from fssops.engine.settings import SettingsError
 from fssops.engine.trainer import Validation
 from fssops.evaluation.metrics import metrics_for
@@ -22,6 +23,7 @@ from fssops.normalisation import denormalise
 from fssops.pictures import Tile, grid, overlay_ways
 from fssops.structures import IGNORE, LabelMapBatch
 from fssops.tasks.base_class_settings import BaseClassSettings
+from fssops.tasks.class_names import CLASS_FILE, compare_names
 from fssops.tasks.folded_task import FoldedTask
 from fssops.tasks.resumable_evaluation import count_items
 from fssops.tasks.task import Evaluation
@@ -148,9 +150,16 @@ class BaseClassTask(FoldedTask):
 
     def run_files(self) -> dict[str, Any]:
         """The base classes in the order of the channels."""
-        source = self.source()
+        return {CLASS_FILE: {name: channel for channel, name in self._channels(self.source()).items()}}
+
+    def compare_with_model(self, source: FewShotSource) -> None:
+        """See that channels stand for the base classes that the model's run had."""
+        if self.trained_names is not None:
+            compare_names(self.trained_names, self._channels(source), source.label)
+
+    def _channels(self, source: FewShotSource) -> dict[int, str]:
         fold = self.fold_classes(self.settings.data.fold, source)
-        return {"classes.json": {"background": 0, **{source.classes[c]: n for n, c in enumerate(fold.train, start=1)}}}
+        return {0: "background", **{n: source.classes[number] for n, number in enumerate(fold.train, start=1)}}
 
     def write(
         self, evaluation: Evaluation, model: nn.Module, fabric: Fabric, folder: Path, before: nn.Module | None = None

@@ -8,6 +8,7 @@ from fssops.data import folds
 from fssops.data.few_shot_source import FewShotSource
 from fssops.data.layouts import open_data
 from fssops.engine.settings import SettingsError
+from fssops.tasks.class_names import CLASS_FILE, compare_names
 from fssops.tasks.task import Task
 
 
@@ -28,17 +29,35 @@ class FoldedTask(Task):
         return "dropped" if self.settings.data.drop_novel else "kept"
 
     def source(self, *, evaluation: bool = False) -> FewShotSource:
-        """Open the data set; the split of training, or that of evaluation."""
+        """Open the data set; the split of training, or that of evaluation.
+
+        Raises:
+            SettingsError: its numbers do not stand for the classes that training had.
+        """
         data, rules = self.settings.data, self.settings.eval
         root, split = data.root, data.split
         if evaluation:
             root = data.root if rules.root is None else rules.root
             split = data.split if rules.split is None else rules.split
         if (root, split) not in self._sources:
-            self._sources[root, split] = open_data(
-                data.source, root or None, split=split or None, truth="few-shot", **data.options
-            )
+            source = open_data(data.source, root or None, split=split or None, truth="few-shot", **data.options)
+            self.compare_with_model(source)
+            for opened in self._sources.values():
+                compare_names(opened.classes, source.classes, source.label)
+            self._sources[root, split] = source
         return self._sources[root, split]
+
+    def compare_with_model(self, source: FewShotSource) -> None:
+        """See that numbers stand for the classes that the model's run had.
+
+        Raises:
+            SettingsError: one does not.
+        """
+        compare_names(self.trained_names or {}, source.classes, source.label)
+
+    def run_files(self) -> dict[str, Any]:
+        """The data set's classes by number, which folds are formed of."""
+        return {CLASS_FILE: {"numbers": {str(number): name for number, name in self.source().classes.items()}}}
 
     def fold_classes(self, fold: int, source: FewShotSource) -> folds.FoldClasses:
         """Return the classes of a fold.

@@ -70,6 +70,7 @@ class Task(ABC):
         collate: stacks training items into the batch that ``model.losses`` takes.
         unpack_batch: rebuilds a batch from the plain values of a replay file, given as keywords.
         progress_folder: where evaluations keep how far they have come; None keeps nothing.
+        trained_names: number -> name of the classes that a trained model says it has; None where it says nothing.
     """
 
     settings_class: ClassVar[type[Settings]]
@@ -86,6 +87,7 @@ class Task(ABC):
         self.settings = settings
         self.config = settings.model.config
         self.progress_folder: Path | None = None
+        self.trained_names: dict[int, str] | None = None
 
     # -- training ---------------------------------------------------------------------------------------------
 

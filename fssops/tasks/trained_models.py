@@ -17,6 +17,7 @@ from fssops.engine.settings import Settings
 from fssops.models import MODELS
 from fssops.recipes import read_named_recipe
 from fssops.tasks import load_task, task_from_tables
+from fssops.tasks.class_names import names_of_run
 from fssops.tasks.task import Task
 from fssops.weights import load_weights, read_weights
 
@@ -92,6 +93,7 @@ def load_trained(path: Path, recipe: str | None, overrides: Sequence[str], which
         )
     tables = checkpoint.settings if recipe is None else read_named_recipe(recipe)
     task = task_from_tables(tables, f"recipe {recipe}" if recipe else checkpoint.source, overrides)
+    task.trained_names = names_of_run(path)
     model = empty_model(task.settings)
     load_weights(model, checkpoint)
     if not checkpoint.settings:

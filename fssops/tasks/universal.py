@@ -30,6 +30,7 @@ from fssops.losses.point_sources import RandomPoints
 from fssops.models.universal.augmented_inference import augmented_semantic
 from fssops.pictures import Tile, enlarged_overlay, grid
 from fssops.structures import ImageBatch, LayerOutputs, MaskPredictions, MaskTargets, SegmentationResult, move_to
+from fssops.tasks.class_names import CLASS_FILE, compare_names, folder_with_classes
 from fssops.tasks.resumable_evaluation import count_items
 from fssops.tasks.task import Evaluation, Task
 from fssops.tasks.universal_settings import UniversalSettings
@@ -156,6 +157,10 @@ class UniversalTask(Task):
         if key not in self._sources:
             source = open_data(data.source, root or None, split=split, truth=self.truth, **options)
             self.check_classes(source)
+            trained = self.trained_names
+            if trained is None and self._sources:
+                trained = dict(enumerate(next(iter(self._sources.values())).classes.names))
+            compare_names(trained or {}, dict(enumerate(source.classes.names)), source.label)
             self._sources[key] = source
         return self._sources[key]
 
@@ -186,12 +191,8 @@ class UniversalTask(Task):
         Raises:
             SettingsError: none are to be had, or their number is not the model's.
         """
-        classes = None
-        for folder in () if checkpoint is None else (checkpoint, *checkpoint.parents[:2]):
-            if (folder / "classes.json").is_file():
-                classes = read_classes(folder / "classes.json")
-                break
-        classes = classes or self._classes_of_data()
+        folder = None if checkpoint is None else folder_with_classes(checkpoint)
+        classes = self._classes_of_data() if folder is None else read_classes(folder / CLASS_FILE)
         if len(classes) != self.config.num_classes:
             raise SettingsError(
                 f"model.num_classes must be the number of classes ({len(classes)}), got {self.config.num_classes}"
@@ -269,7 +270,7 @@ class UniversalTask(Task):
 
     def run_files(self) -> dict[str, Any]:
         """The classes, for prediction elsewhere."""
-        return {"classes.json": self.source().classes.as_json()}
+        return {CLASS_FILE: self.source().classes.as_json()}
 
     def check_evaluation(self) -> None:
         """See that there is something to score, and read the first item."""
@@ -324,18 +325,28 @@ class UniversalTask(Task):
         return UniversalResult(images=len(numbers), things=things, **common)
 
     def validation(self, fabric: Fabric) -> Validation | None:
-        """Return what scores the evaluation split, or a part of it, during training."""
-        rules = self.settings.eval
+        """Return what scores the validation split, or a part of it, during training."""
+        rules, chooser = self.settings.eval, self.chooser()
         if not self.settings.engine.validate_every:
             return None
         limit = getattr(rules, f"validation_{self.items}") or getattr(rules, self.items)
 
         def measure(model: nn.Module, step: int = 0, limit: int = limit) -> Mapping[str, float]:
-            scores = self.count(model, fabric, self.numbers(limit), "").scores().values()
+            scores = chooser.count(model, fabric, chooser.numbers(limit), "").scores().values()
             summary = {name: value for one in scores for name, value in one.summary().items()}
             return {f"val/{name.replace(' ', '_').lower()}": value for name, value in summary.items()}
 
         return Validation(measure, lambda model: measure(model, limit=1))
+
+    def chooser(self) -> UniversalTask:
+        """The task whose evaluation split is the one that the best checkpoint is chosen by."""
+        rules = self.settings.eval
+        if rules.validation_split is None:
+            return self
+        split = rules.model_copy(update={"split": rules.validation_split})
+        task = type(self)(self.settings.model_copy(update={"eval": split}))
+        task._sources = self._sources
+        return task
 
     def count(self, model: Any, fabric: Fabric, numbers: Sequence[int], title: str) -> MetricSet:
         """Count the images of some numbers."""

@@ -117,16 +117,18 @@ class VideoTask(UniversalTask):
         return VideoEvaluation(videos=len(numbers), frames=frames, **common)
 
     def validation(self, fabric: Fabric) -> Validation | None:
-        """Return what scores the evaluation split, or a part of it, during training.
+        """Return what scores the validation split, or a part of it, during training.
 
         Raises:
             SettingsError: the split has no truth.
         """
-        if self.settings.engine.validate_every and not self.source(evaluation=True).has_truth:
-            raise SettingsError(
-                f"eval.split must have truth for validation in training, got {self.source(evaluation=True).label} "
-                "without; set engine.validate_every=0"
-            )
+        if self.settings.engine.validate_every:
+            source = self.chooser().source(evaluation=True)
+            if not source.has_truth:
+                raise SettingsError(
+                    f"eval.split must have truth for validation in training, got {source.label} without; name another "
+                    "as eval.validation_split, or set engine.validate_every=0"
+                )
         return super().validation(fabric)
 
     def count(self, model: Any, fabric: Fabric, numbers: Sequence[int], title: str) -> MetricSet:

@@ -43,6 +43,8 @@ class VideoEval(Table):
     root: str | None = None
     """Folder of the data set; unset: data.root."""
     split: str = "val"
+    validation_split: str | None = None
+    """Split that the best checkpoint is chosen by in training; unset: ``split``, which the result then flatters."""
     options: dict[str, Any] | None = None
     """Further arguments of the layout; unset: data.options."""
     short_side: int = Field(default=0, ge=0)

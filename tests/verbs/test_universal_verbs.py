@@ -330,3 +330,28 @@ def test_per_pixel_baselines_train_and_are_scored_alike(tmp_path: Path) -> None:
     result = task.evaluate(model, Fabric(accelerator="cpu", devices=1), "baseline", "").result
     assert result.tasks == ["semantic"]
     assert 0 <= result.scores()["mIoU"] <= 1
+
+
+def test_the_best_checkpoint_is_not_chosen_by_the_split_that_is_reported(data_root: Path) -> None:
+    task = load_task("mask2former_camvid", [f"data.root={data_root}/camvid"])
+    assert isinstance(task, UniversalTask)
+    assert task.source(evaluation=True).label == "camvid test"
+    assert task.chooser().source(evaluation=True).label == "camvid val"
+
+
+def test_validation_scores_the_validation_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = load_task("mask2former_generated", [*TINY, "eval.split=test", "eval.validation_split=val"])
+    assert isinstance(task, UniversalTask)
+    counted: list[str] = []
+
+    def count(self: UniversalTask, *arguments: Any) -> Any:
+        counted.append(self.source(evaluation=True).label)
+        return SimpleNamespace(scores=dict)
+
+    monkeypatch.setattr(UniversalTask, "count", count)
+    validation = task.validation(SimpleNamespace())  # type: ignore[arg-type]
+    assert validation is not None
+    validation.measure(None, 1)  # type: ignore[arg-type]
+    validation.try_out(None)  # type: ignore[arg-type]
+    assert counted == ["generated val", "generated val"]
+    assert task.source(evaluation=True).label == "generated test"

@@ -146,12 +146,17 @@ def test_processes_count_what_one_counts(monkeypatch: pytest.MonkeyPatch) -> Non
     assert together.quality == alone.quality
 
 
+def classes_of_the_run() -> list[dict[str, Any]]:
+    names = known_classes("generated_videos", "video").names  # type: ignore[union-attr]
+    return [{"id": number, "name": name} for number, name in enumerate(names, start=1)]
+
+
 def test_a_split_without_truth_gives_a_submission_and_no_scores(
     video_run: Path, tmp_path: Path, data_root: Path, verb: Any
 ) -> None:
     body = json.loads((data_root / "davis_mini" / "val" / "instances.json").read_text())
     body["annotations"] = None
-    body["categories"].append({"id": 9, "name": "fifth"})
+    body["categories"] = classes_of_the_run()
     body["videos"] = body["videos"][:1]
     (tmp_path / "valid.json").write_text(json.dumps(body))
     sets = [
@@ -176,8 +181,8 @@ def test_a_missing_frame_stops_evaluation_with_its_name(
     (folder / "00007.png").unlink()
     files = [f"clip/{t:05d}.png" for t in range(12)]
     row = {"id": 1, "width": 56, "height": 40, "length": 12, "file_names": files}
-    categories = [{"id": k, "name": str(k)} for k in range(1, 6)]
-    (tmp_path / "val.json").write_text(json.dumps({"videos": [row], "categories": categories, "annotations": []}))
+    body = {"videos": [row], "categories": classes_of_the_run(), "annotations": []}
+    (tmp_path / "val.json").write_text(json.dumps(body))
     sets = [
         "data.source=ytvis",
         f'eval.options={{annotations="{tmp_path}/val.json",frames="{tmp_path}/frames"}}',

@@ -1,0 +1,71 @@
+"""Classes are the same where their names are: numbers alone say nothing, since every data set numbers its own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fssops.engine.settings import SettingsError
+
+CLASS_FILE = "classes.json"
+"""In a run folder: the classes of the data that the model was trained with."""
+
+
+def folder_with_classes(checkpoint: Path) -> Path | None:
+    """The run folder of a checkpoint (or the folder itself) if it says which classes the model has."""
+    folders = (checkpoint, *checkpoint.parents[:2])
+    return next((folder for folder in folders if (folder / CLASS_FILE).is_file()), None)
+
+
+def numbered_names(content: Any) -> dict[int, str]:
+    """Number -> name of the content of ``classes.json``.
+
+    Args:
+        content: ``{"classes": [{"name": ...}, ...]}`` in the order of outputs, ``{"numbers": {number: name}}``
+            of a few-shot data set, or ``{name: number}`` of base classes.
+
+    Raises:
+        ValueError, TypeError, LookupError, AttributeError: another form.
+    """
+    if "classes" in content:
+        return {index: str(row["name"]) for index, row in enumerate(content["classes"])}
+    if "numbers" in content:
+        return {int(number): str(name) for number, name in content["numbers"].items()}
+    return {int(number): str(name) for name, number in content.items()}
+
+
+def names_of_run(checkpoint: Path) -> dict[int, str] | None:
+    """Number -> name of the classes that a run keeps; None where it keeps none, as weights alone do.
+
+    Raises:
+        SettingsError: the file is damaged.
+    """
+    folder = folder_with_classes(checkpoint)
+    if folder is None:
+        return None
+    try:
+        return numbered_names(json.loads((folder / CLASS_FILE).read_text(encoding="utf-8")))
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        raise SettingsError(f"{folder / CLASS_FILE}: must list the classes of the run, got {error}") from None
+
+
+def compare_names(trained: Mapping[int, str], data: Mapping[int, str], label: str) -> None:
+    """See that each number stands for the same class.
+
+    Args:
+        trained: number -> name, of the model.
+        data: the same of a data set; numbers that one of the two has not are not compared.
+        label: of the data set.
+
+    Raises:
+        SettingsError: a number stands for another class.
+    """
+    for number, name in trained.items():
+        other = data.get(number, name)
+        if other.strip().casefold() != name.strip().casefold():
+            raise SettingsError(
+                f"data: classes of {label} must be those that the model was trained for, got {other!r} as class "
+                f"{number}, which is {name!r} to the model; where only the spelling differs, give the data that name"
+            )
