@@ -160,7 +160,7 @@ class SelfAttention(nn.Module):
 
     def forward(self, tokens: Tensor, rotation: Rotation | None) -> Tensor:
         """[B, S, D] to the same."""
-        bias = self.qkv.bias
+        bias: Tensor | None = self.qkv.bias
         if bias is not None and not self.keys_have_bias:
             parts = bias.chunk(3)
             bias = torch.cat([parts[0], torch.zeros_like(parts[1]), parts[2]])

@@ -1,0 +1,341 @@
+"""INSID3: few-shot segmentation from the features of one frozen vision transformer, without any training.
+
+Source: "INSID3: training-free in-context segmentation with DINOv3", CVPR 2026, and github visinf/INSID3 at f1c9622.
+Once the directions that only say where a position lies are taken out of the features, target positions that resemble
+the references in both directions are candidates. The target is clustered by its features as they are. The cluster most
+like the class is the seed, and those that hold candidates and resemble both class and seed join it.
+
+Where the published code departs from what it means to do, ``behaviour`` chooses:
+
+==================  =====================================  ========================================================
+                    published                              sound
+==================  =====================================  ========================================================
+seed cluster        dropped if its own score is too low:   always part of the mask, as in the paper
+                    the mask is empty despite candidates
+output              thresholded at the images' size, and   one interpolation, and the largest share wins
+                    again after resizing to another
+unlabelled pixels   background of the references           neither matched nor background (strokes, borders, padding)
+shots               an empty mask is undefined             a shot without the class does not count
+==================  =====================================  ========================================================
+
+Both differ from the released code in one thing: it builds its positional basis with the encoder in training mode, whose
+rotary coordinates are random, so that scores depend on the seed; here the encoder is never in training mode.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fssops.models.backbones.vit import VIT, VisionTransformer, upsample_to_image
+from fssops.models.checks import check_choices, check_images
+from fssops.models.insid3.aggregation import score_clusters
+from fssops.models.insid3.clustering import average_linkage
+from fssops.models.insid3.debiasing import content_basis, unit
+from fssops.models.insid3.matching import backward_votes, feature_masks, forward_matches, prototypes
+from fssops.models.insid3.refinement import refine
+from fssops.models.layers.image_input import images_a_pass
+from fssops.models.layers.kept_tensors import KeptTensors
+from fssops.structures import FewShotBatch
+
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+PUBLISHED_COMPONENTS, PUBLISHED_WIDTH = 500, 1024
+SMALLEST_SHARE = 1e-6
+
+
+@dataclass(frozen=True)
+class INSID3Config:
+    """Options of :class:`INSID3`; the defaults are the published ones.
+
+    Attributes:
+        backbone: a name of ``fssops.models.backbones.vit.VIT``.
+        components: directions of the features that hold the position and are taken out; 0 none, None 500 of 1,024 as
+            published, and in proportion at other widths.
+        cluster_similarity: average cosine (the paper's tau) down to which clusters of the target merge.
+        merge_threshold: score (alpha) above which a cluster belongs to the class.
+        refinement: "none", or "crf": a dense conditional random field decides within a band about the mask's outline.
+        behaviour: "sound" or "published", see the module's table.
+    """
+
+    backbone: str = "dinov3_vitl16"
+    components: int | None = None
+    cluster_similarity: float = 0.6
+    merge_threshold: float = 0.2
+    refinement: Literal["none", "crf"] = "none"
+    behaviour: Literal["sound", "published"] = "sound"
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        if self.backbone not in VIT:
+            raise ValueError(f"INSID3Config: backbone must be one of {', '.join(VIT)}, got {self.backbone!r}")
+        width = VIT[self.backbone].width
+        if self.components is not None and not 0 <= self.components < width:
+            raise ValueError(
+                f"INSID3Config: components must be 0 to {width - 1}, since {self.backbone} has {width} channels, got "
+                f"{self.components}"
+            )
+        if not -1 <= self.cluster_similarity <= 1:
+            raise ValueError(f"INSID3Config: cluster_similarity must be in -1..1, got {self.cluster_similarity}")
+        if not -1 <= self.merge_threshold <= 1:
+            raise ValueError(f"INSID3Config: merge_threshold must be in -1..1, got {self.merge_threshold}")
+
+
+@dataclass
+class INSID3Support:
+    """Summary of B support sets; S = h * w positions, D channels without position.
+
+    Attributes:
+        prototypes: [B, N, D] unit vectors; 0 where no shot shows the way.
+        references: [B, N, K, S, D] unit features.
+        foreground: [B, N, K, S] bool.
+        compared: [B, N, K, S] bool: positions that a best match is sought among.
+        grid: (h, w).
+    """
+
+    prototypes: Tensor
+    references: Tensor
+    foreground: Tensor
+    compared: Tensor
+    grid: tuple[int, int]
+
+
+@dataclass
+class WayMask:
+    """One way in one target of P positions.
+
+    Attributes:
+        inside: [P] bool, the clusters of the class.
+        score: [P] float32 of the cluster of each position; what decides between ways.
+    """
+
+    inside: Tensor
+    score: Tensor
+
+
+class INSID3(nn.Module):
+    """Training-free segmenter; see :class:`fssops.models.interface.FewShotModel` for the steps it offers.
+
+    ``encode`` gives the features with and without position, ``query_features`` the clusters, which are those of an
+    image whatever the class; ``match`` decides each way on its own, and where two claim a position, the higher score
+    has it. Matching is in float32 under any autocast, since near ties decide.
+    """
+
+    name = "insid3"
+
+    def __init__(self, config: INSID3Config | None = None) -> None:
+        super().__init__()
+        self.config = config = config or INSID3Config()
+        form = VIT[config.backbone]
+        self.backbone = VisionTransformer(form, trained_blocks=0)
+        self.stride: int = form.patch
+        self.components: int = (
+            form.width * PUBLISHED_COMPONENTS // PUBLISHED_WIDTH if config.components is None else config.components
+        )
+        self._bases = KeptTensors()
+        self.train(False)
+
+    def train(self, mode: bool = True) -> INSID3:
+        """As in ``nn.Module``, but the encoder stays in eval mode."""
+        super().train(mode)
+        self.backbone.train(False)
+        return self
+
+    def forward(self, batch: FewShotBatch) -> Tensor:
+        """Logits [B, Q, 1 + N, H, W] of the query images."""
+        support = self.summarise(
+            self.encode(batch.support_images.flatten(0, 2)), batch.support_foreground, batch.support_background
+        )
+        height, width = batch.query_images.shape[-2:]
+        return self.match(support, self.encode(batch.query_images.flatten(0, 1)), (height, width))
+
+    def losses(self, batch: FewShotBatch) -> dict[str, Tensor]:
+        """There are none.
+
+        Raises:
+            RuntimeError: always.
+        """
+        raise RuntimeError(
+            "INSID3.losses: a model to train must have a loss, and this one has none: it needs no training; load the "
+            "weights of its backbone and evaluate or predict at once"
+        )
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> dict[str, Tensor]:
+        """Features of normalised images.
+
+        Args:
+            images: [n, 3, H, W] of torchvision's mean and standard deviation.
+
+        Returns:
+            "tokens" [n, h, w, C] and "debiased" [n, h, w, D], unit vectors in float32; "size" [n, 2], (H, W); with
+            ``refinement="crf"`` also "images" [n, 3, H, W].
+
+        Raises:
+            ValueError: images of another shape, not floating point, or smaller than a patch.
+        """
+        check_images("INSID3.encode", images, self.stride)
+        tokens = torch.cat([self._tokens(part) for part in images.split(images_a_pass(images))])
+        size = torch.tensor(images.shape[-2:], device=images.device).expand(len(images), 2)
+        features = {"tokens": tokens, "debiased": self._debiased(tokens), "size": size}
+        if self.config.refinement == "crf":
+            features["images"] = images
+        return features
+
+    @torch.no_grad()
+    def query_features(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The clusters of images: "labels" [n, h, w] int64."""
+        tokens = features["tokens"].flatten(1, 2)
+        labels = [average_linkage(image, 1 - self.config.cluster_similarity)[0] for image in tokens]
+        return {"labels": torch.stack(labels).unflatten(1, features["tokens"].shape[1:3])}
+
+    @torch.no_grad()
+    def summarise(self, features: dict[str, Tensor], foreground: Tensor, background: Tensor) -> INSID3Support:
+        """Prototypes of support sets, and the features that matches are sought among.
+
+        Args:
+            features: as ``encode`` gives them, [B * N * K, ...].
+            foreground: [B, N, K, H, W] float in [0, 1].
+            background: [B, N, K, H, W] float in [0, 1].
+        """
+        episodes = foreground.shape[:3]
+        debiased = features["debiased"]
+        grid = (int(debiased.shape[1]), int(debiased.shape[2]))
+        inside = feature_masks(foreground.flatten(0, 2).float(), self.stride)
+        if self.config.behaviour == "published":
+            compared = torch.ones_like(inside)
+        else:
+            compared = inside | feature_masks((foreground + background).flatten(0, 2).float(), self.stride)
+        references = debiased.flatten(1, 2).unflatten(0, episodes)
+        inside, compared = (mask.flatten(1).unflatten(0, episodes) for mask in (inside, compared))
+        return INSID3Support(prototypes(references, inside), references, inside, compared, grid)
+
+    @torch.no_grad()
+    def match(self, support: INSID3Support, features: dict[str, Tensor], size: tuple[int, int]) -> Tensor:
+        """Logits [B, Q, 1 + N, H, W] of query images: logarithms of each class's share of a pixel.
+
+        Args:
+            support: of B support sets.
+            features: as ``encode`` gives them, [B * Q, ...], with "labels" or without.
+            size: (H, W).
+
+        Raises:
+            ValueError: the queries have another size than the supports.
+        """
+        grid = (int(features["debiased"].shape[1]), int(features["debiased"].shape[2]))
+        if grid != support.grid:
+            raise ValueError(
+                f"INSID3.match: query images must have the size of the supports, {support.grid[0]} x {support.grid[1]} "
+                f"patches, got {grid[0]} x {grid[1]}"
+            )
+        if "labels" not in features:
+            features = {**features, **self.query_features(features)}
+        episodes, ways = support.prototypes.shape[:2]
+        queries = len(features["labels"]) // episodes
+        logits = []
+        for number in range(len(features["labels"])):
+            one = {name: value[number] for name, value in features.items()}
+            masks = [self.match_way(support, number // queries, way, one) for way in range(ways)]
+            logits.append(self._shares(masks, one, grid, size).clamp(min=SMALLEST_SHARE).log())
+        return torch.stack(logits).unflatten(0, (episodes, queries))
+
+    def candidates(self, support: INSID3Support, episode: int, way: int, debiased: Tensor) -> tuple[Tensor, Tensor]:
+        """Positions of a target that match a way in both directions, and their cosines with its prototype.
+
+        Args:
+            support: of B support sets.
+            episode: which of them.
+            way: of the episode, from 0.
+            debiased: [P, D] features of the target.
+
+        Returns:
+            [P] bool, and [P] float32.
+        """
+        shown = support.foreground[episode, way].any(1)
+        similarity = debiased @ support.prototypes[episode, way]
+        if not bool(shown.any()):
+            return torch.zeros_like(similarity, dtype=torch.bool), similarity
+        places = forward_matches(similarity).nonzero()[:, 0]
+        votes = backward_votes(
+            debiased[places],
+            support.references[episode, way][shown],
+            support.foreground[episode, way][shown],
+            support.compared[episode, way][shown],
+        )
+        matches = torch.zeros_like(similarity, dtype=torch.bool)
+        matches[places] = votes >= (int(shown.sum()) + 1) // 2
+        return matches, similarity
+
+    def match_way(self, support: INSID3Support, episode: int, way: int, target: dict[str, Tensor]) -> WayMask:
+        """The clusters of one way in one target, whose features come without a leading axis."""
+        labels, debiased = target["labels"].flatten(), target["debiased"].flatten(0, 1)
+        matches, similarity = self.candidates(support, episode, way, debiased)
+        inside = torch.zeros_like(matches)
+        score = torch.zeros_like(similarity)
+        if bool(matches.any()):
+            found = score_clusters(
+                labels, target["tokens"].flatten(0, 1), debiased, support.prototypes[episode, way], matches
+            )
+            joins = found.score > self.config.merge_threshold
+            if self.config.behaviour == "sound":
+                joins[found.seed] = True
+            by_label = score.new_full((int(labels.max()) + 1,), -torch.inf)
+            by_label[found.clusters[joins]] = found.score[joins]
+            score = by_label[labels]
+            inside = score > -torch.inf
+        return WayMask(inside, score.masked_fill(~inside, -torch.inf))
+
+    def _shares(
+        self, masks: list[WayMask], target: dict[str, Tensor], grid: tuple[int, int], size: tuple[int, int]
+    ) -> Tensor:
+        """Share [1 + N, H, W] of the background and each way at each pixel."""
+        score = torch.stack([mask.score for mask in masks])
+        best = score.argmax(0) + 1
+        best[score.amax(0) == -torch.inf] = 0
+        shares = _one_hot(best.view(grid), len(masks))
+        height, width = target["size"].tolist()
+        whole = (height, width) == (grid[0] * self.stride, grid[1] * self.stride)
+        hard = self.config.behaviour == "published" or self.config.refinement == "crf"
+        if not whole or hard:
+            shares = upsample_to_image(shares, (height, width), self.stride)
+        if self.config.refinement == "crf":
+            shares = refine(shares[0], target["images"])[None]
+        elif hard and size != (height, width):
+            shares = _one_hot(shares[0].argmax(0), len(masks))
+        resized: Tensor = F.interpolate(shares, size=size, mode="bilinear", align_corners=False)
+        return resized[0]
+
+    def _tokens(self, images: Tensor) -> Tensor:
+        """[n, h, w, C] unit features in float32."""
+        features: Tensor = self.backbone(images)[self.backbone.out_features[-1]]
+        tokens = features.permute(0, 2, 3, 1)
+        return unit(tokens if tokens.dtype == torch.float64 else tokens.float())
+
+    def _debiased(self, tokens: Tensor) -> Tensor:
+        if not self.components:
+            return tokens
+        with torch.autocast(tokens.device.type, enabled=False):
+            return unit(tokens @ self.basis((int(tokens.shape[1]), int(tokens.shape[2]))))
+
+    def basis(self, grid: tuple[int, int]) -> Tensor:
+        """Directions free of position at a patch grid, from a black image; made anew when the weights have changed."""
+        parameters = list(self.backbone.parameters())
+        device, versions = parameters[0].device, sum(parameter._version for parameter in parameters)
+        return self._bases.of((grid, device, parameters[0].dtype, versions), lambda: self._content_basis(grid))
+
+    @torch.no_grad()
+    def _content_basis(self, grid: tuple[int, int]) -> Tensor:
+        like = next(self.backbone.parameters())
+        black = (-like.new_tensor(MEAN) / like.new_tensor(STD)).view(1, 3, 1, 1)
+        black = black.expand(1, 3, grid[0] * self.stride, grid[1] * self.stride)
+        with torch.autocast(like.device.type, enabled=False):
+            return content_basis(self._tokens(black).flatten(0, 2), self.components)
+
+
+def _one_hot(labels: Tensor, ways: int) -> Tensor:
+    """[1, 1 + N, h, w] float32 of labels [h, w]."""
+    return F.one_hot(labels, 1 + ways).permute(2, 0, 1)[None].float()
