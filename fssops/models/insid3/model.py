@@ -181,7 +181,8 @@ class INSID3(nn.Module):
         check_images("INSID3.encode", images, self.stride)
         tokens = torch.cat([self._tokens(part) for part in images.split(images_a_pass(images))])
         size = torch.tensor(images.shape[-2:], device=images.device).expand(len(images), 2)
-        features = {"tokens": tokens, "debiased": self._debiased(tokens), "size": size}
+        with _exact(tokens):
+            features = {"tokens": tokens, "debiased": self._debiased(tokens), "size": size}
         if self.config.refinement == "crf":
             features["images"] = images
         return features
@@ -190,7 +191,8 @@ class INSID3(nn.Module):
     def query_features(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
         """The clusters of images: "labels" [n, h, w] int64."""
         tokens = features["tokens"].flatten(1, 2)
-        labels = [average_linkage(image, 1 - self.config.cluster_similarity)[0] for image in tokens]
+        with _exact(tokens):
+            labels = [average_linkage(image, 1 - self.config.cluster_similarity)[0] for image in tokens]
         return {"labels": torch.stack(labels).unflatten(1, features["tokens"].shape[1:3])}
 
     @torch.no_grad()
@@ -212,7 +214,8 @@ class INSID3(nn.Module):
             compared = inside | feature_masks((foreground + background).flatten(0, 2).float(), self.stride)
         references = debiased.flatten(1, 2).unflatten(0, episodes)
         inside, compared = (mask.flatten(1).unflatten(0, episodes) for mask in (inside, compared))
-        return INSID3Support(prototypes(references, inside), references, inside, compared, grid)
+        with _exact(references):
+            return INSID3Support(prototypes(references, inside), references, inside, compared, grid)
 
     @torch.no_grad()
     def match(self, support: INSID3Support, features: dict[str, Tensor], size: tuple[int, int]) -> Tensor:
@@ -236,12 +239,14 @@ class INSID3(nn.Module):
             features = {**features, **self.query_features(features)}
         episodes, ways = support.prototypes.shape[:2]
         queries = len(features["labels"]) // episodes
-        logits = []
-        for number in range(len(features["labels"])):
-            one = {name: value[number] for name, value in features.items()}
-            masks = [self.match_way(support, number // queries, way, one) for way in range(ways)]
-            logits.append(self._shares(masks, one, grid, size).clamp(min=SMALLEST_SHARE).log())
-        return torch.stack(logits).unflatten(0, (episodes, queries))
+        shares = []
+        with _exact(features["debiased"]):
+            for number in range(len(features["labels"])):
+                one = {name: value[number] for name, value in features.items()}
+                masks = [self.match_way(support, number // queries, way, one) for way in range(ways)]
+                shares.append(self._shares(masks, one, grid, size))
+        logits = torch.stack(shares).clamp(min=SMALLEST_SHARE).log()
+        return logits.view(episodes, queries, *logits.shape[1:])
 
     def candidates(self, support: INSID3Support, episode: int, way: int, debiased: Tensor) -> tuple[Tensor, Tensor]:
         """Positions of a target that match a way in both directions, and their cosines with its prototype.
@@ -303,11 +308,16 @@ class INSID3(nn.Module):
         if not whole or hard:
             shares = upsample_to_image(shares, (height, width), self.stride)
         if self.config.refinement == "crf":
-            shares = refine(shares[0], target["images"])[None]
+            shares = refine(shares[0], self._colours(target["images"]))[None]
         elif hard and size != (height, width):
             shares = _one_hot(shares[0].argmax(0), len(masks))
         resized: Tensor = F.interpolate(shares, size=size, mode="bilinear", align_corners=False)
         return resized[0]
+
+    def _colours(self, image: Tensor) -> Tensor:
+        """[3, H, W] in 0..1 of a normalised image."""
+        mean, std = (torch.tensor(values, device=image.device).view(3, 1, 1) for values in (MEAN, STD))
+        return image.float() * std + mean
 
     def _tokens(self, images: Tensor) -> Tensor:
         """[n, h, w, C] unit features in float32."""
@@ -318,8 +328,7 @@ class INSID3(nn.Module):
     def _debiased(self, tokens: Tensor) -> Tensor:
         if not self.components:
             return tokens
-        with torch.autocast(tokens.device.type, enabled=False):
-            return unit(tokens @ self.basis((int(tokens.shape[1]), int(tokens.shape[2]))))
+        return unit(tokens @ self.basis((int(tokens.shape[1]), int(tokens.shape[2]))))
 
     def basis(self, grid: tuple[int, int]) -> Tensor:
         """Directions free of position at a patch grid, from a black image; made anew when the weights have changed."""
@@ -332,8 +341,13 @@ class INSID3(nn.Module):
         like = next(self.backbone.parameters())
         black = (-like.new_tensor(MEAN) / like.new_tensor(STD)).view(1, 3, 1, 1)
         black = black.expand(1, 3, grid[0] * self.stride, grid[1] * self.stride)
-        with torch.autocast(like.device.type, enabled=False):
+        with _exact(like):
             return content_basis(self._tokens(black).flatten(0, 2), self.components)
+
+
+def _exact(like: Tensor) -> torch.autocast:
+    """No lower precision, whatever surrounds: near ties decide."""
+    return torch.autocast(like.device.type, enabled=False)
 
 
 def _one_hot(labels: Tensor, ways: int) -> Tensor:
