@@ -135,8 +135,8 @@ def computed(case: Case, model: INSID3) -> dict[str, Any]:
     target.update(model.query_features(target))
     found["cluster_labels"] = target["labels"][0]
     found["merge_heights"] = average_linkage(tokens, ALL_DISTANCES)[1]
-    way = model.match_way(support, 0, 0, {name: value[0] for name, value in target.items()})
-    found["mask_low"] = way.inside.unflatten(0, grid)
+    scores = model.score_way(support, 0, 0, {name: value[0] for name, value in target.items()})
+    found["mask_low"] = (scores > -torch.inf).unflatten(0, grid)
     if bool(candidates.any()):
         found.update(_cluster_arrays(case, model, target["labels"][0].flatten(), support, tokens, debiased, candidates))
     height, width = case.arrays["target.image"].shape[:2] if config.get("resize_to_orig_size", True) else (side, side)

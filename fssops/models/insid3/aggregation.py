@@ -17,17 +17,17 @@ class ClusterScores:
     """Clusters of one target for one class.
 
     Attributes:
-        clusters: [M] int64, labels of the clusters below, ascending.
+        labels: [M] int64 of the clusters below, ascending.
         area: [M] positions of each.
         hits: [M] candidates in each.
         seed_similarity: [M] cosine of the debiased mean with the prototype; the seed has the largest.
         cross: [M] mean cosine of the positions with the prototype.
         intra: [M] cosine of the means of the features as they are, with that of the seed.
         weight: [M] share of candidates; 1 for the seed.
-        seed: index into ``clusters``.
+        seed: index into ``labels``.
     """
 
-    clusters: Tensor
+    labels: Tensor
     area: Tensor
     hits: Tensor
     seed_similarity: Tensor

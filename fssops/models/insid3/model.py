@@ -25,64 +25,25 @@ rotary coordinates are random, so that scores depend on the seed; here the encod
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fssops.models.backbones.vit import VIT, VisionTransformer, upsample_to_image
-from fssops.models.checks import check_choices, check_images
+from fssops.models.backbones.vit import VIT, VisionTransformer
+from fssops.models.checks import check_images
 from fssops.models.insid3.aggregation import score_clusters
 from fssops.models.insid3.clustering import average_linkage
+from fssops.models.insid3.config import PUBLISHED_COMPONENTS, PUBLISHED_WIDTH, INSID3Config
 from fssops.models.insid3.debiasing import content_basis, unit
 from fssops.models.insid3.matching import backward_votes, feature_masks, forward_matches, prototypes
-from fssops.models.insid3.refinement import refine
+from fssops.models.insid3.output import class_shares
 from fssops.models.layers.image_input import images_a_pass
 from fssops.models.layers.kept_tensors import KeptTensors
 from fssops.structures import FewShotBatch
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
-PUBLISHED_COMPONENTS, PUBLISHED_WIDTH = 500, 1024
 SMALLEST_SHARE = 1e-6
-
-
-@dataclass(frozen=True)
-class INSID3Config:
-    """Options of :class:`INSID3`; the defaults are the published ones.
-
-    Attributes:
-        backbone: a name of ``fssops.models.backbones.vit.VIT``.
-        components: directions of the features that hold the position and are taken out; 0 none, None 500 of 1,024 as
-            published, and in proportion at other widths.
-        cluster_similarity: average cosine (the paper's tau) down to which clusters of the target merge.
-        merge_threshold: score (alpha) above which a cluster belongs to the class.
-        refinement: "none", or "crf": a dense conditional random field decides within a band about the mask's outline.
-        behaviour: "sound" or "published", see the module's table.
-    """
-
-    backbone: str = "dinov3_vitl16"
-    components: int | None = None
-    cluster_similarity: float = 0.6
-    merge_threshold: float = 0.2
-    refinement: Literal["none", "crf"] = "none"
-    behaviour: Literal["sound", "published"] = "sound"
-
-    def __post_init__(self) -> None:
-        check_choices(self)
-        if self.backbone not in VIT:
-            raise ValueError(f"INSID3Config: backbone must be one of {', '.join(VIT)}, got {self.backbone!r}")
-        width = VIT[self.backbone].width
-        if self.components is not None and not 0 <= self.components < width:
-            raise ValueError(
-                f"INSID3Config: components must be 0 to {width - 1}, since {self.backbone} has {width} channels, got "
-                f"{self.components}"
-            )
-        if not -1 <= self.cluster_similarity <= 1:
-            raise ValueError(f"INSID3Config: cluster_similarity must be in -1..1, got {self.cluster_similarity}")
-        if not -1 <= self.merge_threshold <= 1:
-            raise ValueError(f"INSID3Config: merge_threshold must be in -1..1, got {self.merge_threshold}")
 
 
 @dataclass
@@ -102,19 +63,6 @@ class INSID3Support:
     foreground: Tensor
     compared: Tensor
     grid: tuple[int, int]
-
-
-@dataclass
-class WayMask:
-    """One way in one target of P positions.
-
-    Attributes:
-        inside: [P] bool, the clusters of the class.
-        score: [P] float32 of the cluster of each position; what decides between ways.
-    """
-
-    inside: Tensor
-    score: Tensor
 
 
 class INSID3(nn.Module):
@@ -243,8 +191,8 @@ class INSID3(nn.Module):
         with _exact(features["debiased"]):
             for number in range(len(features["labels"])):
                 one = {name: value[number] for name, value in features.items()}
-                masks = [self.match_way(support, number // queries, way, one) for way in range(ways)]
-                shares.append(self._shares(masks, one, grid, size))
+                scores = [self.score_way(support, number // queries, way, one) for way in range(ways)]
+                shares.append(self._shares(torch.stack(scores), one, size))
         logits = torch.stack(shares).clamp(min=SMALLEST_SHARE).log()
         return logits.view(episodes, queries, *logits.shape[1:])
 
@@ -275,44 +223,40 @@ class INSID3(nn.Module):
         matches[places] = votes >= (int(shown.sum()) + 1) // 2
         return matches, similarity
 
-    def match_way(self, support: INSID3Support, episode: int, way: int, target: dict[str, Tensor]) -> WayMask:
-        """The clusters of one way in one target, whose features come without a leading axis."""
+    def score_way(self, support: INSID3Support, episode: int, way: int, target: dict[str, Tensor]) -> Tensor:
+        """Score [P] float32 of one way at each position of one target: of its cluster, -inf where that does not join.
+
+        Args:
+            support: of B support sets.
+            episode: which of them.
+            way: of the episode, from 0.
+            target: features of one image, "labels" included, without their leading axis.
+        """
         labels, debiased = target["labels"].flatten(), target["debiased"].flatten(0, 1)
         matches, similarity = self.candidates(support, episode, way, debiased)
-        inside = torch.zeros_like(matches)
-        score = torch.zeros_like(similarity)
-        if bool(matches.any()):
-            found = score_clusters(
-                labels, target["tokens"].flatten(0, 1), debiased, support.prototypes[episode, way], matches
-            )
-            joins = found.score > self.config.merge_threshold
-            if self.config.behaviour == "sound":
-                joins[found.seed] = True
-            by_label = score.new_full((int(labels.max()) + 1,), -torch.inf)
-            by_label[found.clusters[joins]] = found.score[joins]
-            score = by_label[labels]
-            inside = score > -torch.inf
-        return WayMask(inside, score.masked_fill(~inside, -torch.inf))
+        if not bool(matches.any()):
+            return torch.full_like(similarity, -torch.inf)
+        tokens, prototype = target["tokens"].flatten(0, 1), support.prototypes[episode, way]
+        clusters = score_clusters(labels, tokens, debiased, prototype, matches)
+        joins = clusters.score > self.config.merge_threshold
+        if self.config.behaviour == "sound":
+            joins[clusters.seed] = True
+        by_label = similarity.new_full((int(labels.max()) + 1,), -torch.inf)
+        by_label[clusters.labels[joins]] = clusters.score[joins]
+        return by_label[labels]
 
-    def _shares(
-        self, masks: list[WayMask], target: dict[str, Tensor], grid: tuple[int, int], size: tuple[int, int]
-    ) -> Tensor:
-        """Share [1 + N, H, W] of the background and each way at each pixel."""
-        score = torch.stack([mask.score for mask in masks])
-        best = score.argmax(0) + 1
-        best[score.amax(0) == -torch.inf] = 0
-        shares = _one_hot(best.view(grid), len(masks))
+    def _shares(self, scores: Tensor, target: dict[str, Tensor], size: tuple[int, int]) -> Tensor:
+        rows, columns = target["labels"].shape
         height, width = target["size"].tolist()
-        whole = (height, width) == (grid[0] * self.stride, grid[1] * self.stride)
-        hard = self.config.behaviour == "published" or self.config.refinement == "crf"
-        if not whole or hard:
-            shares = upsample_to_image(shares, (height, width), self.stride)
-        if self.config.refinement == "crf":
-            shares = refine(shares[0], self._colours(target["images"]))[None]
-        elif hard and size != (height, width):
-            shares = _one_hot(shares[0].argmax(0), len(masks))
-        resized: Tensor = F.interpolate(shares, size=size, mode="bilinear", align_corners=False)
-        return resized[0]
+        return class_shares(
+            scores,
+            (rows, columns),
+            self.stride,
+            (height, width),
+            size,
+            hard=self.config.behaviour == "published",
+            colours=self._colours(target["images"]) if self.config.refinement == "crf" else None,
+        )
 
     def _colours(self, image: Tensor) -> Tensor:
         """[3, H, W] in 0..1 of a normalised image."""
@@ -348,8 +292,3 @@ class INSID3(nn.Module):
 def _exact(like: Tensor) -> torch.autocast:
     """No lower precision, whatever surrounds: near ties decide."""
     return torch.autocast(like.device.type, enabled=False)
-
-
-def _one_hot(labels: Tensor, ways: int) -> Tensor:
-    """[1, 1 + N, h, w] float32 of labels [h, w]."""
-    return F.one_hot(labels, 1 + ways).permute(2, 0, 1)[None].float()
