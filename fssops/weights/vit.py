@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fssops.weights.layouts import Layout, State
 
 _CHUNKED = re.compile(r"^blocks\.\d+\.(\d+\.)")
-_PREFIX = re.compile(r"^(?:(?:vit|dinov2|dinov2_with_registers|dinov3_vit|model)\.)?(?:encoder\.)?")
+_PREFIX = re.compile(r"^(?:(?:vit|dinov2|dinov2_with_registers|dinov3_vit|model)\.)*(?:encoder\.)?")
 _BLOCK = re.compile(r"^layers?\.(\d+)\.(.+)$")
 
 _TOP = {
