@@ -128,8 +128,8 @@ class EfficientNetLite(nn.Module):
         form: a row of :data:`EFFICIENTNET_LITE`.
         norm: normalisation; "frozen" keeps its statistics and affine part fixed.
         out_features: which of "stage1".."stage7" to return; later stages are neither built nor run.
-        output_stride: 32, 16 or 8: stages that would pass it keep the size instead and dilate their depthwise
-            convolutions.
+        output_stride: 32, 16 or 8: a stage that would pass it keeps the size instead, and the depthwise convolutions
+            after its first block are dilated, so that each weight still meets the distances it was trained at.
     """
 
     name = "efficientnet_lite"
@@ -169,16 +169,15 @@ class EfficientNetLite(nn.Module):
             # The first and the last stage are not deepened.
             if 0 < number < len(_STAGES) - 1:
                 blocks = math.ceil(blocks * form.depth)
+            spread = dilation  # of the first block, which reads what the stage before gave
             if stride * step > output_stride:
                 step, dilation = 1, dilation * step
             stride *= step
             width = _scaled_width(width, form.width)
             stage = nn.Sequential()
-            for position in range(blocks):
-                stage.append(
-                    InvertedResidual(channels, width, kernel, step if position == 0 else 1, expansion, dilation, norm)
-                )
-                channels = width
+            for _ in range(blocks):
+                stage.append(InvertedResidual(channels, width, kernel, step, expansion, spread, norm))
+                channels, step, spread = width, 1, dilation
             self.add_module(name, stage)
             self.channels[name], self.strides[name] = channels, stride
         for module in self.modules():
