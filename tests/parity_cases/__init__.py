@@ -13,7 +13,5 @@ SYSTEMS: dict[str, str] = {
     "mask2former_vis": "parity_cases.mask2former_vis",
     "mp_former": "parity_cases.mp_former",
     "ms_deform_attn": "parity_cases.ms_deform_attn",
-    "vit": "parity_cases.vit",
-    "insid3": "parity_cases.insid3",
 }
 """Name of a system to the module that runs its cases."""
