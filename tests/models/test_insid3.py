@@ -21,6 +21,7 @@ from fssops.evaluation.fewshot import segment
 from fssops.models.backbones.vit import VIT, ViTForm
 from fssops.models.insid3 import INSID3, INSID3Config
 from fssops.models.insid3.aggregation import score_clusters
+from fssops.models.insid3.clustering import _nearest_of_all as nearest_of_all
 from fssops.models.insid3.clustering import average_linkage
 from fssops.models.insid3.debiasing import content_basis, unit
 from fssops.models.insid3.matching import backward_votes, feature_masks, forward_matches, prototypes
@@ -111,6 +112,45 @@ def test_clusters_are_those_of_the_whole_matrix(
     assert heights.numpy() == pytest.approx(expected_heights, abs=1e-12)
     firsts = [int((labels == label).nonzero()[0]) for label in range(int(labels.max()) + 1)]
     assert firsts == sorted(firsts)
+
+
+def smooth_field(count: int, channels: int, seed: int = 0) -> Tensor:
+    """Unit vectors along a path that a few directions explain, as an image's positions are, with a little noise."""
+    generator = torch.Generator().manual_seed(seed)
+    knots = torch.randn(1, 6, count // 12, generator=generator, dtype=torch.float64)
+    path = F.interpolate(knots, size=count, mode="linear")[0].T
+    spread = torch.randn(6, channels, generator=generator, dtype=torch.float64)
+    noise = torch.randn(count, channels, generator=generator, dtype=torch.float64)
+    return unit(path @ spread + 0.05 * noise)
+
+
+@pytest.mark.parametrize("threshold", [0.02, 0.4, 3.0])
+def test_clusters_found_by_bounds_are_those_of_the_whole_matrix(
+    threshold: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> tuple[Tensor, Tensor]:
+        raise AssertionError("all products were made")
+
+    monkeypatch.setattr("fssops.models.insid3.clustering._nearest_of_all", refused)
+    vectors = smooth_field(600, 96)
+    labels, heights = average_linkage(vectors, threshold, matrix_limit=20, rows_a_block=64)
+    expected, expected_heights = by_scipy(vectors, threshold)
+    assert same_partition(labels.numpy(), expected)
+    assert heights.numpy() == pytest.approx(expected_heights, abs=1e-12)
+
+
+def test_bounds_that_tell_nothing_apart_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def counted(*arguments: Any) -> tuple[Tensor, Tensor]:
+        calls.append(1)
+        return nearest_of_all(*arguments)
+
+    monkeypatch.setattr("fssops.models.insid3.clustering._nearest_of_all", counted)
+    vectors = clustered(400, 96, 400, 1.0)
+    labels, _ = average_linkage(vectors, 0.95, matrix_limit=20, rows_a_block=64)
+    assert calls
+    assert same_partition(labels.numpy(), by_scipy(vectors, 0.95)[0])
 
 
 def test_one_position_is_one_cluster() -> None:

@@ -5,9 +5,11 @@ compares follows from N means and sizes. UPGMA is reducible: after a merge no cl
 nearer of the two was. Hence all mutual nearest pairs may merge at once, a cluster's nearest other stays valid until
 one of the two merges, and a cluster that is too far from all others is final and leaves the search.
 
-While many clusters are left, the nearest ones are sought by products of means, row block by row block; when their
-matrix is no larger than a fraction of the features, it is made once and updated by weighted means of its rows (Lance
-and Williams). The partition is the same as that of a hierarchy over the whole matrix, up to the rounding of products.
+While many clusters are left, the nearest ones are sought row block by row block. Coordinates along a few leading
+directions and the length of the rest bound every product from above, |<x, y>| <= <Px, Py> + |Rx| |Ry|, so that few
+products are made in all channels; where the bound does not tell enough apart, all are. When the matrix of what is left
+is small, it is made once and updated by weighted means of its rows (Lance and Williams). The partition is the same as
+that of a hierarchy over the whole matrix, up to the rounding of products.
 
 Source: Müllner, "Modern hierarchical, agglomerative clustering algorithms", 2011, section 2; Murtagh, "Complexities of
 hierarchic clustering algorithms", 1984.
@@ -21,10 +23,17 @@ from torch import Tensor
 MATRIX_LIMIT = 1024
 """Clusters whose matrix is made: 4 MB, a sixteenth of that of 4,096 positions."""
 ROWS_A_BLOCK = 256
+FEWEST_DIRECTIONS, CHANNELS_A_DIRECTION = 32, 16
+MOST_PRODUCTS_A_ROW = 8
+"""Above so many the bound is given up."""
+_COLUMNS_A_GROUP = 64
+_ROUNDING = 4e-6
+"""Added to squared lengths of the rest, so that rounding cannot make a bound too low."""
 _NOTHING = -1e9
 """Stands for the product of a cluster with itself or with one that is gone; finite, since means of rows are taken."""
 
 
+@torch.no_grad()
 def average_linkage(
     vectors: Tensor, threshold: float, *, matrix_limit: int = MATRIX_LIMIT, rows_a_block: int = ROWS_A_BLOCK
 ) -> tuple[Tensor, Tensor]:
@@ -40,7 +49,7 @@ def average_linkage(
         labels [N] int64, numbered in the order of the clusters' first members; and the distances [merges] at which
         clusters merged, ascending.
     """
-    count = len(vectors)
+    count, vectors = len(vectors), vectors.contiguous()
     merges = _Merges(count, vectors)
     # Sizes are exact in float32 up to 2^24 members.
     means, sizes, names = vectors, vectors.new_ones(count), torch.arange(count, device=vectors.device)
@@ -48,8 +57,9 @@ def average_linkage(
     nearest = torch.zeros_like(names)
     searched = count
     least = max(1 - threshold, -2.0)
+    search = _Search(vectors if count > matrix_limit else vectors[:0], least, rows_a_block)
     while len(names) > matrix_limit:
-        similarity[:searched], nearest[:searched] = _nearest(means, searched, rows_a_block)
+        similarity[:searched], nearest[:searched] = search.nearest(means, searched)
         near = similarity > least
         if not bool(near.any()):
             return merges.labels(), merges.heights()
@@ -69,6 +79,7 @@ def average_linkage(
         searched = int((stale & near).sum())
         means, sizes, names = means[order], sizes[order], names[order]
         means[place[first]] = merged
+        search.follow(order, place[first], merged)
         similarity, nearest = similarity[order], place[nearest[order]]
     _merge_by_matrix(means, sizes, names, least, merges)
     return merges.labels(), merges.heights()
@@ -97,7 +108,83 @@ class _Merges:
         return (is_root.cumsum(0) - 1)[root]
 
 
-def _nearest(means: Tensor, searched: int, rows_a_block: int) -> tuple[Tensor, Tensor]:
+class _Search:
+    """Finds the nearest others of the first of some means, the bound kept from one round to the next.
+
+    Args:
+        vectors: [N, C] that the first means are.
+        least: products up to this need not be told apart.
+        rows_a_block: rows of bounds or products that are held at a time.
+    """
+
+    def __init__(self, vectors: Tensor, least: float, rows_a_block: int) -> None:
+        self.least, self.rows_a_block = least, rows_a_block
+        count, channels = vectors.shape
+        wanted = max(FEWEST_DIRECTIONS, channels // CHANNELS_A_DIRECTION)
+        self.lead: Tensor | None = None
+        if 2 * wanted <= min(count, channels):
+            # Subspace iteration from positions all over the image.
+            start = torch.linalg.qr(vectors[:: count // wanted][:wanted].T).Q
+            self.directions = torch.linalg.qr(vectors.T @ (vectors @ start)).Q
+            self.lead = self._lead(vectors)
+            self.bounds = vectors.new_empty(rows_a_block, count + _COLUMNS_A_GROUP)
+
+    def nearest(self, means: Tensor, searched: int) -> tuple[Tensor, Tensor]:
+        """Largest product with another mean, and whose, both [searched]; where it is at most ``least``, any such."""
+        if self.lead is not None:
+            parts = []
+            for start in range(0, searched, self.rows_a_block):
+                part = self._nearest_within(means, self.lead, start, min(start + self.rows_a_block, searched))
+                if part is None:
+                    self.lead = None
+                    return _nearest_of_all(means, searched, self.rows_a_block)
+                parts.append(part)
+            return torch.cat([value for value, _ in parts]), torch.cat([index for _, index in parts])
+        return _nearest_of_all(means, searched, self.rows_a_block)
+
+    def follow(self, order: Tensor, places: Tensor, merged: Tensor) -> None:
+        """Take the means in another order, and some of them anew."""
+        if self.lead is not None:
+            self.lead = self.lead[order]
+            self.lead[places] = self._lead(merged)
+
+    def _lead(self, means: Tensor) -> Tensor:
+        """[n, r + 1]: coordinates along the leading directions, and the length of what is left."""
+        inner = means @ self.directions
+        rest = (means.square().sum(1) - inner.square().sum(1)).clamp(min=0) + _ROUNDING
+        return torch.cat([inner, rest.sqrt()[:, None]], 1)
+
+    def _nearest_within(self, means: Tensor, lead: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor] | None:
+        """Of the rows from ``start`` to ``stop``; None if too many products would have to be made."""
+        rows, columns = stop - start, len(means)
+        width = -(-columns // _COLUMNS_A_GROUP) * _COLUMNS_A_GROUP
+        bounds = self.bounds[:rows, :width]
+        torch.mm(lead[start:stop], lead.T, out=bounds[:, :columns])
+        bounds[:, columns:] = _NOTHING
+        bounds[:, start:stop].fill_diagonal_(_NOTHING)
+        grouped = bounds.unflatten(1, (-1, _COLUMNS_A_GROUP))
+        peaks = grouped.amax(2)
+        group = peaks.argmax(1)
+        each = torch.arange(rows, device=means.device)
+        index = grouped[each, group].argmax(1) + group * _COLUMNS_A_GROUP
+        value = torch.linalg.vecdot(means[start:stop], means[index])
+        # What may be larger still.
+        bounds[each, index] = _NOTHING
+        peaks[each, group] = grouped[each, group].amax(1)
+        limit = value.clamp(min=self.least)
+        row, group = (peaks > limit[:, None]).nonzero(as_tuple=True)
+        pick, column = (grouped[row, group] > limit[row, None]).nonzero(as_tuple=True)
+        row, column = row[pick], column + group[pick] * _COLUMNS_A_GROUP
+        if len(row) > MOST_PRODUCTS_A_ROW * rows:
+            return None
+        product = torch.linalg.vecdot(means[start + row], means[column])
+        best = value.scatter_reduce(0, row, product, "amax")
+        winner = product == best[row]
+        index = torch.where(best > value, columns, index).scatter_reduce(0, row[winner], column[winner], "amin")
+        return best, index
+
+
+def _nearest_of_all(means: Tensor, searched: int, rows_a_block: int) -> tuple[Tensor, Tensor]:
     """Largest product with another mean, and whose: both [searched], for the first ``searched`` of ``means``."""
     best = means.new_full((searched,), _NOTHING)
     index = torch.zeros(searched, dtype=torch.int64, device=means.device)
@@ -121,7 +208,7 @@ def _improve(best: Tensor, index: Tensor, value: Tensor, position: Tensor) -> No
     torch.where(better, position, index, out=index)
 
 
-def _largest(values: Tensor, group: int = 64) -> tuple[Tensor, Tensor]:
+def _largest(values: Tensor, group: int = _COLUMNS_A_GROUP) -> tuple[Tensor, Tensor]:
     """As ``values.max(1)``, three times as fast on a CPU: places are sought only in the best of groups of columns."""
     rows, columns = values.shape
     whole = columns // group * group

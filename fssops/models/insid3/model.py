@@ -151,11 +151,19 @@ class INSID3(nn.Module):
             features: as ``encode`` gives them, [B * N * K, ...].
             foreground: [B, N, K, H, W] float in [0, 1].
             background: [B, N, K, H, W] float in [0, 1].
+
+        Raises:
+            ValueError: masks of another size than the images.
         """
         episodes = foreground.shape[:3]
         debiased = features["debiased"]
         grid = (int(debiased.shape[1]), int(debiased.shape[2]))
         inside = feature_masks(foreground.flatten(0, 2).float(), self.stride)
+        if inside.shape[1:] != grid:
+            raise ValueError(
+                f"INSID3.summarise: foreground must have the size of the images, {grid[0]} x {grid[1]} patches, got "
+                f"{foreground.shape[-2]} x {foreground.shape[-1]} pixels"
+            )
         if self.config.behaviour == "published":
             compared = torch.ones_like(inside)
         else:
@@ -277,8 +285,9 @@ class INSID3(nn.Module):
     def basis(self, grid: tuple[int, int]) -> Tensor:
         """Directions free of position at a patch grid, from a black image; made anew when the weights have changed."""
         parameters = list(self.backbone.parameters())
-        device, versions = parameters[0].device, sum(parameter._version for parameter in parameters)
-        return self._bases.of((grid, device, parameters[0].dtype, versions), lambda: self._content_basis(grid))
+        weights = tuple((parameter.data_ptr(), parameter._version) for parameter in parameters)
+        key = (grid, parameters[0].device, parameters[0].dtype, weights)
+        return self._bases.of(key, lambda: self._content_basis(grid))
 
     @torch.no_grad()
     def _content_basis(self, grid: tuple[int, int]) -> Tensor:
