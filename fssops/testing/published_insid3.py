@@ -16,7 +16,7 @@ from scipy.cluster import hierarchy
 from torch import Tensor
 
 from fssops.models.insid3 import INSID3
-from fssops.models.insid3.model import MEAN, STD
+from fssops.normalisation import MEAN, STD
 
 
 class PublishedINSID3:
@@ -37,7 +37,7 @@ class PublishedINSID3:
     @torch.no_grad()
     def encoded(self, images: Tensor) -> Tensor:
         """[n, C, h, w] patch tokens after the final norm, all images in one pass."""
-        features: Tensor = self.model.backbone(images)[self.model.backbone.out_features[-1]]
+        features: Tensor = self.model.backbone(images)[self.model.backbone.taps[-1]]
         return features
 
     def __call__(

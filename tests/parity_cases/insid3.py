@@ -89,7 +89,7 @@ def _basis_arrays(model: INSID3, grid: tuple[int, int], raw: Tensor) -> dict[str
 
 
 def _raw(model: INSID3, images: Tensor) -> Tensor:
-    return model.backbone(images)[model.backbone.out_features[-1]]
+    return model.backbone(images)[model.backbone.taps[-1]]
 
 
 def computed(case: Case, model: INSID3) -> dict[str, Any]:

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fssops.models.backbones.backbone import STAGES, Backbone
 from fssops.models.layers.convolution import ConvNorm, FrozenBatchNorm2d, Norm
+from fssops.normalisation import MEAN, STD
 
 NORM_EPS = 1e-3
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
 STEM_WIDTH = 32
 
 
@@ -49,6 +49,8 @@ _STAGES = (
     (1, 3, 1, 6, 320),
 )
 STAGE_NAMES = tuple(f"stage{number}" for number in range(1, len(_STAGES) + 1))
+DEEPEST_AT_STRIDE = dict(zip(STAGES, ("stage2", "stage3", "stage5", "stage7"), strict=True))
+"""The stages that the maps "res2".."res5" are outputs of: where sizes change, the last before it."""
 
 
 def _scaled_width(width: int, factor: float) -> int:
@@ -118,18 +120,22 @@ class InvertedResidual(nn.Module):
         return out + x if self.shortcut else out
 
 
-class EfficientNetLite(nn.Module):
-    """EfficientNet-Lite that returns the stages asked for, linear outputs without activation.
+class EfficientNetLite(Backbone):
+    """EfficientNet-Lite that returns outputs of its stages, linear ones without activation.
 
     Images come normalised by torchvision's mean and standard deviation like those of every backbone here; the network's
     own range, (RGB - 127) / 128, is restored inside, before any padding.
 
     Args:
         form: a row of :data:`EFFICIENTNET_LITE`.
+        taps: which to return: "stage1".."stage7", or "res2".."res5", which are stages 2, 3, 5 and 7; later stages are
+            neither built nor run.
+        stride: 32, 16 or 8: a stage that would pass it keeps the size instead, and the depthwise convolutions after its
+            first block are dilated, so that each weight still meets the distances it was trained at.
         norm: normalisation; "frozen" keeps its statistics and affine part fixed.
-        out_features: which of "stage1".."stage7" to return; later stages are neither built nor run.
-        output_stride: 32, 16 or 8: a stage that would pass it keeps the size instead, and the depthwise convolutions
-            after its first block are dilated, so that each weight still meets the distances it was trained at.
+
+    Raises:
+        ValueError: there are no such taps, or another stride.
     """
 
     name = "efficientnet_lite"
@@ -140,56 +146,56 @@ class EfficientNetLite(nn.Module):
         self,
         form: LiteForm,
         *,
+        taps: Sequence[str] = STAGES,
+        stride: Literal[8, 16, 32] = 32,
         norm: Norm = "frozen",
-        out_features: Sequence[str] = ("stage2", "stage3", "stage5", "stage7"),
-        output_stride: Literal[8, 16, 32] = 32,
     ) -> None:
         super().__init__()
-        unknown = [name for name in out_features if name not in STAGE_NAMES]
-        if unknown or not out_features:
-            raise ValueError(
-                f"EfficientNetLite: out_features must be among {', '.join(STAGE_NAMES)}, got {list(out_features)}"
-            )
-        if output_stride not in (8, 16, 32):
-            raise ValueError(f"EfficientNetLite: output_stride must be 8, 16 or 32, got {output_stride}")
-        self.form = form
-        self.out_features = tuple(out_features)
+        if not taps or set(taps) - {*STAGE_NAMES, *STAGES}:
+            names = ", ".join((*STAGE_NAMES, *STAGES))
+            raise ValueError(f"EfficientNetLite: taps must be among {names}, got {list(taps)}")
+        if stride not in (8, 16, 32):
+            raise ValueError(f"EfficientNetLite: stride must be 8, 16 or 32, got {stride}")
+        self.form, self.taps, self.layer_counts = form, tuple(taps), {}
+        self._stage_of = {tap: DEEPEST_AT_STRIDE.get(tap, tap) for tap in taps}
         mean, std = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)
         self.register_buffer("input_scale", std * 255 / 128, persistent=False)
         self.register_buffer("input_shift", (mean * 255 - 127) / 128, persistent=False)
 
         self.stem = SameConv(3, STEM_WIDTH, 3, stride=2, norm=norm)
-        channels, stride, dilation = STEM_WIDTH, 2, 1
-        last = max(STAGE_NAMES.index(name) for name in out_features)
+        channels, reached, dilation = STEM_WIDTH, 2, 1
+        last = max(STAGE_NAMES.index(name) for name in self._stage_of.values())
         self.stages, self.unbuilt = STAGE_NAMES[: last + 1], STAGE_NAMES[last + 1 :]
-        self.channels: dict[str, int] = {}
-        self.strides: dict[str, int] = {}
+        self.channels, self.strides = {}, {}
         for number, name in enumerate(self.stages):
             blocks, kernel, step, expansion, width = _STAGES[number]
             # The first and the last stage are not deepened.
             if 0 < number < len(_STAGES) - 1:
                 blocks = math.ceil(blocks * form.depth)
             spread = dilation  # of the first block, which reads what the stage before gave
-            if stride * step > output_stride:
+            if reached * step > stride:
                 step, dilation = 1, dilation * step
-            stride *= step
+            reached *= step
             width = _scaled_width(width, form.width)
             stage = nn.Sequential()
             for _ in range(blocks):
                 stage.append(InvertedResidual(channels, width, kernel, step, expansion, spread, norm))
                 channels, step, spread = width, 1, dilation
             self.add_module(name, stage)
-            self.channels[name], self.strides[name] = channels, stride
+            self.channels[name], self.strides[name] = channels, reached
+        for name, stage_name in DEEPEST_AT_STRIDE.items():
+            if stage_name in self.stages:
+                self.channels[name], self.strides[name] = self.channels[stage_name], self.strides[stage_name]
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Normalised images [B, 3, H, W] to stage name -> [B, C, ceil(H / stride), ceil(W / stride)]."""
+        """Normalised images [B, 3, H, W] to tap -> [B, C, ceil(H / stride), ceil(W / stride)]."""
         x = self.stem(images * self.input_scale + self.input_shift)
-        features: dict[str, Tensor] = {}
+        outputs: dict[str, Tensor] = {}
         for name in self.stages:
             x = self.get_submodule(name)(x)
-            if name in self.out_features:
-                features[name] = x
-        return features
+            if name in self._stage_of.values():
+                outputs[name] = x
+        return {tap: outputs[stage] for tap, stage in self._stage_of.items()}

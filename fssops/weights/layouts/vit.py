@@ -13,7 +13,7 @@ from collections.abc import Collection
 import torch
 from torch import Tensor, nn
 
-from fssops.weights.layouts import Layout, State
+from fssops.weights.layout import Layout, State
 
 _CHUNKED = re.compile(r"^blocks\.\d+\.(\d+\.)")
 _PREFIX = re.compile(r"^(?:(?:vit|dinov2|dinov2_with_registers|dinov3_vit|model)\.)*(?:encoder\.)?")
@@ -156,4 +156,3 @@ LAYOUTS = (
         (r"(^|\.)embeddings\.mask_token$", r"(^|\.)pooler\.", r"(^|\.)inv_freq$", r"^classifier\."),
     ),
 )
-"""Layouts of vision transformers alone, for ``fssops/weights/layouts.py``."""

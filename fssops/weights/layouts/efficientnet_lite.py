@@ -7,7 +7,7 @@ from collections.abc import Collection
 
 from torch import Tensor, nn
 
-from fssops.weights.layouts import Layout, State
+from fssops.weights.layout import Layout, State
 
 _BLOCK = re.compile(r"^_blocks\.(\d+)\._(\w+)\.(\w+)$")
 _LAYERS = {
@@ -57,4 +57,3 @@ LAYOUTS = (
         (r"^_conv_head\.", r"^_bn1\.", r"^_fc\.", r"num_batches_tracked$"),
     ),
 )
-"""Layouts of EfficientNet-Lite alone, for ``fssops/weights/layouts.py``."""
