@@ -98,8 +98,7 @@ class AfterTheEncoder:
         self.model.basis = lambda grid: content  # type: ignore[method-assign]
         self.full = F.interpolate(mask[None].float(), scale_factor=16, mode="nearest")[None]
         self.support = self._summary(self._encoded(0))
-        self.target = self._encoded(1)
-        self.target.update(self.model.query_features(self.target))
+        self.target = self.model.query_features(self._encoded(1))
 
     def _encoded(self, number: int) -> dict[str, Tensor]:
         from fssops.models.insid3.debiasing import unit
@@ -148,8 +147,7 @@ def whole(variant: str, backbone: str) -> Callable[[], Tensor]:
         return model.summarise(model.encode(reference), masks, 1 - masks)
 
     model.basis((SIDE // model.stride, SIDE // model.stride))
-    support, encoded = summary(), model.encode(target)
-    encoded.update(model.query_features(encoded))
+    support, encoded = summary(), model.query_features(model.encode(target))
 
     def run() -> Tensor:
         with torch.inference_mode():

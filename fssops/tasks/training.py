@@ -36,20 +36,6 @@ from fssops.tasks.trained_models import build_model, empty_model
 logger = logging.getLogger(__name__)
 
 
-def check_trainable(task: Task) -> None:
-    """Refuse to train a system that has no losses, before anything is made.
-
-    Raises:
-        SettingsError: it has none.
-    """
-    name = task.settings.model.name
-    if not issubclass(MODELS[name].model_class(), Trainable):
-        raise SettingsError(
-            f"model.name: a system to train must have losses, and {name} needs no training; give its weights to "
-            "python -m fssops.evaluate or python -m fssops.predict"
-        )
-
-
 _RUN_FILES = [
     *("result.json", "metrics.jsonl", "curves.png", "grid.png", "best.png", "worst.png"),
     *("settings.toml", "checkpoints/last.pt", "checkpoints/best.pt"),
@@ -81,6 +67,20 @@ class Prepared:
     whole: RunFolder
     evaluate: bool
     started: float
+
+
+def check_trainable(task: Task) -> None:
+    """Refuse to train a system that has no losses, before anything is made.
+
+    Raises:
+        SettingsError: it has none.
+    """
+    name = task.settings.model.name
+    if not issubclass(MODELS[name].model_class(), Trainable):
+        raise SettingsError(
+            f"model.name: a system to train must have losses, and {name} needs no training; give its weights to "
+            "python -m fssops.evaluate or python -m fssops.predict"
+        )
 
 
 def train(

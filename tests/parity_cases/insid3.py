@@ -132,7 +132,7 @@ def computed(case: Case, model: INSID3) -> dict[str, Any]:
     found["votes"] = votes.unflatten(0, grid)
     found["candidates"] = candidates.unflatten(0, grid)
 
-    target.update(model.query_features(target))
+    target = model.query_features(target)
     found["cluster_labels"] = target["labels"][0]
     found["merge_heights"] = average_linkage(tokens, ALL_DISTANCES)[1]
     scores = model.score_way(support, 0, 0, {name: value[0] for name, value in target.items()})

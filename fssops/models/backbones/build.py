@@ -137,7 +137,8 @@ def build_backbone(
         dilations: of the 3x3 convolutions of "res2".."res5"; None makes up for strides left out, as PSPNet does.
         deep_stem: of a ResNet, three 3x3 convolutions for the 7x7 one (PSPNet); torchvision's has none.
         width: channels of the first convolution; 64 is published.
-        norm: normalisation; None is "frozen" for a ResNet, as detectron2 trains, and an EfficientNet-Lite, and "none" for VGG, as published.
+        norm: normalisation; None is "frozen" for a ResNet, as detectron2 trains, "none" for VGG, as published, and
+            "frozen" for an EfficientNet-Lite.
         final_relu: whether the last stage ends with its ReLU; PANet's does not.
         drop_path: of a Swin, the rate of its last block, of the others in proportion to depth; 0.3 is MaskFormer's.
         frozen: no parameter is trained.

@@ -8,9 +8,9 @@ dict are those of the official code but for three: registers are ``register_toke
 Attention goes through ``scaled_dot_product_attention``: at 4,101 tokens it was 1.4 to 2 times as fast on a CPU as
 :func:`fssops.ops.masked_attention`, which has no closed tile to skip here.
 
-There is no row in ``fssops/models/backbones/build.py``: that table is for systems that ask for maps at several strides or
-at stride 8, and a plain transformer has none of these, only maps of one size, at its patch. A system that can use them,
-as INSID3 does, takes a row of :data:`VIT` and builds :class:`VisionTransformer` itself.
+There is no row in ``fssops/models/backbones/build.py``: that table is for systems that ask for maps at several strides
+or at stride 8, and a plain transformer has none of these, only maps of one size, at its patch. A system that can use
+them, as INSID3 does, takes a row of :data:`VIT` and builds :class:`VisionTransformer` itself.
 """
 
 from __future__ import annotations

@@ -127,11 +127,11 @@ class INSID3(nn.Module):
 
     @torch.no_grad()
     def query_features(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The clusters of images: "labels" [n, h, w] int64."""
+        """The features of :meth:`encode` with the clusters of the images, "labels" [n, h, w] int64."""
         tokens = features["tokens"].flatten(1, 2)
         with _exact(tokens):
             labels = [average_linkage(image, 1 - self.config.cluster_similarity)[0] for image in tokens]
-        return {"labels": torch.stack(labels).unflatten(1, features["tokens"].shape[1:3])}
+        return {**features, "labels": torch.stack(labels).unflatten(1, features["tokens"].shape[1:3])}
 
     @torch.no_grad()
     def summarise(self, features: dict[str, Tensor], foreground: Tensor, background: Tensor) -> INSID3Support:
@@ -149,7 +149,7 @@ class INSID3(nn.Module):
         debiased = features["debiased"]
         grid = (int(debiased.shape[1]), int(debiased.shape[2]))
         inside = feature_masks(foreground.flatten(0, 2).float(), self.stride)
-        if inside.shape[1:] != grid:
+        if tuple(inside.shape[1:]) != grid:
             raise ValueError(
                 f"INSID3.summarise: foreground must have the size of the images, {grid[0]} x {grid[1]} patches, got "
                 f"{foreground.shape[-2]} x {foreground.shape[-1]} pixels"
@@ -169,7 +169,7 @@ class INSID3(nn.Module):
 
         Args:
             support: of B support sets.
-            features: as ``encode`` gives them, [B * Q, ...], with "labels" or without.
+            features: as ``query_features`` gives them, or ``encode``, [B * Q, ...].
             size: (H, W).
 
         Raises:
@@ -182,7 +182,7 @@ class INSID3(nn.Module):
                 f"patches, got {grid[0]} x {grid[1]}"
             )
         if "labels" not in features:
-            features = {**features, **self.query_features(features)}
+            features = self.query_features(features)
         episodes, ways = support.prototypes.shape[:2]
         queries = len(features["labels"]) // episodes
         shares = []

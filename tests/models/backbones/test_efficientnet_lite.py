@@ -189,6 +189,13 @@ def test_maps_at_the_four_strides_are_the_deepest_there() -> None:
             assert got.shape[1:] == (model.channels[tap], *(-(-side // model.strides[tap]) for side in (70, 50)))
 
 
+def test_a_system_takes_it_and_the_weights_of_the_package() -> None:
+    model = fssops.create_model("maskformer", backbone="efficientnet_lite0", num_classes=3)
+    report = fssops.load_weights(model, published_names("efficientnet_lite0"))
+    assert report.complete
+    assert report.target == "backbone"
+
+
 def test_files_without_a_classifier_fit_and_those_of_another_size_do_not() -> None:
     model = network(taps=("stage7",))
     assert fssops.load_weights(model, published_names("efficientnet_lite0", head=False)).complete
