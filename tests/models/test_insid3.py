@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -466,6 +467,23 @@ def test_queries_of_another_size_than_the_supports_are_refused() -> None:
     )
     with pytest.raises(ValueError, match="must have the size of the supports, 8 x 8 patches, got 10 x 8"):
         model.match(support, model.encode(torch.randn(1, 3, 80, 64)), (80, 64))
+
+
+@pytest.mark.parametrize("swiglu", [False, True])
+def test_official_weights_of_the_backbone_alone_fill_it(swiglu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(VIT, "tiny", replace(TINY, swiglu=swiglu))
+    source, model = small(), fssops.create_model("insid3", backbone="tiny", components=4)
+    state: dict[str, Tensor] = {}
+    for name, value in source.backbone.state_dict().items():
+        if ".w12." in name:
+            state[name.replace("w12", "w1")], state[name.replace("w12", "w2")] = value.chunk(2)
+        else:
+            state[name.replace("register_tokens", "storage_tokens")] = value
+    report = fssops.load_weights(model, state)
+    assert report.complete
+    assert (report.target, report.layout[:12]) == ("backbone", "official ViT")
+    batch = episode(64)
+    assert torch.equal(model(batch), source(batch))
 
 
 def test_there_is_nothing_to_train() -> None:

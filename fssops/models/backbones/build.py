@@ -88,13 +88,13 @@ BACKBONES: dict[str, BackboneRow] = {
     "resnet101": _resnet(101, 256, 512, 1024, 2048),
     "resnet50_deeplab": _deeplab(50, 256, 512, 1024, 2048),
     "resnet101_deeplab": _deeplab(101, 256, 512, 1024, 2048),
+    "efficientnet_lite0": _efficientnet_lite(EFFICIENTNET_LITE["efficientnet_lite0"], 24, 40, 112, 320),
+    "efficientnet_lite1": _efficientnet_lite(EFFICIENTNET_LITE["efficientnet_lite1"], 24, 40, 112, 320),
+    "efficientnet_lite2": _efficientnet_lite(EFFICIENTNET_LITE["efficientnet_lite2"], 24, 48, 120, 352),
     "swin_tiny": swin_row(SWIN["swin_tiny"]),
     "swin_small": swin_row(SWIN["swin_small"]),
     "swin_base": swin_row(SWIN["swin_base"]),
     "swin_large": swin_row(SWIN["swin_large"]),
-    "efficientnet_lite0": _efficientnet_lite(EFFICIENTNET_LITE["efficientnet_lite0"], 24, 40, 112, 320),
-    "efficientnet_lite1": _efficientnet_lite(EFFICIENTNET_LITE["efficientnet_lite1"], 24, 40, 112, 320),
-    "efficientnet_lite2": _efficientnet_lite(EFFICIENTNET_LITE["efficientnet_lite2"], 24, 48, 120, 352),
 }
 """Every backbone, by name."""
 
