@@ -80,8 +80,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     from fssops.engine.launch import build_fabric
     from fssops.engine.run_folder import locked_run
-    from fssops.tasks.training import train
+    from fssops.tasks.training import check_trainable, train
 
+    check_trainable(task)
     fabric = build_fabric(task.settings.engine)
     fabric.launch()
     with locked_run(fabric, lambda: folder or _new_folder(options.out, task.settings.name)) as run:

@@ -240,7 +240,7 @@ def test_a_file_of_names_of_weights_is_all_that_adds_them(file: str) -> None:
     layouts = importlib.import_module(f"fssops.weights.layouts.{file}").LAYOUTS
     assert layouts
     assert set(layouts) <= set(LAYOUTS)
-    assert {layout.model for layout in layouts} <= {*MODELS, "resnet", "vgg16", "swin"}
+    assert {layout.model for layout in layouts} <= {*MODELS, "resnet", "vgg16", "swin", "vit", "efficientnet_lite"}
     for path in sorted(PACKAGE.rglob("*.py")):
         if "weights" not in path.relative_to(PACKAGE).parts:
             assert f"fssops.weights.layouts.{file}" not in _imports(path), path.relative_to(ROOT)

@@ -92,12 +92,25 @@ MODELS: dict[str, ModelRow] = {
             weights=("fssops", "authors (Mask-Matching-Transformer, step 1)", "deep-stem ResNet backbone"),
         ),
         ModelRow(
+            name="insid3",
+            module="fssops.models.insid3",
+            model="INSID3",
+            task="few-shot",
+            paper="INSID3: training-free in-context segmentation with DINOv3, CVPR 2026",
+            weights=("fssops", "official ViT (facebookresearch/dino, dinov2, dinov3)", "transformers ViT"),
+        ),
+        ModelRow(
             name="maskformer",
             module="fssops.models.maskformer",
             model="MaskFormer",
             task="universal",
             paper="Cheng et al., Per-pixel classification is not all you need, NeurIPS 2021",
-            weights=("fssops", "authors (facebookresearch/MaskFormer)", "transformers", "ResNet / Swin backbone"),
+            weights=(
+                "fssops",
+                "authors (facebookresearch/MaskFormer)",
+                "transformers",
+                "ResNet / Swin / EfficientNet-Lite backbone",
+            ),
         ),
         ModelRow(
             name="mask2former",
@@ -105,7 +118,12 @@ MODELS: dict[str, ModelRow] = {
             model="Mask2Former",
             task="universal",
             paper="Cheng et al., Masked-attention mask transformer, CVPR 2022",
-            weights=("fssops", "authors (facebookresearch/Mask2Former)", "transformers", "ResNet / Swin backbone"),
+            weights=(
+                "fssops",
+                "authors (facebookresearch/Mask2Former)",
+                "transformers",
+                "ResNet / Swin / EfficientNet-Lite backbone",
+            ),
         ),
         ModelRow(
             name="mask2former_vis",
@@ -118,7 +136,7 @@ MODELS: dict[str, ModelRow] = {
                 "authors (facebookresearch/Mask2Former), of videos or images",
                 "transformers (images)",
                 "fssops mask2former (images)",
-                "ResNet / Swin backbone",
+                "ResNet / Swin / EfficientNet-Lite backbone",
             ),
         ),
         ModelRow(
@@ -127,7 +145,7 @@ MODELS: dict[str, ModelRow] = {
             model="MPFormer",
             task="universal",
             paper="Zhang et al., MP-Former: Mask-piloted transformer for image segmentation, CVPR 2023",
-            weights=("fssops", "authors (IDEA-Research/MP-Former)", "ResNet / Swin backbone"),
+            weights=("fssops", "authors (IDEA-Research/MP-Former)", "ResNet / Swin / EfficientNet-Lite backbone"),
         ),
         ModelRow(
             name="per_pixel_baseline",
@@ -135,7 +153,7 @@ MODELS: dict[str, ModelRow] = {
             model="PerPixelBaseline",
             task="semantic",
             paper="Cheng et al., Per-pixel classification is not all you need, NeurIPS 2021",
-            weights=("fssops", "authors (facebookresearch/MaskFormer)", "ResNet / Swin backbone"),
+            weights=("fssops", "authors (facebookresearch/MaskFormer)", "ResNet / Swin / EfficientNet-Lite backbone"),
         ),
     )
 }

@@ -32,8 +32,8 @@ class Counted(Protocol):
 
 
 @runtime_checkable
-class FewShotModel(Trainable, Protocol):
-    """A model that segments N new classes from K labelled images each.
+class FewShotModel(Protocol):
+    """A model that segments N new classes from K labelled images each; most are :class:`Trainable` too.
 
     ``forward(batch)`` equals ``match(summarise(encode(support), ...), query_features(encode(query)), size)``. The steps
     are public so that evaluation and :class:`fssops.FewShotPredictor` may keep what does not change: the features of an

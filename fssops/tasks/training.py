@@ -27,12 +27,15 @@ from fssops.engine.run_folder import RunFolder, locked_run
 from fssops.engine.settings import SettingsError, changed_settings
 from fssops.engine.trainer import FitResult, Trainer
 from fssops.evaluation.scores import percent, without_nan
+from fssops.models import MODELS
+from fssops.models.interface import Trainable
 from fssops.tasks import task_from_tables
 from fssops.tasks.class_names import names_of_run
 from fssops.tasks.task import FirstStage, Task
 from fssops.tasks.trained_models import build_model, empty_model
 
 logger = logging.getLogger(__name__)
+
 
 _RUN_FILES = [
     *("result.json", "metrics.jsonl", "curves.png", "grid.png", "best.png", "worst.png"),
@@ -65,6 +68,20 @@ class Prepared:
     whole: RunFolder
     evaluate: bool
     started: float
+
+
+def check_trainable(task: Task) -> None:
+    """Refuse to train a system that has no losses, before anything is made.
+
+    Raises:
+        SettingsError: it has none.
+    """
+    name = task.settings.model.name
+    if not issubclass(MODELS[name].model_class(), Trainable):
+        raise SettingsError(
+            f"model.name: a system to train must have losses, and {name} needs no training; give its weights to "
+            "python -m fssops.evaluate or python -m fssops.predict"
+        )
 
 
 def train(

@@ -75,7 +75,7 @@ def _place(model: nn.Module, state: State, checkpoint: Checkpoint) -> Place:
             return place._replace(layout=next((layout for layout in layouts if layout.recognise(keys)), None))
     for layout in LAYOUTS:
         if layout.recognise(keys):
-            if layout.model not in MODELS and _is_like(names, model):
+            if layout.model not in MODELS and not layout.fits(name_of(model)) and _is_like(names, model):
                 break  # weights of such a model, whose backbone alone is named as in this layout
             for place in places:
                 if layout.fits(name_of(place.target)):

@@ -8,6 +8,8 @@ SYSTEMS: dict[str, str] = {
     "panet": "parity_cases.panet",
     "msanet": "parity_cases.msanet",
     "mm_former": "parity_cases.mm_former",
+    "insid3": "parity_cases.insid3",
+    "vit": "parity_cases.vit",
     "maskformer": "parity_cases.maskformer",
     "mask2former": "parity_cases.mask2former",
     "mask2former_vis": "parity_cases.mask2former_vis",

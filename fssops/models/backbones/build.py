@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 from fssops.models.backbones.backbone import STAGES, Backbone
+from fssops.models.backbones.efficientnet_lite import EFFICIENTNET_LITE, EfficientNetLite, LiteForm
 from fssops.models.backbones.resnet import Dilations, ResNet
 from fssops.models.backbones.swin import SWIN, SwinForm, SwinTransformer
 from fssops.models.backbones.vgg import VGG16
@@ -62,6 +63,12 @@ def swin_row(form: SwinForm) -> BackboneRow:
     return BackboneRow(build, _by_stage(channels), _by_stage((4, 8, 16, 32)), (32,), ("drop_path",))
 
 
+def _efficientnet_lite(form: LiteForm, *channels: int) -> BackboneRow:
+    """Not for stride 8: systems there say how wide a backbone is, and this one has only its published widths."""
+    build = partial(EfficientNetLite, form)
+    return BackboneRow(build, _by_stage(channels), _by_stage((4, 8, 16, 32)), (32, 16), ("stride", "norm"))
+
+
 def _by_stage(numbers: Sequence[int]) -> dict[str, int]:
     return dict(zip(STAGES, numbers, strict=True))
 
@@ -81,6 +88,9 @@ BACKBONES: dict[str, BackboneRow] = {
     "resnet101": _resnet(101, 256, 512, 1024, 2048),
     "resnet50_deeplab": _deeplab(50, 256, 512, 1024, 2048),
     "resnet101_deeplab": _deeplab(101, 256, 512, 1024, 2048),
+    "efficientnet_lite0": _efficientnet_lite(EFFICIENTNET_LITE["efficientnet_lite0"], 24, 40, 112, 320),
+    "efficientnet_lite1": _efficientnet_lite(EFFICIENTNET_LITE["efficientnet_lite1"], 24, 40, 112, 320),
+    "efficientnet_lite2": _efficientnet_lite(EFFICIENTNET_LITE["efficientnet_lite2"], 24, 48, 120, 352),
     "swin_tiny": swin_row(SWIN["swin_tiny"]),
     "swin_small": swin_row(SWIN["swin_small"]),
     "swin_base": swin_row(SWIN["swin_base"]),
@@ -127,7 +137,8 @@ def build_backbone(
         dilations: of the 3x3 convolutions of "res2".."res5"; None makes up for strides left out, as PSPNet does.
         deep_stem: of a ResNet, three 3x3 convolutions for the 7x7 one (PSPNet); torchvision's has none.
         width: channels of the first convolution; 64 is published.
-        norm: normalisation; None is "frozen" for a ResNet, as detectron2 trains, and "none" for VGG, as published.
+        norm: normalisation; None is "frozen" for a ResNet, as detectron2 trains, "none" for VGG, as published, and
+            "frozen" for an EfficientNet-Lite.
         final_relu: whether the last stage ends with its ReLU; PANet's does not.
         drop_path: of a Swin, the rate of its last block, of the others in proportion to depth; 0.3 is MaskFormer's.
         frozen: no parameter is trained.
