@@ -93,7 +93,7 @@ def parser() -> Parser:
     return arguments
 
 
-_OPTIONS_OF_A_KIND = ("task", "score", "video", "rate", "zip", "way", "no_probability")
+_OPTIONS_OF_A_KIND = ("task", "score", "video", "rate", "zip", "way", "no_probability", "object", "threshold", "ignore")
 """Options that have an effect for some kinds of systems only, see ``Task.prediction_options``."""
 
 

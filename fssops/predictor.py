@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any, Literal, TypeAlias, overload
@@ -19,7 +19,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from fssops.data.images import read_image, read_mask, to_rgb
+from fssops.data.images import palette_of, read_image, read_mask, to_rgb
+from fssops.data.object_masks import check_palette, object_area
 from fssops.data.preparation import FewShotPreparation
 from fssops.evaluation.feature_cache import FeatureCache
 from fssops.models.interface import FewShotModel
@@ -110,21 +111,27 @@ class FewShotPredictor:
         *,
         boxes: Sequence[BoxLike] | Mapping[str, Sequence[BoxLike]] | None = None,
         scribbles: Sequence[MaskLike] | MaskLike | Mapping[str, Sequence[MaskLike]] | None = None,
+        object: int | Collection[int] | None = None,
+        threshold: float | None = None,
+        ignore: int | None = None,
     ) -> None:
         """Set the labelled images; exactly one of masks, boxes and scribbles says where the class is.
 
         Args:
             images: K images of one class, or a name of each class with its K images.
-            masks: for each image a mask of its size: 0 background, 255 neither, any other value the class. A mask that
-                holds nothing but 0 and 255 is read as black and white, 255 being the class. Boolean arrays are
-                what they say.
+            masks: for each image a mask of its size: booleans, 0 and one other value, or 0, 1 and 255 (neither); see
+                :mod:`fssops.data.object_masks` for all others.
             boxes: for each image one box (x0, y0, x1, y1) in its pixels, or several; x1 and y1 are exclusive. Inside
                 counts as the class, outside as background.
             scribbles: for each image a map of its size in PANet's convention: 0 background stroke, 255 not labelled,
                 any other value a stroke on the class.
+            object: of masks, the value or values of the object; everything else is background, and 255 neither.
+            threshold: of masks, the least value of the object: 128 for grey outlines, 0.5 for probabilities.
+            ignore: of masks, the value that is neither object nor background.
 
         Raises:
-            ValueError: numbers do not match, sizes do not match, there is no foreground, or an image is too small.
+            ValueError: numbers do not match, sizes do not match, there is no foreground, an image is too small, or
+                what the values of a mask mean cannot be decided.
         """
         given = [
             name for name, value in (("masks", masks), ("boxes", boxes), ("scribbles", scribbles)) if value is not None
@@ -132,6 +139,9 @@ class FewShotPredictor:
         if len(given) != 1:
             raise ValueError(f"set_support: give exactly one of masks, boxes, scribbles, got {given or 'none'}")
         kind = given[0]
+        settings = {"object": object, "threshold": threshold, "ignore": ignore}
+        if kind != "masks" and any(value is not None for value in settings.values()):
+            raise ValueError(f"set_support: object, threshold and ignore are of masks, got them with {kind}")
         annotation: Any = masks if kind == "masks" else boxes if kind == "boxes" else scribbles
         image_sets = _by_class(images, "images")
         annotation_sets = _by_class(annotation, kind, box=kind == "boxes")
@@ -156,7 +166,7 @@ class FewShotPredictor:
             for number, (image, label) in enumerate(zip(found, labels, strict=True)):
                 where = f"set_support: image {_called(image, number)} of class {name!r}"
                 picture = self._picture(image, where)
-                area = _area(label, kind, picture.shape[1], picture.shape[0], where)
+                area = _area(label, kind, picture.shape[1], picture.shape[0], where, settings)
                 image_tensor, area_map = self._prepared_support(picture, area, where)
                 pictures.append(image_tensor)
                 maps.append(area_map)
@@ -292,14 +302,17 @@ def _to_rgb_array(image: ImageLike, where: str) -> np.ndarray[Any, Any]:
     raise TypeError(f"{where} must be a path, Pillow image, array or tensor, got {type(image).__name__}")
 
 
-def _area(label: Any, kind: str, width: int, height: int, where: str) -> np.ndarray[Any, Any]:
+def _area(
+    label: Any, kind: str, width: int, height: int, where: str, settings: Mapping[str, Any]
+) -> np.ndarray[Any, Any]:
     """[H, W] uint8 of 1 foreground, 0 background, 255 neither."""
     if kind == "boxes":
         return _area_of_boxes(label, width, height, where)
+    colours = None
     if isinstance(label, (str, os.PathLike)):
-        values = read_mask(label)
+        values, colours = read_mask(label), palette_of(label)
     elif isinstance(label, Image.Image):
-        values = np.asarray(label)
+        values, colours = np.asarray(label), palette_of(label)
     elif isinstance(label, (Tensor, np.ndarray)):
         values = label.detach().cpu().numpy() if isinstance(label, Tensor) else label
     else:
@@ -318,11 +331,15 @@ def _area(label: Any, kind: str, width: int, height: int, where: str) -> np.ndar
         if values.dtype == bool:
             raise ValueError(f"{where} must have a scribble map of numbers (0, 255, strokes), got booleans")
         strokes: np.ndarray[Any, Any] = np.where(values == NEITHER, NEITHER, values != 0).astype(np.uint8)
+        if not (strokes == 1).any():
+            raise ValueError(
+                f"{where} must have a stroke on the class, a value from 1 to 254, got only background strokes (0) and "
+                "255, which means not labelled; in a white-on-black map say 1 for the strokes and 255 for the rest"
+            )
         return strokes
-    area: np.ndarray[Any, Any] = (values != 0).astype(np.uint8)
-    if values.dtype != bool and ((values != 0) & (values != NEITHER)).any():
-        area[values == NEITHER] = NEITHER
-    return area
+    if settings["object"] is None and settings["threshold"] is None:
+        check_palette(colours, values, where)
+    return object_area(values, where, **settings)
 
 
 def _area_of_boxes(label: Any, width: int, height: int, where: str) -> np.ndarray[Any, Any]:

@@ -209,7 +209,7 @@ def call(name: str, **changes: Any) -> Any:
         (
             {"support": {"masks": None, "scribbles": [np.full((24, 40), 255, np.uint8)]}},
             ValueError,
-            "must have foreground",
+            "must have a stroke on the class, a value from 1 to 254, got only background strokes",
         ),
         ({"support": {"images": {"a": [scene(RED)[0]]}}}, ValueError, "must name the same classes"),
         ({"query": np.zeros((3, 40, 3), np.uint8)}, ValueError, "at least 4 pixels a side .* got 40 x 3"),

@@ -220,6 +220,16 @@ def read_mask(
     return np.where(listed[values], values, np.uint8(IGNORE))
 
 
+def palette_of(picture: str | os.PathLike[str] | Image.Image) -> np.ndarray | None:
+    """The colours [n, 3] uint8 of a picture with a palette, None of any other; of a file, from the header alone."""
+    if not isinstance(picture, Image.Image):
+        with _open(picture, MAX_PIXELS, "mask") as opened:
+            return palette_of(opened)
+    if picture.mode != "P":
+        return None
+    return np.array(picture.getpalette("RGB"), dtype=np.uint8).reshape(-1, 3)
+
+
 def check_size(values: np.ndarray, size: tuple[int, int] | None, file: Path, what: str = "mask") -> None:
     """Compare what was read [H, W, ...] with the (width, height) of its image, where that is given.
 

@@ -71,7 +71,7 @@ class FewShotTask(FoldedTask):
     several = "few-shot systems"
     one = "a few-shot system"
     takes_supports = True
-    prediction_options = frozenset({"way", "no_probability"})
+    prediction_options = frozenset({"way", "no_probability", "object", "threshold", "ignore"})
     title = "novel classes"
     collate = staticmethod(FewShotBatch.stack)
     unpack_batch = FewShotBatch
@@ -400,7 +400,10 @@ class FewShotTask(FoldedTask):
         fit: Any = {geometry: fit for fit, geometry in FITS.items()}[self.settings.data.geometry]
         predictor = FewShotPredictor(model, size=size, fit=fit)
         probability = not options.no_probability
-        return FewShotPrediction(predictor, options.supports, options.out, label, probability=probability)
+        mask_values = {name: getattr(options, name) for name in ("object", "threshold", "ignore")}
+        return FewShotPrediction(
+            predictor, options.supports, options.out, label, probability=probability, mask_values=mask_values
+        )
 
 
 def one_of_each_class(dataset: EpisodeDataset) -> list[int]:

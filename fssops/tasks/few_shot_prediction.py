@@ -7,7 +7,7 @@ OUT/NAME_probability.png    probability of the class, 0..255; of several classes
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -30,14 +30,23 @@ class FewShotPrediction(Predictor):
         out: folder.
         label: what to call the model.
         probability: write probabilities too.
+        mask_values: what values of masks mean: ``object``, ``threshold`` and ``ignore`` of ``set_support``.
     """
 
     def __init__(
-        self, predictor: FewShotPredictor, supports: Sequence[Support], out: Path, label: str, *, probability: bool
+        self,
+        predictor: FewShotPredictor,
+        supports: Sequence[Support],
+        out: Path,
+        label: str,
+        *,
+        probability: bool,
+        mask_values: Mapping[str, Any],
     ) -> None:
         super().__init__(out, label)
         self.predictor, self.supports, self.probability = predictor, supports, probability
-        set_support(predictor, supports)
+        self.mask_values = {name: value for name, value in mask_values.items() if value is not None}
+        set_support(predictor, supports, **self.mask_values)
 
     def find(self, queries: Sequence[str]) -> tuple[list[Path], int, Iterable[Picture]]:
         """Pictures of files and folders."""
@@ -70,6 +79,7 @@ class FewShotPrediction(Predictor):
             "fit": self.predictor.fit,
             "classes": list(self.predictor.classes),
             "supports": [asdict(support) for support in self.supports],
+            "mask_values": self.mask_values,
         }
 
     def files(self) -> str:

@@ -76,10 +76,15 @@ def add_support_options(group: Any) -> None:
         "--box", action=SupportAction, metavar="X0,Y0,X1,Y1", help="marks the object in the support before it"
     )
     group.add_argument("--scribble", action=SupportAction, metavar="FILE", help="marks the support before it")
+    group.add_argument("--object", type=int, metavar="VALUE", help="value of the object in masks of several values")
+    group.add_argument("--threshold", type=float, metavar="VALUE", help="least value of the object in grey masks: 128")
+    group.add_argument(
+        "--ignore", type=int, metavar="VALUE", help="value of masks that is neither object nor background"
+    )
 
 
-def set_support(predictor: Any, supports: Sequence[Support]) -> None:
-    """Give a few-shot predictor the supports of a command line.
+def set_support(predictor: Any, supports: Sequence[Support], **mask_values: Any) -> None:
+    """Give a few-shot predictor the supports of a command line, and what the values of their masks mean.
 
     Raises:
         SettingsError: they are not all marked the same way.
@@ -93,7 +98,7 @@ def set_support(predictor: Any, supports: Sequence[Support]) -> None:
         images.setdefault(support.way, []).append(support.image)
         annotations.setdefault(support.way, []).append(getattr(support, marks[0]))
     argument = {"mask": "masks", "boxes": "boxes", "scribble": "scribbles"}[marks[0]]
-    predictor.set_support(images, **{argument: annotations})
+    predictor.set_support(images, **{argument: annotations}, **mask_values)
 
 
 def _box(parser: Any, text: str) -> Box:

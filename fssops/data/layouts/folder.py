@@ -6,9 +6,8 @@ One sub-folder a class (any of these forms, also mixed; images may lie in sub-fo
     ROOT/CLASS/NAME.jpg           ROOT/CLASS/NAME.png
     ROOT/CLASS/NAME.jpg           ROOT/CLASS/NAME_mask.png
 
-Such masks are binary. 0 is background; where some mask of the data set holds a 1, 1 is the object and 255 is ignored
-everywhere, else 255 is the object everywhere. Any other value is an error. Classes are numbered in the alphabetical
-order of their folders.
+Such masks are of one object, read as :mod:`fssops.data.object_masks` says, except that where some mask of the data set
+holds both 1 and 255, 255 is ignored in all of them. Classes are numbered in the alphabetical order of their folders.
 
 Or one label map an image, read as :mod:`fssops.data.layouts.label_folder` says.
 """
@@ -16,17 +15,19 @@ Or one label map an image, read as :mod:`fssops.data.layouts.label_folder` says.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from fssops.data.errors import DataError, DuplicateError
+from fssops.data.errors import DataError, DuplicateError, MaskValueError
 from fssops.data.few_shot_source import FewShotSource
-from fssops.data.images import image_size, read_mask
+from fssops.data.images import image_size, palette_of, read_mask
 from fssops.data.label_maps import OnUnknown, PairedSource, Pairs
 from fssops.data.layout import Layout
 from fssops.data.layouts import label_folder
 from fssops.data.listing import folders_in, pictures_in
+from fssops.data.object_masks import check_palette, object_area, undecided
 from fssops.data.source import PathLike
 from fssops.labels import IGNORE
 from fssops.truth import Classes, Truth
@@ -116,12 +117,14 @@ class FolderSource(ClassFolders):
 
     Args:
         root: the folder.
+        object: value of the object in masks that do not say it.
+        threshold: least value of the object, for grey masks.
 
     Raises:
         DataError: nothing in it fits, or images and masks do not pair.
     """
 
-    def __init__(self, root: PathLike) -> None:
+    def __init__(self, root: PathLike, object: int | None = None, threshold: float | None = None) -> None:
         base = Path(root)
         folders = [folder for folder in class_folders(base) if _holds_images(folder)]
         if not folders:
@@ -132,22 +135,26 @@ class FolderSource(ClassFolders):
         classes = Classes.from_names(["background", *(folder.name for folder in folders)])
         classes.check_label_maps(str(base))
         super().__init__("all", classes, dict(enumerate(folders, start=1)))
-        self._object_is_255: bool | None = None
+        self.object, self.threshold = object, threshold
 
     def truth(self, name: str) -> Truth:
         image, mask = self.paths(name)
-        values = read_mask(mask, size=image_size(image), allowed=(0, 1, IGNORE))
-        inside = values == (IGNORE if self._object_is_white() else 1)
-        labels = np.where(inside, np.uint8(self.label_of(name)), np.uint8(0))
-        if not self._object_is_white():
-            labels[values == IGNORE] = IGNORE
+        values = read_mask(mask, size=image_size(image))
+        ignore = None
+        if self.object is None and self.threshold is None:
+            check_palette(palette_of(mask), values, str(mask))
+            # Stricter than for one support: another number may be another class in a folder of them.
+            if others := [int(value) for value in np.unique(values) if value not in (0, 1, IGNORE)]:
+                raise MaskValueError(undecided(str(mask), others))
+            ignore = IGNORE if self._white_is_ignored else None
+        area = object_area(values, str(mask), object=self.object, threshold=self.threshold, ignore=ignore)
+        labels = np.where(area == 1, np.uint8(self.label_of(name)), area)
         return Truth(labels.shape[0], labels.shape[1], label_map=labels)
 
-    def _object_is_white(self) -> bool:
-        """Whether 255 marks the object: when no mask of the data set holds a 1."""
-        if self._object_is_255 is None:
-            self._object_is_255 = not any(_holds_a_one(mask) for _, mask in self._pairs.files.values())
-        return self._object_is_255
+    @cached_property
+    def _white_is_ignored(self) -> bool:
+        """Whether 255 is ignored: where some mask of the data set holds 1 beside it."""
+        return any(_holds_one_and_white(mask) for _, mask in self._pairs.files.values())
 
 
 def _holds_images(folder: Path) -> bool:
@@ -156,9 +163,10 @@ def _holds_images(folder: Path) -> bool:
     return bool(pictures_in(folder, below=False).files)
 
 
-def _holds_a_one(mask: Path) -> bool:
+def _holds_one_and_white(mask: Path) -> bool:
     try:
-        return bool((read_mask(mask) == 1).any())
+        values = read_mask(mask)
+        return bool((values == 1).any() and (values == IGNORE).any())
     except (DataError, OSError):
         return False  # said where this mask itself is asked for: others need not fail with it
 
@@ -167,7 +175,14 @@ def _has_label_maps(root: Path) -> bool:
     return (root / "images").is_dir() or bool(label_folder.split_folders(root))
 
 
-def few_shot(root: PathLike, split: str | None = None, *, unknown: OnUnknown = "error") -> FewShotSource:
+def few_shot(
+    root: PathLike,
+    split: str | None = None,
+    *,
+    unknown: OnUnknown = "error",
+    object: int | None = None,
+    threshold: float | None = None,
+) -> FewShotSource:
     """Open a plain folder of images and masks; layouts in the module.
 
     Args:
@@ -175,6 +190,8 @@ def few_shot(root: PathLike, split: str | None = None, *, unknown: OnUnknown = "
         split: for label maps: one of their splits, or ``all``; None takes ``train`` where that is one of them. Class
             folders have no splits: always ``all``.
         unknown: for label maps: ids outside classes.json are an ``error`` or mapped to 255 (``ignore``).
+        object: for class folders: value of the object in masks that do not say it.
+        threshold: for class folders: least value of the object, 128 for masks with grey outlines.
 
     Raises:
         FileNotFoundError: no such folder.
@@ -184,7 +201,7 @@ def few_shot(root: PathLike, split: str | None = None, *, unknown: OnUnknown = "
         return label_folder.few_shot(root, split, unknown=unknown)
     if unknown not in ("error", "ignore"):
         raise ValueError(f"folder: unknown must be error or ignore, got {unknown!r}")
-    return FewShotSource(FolderSource(root))
+    return FewShotSource(FolderSource(root, object, threshold))
 
 
 def numbered_as_fss1000(folder: Path) -> bool:
