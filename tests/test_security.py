@@ -73,7 +73,7 @@ def test_a_compressed_checkpoint_of_ours_is_refused(tmp_path: Path, monkeypatch:
     with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as target:
         target.writestr("archive/data/0", bytes(10_000_000))
     monkeypatch.setattr(checkpoints, "verify_checkpoint", lambda path: None)  # a checksum is easily made
-    with pytest.raises(checkpoints.CheckpointError, match="must hold its tensors uncompressed"):
+    with pytest.raises(checkpoints.RunCheckpointError, match="must hold its tensors uncompressed"):
         checkpoints.read_checkpoint(bomb)
 
 

@@ -33,13 +33,13 @@ _UNREADABLE = (
 """What torch's reader raises of a file that was made up; a right checksum is easily given to one."""
 
 
-class CheckpointError(RuntimeError):
+class RunCheckpointError(RuntimeError):
     """A checkpoint is missing or must not be trusted; the message names file and cause."""
 
     exit_code = 2
 
 
-class CheckpointWriteError(CheckpointError):
+class CheckpointWriteError(RunCheckpointError):
     """A checkpoint could not be written: full disk, read-only folder; the earlier one is intact."""
 
     exit_code = 1
@@ -126,20 +126,20 @@ def read_checkpoint(path: Path, map_location: str | torch.device = "cpu") -> dic
     """Read a checkpoint after verifying its checksum; nothing in the file is executed.
 
     Raises:
-        CheckpointError: the file is missing, truncated, altered, of a newer format, or no checkpoint of fssops.
+        RunCheckpointError: the file is missing, truncated, altered, of a newer format, or no checkpoint of fssops.
     """
     verify_checkpoint(path)
     try:
         check_stored(path)
         state = torch.load(path, map_location=map_location, weights_only=True)
     except _UNREADABLE as error:
-        raise CheckpointError(
+        raise RunCheckpointError(
             f"checkpoint: {path} must hold tensors and plain values only, got: {_brief(error)}"
         ) from None
     if not isinstance(state, dict) or "format" not in state:
-        raise CheckpointError(f"checkpoint: {path} must be a checkpoint of fssops, got no field 'format'")
+        raise RunCheckpointError(f"checkpoint: {path} must be a checkpoint of fssops, got no field 'format'")
     if not isinstance(state["format"], int) or state["format"] > FORMAT:
-        raise CheckpointError(
+        raise RunCheckpointError(
             f"checkpoint: {path} must have format {FORMAT} or older, got {state['format']}; update fssops to read it"
         )
     return state
@@ -149,23 +149,23 @@ def verify_checkpoint(path: Path) -> None:
     """Check the SHA-256 that a checkpoint carries.
 
     Raises:
-        CheckpointError: naming what is wrong with the file.
+        RunCheckpointError: naming what is wrong with the file.
     """
     try:
         size = path.stat().st_size
         with open(path, "rb") as file:
             if size < _COMMENT_SIZE + _END_RECORD_SIZE:
-                raise CheckpointError(f"checkpoint: {path} must be whole, got {size} bytes (truncated)")
+                raise RunCheckpointError(f"checkpoint: {path} must be whole, got {size} bytes (truncated)")
             file.seek(size - _COMMENT_SIZE)
             comment = file.read()
             if not comment.startswith(_COMMENT):
-                raise CheckpointError(
+                raise RunCheckpointError(
                     f"checkpoint: {path} must end in its checksum, got none: truncated, or not written by fssops"
                 )
             if _digest(file, size - _COMMENT_SIZE) != comment[len(_COMMENT) :].decode("ascii", "replace"):
-                raise CheckpointError(f"checkpoint: {path} must match its checksum, got other bytes: damaged")
+                raise RunCheckpointError(f"checkpoint: {path} must match its checksum, got other bytes: damaged")
     except OSError as error:
-        raise CheckpointError(f"checkpoint: {path} must be a readable file, got {error.strerror or error}") from None
+        raise RunCheckpointError(f"checkpoint: {path} must be a readable file, got {error.strerror or error}") from None
 
 
 def carries_checksum(path: Path) -> bool:
@@ -198,7 +198,7 @@ def newest_good_checkpoint(folder: Path) -> tuple[Path, dict[str, Any], list[str
         its path, its contents, and a line for each newer file that had to be passed over.
 
     Raises:
-        CheckpointError: there is none; the message tells what was wrong with each.
+        RunCheckpointError: there is none; the message tells what was wrong with each.
     """
     problems: list[str] = []
     for name in _NAMES:
@@ -207,10 +207,10 @@ def newest_good_checkpoint(folder: Path) -> tuple[Path, dict[str, Any], list[str
             continue
         try:
             return path, read_checkpoint(path), problems
-        except CheckpointError as error:
+        except RunCheckpointError as error:
             problems.append(str(error))
     reasons = "; ".join(problems) or "no checkpoint file"
-    raise CheckpointError(f"checkpoint: {folder} must hold a checkpoint, got {reasons}")
+    raise RunCheckpointError(f"checkpoint: {folder} must hold a checkpoint, got {reasons}")
 
 
 def remove_leftovers(folder: Path) -> None:

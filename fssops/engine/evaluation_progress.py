@@ -15,7 +15,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from fssops.engine.checkpoints import CheckpointError, CheckpointWriteError, read_checkpoint, write_checkpoint
+from fssops.engine.checkpoints import CheckpointWriteError, RunCheckpointError, read_checkpoint, write_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -119,7 +119,7 @@ class EvaluationProgress:
         for path in sorted(files.get(newest, [])):
             try:
                 progress = read_checkpoint(path)
-            except CheckpointError:
+            except RunCheckpointError:
                 continue  # its items are counted again
             items += progress["done"]
             self._earlier += progress["states"]

@@ -84,7 +84,7 @@ class MMFormerTask(FewShotTask):
         """Put the segmenter into the model: from ``segmenter.weights``, or as the first stage has left it.
 
         Raises:
-            CheckpointError: it does not fit, or is missing.
+            CheckpointError, RunCheckpointError: it does not fit, or is missing.
             SettingsError: it was trained for other classes.
         """
         given = self.settings.segmenter.weights

@@ -66,7 +66,7 @@ class MSANetTask(FewShotTask):
         """Put the base learner into the model: from ``base.weights``, or as the first stage has left it.
 
         Raises:
-            CheckpointError: it does not fit, or is missing.
+            CheckpointError, RunCheckpointError: it does not fit, or is missing.
             SettingsError: it was trained for other classes.
         """
         given = self.settings.base.weights

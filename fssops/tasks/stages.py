@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from fssops.engine.checkpoints import CheckpointError
+from fssops.engine.checkpoints import RunCheckpointError
 from fssops.engine.settings import SettingsError, apply_overrides
 from fssops.recipes import read_named_recipe
 from fssops.tasks import task_from_tables
@@ -69,7 +69,7 @@ def take_weights(part: nn.Module, stage: FirstStage | None, given: str, table: s
         a line that says what was loaded.
 
     Raises:
-        CheckpointError: it is missing or does not fit.
+        RunCheckpointError: it is missing or does not fit.
         SettingsError: it was trained for other classes.
     """
     path = Path(given)
@@ -77,7 +77,7 @@ def take_weights(part: nn.Module, stage: FirstStage | None, given: str, table: s
         which = stage.task.settings.eval.checkpoint
         path = stage.folder / "checkpoints" / f"{which}.pt"
     if not path.exists():
-        raise CheckpointError(f"{table}.weights: {path} must be a checkpoint or a run folder, got nothing there")
+        raise RunCheckpointError(f"{table}.weights: {path} must be a checkpoint or a run folder, got nothing there")
     checkpoint = read_weights(path)
     if checkpoint.settings:
         check_trained(checkpoint.settings, f"{table}.weights: {checkpoint.source}", model, data)

@@ -132,7 +132,7 @@ class Task(ABC):
         """Load what the first stage has learnt into a freshly built model; return lines that say what was loaded.
 
         Raises:
-            CheckpointError: its checkpoint is missing or does not fit.
+            CheckpointError, RunCheckpointError: its checkpoint does not fit, or is missing.
             SettingsError: it was trained for other classes.
         """
         return []

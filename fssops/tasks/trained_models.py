@@ -10,7 +10,7 @@ from typing import Literal
 
 from torch import nn
 
-from fssops.engine.checkpoints import CheckpointError, has_checkpoint
+from fssops.engine.checkpoints import RunCheckpointError, has_checkpoint
 from fssops.engine.optimizers import freeze
 from fssops.engine.random_state import seed_everything
 from fssops.engine.settings import Settings
@@ -79,7 +79,7 @@ def load_trained(path: Path, recipe: str | None, overrides: Sequence[str], which
 
     Raises:
         SettingsError: no settings are to be had, or they are wrong.
-        CheckpointError: the checkpoint is missing or damaged.
+        RunCheckpointError: the checkpoint is missing or damaged.
         ValueError: the weights are of another model.
     """
     if not path.exists():
@@ -87,7 +87,7 @@ def load_trained(path: Path, recipe: str | None, overrides: Sequence[str], which
     is_run = path.is_dir() and has_checkpoint(path / "checkpoints")
     checkpoint = read_weights(path / "checkpoints" / "best.pt" if is_run and which == "best" else path)
     if recipe is None and not checkpoint.settings:
-        raise CheckpointError(
+        raise RunCheckpointError(
             f"CHECKPOINT: {path} must be of a run, which knows its model and data, got weights alone; say with "
             "--recipe which they are for"
         )

@@ -28,8 +28,13 @@ import torch
 from torch import Tensor
 
 from fssops.engine.archives import ArchiveBombError, check_stored
-from fssops.engine.checkpoints import CheckpointError as DamagedRunError
-from fssops.engine.checkpoints import carries_checksum, has_checkpoint, newest_good_checkpoint, read_checkpoint
+from fssops.engine.checkpoints import (
+    RunCheckpointError,
+    carries_checksum,
+    has_checkpoint,
+    newest_good_checkpoint,
+    read_checkpoint,
+)
 from fssops.weights import restricted_pickle
 
 TORCH_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".tar")
@@ -144,7 +149,7 @@ def _read_file(path: Path) -> tuple[Any, dict[str, str]]:
             return read_checkpoint(path), {}
     except ArchiveBombError as error:
         raise CheckpointError(f"weights: {error}") from None
-    except DamagedRunError as error:
+    except RunCheckpointError as error:
         raise CheckpointError(str(error)) from None
     return _read_torch(path), {}
 
@@ -220,7 +225,7 @@ def _read_folder(path: Path) -> Checkpoint:
         if has_checkpoint(folder):
             try:
                 newest, state, passed_over = newest_good_checkpoint(folder)
-            except DamagedRunError as error:
+            except RunCheckpointError as error:
                 raise CheckpointError(str(error)) from None
             checkpoint = _unwrapped(state, str(newest))
             checkpoint.passed_over = passed_over

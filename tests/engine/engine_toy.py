@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fssops.engine.checkpoints import CheckpointError, newest_good_checkpoint
+from fssops.engine.checkpoints import RunCheckpointError, newest_good_checkpoint
 from fssops.engine.launch import build_fabric, run_on_first
 from fssops.engine.run_folder import RunFolder, locked_run
 from fssops.engine.settings import Settings, apply_overrides, validate
@@ -138,7 +138,7 @@ def train(trainer: Trainer, arguments: Sequence[str], at: Mapping[str, int], *, 
     if resume:
         try:
             trainer.restore(newest_good_checkpoint(trainer.run.checkpoints)[1])
-        except CheckpointError as error:
+        except RunCheckpointError as error:
             if "no checkpoint file" not in str(error):
                 raise
 

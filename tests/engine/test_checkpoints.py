@@ -13,7 +13,7 @@ import torch
 
 from fssops.engine import checkpoints
 from fssops.engine.checkpoints import (
-    CheckpointError,
+    RunCheckpointError,
     copy_checkpoint,
     newest_good_checkpoint,
     previous_path,
@@ -49,7 +49,7 @@ def test_one_flipped_bit_anywhere_is_noticed(tmp_path: Path) -> None:
         damaged = bytearray(good)
         damaged[place] ^= 1 << (place % 8)
         path.write_bytes(damaged)
-        with pytest.raises(CheckpointError, match=r"last\.pt must"):
+        with pytest.raises(RunCheckpointError, match=r"last\.pt must"):
             read_checkpoint(path)
     path.write_bytes(good)
     assert read_checkpoint(path)["step"] == 1
@@ -61,12 +61,12 @@ def test_truncated_file_is_refused_by_name(tmp_path: Path, share: float) -> None
     write_checkpoint(path, state(1))
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * share)])
-    with pytest.raises(CheckpointError, match="truncated"):
+    with pytest.raises(RunCheckpointError, match="truncated"):
         read_checkpoint(path)
 
 
 def test_missing_file_is_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"none\.pt must be a readable file, got No such file"):
+    with pytest.raises(RunCheckpointError, match=r"none\.pt must be a readable file, got No such file"):
         read_checkpoint(tmp_path / "none.pt")
 
 
@@ -78,7 +78,7 @@ def test_newest_good_checkpoint_passes_over_damaged_ones(tmp_path: Path) -> None
     path, found, problems = newest_good_checkpoint(tmp_path)
     assert (path.name, found["step"], len(problems)) == ("last.previous.pt", 1, 1)
     previous_path(tmp_path / "last.pt").unlink()
-    with pytest.raises(CheckpointError, match="must hold a checkpoint"):
+    with pytest.raises(RunCheckpointError, match="must hold a checkpoint"):
         newest_good_checkpoint(tmp_path)
 
 
@@ -102,7 +102,7 @@ def test_full_disk_leaves_the_earlier_checkpoint(tmp_path: Path, monkeypatch: py
         return file.write(data)
 
     monkeypatch.setattr(checkpoints, "write_bytes", full)
-    with pytest.raises(CheckpointError, match=r"No space left on device; the earlier checkpoint is intact"):
+    with pytest.raises(RunCheckpointError, match=r"No space left on device; the earlier checkpoint is intact"):
         write_checkpoint(tmp_path / "last.pt", state(2))
     monkeypatch.undo()
     assert read_checkpoint(tmp_path / "last.pt")["step"] == 1
@@ -131,7 +131,7 @@ def test_malicious_pickle_is_refused_and_not_executed(
         write_checkpoint(path, {"model": Malicious()})  # with a right checksum
     else:
         path.write_bytes(pickle.dumps(Malicious()) + b" " * 200)
-    with pytest.raises(CheckpointError, match=r"last\.pt must"):
+    with pytest.raises(RunCheckpointError, match=r"last\.pt must"):
         read_checkpoint(path)
     assert not (tmp_path / "executed").exists()
 
@@ -146,12 +146,12 @@ def test_whatever_torch_says_of_a_made_up_file_becomes_one_line(
         raise error  # all of these were met with changed bytes under a right checksum
 
     monkeypatch.setattr(torch, "load", load)
-    with pytest.raises(CheckpointError, match=r"a\.pt must hold tensors and plain values only, got: \S"):
+    with pytest.raises(RunCheckpointError, match=r"a\.pt must hold tensors and plain values only, got: \S"):
         read_checkpoint(tmp_path / "a.pt")
 
 
 @pytest.mark.parametrize("number", [99, "x"])
 def test_newer_format_is_refused(tmp_path: Path, number: Any) -> None:
     write_checkpoint(tmp_path / "a.pt", {"format": number})
-    with pytest.raises(CheckpointError, match=f"must have format 1 or older, got {number}"):
+    with pytest.raises(RunCheckpointError, match=f"must have format 1 or older, got {number}"):
         read_checkpoint(tmp_path / "a.pt")

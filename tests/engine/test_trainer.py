@@ -16,7 +16,7 @@ from engine_toy import NormFreeModel, ToyBatch, ToyData, ToyModel, build_trainer
 from torch import Tensor, nn
 
 from fssops.engine import checkpoints
-from fssops.engine.checkpoints import CheckpointError, newest_good_checkpoint, read_checkpoint
+from fssops.engine.checkpoints import RunCheckpointError, newest_good_checkpoint, read_checkpoint
 from fssops.engine.interrupts import Interrupted
 from fssops.engine.metrics_log import read_metrics
 from fssops.engine.nonfinite import NonFiniteError, load_replay
@@ -299,7 +299,7 @@ def test_full_disk_stops_with_the_earlier_checkpoint_intact(trainer_of: Any, mon
         return original(file, data)
 
     monkeypatch.setattr(checkpoints, "write_bytes", full)
-    with pytest.raises(CheckpointError, match="No space left on device; the earlier checkpoint is intact"):
+    with pytest.raises(RunCheckpointError, match="No space left on device; the earlier checkpoint is intact"):
         trainer.fit()
     assert newest_good_checkpoint(trainer.run.checkpoints)[1]["step"] == 10
 

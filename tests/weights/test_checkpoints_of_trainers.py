@@ -258,7 +258,7 @@ def test_a_folder_of_transformers_is_a_checkpoint_where_a_recipe_says_the_data(
     source: Any = fssops.create_model("mask2former", **settings.model.options)
     write_transformers(source, tmp_path)
     if recipe is None:
-        with pytest.raises(checkpoints.CheckpointError, match=r"be of a run, .* got weights alone; say with --recipe"):
+        with pytest.raises(checkpoints.RunCheckpointError, match=r"be of a run, .* got weights alone; say"):
             load_trained(tmp_path, recipe, [])
         return
     trained = load_trained(tmp_path, recipe, TINY)
