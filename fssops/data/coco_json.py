@@ -130,6 +130,8 @@ def _read_annotations(entries: list[Any], result: CocoFile) -> None:
             result.problems.append(f"annotation id {identifier} occurs more than once")
         seen.add(identifier)
         crowd = entry.get("iscrowd") or 0
+        if crowd in ("0", "1"):  # as some exporters write it
+            crowd = int(crowd)
         if not _is_key(image, result.images):
             result.dropped[identifier] = f"image id {image!r:.80} not in images"
         elif not _is_key(category, result.categories):

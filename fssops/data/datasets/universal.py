@@ -76,7 +76,10 @@ class TrainingDataset(SeededItems[UniversalItem]):
         self.keep_empty, self.label_maps = keep_empty, label_maps
         self.names = source.training_names(kind)
         if not self.names:
-            raise ValueError(f"{source.label}: there must be at least one image with an annotation, got none")
+            raise ValueError(
+                f"{source.label}: there must be at least one object to learn from, got {len(source.names)} images without "
+                "one (crowd regions, iscrowd 1, are none: some exporters mark every object so)"
+            )
 
     def item(self, index: int, rng: np.random.Generator) -> UniversalItem:
         name = self.names[index]

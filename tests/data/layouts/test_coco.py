@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from fssops.data import coco_json
+from fssops.data.augmentation.chains import universal_chain
 from fssops.data.check import check_data
+from fssops.data.datasets.universal import TrainingDataset
 from fssops.data.errors import AnnotationError, DataWarning, ImageFileError
 from fssops.data.few_shot_source import FewShotSource
 from fssops.data.layouts import known_classes, open_data
@@ -83,7 +86,7 @@ def test_coco_crowds_are_ignored_or_part_of_the_class(coco_folder: Callable[...,
         ("image_id", [1], r"image id \[1\] not in images"),
         ("image_id", "1", "image id '1' not in images"),
         ("category_id", {"id": 1}, r"category id \{'id': 1\} not in categories"),
-        ("iscrowd", "0", "iscrowd is neither 0 nor 1 but '0'"),
+        ("iscrowd", "no", "iscrowd is neither 0 nor 1 but 'no'"),
     ],
 )
 def test_annotation_with_a_field_of_another_type_is_dropped(
@@ -260,3 +263,22 @@ def test_images_that_exif_turns_are_named_as_such(coco_folder: Callable[..., Pat
     Image.new("RGB", (50, 40)).save(root / "train2017" / "000000000003.jpg")
     with pytest.raises(ImageFileError, match=r"60 x 40, got 50 x 40$"):
         source.image("000000000003.jpg")
+
+
+@pytest.mark.parametrize("crowd", ["0", 0, None, False, 0.0])
+def test_iscrowd_is_read_as_the_number_that_it_plainly_is(coco_folder: Callable[..., Path], crowd: object) -> None:
+    rows = [{"image_id": 1, "category_id": 1, "segmentation": [square(0, 0, 9)], "iscrowd": crowd}]
+    source = open_data("coco", coco_folder(rows), split="train", truth="few-shot")
+    assert [row.crowd for row in annotations_of(source)] == [False]
+
+
+@pytest.mark.parametrize("rows", [[], [{"iscrowd": 1}], [{"iscrowd": "1"}, {"iscrowd": 1}]])
+def test_training_on_nothing_but_crowds_is_refused(
+    coco_folder: Callable[..., Path], rows: list[dict[str, Any]]
+) -> None:
+    shape = {"image_id": 1, "category_id": 1, "segmentation": [square(0, 0, 9)]}
+    source = open_data(
+        "coco_instances", coco_folder([{**shape, **row} for row in rows]), split="train", truth="instance"
+    )
+    with pytest.raises(ValueError, match="at least one object to learn from, got .* iscrowd 1, are none"):
+        TrainingDataset(source, "instance", universal_chain("none"))
