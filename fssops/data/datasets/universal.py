@@ -77,8 +77,8 @@ class TrainingDataset(SeededItems[UniversalItem]):
         self.names = source.training_names(kind)
         if not self.names:
             raise ValueError(
-                f"{source.label}: there must be at least one object to learn from, got {len(source.names)} images without "
-                "one (crowd regions, iscrowd 1, are none: some exporters mark every object so)"
+                f"{source.label}: there must be at least one object to learn from, got {len(source.names)} images "
+                "without one (crowd regions, iscrowd 1, are none: some exporters mark every object so)"
             )
 
     def item(self, index: int, rng: np.random.Generator) -> UniversalItem:
