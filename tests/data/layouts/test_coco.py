@@ -280,5 +280,5 @@ def test_training_on_nothing_but_crowds_is_refused(
     source = open_data(
         "coco_instances", coco_folder([{**shape, **row} for row in rows]), split="train", truth="instance"
     )
-    with pytest.raises(ValueError, match="at least one object to learn from, got .* iscrowd 1, are none"):
+    with pytest.raises(ValueError, match=r"at least one object to learn from, got .* iscrowd 1, are none"):
         TrainingDataset(source, "instance", universal_chain("none"))
