@@ -62,6 +62,9 @@ def test_augmentation_depends_on_the_generator_alone(source: FewShotSource, fold
     assert torch.equal(first.images, again.images)
     assert torch.equal(first.labels, again.labels)
     assert not torch.equal(first.images, other.images)
+    seed = int(torch.randint(2**63 - 1, (), generator=torch.Generator().manual_seed(1)))
+    assert torch.equal(first.images, dataset.item(2, np.random.default_rng(seed)).images), "as in runs made before"
+    assert torch.equal(dataset[2].images, dataset.item(2, np.random.default_rng(2)).images)
     assert first.labels.shape == (1, 40, 40)
 
 
@@ -94,5 +97,7 @@ def test_a_repeated_list_is_augmented_anew(source: FewShotSource, fold: folds.Fo
     assert first.query_names == other.query_names
     assert torch.equal(first.query_images, again.query_images)
     assert not torch.equal(first.query_images, other.query_images)
+    epoch = int(torch.randint(2**62, (), generator=torch.Generator().manual_seed(1)))
+    assert torch.equal(first.query_images, dataset.dataset.item(1, epoch).query_images), "as in runs made before"
     assert len(dataset) == 2
     assert dataset[0].query_names == list(episodes[0].query)

@@ -125,6 +125,9 @@ def test_clips_are_a_function_of_the_generator(tmp_path: Path) -> None:
     first, again = (dataset.draw(0, torch.Generator().manual_seed(5)) for _ in range(2))
     assert torch.equal(first.clip, again.clip)
     assert torch.equal(first.target.masks, again.target.masks)
+    seed = int(torch.randint(1 << 62, (), generator=torch.Generator().manual_seed(5)))
+    expected = dataset.item(0, np.random.default_rng(seed))
+    assert (first.name, first.clip.tolist()) == (expected.name, expected.clip.tolist()), "as in runs made before"
     batch = ClipItem.stack([first, again])
     assert len(batch.images) == len(batch.targets or []) == 2
 

@@ -68,3 +68,45 @@ def test_colour_jitter_truncates_to_bytes_and_leaves_truth_alone() -> None:
     assert min(seen) >= 68
     assert max(seen) <= 131
     assert len(seen) > 10
+
+
+class Script:
+    """A generator that gives what it is told, whatever is asked, and notes the ranges."""
+
+    def __init__(self, *values: float) -> None:
+        self.values, self.asked = list(values), []
+
+    def integers(self, *limits: int) -> int:
+        self.asked.append(limits)
+        return int(self.values.pop(0))
+
+    def uniform(self, *limits: float) -> float:
+        self.asked.append(limits)
+        return self.values.pop(0)
+
+
+def test_colour_jitter_draws_in_the_published_order() -> None:
+    """Brightness; a coin for the order; then contrast, saturation, hue, or saturation, hue, contrast."""
+
+    def cut(values: np.ndarray) -> np.ndarray:
+        return values.astype(np.float32).clip(0, 255).astype(np.uint8)
+
+    def in_hsv(image: np.ndarray, saturation: float, hue: int) -> np.ndarray:
+        hsv = rgb_to_hsv(image)
+        hsv[..., 1] = cut(hsv[..., 1] * np.float32(saturation))
+        hsv = rgb_to_hsv(hsv_to_rgb(hsv))
+        hsv[..., 0] = (hsv[..., 0].astype(int) + hue) % 180
+        return hsv_to_rgb(hsv)
+
+    contrast, saturation, hue = (0.5, 1.5), (0.5, 1.5), (-18, 19)
+    first = Script(1, -20.0, 1, 1, 1.25, 1, 0.75, 1, -7)
+    result = ColourJitter()(Scene(IMAGE), first).image  # type: ignore[arg-type]
+    bright = cut(IMAGE.astype(np.float32) - 20)
+    assert np.array_equal(result, in_hsv(cut(bright * np.float32(1.25)), 0.75, -7))
+    assert first.asked == [(2,), (-32.0, 32.0), (2,), (2,), contrast, (2,), saturation, (2,), hue]
+    second = Script(0, 0, 1, 0.75, 1, -7, 1, 1.25)
+    result = ColourJitter()(Scene(IMAGE), second).image  # type: ignore[arg-type]
+    assert np.array_equal(result, cut(in_hsv(IMAGE, 0.75, -7) * np.float32(1.25)))
+    assert second.asked == [(2,), (2,), (2,), saturation, (2,), hue, (2,), contrast]
+    nothing = Script(0, 1, 0, 0, 0)
+    assert np.array_equal(ColourJitter()(Scene(IMAGE), nothing).image, IMAGE)  # type: ignore[arg-type]

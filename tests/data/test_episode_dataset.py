@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from fssops.data import folds
+from fssops.data.augmentation.chains import few_shot_chain
 from fssops.data.augmentation.geometry import Letterbox, Resize
 from fssops.data.augmentation.scene import Scene, resized_map
 from fssops.data.datasets.episodes import EpisodeDataset
@@ -123,6 +125,36 @@ def test_seed_and_epoch_change_augmentation_and_nothing_else(generated: FewShotS
     assert all(equal(first[i], before[i]) for i in range(4))
     other = EpisodeDataset(generated, episodes, seed=1, **options)
     assert not torch.equal(other[0].query_images, before[0].query_images)
+
+
+def test_every_image_of_an_episode_is_augmented_on_its_own_from_its_place(generated: FewShotSource) -> None:
+    episodes = EpisodeList.draw(generated, [1, 5], ways=2, shots=2, queries=2, episodes=3)
+    dataset = EpisodeDataset(generated, episodes, (32, 32), augment="msanet_coco", seed=7)
+    dataset.set_epoch(3)
+    episode, spec = dataset[2], episodes[2]
+    images = [*episode.support_images.flatten(0, 1), *episode.query_images]
+    names = [*(name for way in spec.support for name in way), *spec.query]
+    for place, (image, name) in enumerate(zip(images, names, strict=True)):
+        scene = Scene(np.asarray(generated.image(name)), {"label": generated.label_map(name, spec.classes)})
+        expected = few_shot_chain((32, 32), "msanet_coco")(scene, np.random.default_rng([7, 3, 2, place]))
+        assert torch.equal(image, normalise(expected.image)), "as in runs made before"
+
+
+@pytest.mark.parametrize(("options", "tries"), [({"least_query": 9}, [1, 1, 3]), ({"least_support": 9}, [3, 3, 1])])
+def test_images_are_augmented_again_while_they_keep_too_little(
+    generated: FewShotSource, options: dict[str, int], tries: list[int]
+) -> None:
+    episodes = EpisodeList.draw(generated, [1], shots=2, episodes=1)
+    generators: list[np.random.Generator] = []  # of each call; every image has one of its own
+
+    def empty_twice(scene: Scene, rng: np.random.Generator) -> Scene:
+        generators.append(rng)
+        result = Resize((30, 30))(scene)
+        enough = sum(rng is earlier for earlier in generators) >= 3
+        return Scene(result.image, {"label": result.maps["label"] * np.uint8(enough)})
+
+    EpisodeDataset(generated, episodes, (30, 30), augment=empty_twice, **options)[0]
+    assert list(Counter(map(id, generators)).values()) == tries
 
 
 def test_new_epoch_reaches_workers_that_live_on(generated: FewShotSource) -> None:

@@ -12,6 +12,7 @@ import torch
 from fssops.data import folds
 from fssops.data.datasets.proposals import ProposalDataset
 from fssops.data.episodes import EpisodeList
+from fssops.data.errors import TooFewImagesError
 from fssops.data.few_shot_source import FewShotSource
 from fssops.data.layouts import open_data
 from fssops.structures import IGNORE
@@ -69,6 +70,36 @@ def test_regions_hide_novel_classes_and_one_base_class_is_the_object(source: Few
         seen |= values
     assert len(seen & set(fold.train)) > 10
     assert torch.equal(dataset[3].labels, dataset[3].labels)
+
+
+def test_the_object_is_drawn_among_all_base_classes_that_are_left(source: FewShotSource) -> None:
+    fold = folds.by_name("generated", 0, "msanet", sorted(source.classes))
+    dataset = ProposalDataset(source, fold.train, fold.test, (48, 48), augment="mm_former")
+    counted = {}
+    for index in range(0, len(dataset), 5):
+        items = [dataset.item(index, np.random.default_rng(seed)) for seed in range(8)]
+        assert all((item.objects == 1).any() for item in items), "cropped anew until a base class is left"
+        present = set().union(*(item.labels.unique().tolist() for item in items)) & set(fold.train)
+        counted[index] = (present, {int(item.labels[item.objects == 1][0]) for item in items})
+    shown = [taken for present, taken in counted.values() if len(present) > 1]
+    assert max(map(len, shown)) > 1
+
+
+def test_images_with_novel_classes_or_too_little_of_a_base_class_are_left_out(source: FewShotSource) -> None:
+    fold = folds.by_name("generated", 0, "msanet", sorted(source.classes))
+    areas = source.areas()
+    for drop, least in ((False, 1), (True, 1), (False, 400)):
+        names = ProposalDataset(source, fold.train, fold.test, (48, 48), drop_novel=drop, min_area=least).names
+        expected = [
+            name
+            for name in source.names
+            if any(areas[name].get(c, 0) >= least for c in fold.train)
+            and not (drop and any(c in areas[name] for c in fold.test))
+        ]
+        assert names == expected
+        assert 0 < len(names) < len(source.names)
+    with pytest.raises(TooFewImagesError, match="the segmenter must have an image, got none"):
+        ProposalDataset(source, fold.train, fold.test, min_area=10**6)
 
 
 def test_painted_coco_masks_follow_the_file_and_leave_crowds_out(data_root: Path) -> None:

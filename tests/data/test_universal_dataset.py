@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fssops.data.augmentation.chains import universal_chain
-from fssops.data.augmentation.scene import Scene, cropped
+from fssops.data.augmentation.scene import Scene, cropped, flipped
 from fssops.data.datasets.universal import EvaluationDataset, TrainingDataset, UniversalItem, target_at
 from fssops.data.layouts import open_data
 from fssops.data.preparation import UniversalPreparation
@@ -52,6 +52,20 @@ def test_targets_of_each_kind() -> None:
     assert panoptic.target.labels.tolist() == [0]
 
 
+@pytest.mark.parametrize("kind", ["semantic", "panoptic"])
+def test_label_maps_come_along_where_they_are_asked_for(kind: TruthKind) -> None:
+    source = OneImage(Truth(30, 50, label_map=LABEL, segment_ids=IDS, segments=[Segment(7, 1), Segment(3, 0)]), kind)
+    plain, mapped = (
+        TrainingDataset(source, kind, lambda s, _: flipped(s), label_maps=asked)[0].target for asked in (False, True)
+    )
+    assert plain is not None
+    assert mapped is not None
+    assert mapped.label_map is not None
+    assert plain.label_map is None
+    assert mapped.label_map.dtype == torch.int64
+    assert np.array_equal(mapped.label_map.numpy(), LABEL[:, ::-1])
+
+
 def test_objects_that_leave_the_crop_are_dropped_or_kept_empty() -> None:
     outline = [np.array([[0.0, 0.0], [5.0, 0.0], [5.0, 5.0]])]
     truth = Truth(30, 50, objects=[ObjectTruth(1, 1, outline), ObjectTruth(2, 1, outline, crowd=True)])
@@ -74,6 +88,12 @@ def test_items_follow_from_the_generator_alone() -> None:
     first, again, other = (dataset.draw(1, torch.Generator().manual_seed(seed)) for seed in (5, 5, 6))
     assert torch.equal(first.image, again.image)
     assert not torch.equal(first.image, other.image)
+    seed = int(torch.randint(1 << 62, (), generator=torch.Generator().manual_seed(5)))
+    assert torch.equal(first.image, dataset.item(1, np.random.default_rng(seed)).image), "as in runs made before"
+    assert torch.equal(dataset[2].image, dataset.item(2, np.random.default_rng(2)).image)
+    for index in (-1, 3):
+        with pytest.raises(IndexError, match="index must be below 3"):
+            dataset[index]
     batch = UniversalItem.stack([first, other])
     assert isinstance(batch, ImageBatch)
     assert batch.output_sizes == [(48, 48), (48, 48)]
