@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from fssops.data.errors import ImageFileError
-from fssops.data.images import SUFFIXES, read_image
+from fssops.data.images import read_image
+from fssops.data.listing import pictures_in
 from fssops.engine.settings import SettingsError
+
+logger = logging.getLogger(__name__)
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"})
 
@@ -57,7 +61,7 @@ def find_pictures(queries: Sequence[str]) -> list[Path]:
     for text in queries:
         path = Path(text)
         if path.is_dir():
-            inside = sorted(entry for entry in path.iterdir() if entry.suffix.lower() in SUFFIXES and entry.is_file())
+            inside = frames_in(path)
             if not inside:
                 raise FileNotFoundError(f"--query: folder {path} must hold images, got none")
             paths.update(dict.fromkeys(inside))
@@ -66,6 +70,15 @@ def find_pictures(queries: Sequence[str]) -> list[Path]:
         else:
             raise FileNotFoundError(f"--query: {path} must be an image or a folder, got nothing there")
     return list(paths)
+
+
+def frames_in(folder: Path) -> list[Path]:
+    """The pictures of a folder by the numbers in their names; what is left out, sub-folders too, is told."""
+    listing = pictures_in(folder, below=False)
+    if listing.files:
+        for note in listing.notes():
+            logger.info("left out       %s", note)
+    return list(listing.files)
 
 
 def distinct_names(wanted: Sequence[str]) -> list[str]:

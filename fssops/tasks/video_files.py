@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageSequence, UnidentifiedImageError
 
-from fssops.data.images import SUFFIXES, read_image
+from fssops.data.images import read_image
+from fssops.data.listing import folders_in, natural
 from fssops.engine.settings import SettingsError
-from fssops.tasks.prediction_inputs import distinct_names, is_video, pictures, require_decoder
+from fssops.tasks.prediction_inputs import distinct_names, frames_in, is_video, pictures, require_decoder
 
 ANIMATED = frozenset({".gif", ".webp", ".apng"})
 """Picture files that may hold a video."""
@@ -112,17 +113,13 @@ def find_videos(given: Sequence[str]) -> list[VideoInput]:
 
 
 def _videos_in(folder: Path) -> list[VideoInput]:
-    entries = sorted(folder.iterdir())
-    files = [entry for entry in entries if entry.is_file() and (is_video(entry) or _is_animated(entry))]
-    pictures = [e for e in entries if e.is_file() and e.suffix.lower() in SUFFIXES and e not in files]
-    if pictures:
-        return [VideoInput(folder.resolve().name, pictures)]
-    inner = [
-        VideoInput(entry.name, frames)
-        for entry in entries
-        if entry.is_dir()
-        and (frames := sorted(e for e in entry.iterdir() if e.is_file() and e.suffix.lower() in SUFFIXES))
-    ]
+    visible = (entry for entry in folder.iterdir() if entry.is_file() and not entry.name.startswith("."))
+    entries = sorted(visible, key=lambda entry: natural(entry.name))
+    files = [entry for entry in entries if is_video(entry) or _is_animated(entry)]
+    frames = [frame for frame in frames_in(folder) if frame not in files]
+    if frames:
+        return [VideoInput(folder.resolve().name, frames)]
+    inner = [VideoInput(name, frames) for name in folders_in(folder) if (frames := frames_in(folder / name))]
     found = [VideoInput(file.stem, [file]) for file in files] + inner
     if not found:
         raise FileNotFoundError(f"--query: folder {folder} must hold frames, videos or folders of frames, got none")

@@ -98,7 +98,9 @@ class VideoPrediction(Predictor):
         ids = [category.id for category in self.classes.categories]
         labels, scores = result.labels.tolist(), result.scores.tolist()
         self.submission += submission_rows(number, labels, scores, masks, ids)
-        row = {"id": number, "name": one.name, "file": one.origin, "length": total}
+        row: dict[str, Any] = {"id": number, "name": one.name, "file": one.origin, "length": total}
+        if not one.is_file:
+            row["frames"] = [path.name for path in one.paths]
         self.rows.append({**row, "height": size[0], "width": size[1]})
         self._draw(one, masks, labels, scores)
         return result

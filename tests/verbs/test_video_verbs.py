@@ -20,6 +20,7 @@ import fssops
 from fssops.data.layouts import known_classes
 from fssops.run_lengths import decode
 from fssops.tasks import load_task, resumable_evaluation
+from fssops.tasks.prediction_inputs import find_pictures
 from fssops.tasks.video import VideoTask
 from fssops.tasks.video_files import find_videos, write_video
 
@@ -224,6 +225,7 @@ def test_prediction_of_a_folder_of_frames(video_run: Path, tmp_path: Path, verb:
     summary = json.loads((tmp_path / "o" / "summary.json").read_text())
     assert summary["videos"][0] | {"file": ""} == {
         "id": 1, "name": "clip", "file": "", "length": 4, "height": 40, "width": 56,
+        "frames": [f"{t:05d}.png" for t in range(4)],
     }  # fmt: skip
     with Image.open(next((tmp_path / "o").glob("clip.*"))) as animation:
         assert animation.n_frames == 4  # type: ignore[attr-defined]
@@ -388,3 +390,32 @@ def test_models_lists_the_video_system_with_its_recipes() -> None:
     assert "mask2former_vis_ytvis2019_r50" in recipes_of("mask2former_vis")
     assert not [name for name in recipes_of("mask2former") if "_vis_" in name]
     assert known_classes("ovis", "video") is not None
+
+
+def test_frames_come_in_the_order_of_their_numbers_without_hidden_files(tmp_path: Path) -> None:
+    for place in ("clip", "several/clip-10", "several/clip-9"):
+        (tmp_path / place).mkdir(parents=True)
+        for number in range(1, 13):
+            Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / place / f"{number}.png")
+        (tmp_path / place / "._3.png").write_bytes(b"not a picture")
+    expected = [f"{number}.png" for number in range(1, 13)]
+    (video,) = find_videos([str(tmp_path / "clip")])
+    assert [path.name for path in video.paths] == expected
+    assert [int(picture[0, 0, 0]) for _, picture in video.frames()] == list(range(1, 13))
+    assert not video.unreadable
+    several = find_videos([str(tmp_path / "several")])
+    assert [video.name for video in several] == ["clip-9", "clip-10"]
+    assert [path.name for path in several[1].paths] == expected
+    assert [path.name for path in find_pictures([str(tmp_path / "clip")])] == expected
+
+
+def test_predictions_of_frames_name_them(video_run: Path, tmp_path: Path, verb: Any) -> None:
+    folder = write_frames(tmp_path / "clip", 3)
+    for number, old in enumerate(sorted(folder.iterdir())):
+        old.rename(folder / f"shot{9 + number}.png")
+    code, _, errors = verb(
+        "predict", "--checkpoint", video_run, "--query", folder, "--out", tmp_path / "out", "--video", "none"
+    )
+    assert code == 0, errors
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert "shot9.png, shot10.png, shot11.png" in ", ".join(summary["videos"][0]["frames"])
