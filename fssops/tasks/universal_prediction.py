@@ -9,6 +9,7 @@ OUT/classes.json           classes with their ids, names and colours
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,19 +72,23 @@ class UniversalPrediction(Predictor):
         self.prepare = task.preparation(short_side)
         self._panoptic: list[dict[str, Any]] = []
         self._instances: list[dict[str, Any]] = []
+        self._numbers: dict[str, int] = {}  # of pictures called by a number that no other one has
 
     def find(self, queries: Sequence[str]) -> tuple[list[Path], int, Iterable[Picture]]:
         """Pictures of files and folders, and the frames of video files."""
         paths = find_pictures(queries)
         require_decoder(paths)
-        return paths, len(paths), pictures(paths, distinct_names([path.stem for path in paths]))
+        names = distinct_names([path.stem for path in paths])
+        numbers = Counter(int(name) for name in names if name.isdecimal())
+        self._numbers = {name: int(name) for name in names if name.isdecimal() and numbers[int(name)] == 1}
+        return paths, len(paths), pictures(paths, names)
 
     @torch.inference_mode()
     def segment(self, one: Picture) -> SegmentationResult:
         """Segment one picture and write its files."""
         image = one.pixels()
         result: SegmentationResult = self.task.segment_item(self.model, self.prepare(image, one.name), self.tasks)
-        identifier = int(one.name) if one.name.isdecimal() else one.name
+        identifier = self._numbers.get(one.name, one.name)
         height, width = image.shape[:2]
         self.rows.append({"id": identifier, "file_name": Path(one.origin).name, "height": height, "width": width})
         if result.semantic is not None:

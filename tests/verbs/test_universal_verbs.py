@@ -355,3 +355,19 @@ def test_validation_scores_the_validation_split(monkeypatch: pytest.MonkeyPatch)
     validation.try_out(None)  # type: ignore[arg-type]
     assert counted == ["generated val", "generated val"]
     assert task.source(evaluation=True).label == "generated test"
+
+
+def test_pictures_whose_numbers_are_equal_are_called_by_their_names(
+    universal_run: Path, tmp_path: Path, verb: Any
+) -> None:
+    for name in ("q/0001.png", "q/1.png", "q/0002.png", "cam1/shot.png", "cam2/shot.png", "cam2/shot-2.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (40, 40), (90, 20, 10)).save(tmp_path / name)
+    folders = [tmp_path / name for name in ("q", "cam1", "cam2")]
+    code, _, errors = verb("predict", "--checkpoint", universal_run, "--query", *folders, "--out", tmp_path / "out")
+    assert code == 0, errors
+    names = [path.stem for path in (tmp_path / "out" / "semantic").iterdir()]
+    assert sorted(names) == ["0001", "0002", "1", "shot", "shot-2", "shot-3"]
+    body = json.loads((tmp_path / "out" / "panoptic.json").read_text())
+    assert {row["id"] for row in body["images"]} == {"0001", "1", 2, "shot", "shot-2", "shot-3"}
+    assert {row["image_id"] for row in body["annotations"]} == {row["id"] for row in body["images"]}
