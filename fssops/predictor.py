@@ -24,6 +24,7 @@ from fssops.data.object_masks import check_palette, object_area
 from fssops.data.preparation import FewShotPreparation
 from fssops.evaluation.feature_cache import FeatureCache
 from fssops.models.interface import FewShotModel
+from fssops.structures import require_numbers
 
 FITS = {"stretch": "square", "stretch_by_corners": "square_by_corners", "pad": "letterbox"}
 """How images get the model's size -> the geometry of evaluation that is the same."""
@@ -212,6 +213,7 @@ class FewShotPredictor:
             encoded = time.perf_counter()
             size = (height, width) if self._prepare.compared_size == "original" else self.size
             logits = self.model.match(self._support, features, size)[0, 0].float()
+        require_numbers(logits, f"segment: image {_called(image, 0)}")
         probabilities = self._prepare.restore(logits, (height, width)).softmax(0)
         labels = probabilities.argmax(0).to(torch.uint8).cpu().numpy()
         values = probabilities.cpu().numpy()

@@ -38,6 +38,27 @@ def move_to(batch: _Batch, device: torch.device | str, non_blocking: bool = Fals
     return replace(batch, **changes)  # type: ignore[type-var]
 
 
+class NonFiniteOutputError(ValueError):
+    """A model's output is no number, so that whatever would be made of it is wrong."""
+
+
+def require_numbers(values: Tensor, where: str) -> Tensor:
+    """Return a model's outputs as they are.
+
+    Args:
+        values: of any shape; infinity is an answer, NaN is none.
+        where: what errors call the model and its input.
+
+    Raises:
+        NonFiniteOutputError: a value is NaN.
+    """
+    if bool(values.isnan().any()):
+        raise NonFiniteOutputError(
+            f"{where}: outputs must be numbers, got NaN; damaged weights or a precision that overflows: try 32 bits"
+        )
+    return values
+
+
 @dataclass
 class StepShare:
     """Which part of an optimiser step a batch is, so that means are taken over the step and not over the part.

@@ -273,3 +273,12 @@ def test_panet_segments_with_a_weight_file(tmp_path: Path, precision: str) -> No
     result = predictor.segment(image)
     assert result.probabilities.dtype == np.float32
     assert result.probabilities.shape == (3, 24, 40)
+
+
+def test_outputs_that_are_no_numbers_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    predictor = FewShotPredictor(ColourModel(), size=48)
+    image, mask = scene(RED)
+    predictor.set_support([image], [mask])
+    monkeypatch.setattr(predictor.model, "match", lambda *_: torch.full((1, 1, 2, 40, 40), float("nan")))
+    with pytest.raises(ValueError, match="outputs must be numbers, got NaN"):
+        predictor.segment(image)

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from fssops.evaluation.feature_cache import FeatureCache
 from fssops.protocols import FewShotProtocol
-from fssops.structures import IGNORE, Episode
+from fssops.structures import IGNORE, Episode, require_numbers
 
 Outputs = dict[str, list[Tensor]]
 """What a system says of an episode: outputs by name, each one tensor a query; the system's own logits first."""
@@ -187,5 +187,5 @@ def segment(
         query_features = cache.features(query[None], model.query_features)
         matched = match(support, query_features, size) if match else {"": model.match(support, query_features, size)}
         for name, value in matched.items():
-            outputs.setdefault(name, []).append(value[0, 0])
+            outputs.setdefault(name, []).append(require_numbers(value[0, 0], "evaluation of an episode"))
     return outputs

@@ -33,7 +33,14 @@ from fssops.models.clip_joining import ClipJoiner
 from fssops.models.mask2former import Mask2Former, Mask2FormerConfig
 from fssops.models.pixel_decoders.features import PixelFeatures
 from fssops.models.universal import postprocessing
-from fssops.structures import ImageBatch, InstanceResult, MaskPredictions, MaskTargets, SegmentationResult
+from fssops.structures import (
+    ImageBatch,
+    InstanceResult,
+    MaskPredictions,
+    MaskTargets,
+    SegmentationResult,
+    require_numbers,
+)
 
 Keep = Callable[[Tensor], Sequence[Any]]
 """Makes what is stored of the bool masks [n, H, W] of a frame: n things, e.g. run lengths."""
@@ -216,6 +223,7 @@ class Mask2FormerVIS(Mask2Former):
         features.memory.clear()  # keys and values have taken its place
         decoded = self.transformer_decoder(memory, auxiliary=False)
         class_logits, embeddings = decoded.class_logits[-1, 0].float(), decoded.mask_embeddings[-1, 0].float()
+        require_numbers(class_logits, "Mask2FormerVIS.track")
         with torch.autocast(class_logits.device.type, enabled=False):
             mask_features = features.mask_features.float()
             tracks = joiner.add(class_logits, embeddings, mask_features[: frames - new], only=only)

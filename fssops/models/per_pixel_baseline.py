@@ -21,7 +21,7 @@ from fssops.models.pixel_decoders.features import STRIDES
 from fssops.models.pixel_decoders.fpn import FPNPixelDecoder
 from fssops.models.transformer_decoders.standard import StandardTransformerDecoder
 from fssops.models.universal import postprocessing
-from fssops.structures import IGNORE, ImageBatch, SegmentationResult, SemanticResult
+from fssops.structures import IGNORE, ImageBatch, SegmentationResult, SemanticResult, require_numbers
 
 
 @dataclass(frozen=True)
@@ -199,5 +199,7 @@ class PerPixelBaseline(nn.Module):
         sizes, outputs = batch.sizes, batch.result_sizes
         return [
             SegmentationResult(SemanticResult(postprocessing.crop_and_resize(logits, true, output)))
-            for logits, true, output in zip(self(batch).float(), sizes, outputs, strict=True)
+            for logits, true, output in zip(
+                require_numbers(self(batch).float(), f"{type(self).__name__}.segment"), sizes, outputs, strict=True
+            )
         ]

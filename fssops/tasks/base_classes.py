@@ -21,7 +21,7 @@ from fssops.evaluation.metrics.metric import ClassSetting, MetricSet
 from fssops.evaluation.results import BaseClassResult, Result
 from fssops.normalisation import denormalise
 from fssops.pictures import Tile, grid, overlay_ways
-from fssops.structures import IGNORE, LabelMapBatch
+from fssops.structures import IGNORE, LabelMapBatch, require_numbers
 from fssops.tasks.base_class_settings import BaseClassSettings
 from fssops.tasks.class_names import CLASS_FILE, compare_names
 from fssops.tasks.folded_task import FoldedTask
@@ -137,6 +137,7 @@ class BaseClassTask(FoldedTask):
     def _predicted(model: nn.Module, fabric: Fabric, batch: LabelMapBatch) -> Tensor:
         with fabric.autocast():
             logits = model(batch.images.to(fabric.device))
+        require_numbers(logits, "evaluation of base classes")
         return logits[0].float().argmax(0).cpu()  # type: ignore[no-any-return]
 
     def result_entries(self, trained: Result, before: Result | None) -> dict[str, Any]:

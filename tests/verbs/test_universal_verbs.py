@@ -371,3 +371,26 @@ def test_pictures_whose_numbers_are_equal_are_called_by_their_names(
     body = json.loads((tmp_path / "out" / "panoptic.json").read_text())
     assert {row["id"] for row in body["images"]} == {"0001", "1", 2, "shot", "shot-2", "shot-3"}
     assert {row["image_id"] for row in body["annotations"]} == {row["id"] for row in body["images"]}
+
+
+def test_outputs_that_are_no_numbers_end_evaluation_and_prediction(
+    universal_run: Path, photos: Path, tmp_path: Path, verb: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fssops.models.transformer_decoders.masked import MaskedTransformerDecoder
+
+    decode = MaskedTransformerDecoder.decode
+
+    def overflowing(self: Any, *arguments: Any, **options: Any) -> Any:
+        outputs = decode(self, *arguments, **options)
+        outputs.class_logits[..., 0] = float("nan")
+        return outputs
+
+    monkeypatch.setattr(MaskedTransformerDecoder, "decode", overflowing)
+    code, _, errors = verb("evaluate", universal_run, "--out", tmp_path / "scores")
+    assert code == 2
+    assert "outputs must be numbers, got NaN" in errors
+    code, _, errors = verb(
+        "predict", "--checkpoint", universal_run, "--query", photos / "street.png", "--out", tmp_path / "out"
+    )
+    assert code != 0
+    assert "outputs must be numbers, got NaN" in errors

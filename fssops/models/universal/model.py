@@ -17,7 +17,14 @@ from fssops.models.layers.image_input import ImageInput
 from fssops.models.pixel_decoders.features import STRIDES
 from fssops.models.universal import postprocessing
 from fssops.models.universal.config import TASKS, Task, UniversalConfig
-from fssops.structures import ImageBatch, MaskPredictions, MaskTargets, SegmentationResult, SemanticResult
+from fssops.structures import (
+    ImageBatch,
+    MaskPredictions,
+    MaskTargets,
+    SegmentationResult,
+    SemanticResult,
+    require_numbers,
+)
 
 
 class UniversalModel(nn.Module, ABC):
@@ -150,6 +157,7 @@ class UniversalModel(nn.Module, ABC):
         sizes, outputs = batch.sizes, batch.result_sizes
         images, padding = self.input_of(batch.images)
         predictions = self.predict(images, padding, auxiliary=watch is not None)
+        require_numbers(predictions.class_logits, f"{type(self).__name__}.segment")
         if watch is not None:
             watch(predictions)
         with torch.autocast(images.device.type, enabled=False):
