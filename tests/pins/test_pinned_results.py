@@ -3,9 +3,10 @@
 One seed decides weights, items, points and noise, so a run repeats itself exactly on one machine. On another one, sums
 of float32 are formed in another order: the first loss differs by 1e-6, and optimisers and hard choices (a matched pair,
 an uncertain point, a masked pixel) magnify that with each step. So runs are a few steps long, the learning rate of the
-matching systems is small, every step's loss must agree to 2e-3 of it, and its parts to 2e-3 of the whole. Scores must
+matching systems is small, every step's loss must agree to 5e-3 of it, and its parts to 5e-3 of the whole. Scores must
 agree to half a point. Whole numbers and words (episode lists, seeds, images, passes through the backbone) must be
-equal.
+equal. Runs use one thread, as when they were recorded: there the losses are equal to the last bit, while a second thread
+alone moves those of MM-Former's second stage by 2.2e-3, which is what other processors do too.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from fingerprints import expected
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
-LOSS, SCORE = 2e-3, 0.005
+LOSS, SCORE = 5e-3, 0.005
 
 FACTS = {
     *("steps", "dataset", "fold", "folds", "ways", "shots", "queries", "episodes", "seeds", "list_hashes", "protocol"),
