@@ -5,8 +5,8 @@ of float32 are formed in another order: the first loss differs by 1e-6, and opti
 an uncertain point, a masked pixel) magnify that with each step. So runs are a few steps long, the learning rate of the
 matching systems is small, every step's loss must agree to 5e-3 of it, and its parts to 5e-3 of the whole. Scores must
 agree to half a point. Whole numbers and words (episode lists, seeds, images, passes through the backbone) must be
-equal. Runs use one thread, as when they were recorded: there the losses are equal to the last bit, while a second thread
-alone moves those of MM-Former's second stage by 2.2e-3, which is what other processors do too.
+equal. Runs use one thread, as when they were recorded: there the losses are equal to the last bit, while a second
+thread alone moves those of MM-Former's second stage by 2.2e-3, which is what other processors do too.
 """
 
 from __future__ import annotations
