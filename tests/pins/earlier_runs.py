@@ -143,7 +143,17 @@ RUNS = {
     "mp_former": EarlierRun("mp_former_generated", _MASKED_ATTENTION, sparse=True),
     "maskformer": EarlierRun(
         "maskformer_ade20k_panoptic_r50",
-        [*_MASKFORMER, "data.truth=panoptic", "model.encoder_layers=1", "model.hidden=32", 'model.tasks=["panoptic","instance","semantic"]', "model.things=[3,4,5,6,7]", *_MASKS, "model.dropout=0.0", "optim.lr=1e-3"],
+        [
+            *_MASKFORMER,
+            "data.truth=panoptic",
+            "model.encoder_layers=1",
+            "model.hidden=32",
+            'model.tasks=["panoptic","instance","semantic"]',
+            "model.things=[3,4,5,6,7]",
+            *_MASKS,
+            "model.dropout=0.0",
+            "optim.lr=1e-3",
+        ],
         sparse=True,
     ),
     "per_pixel_baseline": EarlierRun(

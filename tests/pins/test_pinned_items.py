@@ -88,7 +88,10 @@ TRAINING: dict[str, Case] = {
         "panet_generated",
         [*SMALL, "data.episodes=3", "data.augment=msanet_pascal", "data.seed=5"],
     ),
-    "few-shot, recipe of MSANet": ("msanet_generated", [*SMALL, "data.geometry=letterbox", "data.augment=msanet_pascal"]),
+    "few-shot, recipe of MSANet": (
+        "msanet_generated",
+        [*SMALL, "data.geometry=letterbox", "data.augment=msanet_pascal"],
+    ),
     "few-shot, recipe of MM-Former": ("mm_former_generated", [*SMALL, "data.augment=mm_former"]),
     **{
         f"base classes, {augment}": ("pspnet_pascal5i", [*BASE_CLASSES, f"data.augment={augment}"])
@@ -109,7 +112,13 @@ TRAINING: dict[str, Case] = {
     },
     "instance, large_scale_jitter, empty objects kept": (
         "mask2former_generated",
-        [*SCENES, "data.truth=instance", *CHAINS["large_scale_jitter"], "data.scales=[1.5,4.0]", "data.keep_empty=true"],
+        [
+            *SCENES,
+            "data.truth=instance",
+            *CHAINS["large_scale_jitter"],
+            "data.scales=[1.5,4.0]",
+            "data.keep_empty=true",
+        ],
     ),
     "semantic label maps": (
         "per_pixel_baseline_ade20k_semantic_r50",
@@ -223,7 +232,10 @@ REAL_ITEMS: dict[str, Case] = {
     "coco_mini, mm_former": ("mm_former_coco20i", [*COCO, "eval.runs=1", "eval.episodes=3"]),
     "voc_mini, base classes": ("pspnet_pascal5i", VOC[:-1]),
     "coco_mini, instances": ("mask2former_coco_instance_r50", [*COCO[:2], "eval.short_side=128"]),
-    "panoptic_sample": ("mask2former_coco_panoptic_r50", [*PANOPTIC, "eval.split=val2017", "eval.short_side=200", "eval.options={}"]),
+    "panoptic_sample": (
+        "mask2former_coco_panoptic_r50",
+        [*PANOPTIC, "eval.split=val2017", "eval.short_side=200", "eval.options={}"],
+    ),
     "camvid": ("mask2former_camvid", ["data.root={data}/camvid"]),
     "davis_mini": ("mask2former_vis_ytvis2019_r50", [*DAVIS, "eval.split=val", "eval.short_side=96"]),
 }

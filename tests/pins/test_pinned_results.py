@@ -1,10 +1,11 @@
 """The recipes on generated data, shortened to seconds, train and score as before.
 
-One seed decides weights, items, points and noise, so a run repeats itself exactly on one machine. On another one, sums of
-float32 are formed in another order: the first loss differs by 1e-6, and optimisers and hard choices (a matched pair, an
-uncertain point, a masked pixel) magnify that with each step. So runs are a few steps long, the learning rate of the
+One seed decides weights, items, points and noise, so a run repeats itself exactly on one machine. On another one, sums
+of float32 are formed in another order: the first loss differs by 1e-6, and optimisers and hard choices (a matched pair,
+an uncertain point, a masked pixel) magnify that with each step. So runs are a few steps long, the learning rate of the
 matching systems is small, every step's loss must agree to 2e-3 of it, and its parts to 2e-3 of the whole. Scores must
-agree to half a point. Whole numbers and words (episode lists, seeds, images, passes through the backbone) must be equal.
+agree to half a point. Whole numbers and words (episode lists, seeds, images, passes through the backbone) must be
+equal.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 
 import pytest
 import surfaces
-from fingerprints import expected
+from fingerprints import expected, files_in, key_paths
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
@@ -108,6 +109,7 @@ def summary(run: Path) -> dict[str, Any]:
     scores = {name: result[name] for name in ("miou", "fb_iou", "untrained_miou", "base_miou") if name in result}
     scores.update(result.get("scores", {}))
     scores.update(result.get("novel", {}).get("parts", {}))
+    written = [run / "result.json", run / "classes.json"]
     validated = [line for line in lines if any(name.startswith("val/") for name in line)]
     return {
         "losses": [line["loss"] for line in lines if "loss" in line],
@@ -118,6 +120,11 @@ def summary(run: Path) -> dict[str, Any]:
         "validation": [{name: value for name, value in line.items() if name != "step"} for line in validated],
         "validated steps": [line["step"] for line in validated],
         "facts": facts(result),
+        "files": files_in(run),
+        "keys": {
+            **{file.name: sorted(key_paths(json.loads(file.read_text()))) for file in written if file.exists()},
+            "metrics.jsonl": sorted({name for line in lines for name in line}),
+        },
     }
 
 
@@ -143,7 +150,10 @@ def check_scores(found: dict[str, Any], wanted: dict[str, Any]) -> None:
 
 
 def check(found: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Compare two summaries."""
+    """Compare two summaries; files and keys may be more than there were."""
+    assert set(wanted["files"]) <= set(found["files"])
+    for file, keys in wanted["keys"].items():
+        assert set(keys) <= set(found["keys"].get(file, ())), file
     assert found["losses"] == pytest.approx(wanted["losses"], rel=LOSS)
     assert found["last losses"] == pytest.approx(wanted["last losses"], abs=LOSS * wanted["last losses"]["loss"])
     assert found["gradient norms"] == pytest.approx(wanted["gradient norms"], rel=0.05)
