@@ -66,14 +66,14 @@ BASE = (
     '"eval.validation_images=4","eval.pictures=1"]'
 )
 SEGMENTER = (
-    'segmenter.overrides=["data.size=[48,48]","optim.lr=1e-4","schedule.steps=3","schedule.warmup_steps=0",'
+    'segmenter.overrides=["data.size=[48,48]","optim.lr=1e-5","schedule.steps=3","schedule.warmup_steps=0",'
     '"engine.batch_size=4","engine.log_every=1","eval.episodes=6","eval.pictures=1"]'
 )
 
 RECIPES: dict[str, tuple[list[str], str]] = {
     "panet_generated": (FEW_SHOT, ""),
-    "msanet_generated": ([*FEW_SHOT, "eval.baseline=false", BASE], "base"),
-    "mm_former_generated": ([*FEW_SHOT, "eval.baseline=false", "optim.lr=1e-4", SEGMENTER], "segmenter"),
+    "msanet_generated": ([*FEW_SHOT, "eval.baseline=false", "optim.lr=2e-4", BASE], "base"),
+    "mm_former_generated": ([*FEW_SHOT, "eval.baseline=false", "optim.lr=2e-5", SEGMENTER], "segmenter"),
     "mask2former_generated": (SCENES, ""),
     "mp_former_generated": ([*SCENES, "eval.baseline=false"], ""),
     "mask2former_vis_generated": (
