@@ -81,6 +81,12 @@ def key_paths(content: object, prefix: str = "") -> set[str]:
     return paths
 
 
+def files_in(folder: Path) -> list[str]:
+    """Files in a folder and below, without those of a first stage."""
+    names = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return sorted(name.as_posix() for name in names if name.parts[0] not in ("base", "segmenter", "run.lock"))
+
+
 def _leaves(content: object, field: str) -> Iterator[tuple[str, Any]]:
     if content is None:
         return

@@ -166,13 +166,10 @@ def train(spec: EarlierRun, run: Path) -> str:
 
 def rewrite(run: Path, change: Callable[[dict[str, Any]], None]) -> None:
     """Change what the newest checkpoint of a run holds, and leave no other."""
-    from fssops.engine.checkpoints import read_checkpoint, write_checkpoint
-
-    folder = run / "checkpoints"
-    state = read_checkpoint(folder / "last.pt")
+    state = surfaces.read_checkpoint(run)
     change(state)
-    shutil.rmtree(folder)
-    write_checkpoint(folder / "last.pt", {key: value for key, value in state.items() if key != "format"})
+    shutil.rmtree(run / "checkpoints")
+    surfaces.write_checkpoint(run, state)
 
 
 def make_sparse(state: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ import functools
 import importlib
 import io
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -249,3 +250,18 @@ def pictures_for(model: str) -> dict[str, np.ndarray]:
         "support_mask.png": (images.label_map(support, [1]) == 1) * np.uint8(255),
         **{f"queries/{number}.png": np.asarray(images.image(name)) for number, name in enumerate(queries)},
     }
+
+
+def read_checkpoint(run: Path) -> dict[str, Any]:
+    """What the newest checkpoint of a run folder holds; for recording alone."""
+    from fssops.engine import checkpoints
+
+    return checkpoints.read_checkpoint(run / "checkpoints" / "last.pt")
+
+
+def write_checkpoint(run: Path, state: Mapping[str, Any]) -> None:
+    """Write the newest checkpoint of a run folder; for recording alone."""
+    from fssops.engine import checkpoints
+
+    content = {key: value for key, value in state.items() if key != "format"}
+    checkpoints.write_checkpoint(run / "checkpoints" / "last.pt", content)
