@@ -37,6 +37,16 @@ def _layouts_text() -> str:
     return "\n".join(lines)
 
 
+# check
+
+
+def _demands(recipe: str, overrides: list[str]) -> dict[str, Any]:
+    """What a recipe asks of its data."""
+    from fssops.tasks import load_task
+
+    return load_task(recipe, overrides).data_demands()
+
+
 # list
 
 
@@ -194,7 +204,8 @@ def main(arguments: Sequence[str]) -> int:
     parser = Parser("data", __doc__ or "", _layouts_text())
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Command)
 
-    check_command.add(commands.add_parser("check", help="read everything once; exit code 1 when something is wrong"))
+    check = commands.add_parser("check", help="read everything once; exit code 1 when something is wrong")
+    check_command.add(check, _demands)
 
     command = commands.add_parser("list", help="classes, images of each, and which fold tests it")
     _add_source(command)

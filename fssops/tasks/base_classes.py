@@ -63,6 +63,7 @@ class BaseClassTask(FoldedTask):
         """Return the training images and lines that describe them."""
         data, dataset = self.settings.data, self._dataset(training=True)
         fold = self.fold_classes(data.fold, dataset.source)
+        self.count_novel_images(dataset.source, fold)
         novel = "left out" if data.drop_novel else "background"
         return dataset, [
             f"training data  {dataset.source.label}, {len(dataset)} of {len(dataset.source.names)} images; {fold}: "
@@ -102,6 +103,8 @@ class BaseClassTask(FoldedTask):
             fold=data.fold,
             images=len(self._numbers(self.settings.eval.images)),
             novel_images=self.novel_images,
+            facts=metrics.facts,
+            training_facts=self.training_facts,
             size=list(data.size),
             classes={number: dataset.source.classes[number] for number in classes.train},
         )

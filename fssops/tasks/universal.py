@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from fssops.data.augmentation.chains import universal_chain
+from fssops.data.check_facts import Limits
 from fssops.data.class_names import read_classes
 from fssops.data.datasets.universal import EvaluationDataset, TrainingDataset, UniversalItem, check_size, target_at
 from fssops.data.layouts import known_classes, open_data
@@ -26,6 +27,7 @@ from fssops.evaluation.metrics import metrics_for
 from fssops.evaluation.metrics.metric import ClassSetting, MetricSet
 from fssops.evaluation.regions import result_regions, truth_regions
 from fssops.evaluation.results import Result, UniversalResult, best_and_worst, main_task
+from fssops.facts import Facts
 from fssops.losses.point_sources import RandomPoints
 from fssops.models.universal.augmented_inference import augmented_semantic
 from fssops.pictures import Tile, enlarged_overlay, grid
@@ -264,9 +266,33 @@ class UniversalTask(Task):
         lines = [
             f"training data  {source.label}, {len(dataset)} images"
             + (f" ({left_out} without an object left out)" if left_out else "")
+            + self.count_objects(dataset.crowds)
             + f", {len(source.classes)} classes, {data.truth} masks, augment {data.augment}"
         ]
         return dataset, lines
+
+    @property
+    def queries(self) -> int:
+        """To how many objects of an image or a video the model can answer; 0 where it labels pixels alone."""
+        return 0 if self.config.trains_on_label_maps else int(self.config.num_queries)
+
+    def count_objects(self, crowds: Sequence[Sequence[bool]]) -> str:
+        """Count what can be learnt from of the objects of each image or video; the words for it.
+
+        Args:
+            crowds: whether each object is a crowd region; empty where the truth has no objects.
+        """
+        if not crowds:
+            return ""
+        objects = [len(of_item) - sum(of_item) for of_item in crowds]
+        self.training_facts = Facts({"crowd_regions": (sum(map(sum, crowds)), sum(map(len, crowds)))})
+        for count in objects if self.queries else ():
+            self.training_facts.add("unmatched_objects", max(0, count - self.queries), count)
+        return f", {sum(objects)} objects to learn from"
+
+    def data_demands(self) -> dict[str, Any]:
+        """Objects beyond the model's queries are counted."""
+        return {**super().data_demands(), "truth": self.truth, "limits": Limits(queries=self.queries)}
 
     def run_files(self) -> dict[str, Any]:
         """The classes, for prediction elsewhere."""
@@ -316,6 +342,8 @@ class UniversalTask(Task):
             test_size=self.test_size(),
             classes=self.source(evaluation=True).classes.names,
             seconds=round(time.perf_counter() - started, 2),
+            facts=metrics.facts,
+            training_facts=self.training_facts,
         )
         return Evaluation(result, metrics)
 
@@ -362,6 +390,9 @@ class UniversalTask(Task):
             with fabric.autocast():
                 result = self.segment_item(model, item.prepared, tasks, item if layers else None)
             metrics.add(number, result, item.truth)
+            if self.queries and self.truth != "semantic" and source.offers(self.truth):
+                objects = item.truth.crowds(self.truth, source.classes.things).count(False)
+                metrics.facts.add("unmatched_objects", max(0, objects - self.queries), objects)
 
         count_items(
             self,
