@@ -46,8 +46,8 @@ class BaseClassTask(FoldedTask):
         """Images of the evaluation split."""
         return self._dataset(training=False)
 
-    def _dataset(self, *, training: bool) -> BaseClassDataset:
-        data, source = self.settings.data, self.source(evaluation=not training)
+    def _dataset(self, *, training: bool, split: str | None = None) -> BaseClassDataset:
+        data, source = self.settings.data, self.source(evaluation=not training, split=split)
         fold = self.fold_classes(data.fold, source)
         self.check_base_classes(fold)
         return BaseClassDataset(
@@ -75,13 +75,15 @@ class BaseClassTask(FoldedTask):
         self.evaluation_data[0]
 
     def validation(self, fabric: Fabric) -> Validation | None:
-        """Return what scores base classes on images of the evaluation split, or None."""
+        """Return what scores base classes on images of the validation split, or None."""
         if not self.settings.engine.validate_every:
             return None
+        split = self.settings.eval.validation_split
+        dataset = self.evaluation_data if split is None else self._dataset(training=False, split=split)
 
         def measure(model: nn.Module, step: int = 0, limit: int | None = None) -> Mapping[str, float]:
             limit = self.settings.eval.validation_images if limit is None else limit
-            scores = self._count(model, fabric, limit, "").scores()
+            scores = self._count(dataset, model, fabric, limit, "").scores()
             return {"val/base_miou": next(iter(scores["base classes"].summary().values()))}
 
         return Validation(measure, lambda model: measure(model, limit=1))
@@ -91,7 +93,7 @@ class BaseClassTask(FoldedTask):
     ) -> Evaluation:
         """Evaluate the base classes; every process must call, each gets the whole result."""
         started, dataset, data = time.perf_counter(), self.evaluation_data, self.settings.data
-        metrics = self._count(model, fabric, self.settings.eval.images, title)
+        metrics = self._count(dataset, model, fabric, self.settings.eval.images, title)
         classes = self.fold_classes(data.fold, dataset.source)
         result = BaseClassResult(
             model=label,
@@ -101,7 +103,7 @@ class BaseClassTask(FoldedTask):
             seconds=round(time.perf_counter() - started, 2),
             folds=f"{classes.name} ({classes.definition})",
             fold=data.fold,
-            images=len(self._numbers(self.settings.eval.images)),
+            images=len(self._numbers(dataset, self.settings.eval.images)),
             novel_images=self.novel_images,
             facts=metrics.facts,
             training_facts=self.training_facts,
@@ -110,14 +112,15 @@ class BaseClassTask(FoldedTask):
         )
         return Evaluation(result, metrics)
 
-    def _numbers(self, limit: int) -> list[int]:
+    @staticmethod
+    def _numbers(dataset: BaseClassDataset, limit: int) -> list[int]:
         """Places of the images that are evaluated, spread over the list: neighbours often show one class."""
-        total = len(self.evaluation_data)
+        total = len(dataset)
         count = min(limit or total, total)
         return [place * total // count for place in range(count)]
 
-    def _count(self, model: nn.Module, fabric: Fabric, limit: int, title: str) -> MetricSet:
-        dataset, numbers = self.evaluation_data, self._numbers(limit)
+    def _count(self, dataset: BaseClassDataset, model: nn.Module, fabric: Fabric, limit: int, title: str) -> MetricSet:
+        numbers = self._numbers(dataset, limit)
         metrics = metrics_for(["base classes"], ClassSetting(self.config.base_classes))
 
         def count(number: int, batch: LabelMapBatch) -> None:
@@ -177,7 +180,7 @@ class BaseClassTask(FoldedTask):
         was_training = model.training
         model.eval()
         rows = []
-        for number in self._numbers(count):
+        for number in self._numbers(self.evaluation_data, count):
             batch = self.evaluation_data[number]
             with torch.inference_mode():
                 predicted = self._predicted(model, fabric, batch).numpy()
