@@ -191,7 +191,7 @@ def check_data(
         if isinstance(source, VideoSource):
             numbers["images"] = sum(source.frames(name) for name in source.names)
             numbers |= {"videos": len(source.names), "objects": sum(counts.values())}
-        elif _images_of(source).offers("instance"):
+        elif _has_objects(source):
             numbers["objects"] = sum(look.crowds.count(False) for look in looks)
         report.splits[split] = numbers
         report.facts[split] = facts_of((look.crowds for look in looks), (look.supports for look in looks), limits)
@@ -374,16 +374,18 @@ def _check_classes(
             report.findings.append(Finding("too_few_images", split, message))
 
 
+def _has_objects(source: Source) -> bool:
+    """Whether the truth tells objects apart."""
+    images = _images_of(source)
+    return images.has_truth if isinstance(images, VideoSource) else images.offers("instance")
+
+
 def _check_objects(source: Source, looks: Sequence[_Look], report: Report) -> None:
     """A split whose truth is objects must have one to learn from."""
-    images = _images_of(source)
-    told = images.has_truth if isinstance(images, VideoSource) else images.offers("instance")
-    if told and all(all(look.crowds) for look in looks):
+    if _has_objects(source) and all(all(look.crowds) for look in looks):
         crowds = sum(len(look.crowds) for look in looks)
-        message = (
-            f"there must be at least one object to learn from, got none and {crowds} crowd regions (iscrowd 1: some "
-            "exporters mark every object so)"
-        )
+        got = f"{crowds} crowd regions alone (iscrowd 1: some exporters mark every object so)" if crowds else "none"
+        message = f"there must be at least one object to learn from, got {got}"
         report.findings.append(Finding("nothing_to_learn", source.split, message))
 
 
