@@ -7,7 +7,7 @@ import json
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from fssops.engine.run_folder import RunFolder, locked_run
 from fssops.engine.settings import SettingsError, changed_settings
 from fssops.engine.trainer import FitResult, Trainer
 from fssops.evaluation.scores import percent, without_nan
+from fssops.facts import Facts
 from fssops.models import MODELS
 from fssops.models.interface import Trainable
 from fssops.tasks import task_from_tables
@@ -215,7 +216,8 @@ def _evaluate(
         evaluation = task.evaluate(model, fabric, label, task.title)
         if untrained is not None:
             untrained = untrained.to(fabric.device)
-            before = task.evaluate(untrained, fabric, f"{label}, untrained", "untrained model").result
+            evaluated = task.evaluate(untrained, fabric, f"{label}, untrained", "untrained model").result
+            before = replace(evaluated, training_facts=Facts())
         if fabric.is_global_zero:
             task.write(evaluation, model, fabric, folder, untrained)
     trained = evaluation.result
