@@ -45,6 +45,11 @@ class Facts:
         earlier = self.counts.get(name, (0, 0))
         self.counts[name] = (earlier[0] + int(count), earlier[1] + int(of))
 
+    def add_objects(self, objects: int, queries: int) -> None:
+        """Count the objects of an image or a video; ``queries`` is 0 where a model has none to match with them."""
+        if queries:
+            self.add("unmatched_objects", max(0, objects - queries), objects)
+
     def state(self) -> dict[str, list[int]]:
         """Plain values of everything counted: for checkpoints and JSON."""
         return {name: list(counts) for name, counts in self.counts.items()}

@@ -194,7 +194,8 @@ def check_data(
         elif _has_objects(source):
             numbers["objects"] = sum(look.crowds.count(False) for look in looks)
         report.splits[split] = numbers
-        report.facts[split] = facts_of((look.crowds for look in looks), (look.supports for look in looks), limits)
+        crowds = [look.crowds for look in looks] if _has_objects(source) else []
+        report.facts[split] = facts_of(crowds, limits, (look.supports for look in looks))
         _check_objects(source, looks, report)
     report.findings += _class_mismatches(sources)
     _check_leakage(sources, seen, fold, limits.novel_images, report)

@@ -1,4 +1,4 @@
-"""What ``data check`` counts beside its findings: what a model can make nothing of, in the words of results."""
+"""What ``data check`` and the start of a training count: what a model can make nothing of, in the words of results."""
 
 from __future__ import annotations
 
@@ -40,20 +40,18 @@ def empty_supports(
     return empty, len(classes)
 
 
-def facts_of(crowds: Iterable[Sequence[bool]], supports: Iterable[tuple[int, int]], limits: Limits) -> Facts:
+def facts_of(crowds: Iterable[Sequence[bool]], limits: Limits, supports: Iterable[tuple[int, int]] = ()) -> Facts:
     """The facts of a split.
 
     Args:
         crowds: of each image or video, whether each object is a crowd region.
-        supports: of each image, what :func:`empty_supports` says.
         limits: of the model.
+        supports: of each image, what :func:`empty_supports` says.
     """
     facts = Facts()
     for of_item in crowds:
-        objects = list(of_item).count(False)
-        facts.add("crowd_regions", len(of_item) - objects, len(of_item))
-        if limits.queries:
-            facts.add("unmatched_objects", max(0, objects - limits.queries), objects)
+        facts.add("crowd_regions", sum(of_item), len(of_item))
+        facts.add_objects(len(of_item) - sum(of_item), limits.queries)
     for empty, tried in supports if limits.preparation else ():
         facts.add("empty_supports", empty, tried)
     return facts

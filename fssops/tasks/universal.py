@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from fssops.data.augmentation.chains import universal_chain
-from fssops.data.check_facts import Limits
+from fssops.data.check_facts import Limits, facts_of
 from fssops.data.class_names import read_classes
 from fssops.data.datasets.universal import TrainingDataset, UniversalItem, check_size, target_at
 from fssops.data.layouts import known_classes, open_data
@@ -27,7 +27,6 @@ from fssops.evaluation.metrics import metrics_for
 from fssops.evaluation.metrics.metric import ClassSetting, MetricSet
 from fssops.evaluation.regions import result_regions, truth_regions
 from fssops.evaluation.results import Result, UniversalResult, best_and_worst, main_task
-from fssops.facts import Facts
 from fssops.losses.point_sources import RandomPoints
 from fssops.models.universal.augmented_inference import augmented_semantic
 from fssops.pictures import Tile, enlarged_overlay, grid
@@ -276,19 +275,14 @@ class UniversalTask(Task):
         """To how many objects of an image or a video the model can answer; 0 where it labels pixels alone."""
         return 0 if self.config.trains_on_label_maps else int(self.config.num_queries)
 
-    def count_objects(self, crowds: Sequence[Sequence[bool]]) -> str:
+    def count_objects(self, crowds: list[list[bool]]) -> str:
         """Count what can be learnt from of the objects of each image or video; the words for it.
 
         Args:
             crowds: whether each object is a crowd region; empty where the truth has no objects.
         """
-        if not crowds:
-            return ""
-        objects = [len(of_item) - sum(of_item) for of_item in crowds]
-        self.training_facts = Facts({"crowd_regions": (sum(map(sum, crowds)), sum(map(len, crowds)))})
-        for count in objects if self.queries else ():
-            self.training_facts.add("unmatched_objects", max(0, count - self.queries), count)
-        return f", {sum(objects)} objects to learn from"
+        self.training_facts = facts_of(crowds, Limits(queries=self.queries))
+        return f", {sum(of_item.count(False) for of_item in crowds)} objects to learn from" if crowds else ""
 
     def data_demands(self) -> dict[str, Any]:
         """Objects beyond the model's queries are counted."""
@@ -388,9 +382,9 @@ class UniversalTask(Task):
             with fabric.autocast():
                 result = self.segment_item(model, item.prepared, tasks, item if layers else None)
             metrics.add(number, result, item.truth)
-            if self.queries and self.truth != "semantic" and source.offers(self.truth):
-                objects = item.truth.crowds(self.truth, source.classes.things).count(False)
-                metrics.facts.add("unmatched_objects", max(0, objects - self.queries), objects)
+            if self.truth != "semantic" and source.offers(self.truth):
+                crowds = item.truth.crowds(self.truth, source.classes.things)
+                metrics.facts.add_objects(crowds.count(False), self.queries)
 
         count_items(
             self,

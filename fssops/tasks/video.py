@@ -144,8 +144,7 @@ class VideoTask(UniversalTask):
                 )
             truth = self._truth(source, number)
             metrics.add(number, result, truth)
-            objects = sum(not track.crowd for track in truth.tracks or ())
-            metrics.facts.add("unmatched_objects", max(0, objects - self.queries), objects)
+            metrics.facts.add_objects(sum(not track.crowd for track in truth.tracks or ()), self.queries)
 
         count_items(
             self,
