@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from fssops.data.images import palette_of, read_image, read_mask, to_rgb
+from fssops.data.images import palette_of, read_image, read_mask, to_rgb, upright
 from fssops.data.object_masks import object_area
 from fssops.data.preparation import FewShotPreparation
 from fssops.evaluation.feature_cache import FeatureCache
@@ -279,7 +279,7 @@ def _to_rgb_array(image: ImageLike, where: str) -> np.ndarray[Any, Any]:
     if isinstance(image, (str, os.PathLike)):
         return np.asarray(read_image(image))
     if isinstance(image, Image.Image):
-        return np.asarray(to_rgb(image))
+        return np.asarray(to_rgb(upright(image, where), where))
     if isinstance(image, Tensor):
         if image.dim() != 3 or image.shape[0] != 3:
             raise ValueError(f"{where} must be a tensor [3, H, W], got {list(image.shape)}")
@@ -312,7 +312,7 @@ def _area(
     if isinstance(label, (str, os.PathLike)):
         values, colours = read_mask(label), palette_of(label)
     elif isinstance(label, Image.Image):
-        values, colours = np.asarray(label), palette_of(label)
+        values, colours = np.asarray(upright(label, where)), palette_of(label)
     elif isinstance(label, (Tensor, np.ndarray)):
         values = label.detach().cpu().numpy() if isinstance(label, Tensor) else label
     else:
