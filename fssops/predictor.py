@@ -262,12 +262,12 @@ def _called(image: Any, number: int) -> str:
 def _by_class(given: Any, what: str, *, box: bool = False) -> dict[str, list[Any]]:
     """The argument as class name to list; a bare list, or a single thing, is of the class "object"."""
     if isinstance(given, Mapping):
-        found = {}
+        by_class = {}
         for name, value in given.items():
             if not isinstance(value, (list, tuple)):
                 raise ValueError(f"set_support: {what} of class {name!r} must be a list, got {type(value).__name__}")
-            found[str(name)] = list(value)
-        return found
+            by_class[str(name)] = list(value)
+        return by_class
     if isinstance(given, (list, tuple)):
         if box and given and isinstance(given[0], Real):
             return {"object": [given]}
