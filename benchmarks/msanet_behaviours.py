@@ -100,13 +100,12 @@ def evaluated(run: Path, overrides: Sequence[str], rows: dict[str, tuple[str, ..
         raise SystemExit(f"RUN: {run} must be a run of MSANet, got {settings.model.name}")
     task, fabric = task_of(settings), build_fabric(settings.engine)
     fabric.launch()
-    found, maps = [], []
+    results, maps = [], []
     for name, departures in rows.items():
         departing = Departing(model, departures).eval()
-        result = task.evaluate(departing, fabric, settings.data.fold, label, name)  # type: ignore[attr-defined]
-        found.append((name, result))
+        results.append((name, task.evaluate(departing, fabric, label, name).result))
         maps.append(departing.labels)
-    return found, maps
+    return results, maps
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -121,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     overrides = list(options.overrides)
     if options.protocol:
         overrides.append(f"eval.protocol={json.dumps(options.protocol)}")
-    found, maps = evaluated(options.run, overrides, ROWS)
+    results, maps = evaluated(options.run, overrides, ROWS)
     rows = [row(name, result, labels, maps[0]) for (name, result), labels in zip(found, maps, strict=True)]
     setting = found[0][1].setting()
     if options.trained_as_published is not None:
