@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from fssops.data.images import palette_of, read_image, read_mask, to_rgb
+from fssops.data.images import palette_of, read_image, read_mask, to_rgb, upright
 from fssops.data.object_masks import object_area
 from fssops.data.preparation import FewShotPreparation
 from fssops.evaluation.feature_cache import FeatureCache
@@ -262,12 +262,12 @@ def _called(image: Any, number: int) -> str:
 def _by_class(given: Any, what: str, *, box: bool = False) -> dict[str, list[Any]]:
     """The argument as class name to list; a bare list, or a single thing, is of the class "object"."""
     if isinstance(given, Mapping):
-        found = {}
+        by_class = {}
         for name, value in given.items():
             if not isinstance(value, (list, tuple)):
                 raise ValueError(f"set_support: {what} of class {name!r} must be a list, got {type(value).__name__}")
-            found[str(name)] = list(value)
-        return found
+            by_class[str(name)] = list(value)
+        return by_class
     if isinstance(given, (list, tuple)):
         if box and given and isinstance(given[0], Real):
             return {"object": [given]}
@@ -279,7 +279,7 @@ def _to_rgb_array(image: ImageLike, where: str) -> np.ndarray[Any, Any]:
     if isinstance(image, (str, os.PathLike)):
         return np.asarray(read_image(image))
     if isinstance(image, Image.Image):
-        return np.asarray(to_rgb(image))
+        return np.asarray(to_rgb(upright(image, where), where))
     if isinstance(image, Tensor):
         if image.dim() != 3 or image.shape[0] != 3:
             raise ValueError(f"{where} must be a tensor [3, H, W], got {list(image.shape)}")
@@ -312,7 +312,7 @@ def _area(
     if isinstance(label, (str, os.PathLike)):
         values, colours = read_mask(label), palette_of(label)
     elif isinstance(label, Image.Image):
-        values, colours = np.asarray(label), palette_of(label)
+        values, colours = np.asarray(upright(label, where)), palette_of(label)
     elif isinstance(label, (Tensor, np.ndarray)):
         values = label.detach().cpu().numpy() if isinstance(label, Tensor) else label
     else:

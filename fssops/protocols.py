@@ -7,10 +7,11 @@ predictions are compared with the truth.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
+
+from fssops.spelling import did_you_mean
 
 EmptySupport = Literal["keep", "skip", "error"]
 FalsePositives = Literal["present", "all"]
@@ -176,9 +177,7 @@ def find_protocol(name: str) -> FewShotProtocol:
         ValueError: there is none; names the nearest.
     """
     if name not in PROTOCOLS:
-        near = difflib.get_close_matches(name, PROTOCOLS, n=1, cutoff=0.4)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"protocol must be one of {', '.join(PROTOCOLS)}, got {name!r}{hint}")
+        raise ValueError(f"protocol must be one of {', '.join(PROTOCOLS)}, got {name!r}{did_you_mean(name, PROTOCOLS)}")
     return PROTOCOLS[name]
 
 
