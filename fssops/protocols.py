@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from fssops.spelling import did_you_mean
 
+EmptySupport = Literal["keep", "skip", "error"]
 FalsePositives = Literal["present", "all"]
 Absent = Literal["nan", "skip"]
 
@@ -33,6 +34,9 @@ class FewShotProtocol:
         min_area: pixels of the class, at original size, that an image must have to be listed for it.
         drop_novel: leave out training images that hold novel classes (else they are background there).
         ignore_in_support: what pixels labelled 255 are in support masks: ``background`` or ``neither``.
+        empty_support: an episode with a support that shows no pixel of its class at the network's size is scored with
+            that support empty ("keep", as in all published code), left out of the scores ("skip"), or an "error".
+            Results count such supports whatever is done.
         other_ways: what an image of one way shows of the episode's other ways: their ``label``, or ``background`` (each
             image labelled for the class that it was drawn for, PANet on COCO).
         crowd: COCO's crowd regions: ``ignore``, ``object`` or ``background``.
@@ -60,6 +64,7 @@ class FewShotProtocol:
     min_area: int = 1
     drop_novel: bool = False
     ignore_in_support: Literal["background", "neither"] = "background"
+    empty_support: EmptySupport = "keep"
     other_ways: Literal["label", "background"] = "label"
     crowd: Literal["ignore", "object", "background"] = "ignore"
     overlap: Literal["smaller", "later"] = "smaller"
@@ -93,6 +98,7 @@ class FewShotProtocol:
         """Arguments of ``EpisodeDataset`` that follow from it (augmentation left out: it is for training only)."""
         return {
             "ignore_in_support": self.ignore_in_support,
+            "empty_support": "error" if self.empty_support == "error" else "keep",
             "other_ways": self.other_ways,
             "geometry": self.geometry,
         }

@@ -104,9 +104,7 @@ def concatenate_attention_masks(masks: Sequence[AttentionMask]) -> AttentionMask
             )
     counts = {mask.bits.shape[1] for mask in masks if mask.bits.shape[1] != 1}
     if len(counts) > 1:
-        raise ValueError(
-            f"concatenate_attention_masks: masks must be of 1 or the same heads, got {sorted(counts)}"
-        )
+        raise ValueError(f"concatenate_attention_masks: masks must be of 1 or the same heads, got {sorted(counts)}")
     heads = max(counts, default=1)
     bits = [mask.bits.expand(-1, heads, -1, -1) for mask in masks]
     return AttentionMask(torch.cat(bits, dim=2), first.keys)

@@ -118,18 +118,12 @@ class COCOPanopticSource(ImageSource):
     def truth_files(self, name: str) -> tuple[Path, ...]:
         return self.file.path, self.map_folder / self.entry(name).map
 
-    def training_names(self, kind: TruthKind) -> list[str]:
-        if kind != "instance":
-            return self.names
-        if self.objects is not None:
-            with_objects = frozenset(self.objects.training_names(kind))
-            return [name for name in self.names if name in with_objects]
-        things = {self.classes.categories[index].id for index in self.classes.things}
-        return [
-            name
-            for name, entry in self.file.images.items()
-            if any(row["category_id"] in things and not row.get("iscrowd", 0) for row in entry.segments)
-        ]
+    def crowds(self, name: str, kind: TruthKind) -> list[bool]:
+        if kind == "instance" and self.objects is not None:
+            return self.objects.crowds(name, kind) if name in self.objects else []
+        counted = range(len(self.classes)) if kind == "panoptic" else self.classes.things
+        ids = {self.classes.categories[index].id for index in counted}
+        return [bool(row.get("iscrowd", 0)) for row in self.entry(name).segments if row["category_id"] in ids]
 
     def problems(self) -> Iterator[tuple[str, str]]:
         if self.objects is not None:
