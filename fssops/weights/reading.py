@@ -262,6 +262,13 @@ def _read_folder(path: Path) -> Checkpoint:
         checkpoint.describe(config, path / "config.json")
     else:
         checkpoint.config = config
+        if config and (path / "preprocessor_config.json").exists():
+            from fssops.weights.transformers_folder import preprocessing_of
+
+            try:
+                checkpoint.preprocessing = preprocessing_of(_read_json(path / "preprocessor_config.json"))
+            except (ValueError, TypeError) as error:
+                raise CheckpointError(f"weights: {path}: {error}") from None
     return checkpoint
 
 
