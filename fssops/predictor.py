@@ -20,17 +20,15 @@ from PIL import Image
 from torch import Tensor, nn
 
 from fssops.data.images import palette_of, read_image, read_mask, to_rgb
-from fssops.data.object_masks import check_palette, object_area
+from fssops.data.object_masks import object_area
 from fssops.data.preparation import FewShotPreparation
 from fssops.evaluation.feature_cache import FeatureCache
+from fssops.labels import IGNORE
 from fssops.models.interface import FewShotModel
 from fssops.structures import require_numbers
 
 FITS = {"stretch": "square", "stretch_by_corners": "square_by_corners", "pad": "letterbox"}
 """How images get the model's size -> the geometry of evaluation that is the same."""
-
-NEITHER = 255
-"""In the maps that this file makes: 1 foreground, 0 background, 255 neither."""
 
 ImageLike: TypeAlias = "str | os.PathLike[str] | Image.Image | np.ndarray[Any, Any] | Tensor"
 MaskLike: TypeAlias = ImageLike
@@ -244,7 +242,7 @@ class FewShotPredictor:
     def _prepared_support(
         self, picture: np.ndarray[Any, Any], area: np.ndarray[Any, Any], where: str
     ) -> tuple[Tensor, Tensor]:
-        """The picture float32 [3, H, W], and its map uint8 [H, W] of 1, 0 and NEITHER, at the model's size."""
+        """Both at the model's size: float32 [3, H, W], and uint8 [H, W] of 1 object, 0 background, 255 neither."""
         if not (area == 1).any():
             raise ValueError(f"{where} must have foreground, got none")
         scene = self._prepare(picture, {"label": area})
@@ -332,16 +330,14 @@ def _area(
     if kind == "scribbles":
         if values.dtype == bool:
             raise ValueError(f"{where} must have a scribble map of numbers (0, 255, strokes), got booleans")
-        strokes: np.ndarray[Any, Any] = np.where(values == NEITHER, NEITHER, values != 0).astype(np.uint8)
+        strokes: np.ndarray[Any, Any] = np.where(values == IGNORE, IGNORE, values != 0).astype(np.uint8)
         if not (strokes == 1).any():
             raise ValueError(
                 f"{where} must have a stroke on the class, a value from 1 to 254, got only background strokes (0) and "
                 "255, which means not labelled; in a white-on-black map say 1 for the strokes and 255 for the rest"
             )
         return strokes
-    if settings["object"] is None and settings["threshold"] is None:
-        check_palette(colours, values, where)
-    return object_area(values, where, **settings)
+    return object_area(values, where, colours=colours, **settings)
 
 
 def _area_of_boxes(label: Any, width: int, height: int, where: str) -> np.ndarray[Any, Any]:

@@ -81,7 +81,7 @@ class FewShotProtocol:
         return (self.fold_seeds[folds][fold],) if folds in self.fold_seeds else self.seeds
 
     def source_options(self, format: str) -> dict[str, Any]:
-        """Arguments of ``open_source`` that follow from it, for a layout."""
+        """Arguments of ``open_data`` that follow from it, for a layout."""
         return {"crowd": self.crowd, "overlap": self.overlap} if format == "coco" else {}
 
     def draw_options(self) -> dict[str, Any]:
