@@ -59,8 +59,8 @@ def parser() -> Parser:
     model.add_argument(
         "--checkpoint",
         metavar="RUN|FILE|NAME",
-        help="run folder or checkpoint of fssops.train, or weights that say what they are of: a published system's name "
-        "(python -m fssops.models --weights), a folder or owner/repository of transformers, save_pretrained's",
+        help="run folder or checkpoint of fssops.train, or weights that say what they are of: the name of a published "
+        "system (python -m fssops.models --weights), a folder or owner/repository of transformers, save_pretrained's",
     )
     model.add_argument("--model", help="name of a few-shot model, see python -m fssops.models")
     model.add_argument("--recipe", help="for weights without settings: name of a recipe or a .toml file")

@@ -46,12 +46,21 @@ def empty_model(settings: Settings) -> nn.Module:
     return MODELS[settings.model.name].model_class()(settings.model.config)
 
 
-def build_model(settings: Settings, *, new_head: Literal["refuse", "tell"] = "refuse") -> nn.Module:
-    """Build the model of settings, with weights where they name some; ``new_head`` as in ``load_weights``."""
+def build_model(
+    settings: Settings, *, new_head: Literal["refuse", "tell"] = "refuse", weights: str | None = None
+) -> nn.Module:
+    """Build the model of settings, with weights where they name some; ``new_head`` as in ``load_weights``.
+
+    Args:
+        settings: of a recipe.
+        new_head: what becomes of weights for other classes.
+        weights: instead of the settings'; "" for random ones.
+    """
     model = empty_model(settings)
     freeze(model, settings.optim.frozen)  # before: a head that is frozen must not start anew
-    if settings.model.weights:
-        report = load_weights(model, settings.model.weights, new_head=new_head)
+    weights = settings.model.weights if weights is None else weights
+    if weights:
+        report = load_weights(model, weights, new_head=new_head)
         for line in report.passed_over:
             logger.info("passed over    %s", line)
         tensors = f"{len(report.loaded)} tensors of the {report.target}"

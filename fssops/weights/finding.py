@@ -215,7 +215,7 @@ def _of_hub(repository: str, revision: str | None, to_do: str = "") -> Path:
         ) from None
     except errors.HFValidationError as error:
         raise UnavailableWeightsError(f"weights: {called} must name a repository, got {_first_line(error)}") from None
-    except (OSError, errors.EntryNotFoundError, errors.HTTPError) as error:
+    except (OSError, errors.EntryNotFoundError, errors.HTTPError) as error:  # type: ignore[attr-defined]
         if isinstance(error, OSError) and error.errno is not None:
             raise  # of the disk
         offline = "HF_HUB_OFFLINE forbids to fetch it" if constants.HF_HUB_OFFLINE else _first_line(error)
