@@ -213,7 +213,10 @@ MAY_IMPORT = {
     "data": {"fssops.data", "fssops._version", "fssops.command_line"} | SHARED,
     "evaluation": {"fssops.evaluation", "fssops._version"} | SHARED,
     "engine": {"fssops.engine", "fssops.structures", "fssops.models.interface", "fssops._version"},
-    "weights": {"fssops.weights", "fssops.models", "fssops.engine.archives", "fssops.engine.checkpoints"},
+    "weights": {
+        *("fssops.weights", "fssops.models", "fssops.normalisation"),
+        *("fssops.engine.archives", "fssops.engine.checkpoints"),
+    },
     "recipes": {"fssops.engine.settings"},
 }
 

@@ -45,8 +45,8 @@ class ModelSettings(Table):
 
     name: str
     weights: str = ""
-    """Weights of the whole model or of its backbone: a run's folder, or a file or folder of any layout that
-    ``load_weights`` knows. Empty: random."""
+    """Weights of the whole model or of its backbone: a run's folder, a file or folder of any layout that
+    ``load_weights`` knows, or a name, address or owner/repository of such. Empty: random."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Options of the model's ``Config``; in a recipe they stand directly in ``[model]``."""
     _config: Any = PrivateAttr(None)
