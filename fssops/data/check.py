@@ -23,7 +23,6 @@ from fssops.data.errors import (
     MaskSizeError,
     MaskValueError,
     PanopticMismatchError,
-    UnknownCategoryError,
 )
 from fssops.data.few_shot_source import FewShotSource, Progress
 from fssops.data.folds import FoldClasses
@@ -238,7 +237,6 @@ def _hash(picture: Any) -> str:
 
 _KINDS_OF_ERRORS = (
     (DuplicateError, "duplicate_id"),
-    (UnknownCategoryError, "unknown_id"),
     (MaskValueError, "unknown_id"),
     (PanopticMismatchError, "panoptic_mismatch"),
     ((ImageSizeError, MaskSizeError), "wrong_size"),
@@ -263,7 +261,7 @@ def _look_at_image(source: FewShotSource | ImageSource, name: str) -> _Look:
     except (DataError, OSError) as error:
         look.findings.append(Finding(_kind_of(error, "unreadable_image"), where, str(error)))
     try:
-        truth = images.stored_truth(name)
+        truth = images.truth(name)
     except (DataError, OSError) as error:
         if str(error) not in [finding.message for finding in look.findings]:
             look.findings.append(Finding(_kind_of(error, "unreadable_mask"), where, str(error)))

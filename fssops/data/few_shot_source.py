@@ -93,7 +93,7 @@ class FewShotSource(Source):
         Raises:
             MaskError: the stored mask breaks a rule (size, values).
         """
-        truth = self.images.stored_truth(name)
+        truth = self.images.truth(name)
         numbers = self._numbers
         if class_ids is not None:
             numbers = np.where(np.isin(numbers, list(class_ids)), numbers, 0)
@@ -168,7 +168,7 @@ class FewShotSource(Source):
 
             mask = self.label_map(name, [class_id]) == class_id
             return np.asarray(ndimage.label(mask, structure=np.ones((3, 3), dtype=int))[0], dtype=np.int32)
-        truth, index = self.images.stored_truth(name), self._index_of[class_id]
+        truth, index = self.images.truth(name), self._index_of[class_id]
         masks: list[np.ndarray] = []
         if truth.segment_ids is not None:
             segments = [segment for segment in truth.segments if segment.label == index and self._is_object(segment)]
@@ -213,7 +213,7 @@ class FewShotSource(Source):
         return areas
 
     def _areas_of(self, name: str) -> dict[int, int]:
-        return self.areas_in(self.images.stored_truth(name))
+        return self.areas_in(self.images.truth(name))
 
     def areas_in(self, truth: Truth) -> dict[int, int]:
         """Pixels of each class in an image, by ascending number, classes without pixels left out.

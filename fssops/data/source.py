@@ -94,10 +94,6 @@ class ImageSource(Source, ABC):
 
     # What a layout may know better.
 
-    def stored_truth(self, name: str) -> Truth:
-        """As :meth:`truth`, but outlines that are stored as run lengths stay such: what needs no mask draws none."""
-        return self.truth(name)
-
     def object_numbers(self, name: str) -> np.ndarray | None:
         """Objects told apart beside a label map: int32 [H, W], 0 none; None where only classes are known."""
         return None
