@@ -31,6 +31,13 @@ def decode(rle: Mapping[str, Any]) -> np.ndarray:
     return np.asarray(coco_mask.decode(dict(rle)), dtype=bool)
 
 
+def area(rle: Mapping[str, Any]) -> int:
+    """Pixels of a mask that :func:`encode` or :func:`encode_outline` made."""
+    from pycocotools import mask as coco_mask
+
+    return int(coco_mask.area(dict(rle)))
+
+
 def draw(outline: Any, width: int, height: int) -> np.ndarray:
     """Draw an outline that :func:`encode_outline` takes: bool [H, W], clipped to the image."""
     from pycocotools import mask as coco_mask
@@ -44,7 +51,7 @@ def area_of_union(outlines: Sequence[Any], width: int, height: int) -> int:
         return int(np.logical_or.reduce(outlines).sum())
     from pycocotools import mask as coco_mask
 
-    return int(coco_mask.area(_union([encode_outline(outline, width, height) for outline in outlines])))
+    return area(_union([encode_outline(outline, width, height) for outline in outlines]))
 
 
 def encode_outline(outline: Any, width: int, height: int) -> Any:

@@ -93,7 +93,7 @@ def read(path: str | os.PathLike[str], *, warn: bool = True) -> CocoFile:
     content = read_tables(file, ("images", "annotations", "categories"))
     # Colours of instances files come in many forms, and nothing but pictures depends on them.
     rows = [{**row, "color": None, "isthing": 1} if isinstance(row, dict) else row for row in content["categories"]]
-    result = CocoFile(file, Classes.from_rows(rows, str(file)))
+    result = CocoFile(file, Classes.from_rows(rows, str(file)) if rows else Classes(()))
     same = _read_images(content["images"], result)
     _read_annotations(content["annotations"], same, result)
     if warn:

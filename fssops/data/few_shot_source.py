@@ -122,18 +122,17 @@ class FewShotSource(Source):
 
     def _smallest_on_top(self, truth: Truth, numbers: np.ndarray) -> np.ndarray:
         label = np.zeros((truth.height, truth.width), dtype=self._dtype)
-        objects: list[tuple[int, int, np.ndarray]] = []
+        objects: list[tuple[int, int, Any]] = []  # as run lengths: masks of a large picture's objects take gigabytes
         for entry in truth.objects or ():
             if not numbers[entry.label]:
                 continue
-            mask = draw(entry.outline, truth.height, truth.width)
-            if not self._is_object(entry):
-                if self.crowd == "ignore":
-                    label[mask] = IGNORE
-            elif mask.any():
-                objects.append((int(mask.sum()), numbers[entry.label], mask))
-        for _, number, mask in sorted(objects, key=lambda o: -o[0]):
-            label[mask] = number
+            if self._is_object(entry):
+                runs = run_lengths.encode_outline(entry.outline, truth.width, truth.height)
+                objects.append((run_lengths.area(runs), numbers[entry.label], runs))
+            elif self.crowd == "ignore":
+                label[draw(entry.outline, truth.height, truth.width)] = IGNORE
+        for _, number, runs in sorted(objects, key=lambda o: -o[0]):
+            label[run_lengths.decode(runs)] = number
         return label
 
     def _latest_on_top(self, truth: Truth, numbers: np.ndarray) -> np.ndarray:
