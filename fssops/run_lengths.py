@@ -49,8 +49,6 @@ def area_of_union(outlines: Sequence[Any], width: int, height: int) -> int:
     """Pixels that any of the outlines covers, counted without drawing them."""
     if all(isinstance(outline, np.ndarray) for outline in outlines):
         return int(np.logical_or.reduce(outlines).sum())
-    from pycocotools import mask as coco_mask
-
     return area(_union([encode_outline(outline, width, height) for outline in outlines]))
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL.Image import Image
 
 from fssops import run_lengths
 from fssops.data import layouts
@@ -231,8 +232,11 @@ def _look_at(
                 progress(len(seen), total)
 
 
-def _hash(picture: Any) -> str:
-    return hashlib.sha256(f"{picture.size}".encode() + picture.tobytes()).hexdigest()
+def _hash(picture: Image) -> str:
+    digest = hashlib.sha256(f"{picture.size}".encode())
+    for top in range(0, picture.height, 256):  # the bytes of a large picture at once take another 200 MB
+        digest.update(picture.crop((0, top, picture.width, min(top + 256, picture.height))).tobytes())
+    return digest.hexdigest()
 
 
 _KINDS_OF_ERRORS = (

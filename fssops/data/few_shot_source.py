@@ -121,7 +121,8 @@ class FewShotSource(Source):
         return labels_of_segments(truth.segment_ids, shown, self._dtype)
 
     def _smallest_on_top(self, truth: Truth, numbers: np.ndarray) -> np.ndarray:
-        label = np.zeros((truth.height, truth.width), dtype=self._dtype)
+        # In the order of pycocotools' masks, column by column: painting across memory takes several times as long.
+        label = np.zeros((truth.height, truth.width), dtype=self._dtype, order="F")
         objects: list[tuple[int, int, Any]] = []  # as run lengths: masks of a large picture's objects take gigabytes
         for entry in truth.objects or ():
             if not numbers[entry.label]:
@@ -130,15 +131,14 @@ class FewShotSource(Source):
                 runs = run_lengths.encode_outline(entry.outline, truth.width, truth.height)
                 objects.append((run_lengths.area(runs), numbers[entry.label], runs))
             elif self.crowd == "ignore":
-                label[draw(entry.outline, truth.height, truth.width)] = IGNORE
+                np.copyto(label, IGNORE, where=draw(entry.outline, truth.height, truth.width))
         for _, number, runs in sorted(objects, key=lambda o: -o[0]):
-            label[run_lengths.decode(runs)] = number
-        return label
+            np.copyto(label, int(number), where=run_lengths.decode(runs))
+        return np.ascontiguousarray(label)
 
     def _latest_on_top(self, truth: Truth, numbers: np.ndarray) -> np.ndarray:
         """Objects of all classes painted over each other; those of classes that are not wanted as background."""
-        # In the order of pycocotools' masks, column by column: painting across memory takes several times as long.
-        label = np.zeros((truth.height, truth.width), dtype=self._dtype, order="F")
+        label = np.zeros((truth.height, truth.width), dtype=self._dtype, order="F")  # as above
         shown = False
         for entry in truth.objects or ():
             if entry.crowd and self.crowd == "background":

@@ -86,7 +86,7 @@ def first_segment(content: Any) -> Any:
         (
             lambda c: c["annotations"][0].update(image_id=9),
             "bad_annotation",
-            "must be listed in images, got 9; left out",
+            "must be listed in images, got 9",
         ),
         (lambda c: c.pop("categories"), "unreadable_layout", "must hold a list 'categories'"),
         (lambda c: c["categories"][0].pop("isthing"), "unreadable_layout", "category 1 must say isthing"),

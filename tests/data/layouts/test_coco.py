@@ -300,7 +300,7 @@ def test_numbers_in_other_forms_are_the_same_data_set(
     for change in (int, form):
         root = coco_folder(rows)
 
-        def edit(content: dict[str, Any], change: Callable[..., Any] = change) -> None:
+        def edit(content: dict[str, Any], change: Any = change) -> None:
             for table, keys in (
                 ("images", ("id", "width", "height")),
                 ("annotations", ("id", "image_id", "category_id")),
@@ -336,7 +336,7 @@ def test_images_may_be_called_by_texts(coco_folder: Callable[..., Path], names: 
         ({"height": 40.5}, "image 1: width and height must be positive integers, got 60 x 40.5; left out"),
         (
             {"width": 10**6, "height": "1000000"},
-            "image 1: there must be at most .* pixels, got 1000000 x 1000000; left",
+            "image 1: there must be at most .* pixels, got 1000000 x 1000000; le",
         ),
         ({"file_name": 5}, "image 1: file_name must be a name below its folder, got 5; left out"),
         ({"file_name": "a\nb"}, r"image 1: file_name must be a name below its folder, got 'a\\nb'; left out"),
@@ -421,12 +421,12 @@ def test_one_file_under_two_ids_of_two_sizes_keeps_the_first(coco_folder: Callab
 
 
 def test_many_large_objects_take_the_memory_of_one(coco_folder: Callable[..., Path]) -> None:
-    """Run lengths of 60 objects of 67 million pixels are 2 kB of text, and 4 GB when drawn."""
+    """Run lengths of 12 objects of 67 million pixels are 1 kB of text, and 800 MB when drawn."""
     import tracemalloc
 
     side = 1 << 13
     whole = {"size": [side, side], "counts": [0, side * side]}
-    root = coco_folder([{"image_id": 1, "category_id": 4, "segmentation": whole}] * 60, images=1)
+    root = coco_folder([{"image_id": 1, "category_id": 4, "segmentation": whole}] * 12, images=1)
     edited(root, lambda c: c["images"][0].update(width=side, height=side))
     tracemalloc.start()
     source = open_data("coco", root, truth="few-shot")
