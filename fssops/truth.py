@@ -130,8 +130,8 @@ class Classes:
                 raise AnnotationError(
                     f"{where}: categories[{number}] must have an integer id and a name, got {shown(row)}"
                 )
-            name = json_name(row.get("name"))
-            if name is None:
+            name = row.get("name")
+            if json_name(name := str(name) if type(name) is int else name) is None:
                 raise AnnotationError(f"{where}: category {identifier} must have a name, got {shown(row.get('name'))}")
             stated = row.get("isthing", things)
             is_thing = yes_or_no(stated)

@@ -92,8 +92,10 @@ def read(path: str | os.PathLike[str], *, warn: bool = True) -> CocoFile:
     file = Path(path)
     content = read_tables(file, ("images", "annotations", "categories"))
     # Colours of instances files come in many forms, and nothing but pictures depends on them.
-    rows = [{**row, "color": None, "isthing": 1} if isinstance(row, dict) else row for row in content["categories"]]
-    result = CocoFile(file, Classes.from_rows(rows, str(file)) if rows else Classes(()))
+    rows = [
+        {key: row.get(key) for key in ("id", "name")} if isinstance(row, dict) else row for row in content["categories"]
+    ]
+    result = CocoFile(file, Classes.from_rows(rows, str(file), things=True) if rows else Classes(()))
     same = _read_images(content["images"], result)
     _read_annotations(content["annotations"], same, result)
     if warn:

@@ -32,7 +32,10 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", 
 
 Image.init()
 _REGISTERED = [name for name in FORMATS if name in Image.OPEN]
-_DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, IndexError, KeyError, TypeError)
+_DECODE_ERRORS = (
+    *(OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, IndexError, KeyError, TypeError),
+    *(MemoryError, OverflowError),  # of lengths that a damaged header states
+)
 _LOSSLESS = ("PNG", "BMP", "TIFF", "GIF", "PPM")
 
 

@@ -2,10 +2,10 @@
 
     python tests/fuzzing/readers.py [--tries 300] [--seed 0] [--only READER] [--show]
 
-A try writes the smallest sound folder of a layout, damages one of its files, and reads everything: opened for each of its
-truths, every image, truth and mask, and ``check_data``. It runs in a process that may take 1 GB beyond its imports, for
-at most 20 seconds. It must be read (with or without warnings), or refused in one line that names the folder or a file of
-it; everything else is a fault. ``--show`` prints each fault with the seed that makes it again (``--tries 1``).
+A try writes the smallest sound folder of a layout, damages one of its files, and reads everything: opened for each of
+its truths, every image, truth and mask, and ``check_data``. It runs in a process that may take 1 GB beyond its imports,
+for at most 20 seconds. It must be read (with or without warnings), or refused in one line that names the folder or a
+file of it; everything else is a fault. ``--show`` prints each fault with the seed that makes it again.
 """
 
 from __future__ import annotations
