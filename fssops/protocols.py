@@ -7,11 +7,13 @@ predictions are compared with the truth.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from fssops.spelling import did_you_mean
+
+EmptySupport = Literal["keep", "skip", "error"]
 FalsePositives = Literal["present", "all"]
 Absent = Literal["nan", "skip"]
 
@@ -32,6 +34,9 @@ class FewShotProtocol:
         min_area: pixels of the class, at original size, that an image must have to be listed for it.
         drop_novel: leave out training images that hold novel classes (else they are background there).
         ignore_in_support: what pixels labelled 255 are in support masks: ``background`` or ``neither``.
+        empty_support: an episode with a support that shows no pixel of its class at the network's size is scored with
+            that support empty ("keep", as in all published code), left out of the scores ("skip"), or an "error".
+            Results count such supports whatever is done.
         other_ways: what an image of one way shows of the episode's other ways: their ``label``, or ``background`` (each
             image labelled for the class that it was drawn for, PANet on COCO).
         crowd: COCO's crowd regions: ``ignore``, ``object`` or ``background``.
@@ -59,6 +64,7 @@ class FewShotProtocol:
     min_area: int = 1
     drop_novel: bool = False
     ignore_in_support: Literal["background", "neither"] = "background"
+    empty_support: EmptySupport = "keep"
     other_ways: Literal["label", "background"] = "label"
     crowd: Literal["ignore", "object", "background"] = "ignore"
     overlap: Literal["smaller", "later"] = "smaller"
@@ -81,7 +87,7 @@ class FewShotProtocol:
         return (self.fold_seeds[folds][fold],) if folds in self.fold_seeds else self.seeds
 
     def source_options(self, format: str) -> dict[str, Any]:
-        """Arguments of ``open_source`` that follow from it, for a layout."""
+        """Arguments of ``open_data`` that follow from it, for a layout."""
         return {"crowd": self.crowd, "overlap": self.overlap} if format == "coco" else {}
 
     def draw_options(self) -> dict[str, Any]:
@@ -92,6 +98,7 @@ class FewShotProtocol:
         """Arguments of ``EpisodeDataset`` that follow from it (augmentation left out: it is for training only)."""
         return {
             "ignore_in_support": self.ignore_in_support,
+            "empty_support": "error" if self.empty_support == "error" else "keep",
             "other_ways": self.other_ways,
             "geometry": self.geometry,
         }
@@ -170,9 +177,7 @@ def find_protocol(name: str) -> FewShotProtocol:
         ValueError: there is none; names the nearest.
     """
     if name not in PROTOCOLS:
-        near = difflib.get_close_matches(name, PROTOCOLS, n=1, cutoff=0.4)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"protocol must be one of {', '.join(PROTOCOLS)}, got {name!r}{hint}")
+        raise ValueError(f"protocol must be one of {', '.join(PROTOCOLS)}, got {name!r}{did_you_mean(name, PROTOCOLS)}")
     return PROTOCOLS[name]
 
 

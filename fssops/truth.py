@@ -131,7 +131,8 @@ class Classes:
                     f"{where}: categories[{number}] must have an integer id and a name, got {shown(row)}"
                 )
             name = row.get("name")
-            if json_name(name := str(name) if type(name) is int else name) is None:
+            name = str(name) if type(name) is int else json_name(name)
+            if name is None:
                 raise AnnotationError(f"{where}: category {identifier} must have a name, got {shown(row.get('name'))}")
             stated = row.get("isthing", things)
             is_thing = yes_or_no(stated)
@@ -259,6 +260,19 @@ class Truth:
         if self.segment_ids is None:
             raise ValueError("Truth.semantic: the data set must have label maps or segments, got only objects")
         return labels_of_segments(self.segment_ids, self.segments)
+
+    def crowds(self, kind: TruthKind, things: Sequence[int]) -> list[bool]:
+        """Whether each object is a crowd region, of which nothing is learnt.
+
+        Args:
+            kind: "panoptic": of all segments; else of the objects, those of countable classes.
+            things: indices of the countable classes.
+        """
+        if kind == "panoptic":
+            return [segment.crowd for segment in self.segments]
+        if self.objects is not None:
+            return [entry.crowd for entry in self.objects]
+        return [segment.crowd for segment in self.segments if segment.label in set(things)]
 
     def instances(self, things: Sequence[int]) -> list[ObjectTruth]:
         """Objects; of a panoptic map its segments of countable classes.

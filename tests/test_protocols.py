@@ -51,7 +51,7 @@ def test_every_row_says_where_it_is_defined_and_what_data_sets_read(name: str) -
     assert row.source_options("voc") == {}
     assert set(row.source_options("coco")) == {"crowd", "overlap"}
     assert row.draw_options() == {"draw": row.draw, "min_area": row.min_area}
-    assert set(row.dataset_options()) == {"ignore_in_support", "other_ways", "geometry"}
+    assert set(row.dataset_options()) == {"ignore_in_support", "empty_support", "other_ways", "geometry"}
 
 
 def test_consecutive_seeds_are_a_span() -> None:

@@ -114,9 +114,9 @@ class ImageSource(Source, ABC):
         """How results files call an image."""
         return name
 
-    def training_names(self, kind: TruthKind) -> list[str]:
-        """Images to train on; for instances without those that have none, as published."""
-        return self.names
+    def crowds(self, name: str, kind: TruthKind) -> list[bool]:
+        """Whether each object of an image is a crowd region, see :meth:`Truth.crowds`; most layouts read its truth."""
+        return self.truth(name).crowds(kind, self.classes.things)
 
     def image_file(self, name: str) -> Path | None:
         """File of an image; None where it is drawn."""

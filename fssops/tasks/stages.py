@@ -21,7 +21,7 @@ _TAKEN_OVER: tuple[tuple[str, tuple[str, ...]], ...] = (
         "engine",
         ("seed", "accelerator", "devices", "nodes", "strategy", "precision", "workers", "threads", "tensorboard"),
     ),
-    ("eval", ("root", "split")),
+    ("eval", ("root", "split", "validation_split")),
 )
 """What the first stage shares with the second: the data set, the fold and the machine."""
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from fssops.engine.settings import Settings, SettingsError
+from fssops.facts import Facts
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -71,6 +72,7 @@ class Task(ABC):
         unpack_batch: rebuilds a batch from the plain values of a replay file, given as keywords.
         progress_folder: where evaluations keep how far they have come; None keeps nothing.
         trained_names: number -> name of the classes that a trained model says it has; None where it says nothing.
+        training_facts: what is known of the training data; empty until they are opened, or where a run says nothing.
     """
 
     settings_class: ClassVar[type[Settings]]
@@ -88,17 +90,23 @@ class Task(ABC):
         self.config = settings.model.config
         self.progress_folder: Path | None = None
         self.trained_names: dict[int, str] | None = None
+        self.training_facts = Facts()
 
     # -- training ---------------------------------------------------------------------------------------------
 
     @abstractmethod
     def training_data(self) -> tuple[Any, list[str]]:
-        """Return the training data set, and lines that describe it.
+        """Return the training data set, and lines that describe it; fills ``training_facts``.
 
         Raises:
             SettingsError: the data set does not fit the model.
             DataError, FileNotFoundError: it cannot be read.
         """
+
+    def data_demands(self) -> dict[str, Any]:
+        """What ``data check --recipe`` looks at: arguments of ``check_data``, the layout's in ``options``."""
+        data = self.settings.data
+        return {"layout": data.source, "root": data.root or None, "options": data.options}
 
     @abstractmethod
     def validation(self, fabric: Fabric) -> Validation | None:

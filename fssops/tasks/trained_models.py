@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,15 +14,19 @@ from torch import nn
 from fssops.engine.checkpoints import RunCheckpointError, has_checkpoint
 from fssops.engine.optimizers import freeze
 from fssops.engine.random_state import seed_everything
-from fssops.engine.settings import Settings
+from fssops.engine.settings import Settings, SettingsError
+from fssops.facts import Facts
 from fssops.models import MODELS
 from fssops.recipes import read_named_recipe
 from fssops.tasks import load_task, task_from_tables
-from fssops.tasks.class_names import names_of_run
+from fssops.tasks.class_names import folder_with_classes, names_of_run
 from fssops.tasks.task import Task
 from fssops.weights import load_weights, read_weights
 
 logger = logging.getLogger(__name__)
+
+FACT_FILE = "facts.json"
+"""In a run folder: what was counted of the training data."""
 
 
 @dataclass(frozen=True)
@@ -93,12 +98,28 @@ def load_trained(path: Path, recipe: str | None, overrides: Sequence[str], which
         )
     tables = checkpoint.settings if recipe is None else read_named_recipe(recipe)
     task = task_from_tables(tables, f"recipe {recipe}" if recipe else checkpoint.source, overrides)
-    task.trained_names = names_of_run(path)
+    task.trained_names, task.training_facts = names_of_run(path), facts_of_run(path)
     model = empty_model(task.settings)
     load_weights(model, checkpoint)
     if not checkpoint.settings:
         return TrainedModel(task, model, f"{task.settings.name} {path.name}")
     return TrainedModel(task, model, f"{path.name if is_run else path.stem}, step {checkpoint.step}")
+
+
+def facts_of_run(checkpoint: Path) -> Facts:
+    """What was counted of a run's training data; nothing where it keeps none, as earlier versions.
+
+    Raises:
+        SettingsError: the file is damaged.
+    """
+    folder = folder_with_classes(checkpoint)
+    if folder is None or not (folder / FACT_FILE).is_file():
+        return Facts()
+    try:
+        rows = json.loads((folder / FACT_FILE).read_text(encoding="utf-8"))
+        return Facts({name: (row["count"], row["of"]) for name, row in rows.items()})
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        raise SettingsError(f"{folder / FACT_FILE}: must hold the counts of the run's data, got {error}") from None
 
 
 def load_unsettled(name: str, options: Sequence[str], weights: Path) -> TrainedModel:

@@ -7,7 +7,7 @@ import json
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,13 @@ from fssops.engine.run_folder import RunFolder, locked_run
 from fssops.engine.settings import SettingsError, changed_settings
 from fssops.engine.trainer import FitResult, Trainer
 from fssops.evaluation.scores import percent, without_nan
+from fssops.facts import Facts
 from fssops.models import MODELS
 from fssops.models.interface import Trainable
 from fssops.tasks import task_from_tables
 from fssops.tasks.class_names import names_of_run
 from fssops.tasks.task import FirstStage, Task
-from fssops.tasks.trained_models import build_model, empty_model
+from fssops.tasks.trained_models import FACT_FILE, build_model, empty_model
 
 logger = logging.getLogger(__name__)
 
@@ -148,7 +149,7 @@ def prepare(
     )
     task.trained_names = names_of_run(run.path) if earlier is not None else None
     dataset, lines = task.training_data()
-    _say(lines)
+    _say([*lines, *(f"known of them  {text}" for text in task.training_facts.told())])
     untrained = copy.deepcopy(model) if evaluate and settings.eval.baseline else None
     trainer = Trainer(settings, fabric, model, dataset, task.collate, run, task.validation(fabric))
     if earlier is not None and not has_checkpoint(run.checkpoints):
@@ -165,7 +166,7 @@ def prepare(
         run.save_settings(settings.as_tables())
         if outer is not None:
             whole.save_settings(outer[1].settings.as_tables())
-        for name, content in task.run_files().items():
+        for name, content in {**task.run_files(), FACT_FILE: task.training_facts.as_json()}.items():
             write_text_atomically(run.path / name, json.dumps(content, indent=1) + "\n")
     return Prepared(task, fabric, run, model, untrained, trainer, whole, evaluate, started)
 
@@ -215,7 +216,8 @@ def _evaluate(
         evaluation = task.evaluate(model, fabric, label, task.title)
         if untrained is not None:
             untrained = untrained.to(fabric.device)
-            before = task.evaluate(untrained, fabric, f"{label}, untrained", "untrained model").result
+            evaluated = task.evaluate(untrained, fabric, f"{label}, untrained", "untrained model").result
+            before = replace(evaluated, training_facts=Facts())
         if fabric.is_global_zero:
             task.write(evaluation, model, fabric, folder, untrained)
     trained = evaluation.result

@@ -174,9 +174,8 @@ class COCOSource(ImageSource):
     def truth_files(self, name: str) -> tuple[Path, ...]:
         return (self.file.path,)
 
-    def training_names(self, kind: TruthKind) -> list[str]:
-        rows = self.file.annotations
-        return [name for name in self.names if any(not row.crowd for row in rows.get(self._ids[name], []))]
+    def crowds(self, name: str, kind: TruthKind) -> list[bool]:
+        return [row.crowd for row in self.annotations_of(name)]
 
     def images_of_annotations(self, label: int) -> list[str]:
         """The order is that of pycocotools' ``getImgIds``, a Python set of image ids built in the order of the file."""

@@ -117,18 +117,11 @@ class COCOPanopticSource(ImageSource):
     def truth_files(self, name: str) -> tuple[Path, ...]:
         return self.file.path, self.map_folder / self.entry(name).map
 
-    def training_names(self, kind: TruthKind) -> list[str]:
-        if kind != "instance":
-            return self.names
-        if self.objects is not None:
-            with_objects = frozenset(self.objects.training_names(kind))
-            return [name for name in self.names if name in with_objects]
-        things = set(self.classes.things)
-        return [
-            name
-            for name, entry in self.file.images.items()
-            if any(segment.label in things and not segment.crowd for segment in entry.segments)
-        ]
+    def crowds(self, name: str, kind: TruthKind) -> list[bool]:
+        if kind == "instance" and self.objects is not None:
+            return self.objects.crowds(name, kind) if name in self.objects else []
+        counted = set(range(len(self.classes)) if kind == "panoptic" else self.classes.things)
+        return [segment.crowd for segment in self.entry(name).segments if segment.label in counted]
 
     def problems(self) -> Iterator[tuple[str, str]]:
         for kind, text in self.file.problems:

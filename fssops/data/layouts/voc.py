@@ -24,7 +24,7 @@ from fssops.data.paths import check_inside
 from fssops.data.source import PathLike
 from fssops.data.text_files import read_lines
 from fssops.labels import IGNORE
-from fssops.truth import Classes, ObjectTruth, Truth, TruthKind
+from fssops.truth import Classes, ObjectTruth, Truth
 
 NAMES = [
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable"),
@@ -193,10 +193,6 @@ class VOCInstanceSource(VOCSource):
     def truth_files(self, name: str) -> tuple[Path, ...]:
         file = self.object_file(name)
         return super().truth_files(name) if file is None else (*super().truth_files(name), file)
-
-    def training_names(self, kind: TruthKind) -> list[str]:
-        # As of other instance sets: only images with an object, which needs a look at every map.
-        return [name for name in self.names if self.truth(name).objects]
 
 
 def _recognise(root: Path) -> str:

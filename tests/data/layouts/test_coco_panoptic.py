@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from example_folders import training_names
 from PIL import Image
 
 from fssops.data.errors import AnnotationError, DataError, DataWarning
@@ -171,10 +172,10 @@ def with_instances(root: Path, rows: list[dict[str, Any]]) -> ImageSource:
 def test_instances_of_panoptic_truth_train_on_images_that_have_some(tmp_path: Path) -> None:
     row = {"id": 1, "category_id": 5, "iscrowd": 0, "segmentation": [[0, 0, 9, 0, 9, 9, 0, 9]]}
     objects = with_instances(panoptic_folder(tmp_path, halves(300, 70000), SEGMENTS), [{**row, "image_id": 8}])
-    assert objects.training_names("instance") == ["b.jpg"]
-    assert objects.training_names("panoptic") == ["a.jpg", "b.jpg"]
+    assert training_names(objects, "instance") == ["b.jpg"]
+    assert training_names(objects, "panoptic") == ["a.jpg", "b.jpg"]
     segments = open_data("coco_panoptic", tmp_path, split="val2017", truth="panoptic")
-    assert segments.training_names("instance") == ["a.jpg"]
+    assert training_names(segments, "instance") == ["a.jpg"]
 
 
 def test_faults_of_the_instances_beside_a_panoptic_file_are_found_by_the_check(tmp_path: Path) -> None:
