@@ -205,7 +205,7 @@ MAY_IMPORT = {
     "protocols.py": set(),
     "facts.py": set(),
     "pictures.py": {"fssops.labels"},
-    "truth.py": {"fssops.labels", "fssops.run_lengths", "fssops.data.errors"},
+    "truth.py": {"fssops.labels", "fssops.run_lengths", "fssops.data.errors", "fssops.data.json_values"},
     "reference": {"fssops.reference"},
     "ops": {"fssops.ops", "fssops.reference", "fssops._native"},
     "losses": {"fssops.losses", "fssops.ops", "fssops.structures"},

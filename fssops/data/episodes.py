@@ -21,6 +21,8 @@ from fssops.data import episode_draws
 from fssops.data.episode_draws import EpisodeSpec
 from fssops.data.errors import AnnotationError, TooFewImagesError
 from fssops.data.few_shot_source import FewShotSource
+from fssops.data.json_values import shown
+from fssops.data.text_files import read_json
 
 FILE_FORMAT = "fssops-episodes-1"
 
@@ -211,15 +213,10 @@ class EpisodeList:
             AnnotationError: not such a file, or changed since it was written.
         """
         file = Path(path)
-        try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise FileNotFoundError(f"{file}: episode list must exist, got nothing of that name") from None
-        except ValueError as error:
-            raise AnnotationError(f"{file}: episode list must be complete JSON, got {error}") from error
+        content = read_json(file, "episode list")
         if not isinstance(content, dict) or content.get("format") != FILE_FORMAT:
             got = content.get("format") if isinstance(content, dict) else type(content).__name__
-            raise AnnotationError(f"{file}: episode list must have format {FILE_FORMAT!r}, got {got!r}")
+            raise AnnotationError(f"{file}: episode list must have format {FILE_FORMAT!r}, got {shown(got)}")
         try:
             fields = {name: content[name] for name in ("ways", "shots", "queries", "seed", "fold", "source", "options")}
             loaded = cls(
