@@ -457,8 +457,8 @@ def test_targets_must_be_one_an_image_and_no_object_is_a_label_where_a_system_sa
         ),
         (
             "mask_features",
-            (1, 0, 3, 2, 1),
-            "of auxiliary head 0, image 1 of the batch: 1 of 336 values of mask_features",
+            (1, 0, 3),
+            "of auxiliary head 0, image 1 of the batch: 48 of 336 values of mask_features",
         ),
     ],
 )
