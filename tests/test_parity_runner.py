@@ -180,6 +180,22 @@ def test_an_array_is_held_to_the_tolerance_that_lists_it_and_cut_as_the_case_say
     assert torch.equal(case.cut("elsewhere", values), values[1])
 
 
+@pytest.mark.parametrize(("said", "threads"), [("float32, CPU, one thread", 1), ("CPU in float32", 2)])
+def test_a_case_runs_with_the_threads_of_its_reference(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, threads: int
+) -> None:
+    write_case(tmp_path / "case")
+    description = json.loads((tmp_path / "case" / "case.json").read_text())
+    (tmp_path / "case" / "case.json").write_text(json.dumps({**description, "mode": said}))
+    seen = []
+    original = panet_cases.computed
+    monkeypatch.setattr(panet_cases, "computed", lambda *a: seen.append(torch.get_num_threads()) or original(*a))
+    before = torch.get_num_threads()
+    assert not [line for line in parity.lines_of(tmp_path / "case") if line.out]
+    assert seen == [threads]
+    assert torch.get_num_threads() == before
+
+
 def test_summaries_are_those_of_the_case_files() -> None:
     values = torch.arange(24.0).view(2, 12)
     assert summary_of(values, "stats").tolist() == pytest.approx(

@@ -46,6 +46,7 @@ _EXCHANGED = dict(
     )
     for pair in ((a, b), (b, a))
 )
+_GUARDS = ("frozen", "strict")
 _LEFT_OUT = ("clone", "copy", "clamp", "detach", "abs", "flip", "sigmoid", "sqrt", "contiguous")
 
 
@@ -62,7 +63,8 @@ class Mistake:
 def mistakes(source: str) -> Iterator[Mistake]:
     """All mistakes that this module knows how to make in a source.
 
-    Left alone are annotations, docstrings, ``__all__``, log messages and the words of errors: no behaviour is in them.
+    Left alone are annotations, docstrings, ``__all__``, log messages and the words of errors, in which no behaviour is,
+    and ``frozen`` and ``strict``, which only guard against mistakes elsewhere.
     """
     offsets = [0]
     for line in source.encode().splitlines(keepends=True):
@@ -82,6 +84,8 @@ def _behaviour(node: ast.AST) -> Iterator[ast.stmt | ast.expr]:
     if isinstance(node, ast.Expr) and ast.unparse(node).startswith(("logger.", "warnings.")):
         return
     if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+        return
+    if isinstance(node, ast.keyword) and node.arg in _GUARDS:
         return
     if isinstance(node, (ast.stmt, ast.expr)):
         yield node
@@ -127,7 +131,7 @@ def _changes(node: ast.stmt | ast.expr) -> Iterator[tuple[str, ast.stmt | ast.ex
             yield "condition negated", test, ast.UnaryOp(ast.Not(), test)
         case ast.Call(function, arguments, keywords):
             for keyword in keywords:
-                if keyword.arg:
+                if keyword.arg and keyword.arg not in _GUARDS:
                     others = [other for other in keywords if other is not keyword]
                     yield "keyword left out", node, ast.Call(function, arguments, others)
             for place, (first, second) in enumerate(pairwise(arguments)):
