@@ -35,7 +35,7 @@ AREAS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "samplers": (
         ("fssops/engine/sampling.py", "fssops/data/episode_draws.py", "fssops/data/episodes.py"),
-        ("tests/engine/test_sampling.py", "tests/data/test_episodes.py"),
+        ("tests/engine/test_sampling.py", "tests/data/test_episodes.py", "tests/data/test_mm_former_data.py"),
     ),
     "trainer": (
         tuple(f"fssops/engine/{name}.py" for name in ("trainer", "schedules", "optimizers", "training_state")),
