@@ -23,7 +23,6 @@ from parity_cases.case import Array, Case, CaseError, Line, compared, compared_e
 from parity_cases.vit import form_of, normalised, official_weights
 
 ALL_DISTANCES = 3.0
-_LOOSE = ("debiased", "prototype", "sim_fwd", "max_fg", "max_bg", "cluster.", "basis.")
 
 
 def recognise(description: dict[str, Any]) -> bool:
@@ -187,7 +186,6 @@ def run(case: Case) -> Iterator[Line]:
         if "probe.masks" in case.arrays:
             probes = case.tensor("probe.masks", torch.float32)
             found["probe.down"] = feature_masks(probes, probes.shape[-1] // case.arrays["probe.down"].shape[-1])
-    close, loose = case.tolerance("default", 2e-5), 2e-4
     heights = case.tolerance("merge_heights", 1e-5)
     inputs = case.inputs()
     for name, want in case.arrays.items():
@@ -205,4 +203,4 @@ def run(case: Case) -> Iterator[Line]:
         elif want.dtype.kind in "iub":
             yield compared_exactly(name, found[name], want)
         else:
-            yield compared(name, found[name], want, loose if name.startswith(_LOOSE) else close)
+            yield compared(name, found[name], want, case.tolerance_of(name, 2e-5))
