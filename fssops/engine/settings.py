@@ -97,8 +97,14 @@ class OptimSettings(Table):
     clip_norm: float = Field(default=0.0, ge=0)
     """Largest L2 norm of the gradient of the full model; 0 does not clip."""
     clip_value: float = Field(default=0.0, ge=0)
+    layer_decay: float = Field(default=1.0, gt=0, le=1)
+    """Factor of the learning rate from each layer of the backbone to the one before it; what follows its last layer,
+    the rest of the model too, keeps ``lr``. Layers are those of ``frozen_layers``."""
     frozen: list[str] = Field(default_factory=list)
     """Shell patterns of parameter names that are not trained."""
+    frozen_layers: Annotated[int, Field(ge=0)] | Literal["all"] = 0
+    """Layers of the backbone, from the first, that are not trained and stay in evaluation mode: the stem (of
+    transformers the embeddings), then stages, or blocks of a plain vision transformer."""
     groups: list[GroupSettings] = Field(default_factory=list)
 
     @model_validator(mode="after")

@@ -47,7 +47,7 @@ def empty_model(settings: Settings) -> nn.Module:
 def build_model(settings: Settings, *, new_head: Literal["refuse", "tell"] = "refuse") -> nn.Module:
     """Build the model of settings, with weights where they name some; ``new_head`` as in ``load_weights``."""
     model = empty_model(settings)
-    freeze(model, settings.optim.frozen)  # before: a head that is frozen must not start anew
+    freeze(model, settings.optim)  # before: a head that is frozen must not start anew
     if settings.model.weights:
         report = load_weights(model, settings.model.weights, new_head=new_head)
         for line in report.passed_over:

@@ -217,6 +217,7 @@ class SwinTransformer(Backbone):
         self.channels = {name: form.channels * 2**stage for stage, name in enumerate(STAGES)}
         self.strides = {name: 4 * 2**stage for stage, name in enumerate(STAGES)}
         self.layer_counts = {}
+        self.layers_by_depth = ("patch_embed", *(f"layers.{stage}" for stage in range(len(STAGES))))
         for stage, (depth, heads, width) in enumerate(
             zip(form.depths, form.heads, self.channels.values(), strict=True)
         ):
