@@ -33,7 +33,7 @@ def freeze(model: nn.Module, settings: OptimSettings) -> None:
             raise SettingsError(f"optim.frozen_layers: must be 0 without a backbone, got {settings.frozen_layers}")
         for _, part in parts:
             try:
-                part.freeze(settings.frozen_layers)
+                part.freeze(settings.frozen_layers)  # type: ignore[arg-type]
             except ValueError as error:
                 raise SettingsError(f"optim.frozen_layers: {error}") from None
     frozen: list[str] = []

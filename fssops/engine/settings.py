@@ -102,10 +102,16 @@ class OptimSettings(Table):
     the rest of the model too, keeps ``lr``. Layers are those of ``frozen_layers``."""
     frozen: list[str] = Field(default_factory=list)
     """Shell patterns of parameter names that are not trained."""
-    frozen_layers: Annotated[int, Field(ge=0)] | Literal["all"] = 0
+    frozen_layers: int | str = 0
     """Layers of the backbone, from the first, that are not trained and stay in evaluation mode: the stem (of
-    transformers the embeddings), then stages, or blocks of a plain vision transformer."""
+    transformers the embeddings), then stages, or blocks of a plain vision transformer; ``all`` is all of it."""
     groups: list[GroupSettings] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _layers_are_counted_from_the_first(self) -> OptimSettings:
+        if self.frozen_layers != "all" and (isinstance(self.frozen_layers, str) or self.frozen_layers < 0):
+            raise ValueError(f"frozen_layers must be at least 0, or all, got {self.frozen_layers!r}")
+        return self
 
     @model_validator(mode="after")
     def _nesterov_has_momentum(self) -> OptimSettings:

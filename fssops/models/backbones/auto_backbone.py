@@ -52,9 +52,9 @@ def _configuration(source: str) -> tuple[Any, dict[str, str]]:
 
 def _built(source: str, taps: Sequence[str]) -> Any:
     """The network, which returns the stages of these taps; without weights where tensors are made without content."""
+    config, stages = _configuration(source)
     from transformers import MODEL_FOR_BACKBONE_MAPPING
 
-    config, stages = _configuration(source)
     config.out_features = [stages[tap] for tap in STAGES if tap in taps]
     network_class: Any = MODEL_FOR_BACKBONE_MAPPING[type(config)]
     if torch.get_default_device().type == "meta":

@@ -86,7 +86,8 @@ def _efficientnet_lite(form: LiteForm, *channels: int) -> BackboneRow:
     return BackboneRow(build, _by_stage(channels), _by_stage((4, 8, 16, 32)), (32, 16), ("stride", "norm"))
 
 
-def _vit(form: ViTForm) -> BackboneRow:
+def vit_row(form: ViTForm) -> BackboneRow:
+    """The row of a vision transformer of any size."""
     width, patch = dict.fromkeys(STAGES, form.width), dict.fromkeys(STAGES, form.patch)
     return BackboneRow(partial(VisionTransformer, form), width, patch, (form.patch,), ("drop_path",))
 
@@ -116,7 +117,7 @@ BACKBONES: dict[str, BackboneRow] = {
     "swin_small": swin_row(SWIN["swin_small"]),
     "swin_base": swin_row(SWIN["swin_base"]),
     "swin_large": swin_row(SWIN["swin_large"]),
-    **{name: _vit(form) for name, form in VIT.items()},
+    **{name: vit_row(form) for name, form in VIT.items()},
 }
 """Every backbone, by name."""
 
