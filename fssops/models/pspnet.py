@@ -9,6 +9,7 @@ CVPR 2022, section 4.2; github AIVResearch/MSANet at ecd5d08 and chunbolang/BAM 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -118,18 +119,22 @@ def _spread(bins: int, height: int, width: int, like: Tensor) -> Tensor:
 
 
 class PSPNet(nn.Module):
-    """Semantic segmentation of a fold's base classes; channel 0 is the background, novel classes included."""
+    """Semantic segmentation of a fold's base classes; channel 0 is the background, novel classes included.
+
+    Args:
+        config: options.
+        taps: maps of the backbone, of which the head reads the last; a few-shot system reads others beside it.
+    """
 
     name = "pspnet"
     class_dependent = ("head.classifier.",)
 
-    def __init__(self, config: PSPNetConfig | None = None) -> None:
+    def __init__(self, config: PSPNetConfig | None = None, taps: Sequence[str] = ("res5",)) -> None:
         super().__init__()
         self.config = config = config or PSPNetConfig()
-        # The last three stages, of which a few-shot system uses all and the head the last.
         self.backbone = build_backbone(
             config.backbone,
-            taps=("res3", "res4", "res5"),
+            taps=taps,
             stride=16 if config.backbone == "vgg16" else finest_stride(config.backbone, 8),
             deep_stem=True,
             width=config.backbone_width,
