@@ -19,18 +19,16 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from fssops.data.images import palette_of, read_image, read_mask, to_rgb
-from fssops.data.object_masks import check_palette, object_area
+from fssops.data.images import palette_of, read_image, read_mask, to_rgb, upright
+from fssops.data.object_masks import object_area
 from fssops.data.preparation import FewShotPreparation
 from fssops.evaluation.feature_cache import FeatureCache
+from fssops.labels import IGNORE
 from fssops.models.interface import FewShotModel
 from fssops.structures import require_numbers
 
 FITS = {"stretch": "square", "stretch_by_corners": "square_by_corners", "pad": "letterbox"}
 """How images get the model's size -> the geometry of evaluation that is the same."""
-
-NEITHER = 255
-"""In the maps that this file makes: 1 foreground, 0 background, 255 neither."""
 
 ImageLike: TypeAlias = "str | os.PathLike[str] | Image.Image | np.ndarray[Any, Any] | Tensor"
 MaskLike: TypeAlias = ImageLike
@@ -244,7 +242,7 @@ class FewShotPredictor:
     def _prepared_support(
         self, picture: np.ndarray[Any, Any], area: np.ndarray[Any, Any], where: str
     ) -> tuple[Tensor, Tensor]:
-        """The picture float32 [3, H, W], and its map uint8 [H, W] of 1, 0 and NEITHER, at the model's size."""
+        """Both at the model's size: float32 [3, H, W], and uint8 [H, W] of 1 object, 0 background, 255 neither."""
         if not (area == 1).any():
             raise ValueError(f"{where} must have foreground, got none")
         scene = self._prepare(picture, {"label": area})
@@ -264,12 +262,12 @@ def _called(image: Any, number: int) -> str:
 def _by_class(given: Any, what: str, *, box: bool = False) -> dict[str, list[Any]]:
     """The argument as class name to list; a bare list, or a single thing, is of the class "object"."""
     if isinstance(given, Mapping):
-        found = {}
+        by_class = {}
         for name, value in given.items():
             if not isinstance(value, (list, tuple)):
                 raise ValueError(f"set_support: {what} of class {name!r} must be a list, got {type(value).__name__}")
-            found[str(name)] = list(value)
-        return found
+            by_class[str(name)] = list(value)
+        return by_class
     if isinstance(given, (list, tuple)):
         if box and given and isinstance(given[0], Real):
             return {"object": [given]}
@@ -281,7 +279,7 @@ def _to_rgb_array(image: ImageLike, where: str) -> np.ndarray[Any, Any]:
     if isinstance(image, (str, os.PathLike)):
         return np.asarray(read_image(image))
     if isinstance(image, Image.Image):
-        return np.asarray(to_rgb(image))
+        return np.asarray(to_rgb(upright(image, where), where))
     if isinstance(image, Tensor):
         if image.dim() != 3 or image.shape[0] != 3:
             raise ValueError(f"{where} must be a tensor [3, H, W], got {list(image.shape)}")
@@ -314,7 +312,7 @@ def _area(
     if isinstance(label, (str, os.PathLike)):
         values, colours = read_mask(label), palette_of(label)
     elif isinstance(label, Image.Image):
-        values, colours = np.asarray(label), palette_of(label)
+        values, colours = np.asarray(upright(label, where)), palette_of(label)
     elif isinstance(label, (Tensor, np.ndarray)):
         values = label.detach().cpu().numpy() if isinstance(label, Tensor) else label
     else:
@@ -332,16 +330,14 @@ def _area(
     if kind == "scribbles":
         if values.dtype == bool:
             raise ValueError(f"{where} must have a scribble map of numbers (0, 255, strokes), got booleans")
-        strokes: np.ndarray[Any, Any] = np.where(values == NEITHER, NEITHER, values != 0).astype(np.uint8)
+        strokes: np.ndarray[Any, Any] = np.where(values == IGNORE, IGNORE, values != 0).astype(np.uint8)
         if not (strokes == 1).any():
             raise ValueError(
                 f"{where} must have a stroke on the class, a value from 1 to 254, got only background strokes (0) and "
                 "255, which means not labelled; in a white-on-black map say 1 for the strokes and 255 for the rest"
             )
         return strokes
-    if settings["object"] is None and settings["threshold"] is None:
-        check_palette(colours, values, where)
-    return object_area(values, where, **settings)
+    return object_area(values, where, colours=colours, **settings)
 
 
 def _area_of_boxes(label: Any, width: int, height: int, where: str) -> np.ndarray[Any, Any]:

@@ -7,10 +7,11 @@ predictions are compared with the truth.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
+
+from fssops.spelling import did_you_mean
 
 FalsePositives = Literal["present", "all"]
 Absent = Literal["nan", "skip"]
@@ -81,7 +82,7 @@ class FewShotProtocol:
         return (self.fold_seeds[folds][fold],) if folds in self.fold_seeds else self.seeds
 
     def source_options(self, format: str) -> dict[str, Any]:
-        """Arguments of ``open_source`` that follow from it, for a layout."""
+        """Arguments of ``open_data`` that follow from it, for a layout."""
         return {"crowd": self.crowd, "overlap": self.overlap} if format == "coco" else {}
 
     def draw_options(self) -> dict[str, Any]:
@@ -170,9 +171,7 @@ def find_protocol(name: str) -> FewShotProtocol:
         ValueError: there is none; names the nearest.
     """
     if name not in PROTOCOLS:
-        near = difflib.get_close_matches(name, PROTOCOLS, n=1, cutoff=0.4)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"protocol must be one of {', '.join(PROTOCOLS)}, got {name!r}{hint}")
+        raise ValueError(f"protocol must be one of {', '.join(PROTOCOLS)}, got {name!r}{did_you_mean(name, PROTOCOLS)}")
     return PROTOCOLS[name]
 
 

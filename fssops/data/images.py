@@ -74,14 +74,15 @@ def _decode(image: Image.Image, file: Path, what: str = "image") -> Image.Image:
         raise ImageFileError(
             f"{file}: {what} must decode completely, got a broken or truncated file ({error})"
         ) from error
-    return _upright(image, file)
+    return upright(image, str(file))
 
 
-def _upright(image: Image.Image, file: Path) -> Image.Image:
+def upright(image: Image.Image, name: str) -> Image.Image:
+    """Turn a picture as its EXIF orientation says; one that has none, or was turned, is returned as it is."""
     try:
         return ImageOps.exif_transpose(image)
     except _DECODE_ERRORS as error:
-        warnings.warn(f"{file}: EXIF data cannot be read ({error}); orientation taken as upright", DataWarning, 3)
+        warnings.warn(f"{name}: EXIF data cannot be read ({error}); orientation taken as upright", DataWarning, 3)
         return image
 
 

@@ -35,6 +35,7 @@ def object_area(
     object: Values = None,
     threshold: float | None = None,
     ignore: int | None = None,
+    colours: np.ndarray[Any, Any] | None = None,
 ) -> np.ndarray[Any, Any]:
     """Read a mask as object, background and neither.
 
@@ -44,12 +45,15 @@ def object_area(
         object: the value, or values, of the object.
         threshold: least value of the object; for grey outlines, probabilities (0.5) and logits (0).
         ignore: the value that is neither; unset: 255 beside an ``object`` other than 255, none beside a ``threshold``.
+        colours: [n, 3] of a picture with a palette, which must not show the background, 0, brighter than the object
+            where neither ``object`` nor ``threshold`` says which is which.
 
     Returns:
         uint8 [H, W] of 1 object, 0 background, 255 neither.
 
     Raises:
-        MaskValueError: the values do not say which is the object, or are not finite.
+        MaskValueError: the values do not say which is the object, their palette says the opposite, or they are not
+            finite.
         ValueError: both ``object`` and ``threshold``.
     """
     if object is not None and threshold is not None:
@@ -64,6 +68,7 @@ def object_area(
         wanted = np.atleast_1d(np.asarray(object if isinstance(object, int) else sorted(object)))
         inside, neither = np.isin(values, wanted), IGNORE if ignore is None and IGNORE not in wanted else ignore
     else:
+        _check_palette(colours, values, where)
         present = np.unique(values)
         others = present[(present != 0) & (present != ignore)].tolist()
         neither = IGNORE if ignore is None and others == [1, IGNORE] else ignore
@@ -87,17 +92,7 @@ def undecided(where: str, others: Sequence[float]) -> str:
     )
 
 
-def check_palette(colours: np.ndarray[Any, Any] | None, values: np.ndarray[Any, Any], where: str) -> None:
-    """Refuse a palette that shows the background, number 0, brighter than the object.
-
-    Args:
-        colours: [n, 3] of a picture with a palette, None of any other.
-        values: its numbers [H, W].
-        where: what errors call it.
-
-    Raises:
-        MaskValueError: it does.
-    """
+def _check_palette(colours: np.ndarray[Any, Any] | None, values: np.ndarray[Any, Any], where: str) -> None:
     if colours is None or not len(colours):
         return
     others = [int(value) for value in np.unique(values) if 0 < value < len(colours)]

@@ -296,18 +296,19 @@ def validate(
 
 
 def nearest_key(key: str, keys: Sequence[str]) -> str:
-    """Return the one of ``keys`` most like ``key``: by its whole name, or by its last part in any table."""
+    """The one of ``keys`` most like ``key``, by its whole name or by its last part in any table; "" if none is."""
     table, _, last = key.rpartition(".")
-    whole = difflib.get_close_matches(key, keys, n=1, cutoff=0.0)
     tails = {candidate.rpartition(".")[2]: candidate for candidate in reversed(keys)}
-    tail = difflib.get_close_matches(last, list(tails), n=1, cutoff=0.75)
+    longer = [] if last in tails else [name for name in tails if name.startswith(f"{last}_")]
+    tail = longer or difflib.get_close_matches(last, list(tails), n=1, cutoff=0.75)
     same_table = [candidate for candidate in keys if candidate.rpartition(".")[0] == table]
     if tail and not same_table:
         return tails[tail[0]]
-    inside = difflib.get_close_matches(key, same_table, n=1, cutoff=0.8)
+    like = [name for name in keys if difflib.SequenceMatcher(a=last, b=name.rpartition(".")[2]).ratio() >= 0.6]
+    inside = difflib.get_close_matches(key, [name for name in like if name in same_table], n=1, cutoff=0.8)
     if inside:
         return inside[0]
-    return tails[tail[0]] if tail else (whole[0] if whole else "")
+    return tails[tail[0]] if tail else next(iter(difflib.get_close_matches(key, like, n=1)), "")
 
 
 def changed_settings(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> list[str]:
@@ -339,8 +340,12 @@ def _one_line(error: ValidationError, schema: type[BaseModel], model_options: Se
     if first["type"] == "extra_forbidden":
         if isinstance(first["input"], Mapping) and first["input"]:
             key += f".{next(iter(first['input']))}"
-        near = nearest_key(key, known_keys(schema, model_options))
-        return f"unknown key {key!r}; did you mean {near!r}?{more}"
+        keys = known_keys(schema, model_options)
+        if near := nearest_key(key, keys):
+            return f"unknown key {key!r}; did you mean {near!r}?{more}"
+        table = key.rpartition(".")[0]
+        among = [name for name in keys if name.rpartition(".")[0] == table]
+        return f"unknown key {key!r}; keys{f' of [{table}]' if table else ''} are {', '.join(among)}{more}"
     if first["type"] == "missing":
         return f"{key} must be set{more}"
     if first["type"] == "value_error":

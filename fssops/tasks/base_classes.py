@@ -8,7 +8,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
@@ -25,7 +24,7 @@ from fssops.structures import IGNORE, LabelMapBatch, require_numbers
 from fssops.tasks.base_class_settings import BaseClassSettings
 from fssops.tasks.class_names import CLASS_FILE, compare_names
 from fssops.tasks.folded_task import FoldedTask
-from fssops.tasks.resumable_evaluation import count_items
+from fssops.tasks.resumable_evaluation import count_items, evenly_spread, in_evaluation
 from fssops.tasks.task import Evaluation
 
 
@@ -100,21 +99,15 @@ class BaseClassTask(FoldedTask):
             seconds=round(time.perf_counter() - started, 2),
             folds=f"{classes.name} ({classes.definition})",
             fold=data.fold,
-            images=len(self._numbers(self.settings.eval.images)),
+            images=len(evenly_spread(len(self.evaluation_data), self.settings.eval.images)),
             novel_images=self.novel_images,
             size=list(data.size),
             classes={number: dataset.source.classes[number] for number in classes.train},
         )
         return Evaluation(result, metrics)
 
-    def _numbers(self, limit: int) -> list[int]:
-        """Places of the images that are evaluated, spread over the list: neighbours often show one class."""
-        total = len(self.evaluation_data)
-        count = min(limit or total, total)
-        return [place * total // count for place in range(count)]
-
     def _count(self, model: nn.Module, fabric: Fabric, limit: int, title: str) -> MetricSet:
-        dataset, numbers = self.evaluation_data, self._numbers(limit)
+        dataset, numbers = self.evaluation_data, evenly_spread(len(self.evaluation_data), limit)
         metrics = metrics_for(["base classes"], ClassSetting(self.config.base_classes))
 
         def count(number: int, batch: LabelMapBatch) -> None:
@@ -171,12 +164,10 @@ class BaseClassTask(FoldedTask):
         count, path = self.settings.eval.pictures, folder / "grid.png"
         if not count:
             return []
-        was_training = model.training
-        model.eval()
         rows = []
-        for number in self._numbers(count):
+        for number in evenly_spread(len(self.evaluation_data), count):
             batch = self.evaluation_data[number]
-            with torch.inference_mode():
+            with in_evaluation(model):
                 predicted = self._predicted(model, fabric, batch).numpy()
             image, truth = denormalise(batch.images[0]), batch.labels[0].numpy()
             counted = truth != IGNORE
@@ -190,7 +181,6 @@ class BaseClassTask(FoldedTask):
                     Tile(overlay_ways(image, predicted), f"{100 * agreed:.0f} % of pixels right"),
                 ]
             )
-        model.train(was_training)
         grid(rows, ["image", "base classes", "prediction"], result.line()).save(path)
         return [path]
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fssops.engine.run_folder import SETTINGS_FILE
 from fssops.engine.settings import SettingsError
 
 CLASS_FILE = "classes.json"
@@ -14,9 +15,13 @@ CLASS_FILE = "classes.json"
 
 
 def folder_with_classes(checkpoint: Path) -> Path | None:
-    """The run folder of a checkpoint (or the folder itself) if it says which classes the model has."""
+    """The run folder of a checkpoint (or the folder itself) if it says which classes the model has.
+
+    Other folders are passed over: a data set's ``classes.json`` may lie beside a weights file.
+    """
     folders = (checkpoint, *checkpoint.parents[:2])
-    return next((folder for folder in folders if (folder / CLASS_FILE).is_file()), None)
+    run = next((folder for folder in folders if (folder / SETTINGS_FILE).is_file()), None)
+    return run if run is not None and (run / CLASS_FILE).is_file() else None
 
 
 def numbered_names(content: Any) -> dict[int, str]:

@@ -9,7 +9,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
 from lightning_fabric import Fabric
 from torch import nn
 
@@ -30,7 +29,7 @@ from fssops.protocols import PROTOCOLS, FewShotProtocol, find_protocol, protocol
 from fssops.structures import Episode, FewShotBatch, move_to
 from fssops.tasks.few_shot_settings import FewShotSettings
 from fssops.tasks.folded_task import FoldedTask
-from fssops.tasks.resumable_evaluation import count_items
+from fssops.tasks.resumable_evaluation import count_items, in_evaluation
 from fssops.tasks.task import Evaluation
 
 
@@ -376,17 +375,14 @@ class FewShotTask(FoldedTask):
 
     def _shown(self, model: Any, fabric: Fabric, runs: NovelRuns, numbers: Sequence[int]) -> list[Shown]:
         """Segment single episodes again, by their numbers through all runs."""
-        was_training = model.training
-        model.eval()
         shown = []
-        with FeatureCache(model.encode, memory=0) as cache, torch.inference_mode(), fabric.autocast():
+        with FeatureCache(model.encode, memory=0) as cache, in_evaluation(model), fabric.autocast():
             for number in numbers:
                 run, index = divmod(number, len(runs.datasets[0]))
                 episode = runs.datasets[run][index]
                 outputs = segment(model, cache, move_to(episode, fabric.device))
                 maps = [scores.float().argmax(0).cpu().numpy() for scores in next(iter(outputs.values()))]
                 shown.append(Shown(episode, maps))
-        model.train(was_training)
         return shown
 
     # -- prediction -------------------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
@@ -21,6 +20,7 @@ from fssops.evaluation.results import FewShotResult
 from fssops.structures import IGNORE, Episode, ProposalBatch, move_to
 from fssops.tasks.few_shot import FewShotTask, one_of_each_class
 from fssops.tasks.few_shot_settings import FewShotSettings
+from fssops.tasks.resumable_evaluation import in_evaluation
 from fssops.tasks.task import Evaluation
 
 SHOWN = 5
@@ -122,12 +122,8 @@ def shown_proposals(
         dataset: the episodes.
         count: at most.
     """
-    was_training = model.training
-    model.eval()
-    with torch.inference_mode(), fabric.autocast():
-        rows = [show(model, move_to(dataset[i], fabric.device)) for i in one_of_each_class(dataset)[:count]]
-    model.train(was_training)
-    return rows
+    with in_evaluation(model), fabric.autocast():
+        return [show(model, move_to(dataset[i], fabric.device)) for i in one_of_each_class(dataset)[:count]]
 
 
 def _masks(model: Any, features: dict[str, Tensor], episode: Episode) -> tuple[Tensor, Tensor, Tensor]:

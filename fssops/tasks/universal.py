@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from fssops.data.augmentation.chains import universal_chain
 from fssops.data.class_names import read_classes
-from fssops.data.datasets.universal import EvaluationDataset, TrainingDataset, UniversalItem, check_size, target_at
+from fssops.data.datasets.universal import TrainingDataset, UniversalItem, check_size, target_at
 from fssops.data.layouts import known_classes, open_data
 from fssops.data.preparation import UniversalPreparation
 from fssops.data.source import ImageSource
@@ -31,7 +31,7 @@ from fssops.models.universal.augmented_inference import augmented_semantic
 from fssops.pictures import Tile, enlarged_overlay, grid
 from fssops.structures import ImageBatch, LayerOutputs, MaskPredictions, MaskTargets, SegmentationResult, move_to
 from fssops.tasks.class_names import CLASS_FILE, compare_names, folder_with_classes
-from fssops.tasks.resumable_evaluation import count_items
+from fssops.tasks.resumable_evaluation import count_items, evenly_spread, in_evaluation
 from fssops.tasks.task import Evaluation, Task
 from fssops.tasks.universal_settings import UniversalSettings
 from fssops.truth import Classes, Truth
@@ -100,8 +100,7 @@ class TestItems:
     __test__ = False
 
     def __init__(self, source: ImageSource, numbers: Sequence[int], preparation: UniversalPreparation) -> None:
-        self.source, self.numbers = source, list(numbers)
-        self.images = EvaluationDataset(source, preparation)
+        self.source, self.numbers, self.preparation = source, list(numbers), preparation
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -110,8 +109,9 @@ class TestItems:
         if not 0 <= place < len(self.numbers):
             raise IndexError(place)
         number = self.numbers[place]
-        prepared, truth = self.images[number], self.source.truth(self.source.names[number])
-        check_size(self.source, prepared.name, prepared.output_size, (truth.height, truth.width))
+        name = self.source.names[number]
+        prepared, truth = self.preparation(np.asarray(self.source.image(name)), name), self.source.truth(name)
+        check_size(self.source, name, prepared.output_size, (truth.height, truth.width))
         return TestItem(number, prepared, truth)
 
 
@@ -286,9 +286,7 @@ class UniversalTask(Task):
 
     def numbers(self, limit: int) -> list[int]:
         """Numbers of the items that are evaluated: all, or ``limit`` of them evenly spread."""
-        total = len(self.source(evaluation=True).names)
-        count = total if not limit else min(limit, total)
-        return [index * total // count for index in range(count)]
+        return evenly_spread(len(self.source(evaluation=True).names), limit)
 
     def test_size(self) -> str:
         """Say at which size images are tested."""
@@ -487,11 +485,8 @@ class UniversalTask(Task):
         return grid(rows, headings, f"{result.model}: {title}, {result.setting()}", side=TILE)
 
     def _predicted_regions(self, model: nn.Module, fabric: Fabric, item: TestItem, task: str) -> Any:
-        was_training = model.training
-        model.eval()
-        with torch.inference_mode(), fabric.autocast():
+        with in_evaluation(model), fabric.autocast():
             result = self.segment_item(model, item.prepared, [task])
-        model.train(was_training)
         # A model that has just begun to learn is sure of nothing; its best guesses still say what it does.
         return result_regions(result, task, self.source(evaluation=True).classes, at_least=3)
 

@@ -1,8 +1,8 @@
-"""Clips of videos: a few frames, augmented alike, with the objects they show; and the frames of a video for testing."""
+"""Clips of videos: a few frames, augmented alike, with the objects they show."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fssops.data.augmentation.scene import Outline, Scene, Transform
 from fssops.data.datasets.seeded_items import SeededItems
-from fssops.data.datasets.universal import UniversalItem, target_of, to_tensor
+from fssops.data.datasets.universal import target_of, to_tensor
 from fssops.data.source import VideoSource
 from fssops.structures import ImageBatch, MaskTargets
 from fssops.truth import TrackTruth
@@ -125,17 +125,3 @@ def _outline(track: TrackTruth, frame: int, height: int, width: int) -> Outline 
     if isinstance(segmentation, list) and segmentation:
         return [np.array(polygon, dtype=np.float64).reshape(-1, 2) for polygon in segmentation]
     return track.mask(frame, height, width)
-
-
-def seen_frames(
-    source: VideoSource, name: str, preparation: Callable[[np.ndarray, str], UniversalItem]
-) -> Iterator[Tensor]:
-    """The frames of a video as a model sees them in testing, [3, H, W] uint8, read as they are asked for.
-
-    Args:
-        source: of the video.
-        name: which.
-        preparation: see :class:`fssops.data.preparation.UniversalPreparation`.
-    """
-    for index in range(source.frames(name)):
-        yield preparation(np.asarray(source.frame(name, index)), name).image

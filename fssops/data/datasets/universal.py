@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from fssops.data.augmentation.scene import DETECTRON2, Scene, Size, Transform, resized
 from fssops.data.datasets.seeded_items import SeededItems
@@ -141,25 +140,6 @@ def target_at(truth: Truth, kind: TruthKind, size: Size, things: Sequence[int]) 
     """
     blank = np.zeros((truth.height, truth.width, 3), dtype=np.uint8)
     return target_of(resized(scene_of(blank, truth, kind, things), size, DETECTRON2), kind)
-
-
-class EvaluationDataset(Dataset[UniversalItem]):
-    """Images prepared for testing; results come back at the file's own size.
-
-    Args:
-        source: images.
-        preparation: see :class:`fssops.data.preparation.UniversalPreparation`.
-    """
-
-    def __init__(self, source: ImageSource, preparation: Callable[[np.ndarray, str], UniversalItem]) -> None:
-        self.source, self.preparation = source, preparation
-
-    def __len__(self) -> int:
-        return len(self.source.names)
-
-    def __getitem__(self, index: int) -> UniversalItem:
-        name = self.source.names[index]
-        return self.preparation(np.asarray(self.source.image(name)), name)
 
 
 def to_tensor(image: np.ndarray) -> Tensor:

@@ -27,7 +27,7 @@ from fssops.data.label_maps import OnUnknown, PairedSource, Pairs
 from fssops.data.layout import Layout
 from fssops.data.layouts import label_folder
 from fssops.data.listing import folders_in, pictures_in
-from fssops.data.object_masks import check_palette, object_area, undecided
+from fssops.data.object_masks import object_area, undecided
 from fssops.data.source import PathLike
 from fssops.labels import IGNORE
 from fssops.truth import Classes, Truth
@@ -142,12 +142,18 @@ class FolderSource(ClassFolders):
         values = read_mask(mask, size=image_size(image))
         ignore = None
         if self.object is None and self.threshold is None:
-            check_palette(palette_of(mask), values, str(mask))
             # Stricter than for one support: another number may be another class in a folder of them.
             if others := [int(value) for value in np.unique(values) if value not in (0, 1, IGNORE)]:
                 raise MaskValueError(undecided(str(mask), others))
             ignore = IGNORE if self._white_is_ignored else None
-        area = object_area(values, str(mask), object=self.object, threshold=self.threshold, ignore=ignore)
+        area = object_area(
+            values,
+            str(mask),
+            object=self.object,
+            threshold=self.threshold,
+            ignore=ignore,
+            colours=palette_of(mask),
+        )
         labels = np.where(area == 1, np.uint8(self.label_of(name)), area)
         return Truth(labels.shape[0], labels.shape[1], label_map=labels)
 
