@@ -62,7 +62,7 @@ def build_model(
         weights: instead of the settings'; "" for random ones.
     """
     model = empty_model(settings)
-    freeze(model, settings.optim.frozen)  # before: a head that is frozen must not start anew
+    freeze(model, settings.optim)  # before: a head that is frozen must not start anew
     weights = settings.model.weights if weights is None else weights
     if weights:
         report = load_weights(model, weights, new_head=new_head)

@@ -80,7 +80,7 @@ class INSID3(nn.Module):
         super().__init__()
         self.config = config = config or INSID3Config()
         form = VIT[config.backbone]
-        self.backbone = VisionTransformer(form, trained_blocks=0)
+        self.backbone = VisionTransformer(form).requires_grad_(False)
         self.stride: int = form.patch
         self.components: int = (
             form.width * PUBLISHED_COMPONENTS // PUBLISHED_WIDTH if config.components is None else config.components
