@@ -396,7 +396,8 @@ class FewShotTask(FoldedTask):
         from fssops.predictor import FITS, FewShotPredictor
         from fssops.tasks.few_shot_prediction import FewShotPrediction
 
-        size = self.settings.data.size if options.size is None else (options.size, options.size)
+        said = self.settings.data.size if "size" in self.settings.data.model_fields_set else None
+        size = said if options.size is None else options.size
         fit: Any = {geometry: fit for fit, geometry in FITS.items()}[self.settings.data.geometry]
         predictor = FewShotPredictor(model, size=size, fit=fit)
         probability = not options.no_probability

@@ -43,6 +43,8 @@ from fssops.normalisation import MEAN, STD
 from fssops.structures import FewShotBatch
 
 SMALLEST_SHARE = 1e-6
+PUBLISHED_GRID = 64
+"""Patches of an image's side: 1,024 pixels of DINOv3."""
 
 
 @dataclass
@@ -82,6 +84,7 @@ class INSID3(nn.Module):
         form = VIT[config.backbone]
         self.backbone = VisionTransformer(form, trained_blocks=0)
         self.stride: int = form.patch
+        self.image_side: int = PUBLISHED_GRID * form.patch
         self.components: int = (
             form.width * PUBLISHED_COMPONENTS // PUBLISHED_WIDTH if config.components is None else config.components
         )
@@ -259,7 +262,7 @@ class INSID3(nn.Module):
     def _colours(self, image: Tensor) -> Tensor:
         """[3, H, W] in 0..1 of a normalised image."""
         mean, std = (torch.tensor(values, device=image.device).view(3, 1, 1) for values in (MEAN, STD))
-        return image.float() * std + mean
+        return (image.float() * std + mean).clamp(0, 1)
 
     def _tokens(self, images: Tensor) -> Tensor:
         """[n, h, w, C] unit features in float32."""
