@@ -171,9 +171,9 @@ def refined(mask: Tensor, colours: Tensor, reference_side: int = 512) -> Tensor:
     inside[core], inside[outside] = 0.95, 0.05
     unary = torch.stack([-inside.logit(), inside.logit()])
     places = [(row, column) for row in range(height) for column in range(width)]
-    pixels = colours.double().flatten(1).T.tolist()
+    pixels = (colours / 0.03).flatten(1).T.tolist()
     position = [[y / (4 * scale), x / (4 * scale)] for y, x in places]
-    both = [[y / (12 * scale), x / (12 * scale), *(c / 0.03 for c in p)] for (y, x), p in zip(places, pixels, strict=True)]
+    both = [[y / (12 * scale), x / (12 * scale), *p] for (y, x), p in zip(places, pixels, strict=True)]
     spatial, bilateral = _Lattice(position), _Lattice(both)
     labels = unary.softmax(0)
     for _ in range(10):
@@ -190,7 +190,7 @@ def _sparsemax_of_two(scores: Tensor) -> Tensor:
 
 
 class _Lattice:
-    """Adams et al., "Fast high-dimensional filtering using the permutohedral lattice", 2010, section 3, point by point."""
+    """Adams et al., "Fast high-dimensional filtering using the permutohedral lattice", 2010, point by point."""
 
     def __init__(self, features: list[list[float]]) -> None:
         self.d = len(features[0])
@@ -202,11 +202,14 @@ class _Lattice:
     def _simplex(self, feature: list[float]) -> dict[tuple[int, ...], float]:
         """Vertices about a point, and its barycentric coordinates among them."""
         d = self.d
-        scaled = [
-            f * (d + 1) * math.sqrt(2 / 3) / math.sqrt((i + 1) * (i + 2)) for i, f in enumerate(feature)
-        ]
-        point = [sum(scaled[i:]) - (i * scaled[i - 1] if i else 0) for i in range(d + 1)]
-        nearest = [(d + 1) * round(value / (d + 1)) for value in point]
+        spread, point, tail = float(np.float32((d + 1) * math.sqrt(2 / 3))), [], np.float32(0)
+        for i in range(d, 0, -1):
+            scaled = np.float32(feature[i - 1]) * np.float32(spread / math.sqrt(i * (i + 1)))
+            point.insert(0, tail - np.float32(i) * scaled)
+            tail = tail + scaled
+        point = [float(value) for value in [tail, *point]]
+        below, above = ([(d + 1) * turn(value / (d + 1)) for value in point] for turn in (math.floor, math.ceil))
+        nearest = [a if a - p < p - b else b for a, b, p in zip(above, below, point, strict=True)]
         order = sorted(range(d + 1), key=lambda i: nearest[i] - point[i])
         rank = [order.index(i) for i in range(d + 1)]
         excess = sum(nearest) // (d + 1)

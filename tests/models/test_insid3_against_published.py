@@ -16,6 +16,8 @@ import parity
 import pytest
 import torch
 import torch.nn.functional as F
+from parity_cases.case import Case
+from parity_cases.insid3 import model_of, same_partition
 from PIL import Image
 from torch import Tensor
 
@@ -26,8 +28,6 @@ from fssops.models.insid3.debiasing import unit
 from fssops.models.insid3.matching import backward_votes, forward_matches
 from fssops.models.insid3.refinement import refine_masks
 from fssops.testing.published_insid3 import PublishedINSID3, refined
-from parity_cases.case import Case
-from parity_cases.insid3 import model_of, same_partition
 
 FILL = """
 import zlib
@@ -148,7 +148,7 @@ def test_a_case_with_refined_outlines_passes(tmp_path: Path) -> None:
 
 
 def scattered(shots: int, seed: int, pull: float) -> tuple[Tensor, Tensor]:
-    """Features [K + 1, 32, 8, 8] of smooth fields, the target's drawn to the mean of the masks', and masks [K, 8, 8]."""
+    """Smooth features [K + 1, 32, 8, 8], the target's drawn to the mean of the masks', and masks [K, 8, 8]."""
     generator = torch.Generator().manual_seed(seed)
     fields = F.interpolate(torch.randn(shots + 1, 32, 3, 3, generator=generator), size=(8, 8), mode="bicubic")
     fields = fields + 0.2 * torch.randn(fields.shape, generator=generator)
@@ -190,9 +190,7 @@ def test_steps_from_features_on_are_the_published_ones(shots: int, pull: float) 
         candidates, similarity = model.candidates(support, 0, 0, rows)
         assert torch.allclose(similarity, steps["sim_fwd"], atol=2e-5)
         assert torch.equal(forward_matches(similarity), steps["forward"])
-        votes = backward_votes(
-            rows, support.references[0, 0], support.foreground[0, 0], support.compared[0, 0]
-        )
+        votes = backward_votes(rows, support.references[0, 0], support.foreground[0, 0], support.compared[0, 0])
         assert torch.equal(votes, steps["votes"])
         assert torch.equal(candidates, steps["candidates"])
         labels = model.query_features({name: value[None] for name, value in target.items()})["labels"][0]
@@ -228,9 +226,7 @@ def test_no_candidate_gives_no_mask() -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_refined_masks_are_those_of_a_lattice_filled_pixel_by_pixel(
-    seed: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_refined_masks_are_those_of_a_lattice_filled_pixel_by_pixel(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fssops.models.insid3.refinement.REFERENCE_SIDE", 96)
     generator = torch.Generator().manual_seed(seed)
     regions = F.interpolate(torch.rand(1, 3, 5, 5, generator=generator), size=(24, 24), mode="nearest")[0]

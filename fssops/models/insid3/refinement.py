@@ -63,7 +63,7 @@ def refine_masks(masks: Tensor, colours: Tensor) -> Tensor:
     spatial = Lattice(places / (SPATIAL_POSITION * scale))
     bilateral = Lattice(torch.cat([places / (BILATERAL_POSITION * scale), pixels], 1))
     logit = math.log(CERTAIN / (1 - CERTAIN))
-    unary = torch.where(masks, 2 * logit, -2 * logit).masked_fill(bands, 0.0).flatten(1)
+    unary = torch.where(masks, 2 * logit, -2 * logit).masked_fill(bands, 0.0).flatten(1).to(colours.dtype)
     lean = torch.tanh(unary / 2)
     for _ in range(STEPS):
         lean = (unary + SPATIAL_WEIGHT * spatial(lean) + BILATERAL_WEIGHT * bilateral(lean)).clamp(-1, 1)
@@ -89,13 +89,16 @@ class Lattice:
         count, d = features.shape
         device = features.device
         axes = torch.arange(d, device=device)
-        scaled = features * (math.sqrt(2 / 3) * (d + 1)) / ((axes + 1.0) * (axes + 2.0)).sqrt()
+        # In the published order of roundings: points of a grid lie on faces between simplices, where these decide.
+        spread = torch.tensor((d + 1) * math.sqrt(2 / 3), dtype=features.dtype).double()
+        scaled = features * (spread / ((axes + 1.0) * (axes + 2.0)).double().sqrt()).to(features.dtype)
         # Into the plane of d + 1 coordinates that add up to 0.
         tail = scaled.flip(1).cumsum(1).flip(1)
         elevated = torch.cat([tail, torch.zeros_like(tail[:, :1])], 1)
         elevated[:, 1:] -= (axes + 1) * scaled
         # The simplex around each point: its remainder-0 corner and the order of the coordinates within.
-        corner = (elevated / (d + 1)).round() * (d + 1)
+        below, above = (turn(elevated / (d + 1)) * (d + 1) for turn in (torch.floor, torch.ceil))
+        corner = torch.where(above - elevated < elevated - below, above, below)
         order = (elevated - corner).argsort(dim=1, descending=True, stable=True)
         rank = torch.empty_like(order).scatter_(1, order, torch.arange(d + 1, device=device).expand(count, d + 1))
         rank = rank + (corner.sum(1, keepdim=True) / (d + 1)).round().long()
