@@ -202,12 +202,13 @@ class _Lattice:
     def _simplex(self, feature: list[float]) -> dict[tuple[int, ...], float]:
         """Vertices about a point, and its barycentric coordinates among them."""
         d = self.d
-        spread, point, tail = float(np.float32((d + 1) * math.sqrt(2 / 3))), [], np.float32(0)
+        spread, tail = float(np.float32((d + 1) * math.sqrt(2 / 3))), np.float32(0)
+        point: list[float] = []
         for i in range(d, 0, -1):
             scaled = np.float32(feature[i - 1]) * np.float32(spread / math.sqrt(i * (i + 1)))
-            point.insert(0, tail - np.float32(i) * scaled)
+            point.insert(0, float(tail - np.float32(i) * scaled))
             tail = tail + scaled
-        point = [float(value) for value in [tail, *point]]
+        point.insert(0, float(tail))
         below, above = ([(d + 1) * turn(value / (d + 1)) for value in point] for turn in (math.floor, math.ceil))
         nearest = [a if a - p < p - b else b for a, b, p in zip(above, below, point, strict=True)]
         order = sorted(range(d + 1), key=lambda i: nearest[i] - point[i])

@@ -398,6 +398,19 @@ def test_the_seed_stays_unless_as_published() -> None:
     pytest.fail("no scene has a candidate")
 
 
+def test_masks_are_decided_once_unless_as_published() -> None:
+    scores = torch.full((1, 16), -torch.inf)
+    scores[0, [5, 6]] = 1.0
+    once, twice = (
+        class_shares(scores, (4, 4), 8, (32, 32), (50, 50), hard=hard, colours=None).argmax(0) for hard in (False, True)
+    )
+    cells = (scores > -torch.inf).float().view(1, 1, 4, 4)
+    for size in ((32, 32), (50, 50)):
+        cells = (F.interpolate(cells, size=size, mode="bilinear") > 0.5).float()
+    assert torch.equal(twice, cells[0, 0].long())
+    assert not torch.equal(once, twice)
+
+
 def test_unlabelled_pixels_are_not_matched_unless_as_published() -> None:
     sound, published = small(), small(behaviour="published")
     batch = episode(64)

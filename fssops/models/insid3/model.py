@@ -20,6 +20,10 @@ shots               an empty mask is undefined             a shot without the cl
 
 Both differ from the released code in one thing: it builds its positional basis with the encoder in training mode, whose
 rotary coordinates are random, so that scores depend on the seed; here the encoder is never in training mode.
+
+Where the code departs from its paper by choice, both follow the code, which made the published scores: a black image
+instead of noise, the forward test, the mean cosine instead of that of the mean, the share of candidates as a weight,
+a score above the threshold instead of at it (the paper's side from public summaries, not from the paper itself).
 """
 
 from __future__ import annotations
