@@ -94,7 +94,10 @@ def parser() -> Parser:
     arguments.add_argument("--query", nargs="+", metavar="FILE|FOLDER", help="images (or a video) to segment")
     arguments.add_argument("--out", type=Path, metavar="FOLDER", help="where results are written")
     arguments.add_argument(
-        "--size", type=_pixels, metavar="PIXELS", help="side at which images enter (default: as trained; --model: 417)"
+        "--size",
+        type=_pixels,
+        metavar="PIXELS",
+        help="side at which images enter (default: as trained; --model: its own)",
     )
     arguments.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
     arguments.add_argument("--no-probability", action="store_true", help="do not write probabilities")

@@ -412,7 +412,8 @@ class FewShotTask(FoldedTask):
         from fssops.predictor import FITS, FewShotPredictor
 
         fit: Any = {geometry: fit for fit, geometry in FITS.items()}[self.settings.data.geometry]
-        return FewShotPredictor(model, size=size or self.settings.data.size, fit=fit)
+        said = self.settings.data.size if "size" in self.settings.data.model_fields_set else None
+        return FewShotPredictor(model, size=size or said, fit=fit)
 
     def predictor(self, model: nn.Module, label: str, options: Any) -> Any:
         """Return what segments pictures with the labelled images of ``options.supports``."""
