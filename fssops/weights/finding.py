@@ -6,7 +6,6 @@ addresses, ``huggingface_hub``'s for repositories. A file takes its name there o
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import http.client
 import importlib.util
@@ -20,6 +19,7 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import unquote, urlsplit
 from urllib.request import Request, urlopen
 
+from fssops.spelling import did_you_mean
 from fssops.weights.sources import SOURCES, Source
 
 logger = logging.getLogger(__name__)
@@ -88,10 +88,9 @@ def find_weights(source: str | os.PathLike[str], where: str = "weights") -> Foun
         match = _HUB_ID.fullmatch(text)
         if match and Path(match[1]).suffix not in SUFFIXES and not Path(text).parent.is_dir():
             return FoundWeights(_of_hub(*match.groups()), text)
-    near = difflib.get_close_matches(text, SOURCES, n=1)
     raise FileNotFoundError(
         f"{where}: path must exist, or be a name that `python -m fssops.models --weights` lists, an address or "
-        f"owner/repository, got {text}{f'; did you mean {near[0]}?' if near else ''}"
+        f"owner/repository, got {text}{did_you_mean(text, SOURCES)}"
     )
 
 
