@@ -18,7 +18,6 @@ Which system takes which, by these rules:
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -31,6 +30,7 @@ from fssops.models.backbones.swin import SWIN, SwinForm, SwinTransformer
 from fssops.models.backbones.vgg import VGG16
 from fssops.models.backbones.vit import VIT, VisionTransformer, ViTForm
 from fssops.models.layers.convolution import Norm
+from fssops.spelling import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -138,10 +138,8 @@ def row_of(name: str) -> BackboneRow:
         channels, strides = maps_of(source)
         return BackboneRow(partial(TransformersBackbone, source), channels, strides, (max(strides.values()),), ())
     if name not in BACKBONES:
-        close = difflib.get_close_matches(name, list(BACKBONES), n=1)
-        nearest = f"; did you mean {close[0]!r}?" if close else ""
         names = f"{', '.join(BACKBONES)} or {TRANSFORMERS}NAME-OR-FOLDER"
-        raise ValueError(f"backbone must be one of {names}, got {name!r}{nearest}")
+        raise ValueError(f"backbone must be one of {names}, got {name!r}{did_you_mean(name, BACKBONES)}")
     return BACKBONES[name]
 
 
