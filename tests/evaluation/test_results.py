@@ -308,7 +308,7 @@ def test_the_main_metric_says_how_well_an_item_went_and_sets_merge() -> None:
 
 def test_a_setting_says_what_is_not_as_usual_and_only_that() -> None:
     plain = result(by_hand())
-    usual = "voc val, pascal5i (panet), fold 0, 1-way 5-shot, 2 x 7 episodes, seed 1234-1235, protocol panet"
+    usual = "voc val, pascal5i (panet), fold 0, 1-way 5-shot, 2 x 7 episodes, seed 1234..1235, protocol panet"
     assert plain.setting() == usual
     told = dataclasses.replace(plain, annotation="box", novel_images="kept")
     assert told.setting() == f"{usual}, box supports, novel images kept in training"
