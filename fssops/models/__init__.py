@@ -54,7 +54,11 @@ MODELS: dict[str, ModelRow] = {
             model="PANet",
             task="few-shot",
             paper="Wang et al., PANet, ICCV 2019",
-            weights=("fssops", "authors (kaixin96/PANet)", "torchvision VGG-16 / ResNet backbone"),
+            weights=(
+                "fssops",
+                "authors (kaixin96/PANet)",
+                "torchvision VGG-16 / ResNet, EfficientNet-Lite, Swin or ViT backbone",
+            ),
         ),
         ModelRow(
             name="msanet",
@@ -73,7 +77,7 @@ MODELS: dict[str, ModelRow] = {
             weights=(
                 "fssops",
                 "authors' base learner (BAM, MSANet)",
-                "deep-stem ResNet / torchvision VGG-16-BN backbone",
+                "deep-stem ResNet / torchvision VGG-16-BN, EfficientNet-Lite, Swin or ViT backbone",
             ),
         ),
         ModelRow(
@@ -90,7 +94,11 @@ MODELS: dict[str, ModelRow] = {
             model="MMFormerSegmenter",
             task="proposals",
             paper="Zhang et al., Mask matching transformer, NeurIPS 2022, first stage",
-            weights=("fssops", "authors (Mask-Matching-Transformer, step 1)", "deep-stem ResNet backbone"),
+            weights=(
+                "fssops",
+                "authors (Mask-Matching-Transformer, step 1)",
+                "deep-stem ResNet, EfficientNet-Lite, Swin or ViT backbone",
+            ),
         ),
         ModelRow(
             name="insid3",
@@ -110,7 +118,7 @@ MODELS: dict[str, ModelRow] = {
                 "fssops",
                 "authors (facebookresearch/MaskFormer)",
                 "transformers",
-                "ResNet / Swin / EfficientNet-Lite backbone",
+                "ResNet / Swin / EfficientNet-Lite / ViT backbone",
             ),
         ),
         ModelRow(
@@ -123,7 +131,7 @@ MODELS: dict[str, ModelRow] = {
                 "fssops",
                 "authors (facebookresearch/Mask2Former)",
                 "transformers",
-                "ResNet / Swin / EfficientNet-Lite backbone",
+                "ResNet / Swin / EfficientNet-Lite / ViT backbone",
             ),
         ),
         ModelRow(
@@ -137,7 +145,7 @@ MODELS: dict[str, ModelRow] = {
                 "authors (facebookresearch/Mask2Former), of videos or images",
                 "transformers (images)",
                 "fssops mask2former (images)",
-                "ResNet / Swin / EfficientNet-Lite backbone",
+                "ResNet / Swin / EfficientNet-Lite / ViT backbone",
             ),
         ),
         ModelRow(
@@ -146,7 +154,7 @@ MODELS: dict[str, ModelRow] = {
             model="MPFormer",
             task="universal",
             paper="Zhang et al., MP-Former: Mask-piloted transformer for image segmentation, CVPR 2023",
-            weights=("fssops", "authors (IDEA-Research/MP-Former)", "ResNet / Swin / EfficientNet-Lite backbone"),
+            weights=("fssops", "authors (IDEA-Research/MP-Former)", "ResNet / Swin / EfficientNet-Lite / ViT backbone"),
         ),
         ModelRow(
             name="per_pixel_baseline",
@@ -154,7 +162,11 @@ MODELS: dict[str, ModelRow] = {
             model="PerPixelBaseline",
             task="semantic",
             paper="Cheng et al., Per-pixel classification is not all you need, NeurIPS 2021",
-            weights=("fssops", "authors (facebookresearch/MaskFormer)", "ResNet / Swin / EfficientNet-Lite backbone"),
+            weights=(
+                "fssops",
+                "authors (facebookresearch/MaskFormer)",
+                "ResNet / Swin / EfficientNet-Lite / ViT backbone",
+            ),
         ),
     )
 }
