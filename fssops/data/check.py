@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL.Image import Image
 
 from fssops import run_lengths
 from fssops.data import layouts
@@ -24,7 +25,6 @@ from fssops.data.errors import (
     MaskSizeError,
     MaskValueError,
     PanopticMismatchError,
-    UnknownCategoryError,
 )
 from fssops.data.few_shot_source import FewShotSource, Progress
 from fssops.data.folds import FoldClasses
@@ -263,13 +263,15 @@ def _look_at(
                 progress(len(seen), total)
 
 
-def _hash(picture: Any) -> str:
-    return hashlib.sha256(f"{picture.size}".encode() + picture.tobytes()).hexdigest()
+def _hash(picture: Image) -> str:
+    digest = hashlib.sha256(f"{picture.size}".encode())
+    for top in range(0, picture.height, 256):  # the bytes of a large picture at once take another 200 MB
+        digest.update(picture.crop((0, top, picture.width, min(top + 256, picture.height))).tobytes())
+    return digest.hexdigest()
 
 
 _KINDS_OF_ERRORS = (
     (DuplicateError, "duplicate_id"),
-    (UnknownCategoryError, "unknown_id"),
     (MaskValueError, "unknown_id"),
     (PanopticMismatchError, "panoptic_mismatch"),
     ((ImageSizeError, MaskSizeError), "wrong_size"),
@@ -294,7 +296,7 @@ def _look_at_image(source: FewShotSource | ImageSource, name: str) -> _Look:
     except (DataError, OSError) as error:
         look.findings.append(Finding(_kind_of(error, "unreadable_image"), where, str(error)))
     try:
-        truth = images.stored_truth(name)
+        truth = images.truth(name)
     except (DataError, OSError) as error:
         if str(error) not in [finding.message for finding in look.findings]:
             look.findings.append(Finding(_kind_of(error, "unreadable_mask"), where, str(error)))

@@ -147,7 +147,7 @@ def test_what_is_recognised_opens_for_all_that_its_files_have(write: Callable[[P
     without_files = {ade20k: ("instance", "panoptic"), cityscapes: ("panoptic",)}
     if write is splits_without_a_class_file:
         for layout, truth in (("folder", "few-shot"), ("label_folder", "semantic")):
-            with pytest.raises(FileNotFoundError, match=r"classes\.json: class names must be listed there"):
+            with pytest.raises(FileNotFoundError, match=r"classes\.json: class list must exist, got nothing"):
                 open_data(layout, tmp_path, truth=truth)  # type: ignore[call-overload]
         return
     for truth in EXAMPLES[write]:

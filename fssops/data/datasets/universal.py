@@ -104,7 +104,9 @@ def scene_of(image: np.ndarray, truth: Truth, kind: TruthKind, things: Sequence[
     """An image with its truth in one form, crowds left out of the objects; ``things`` are the countable classes."""
     if kind == "instance":
         objects = [o for o in truth.instances(things) if not o.crowd]
-        return Scene(image, outlines=[o.outline for o in objects], labels=[o.label for o in objects])
+        # Polygons stay polygons through augmentation, as published; run lengths become masks.
+        outlines = [o.outline if isinstance(o.outline, list) else o.mask(truth.height, truth.width) for o in objects]
+        return Scene(image, outlines=outlines, labels=[o.label for o in objects])
     if kind == "semantic":
         return Scene(image, {"label": truth.semantic()})
     maps = {"segments": truth.segment_ids, "label": truth.label_map}

@@ -22,6 +22,7 @@ from fssops.data.label_maps import LabelMapSource, OnUnknown, Pairs
 from fssops.data.layout import DataTruth, Layout, few_shot_view, ids_as_numbers
 from fssops.data.paths import check_inside
 from fssops.data.source import PathLike
+from fssops.data.text_files import read_lines
 from fssops.labels import IGNORE
 from fssops.truth import Classes, ObjectTruth, Truth
 
@@ -67,15 +68,9 @@ def read_list(file: PathLike) -> list[tuple[str, str | None, str | None]]:
         AnnotationError: an empty list, a repeated name, or a line of more than two columns.
     """
     path = Path(file)
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: list file must exist, got nothing of that name") from None
-    except UnicodeDecodeError as error:
-        raise AnnotationError(f"{path}: list file must be UTF-8 text, got {error}") from error
     entries: list[tuple[str, str | None, str | None]] = []
     seen: dict[str, int] = {}
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(read_lines(path, "list file"), start=1):
         words = line.split()
         if not words:
             continue

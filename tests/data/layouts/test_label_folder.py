@@ -100,7 +100,7 @@ def test_hidden_folders_are_neither_splits_nor_images(tmp_path: Path) -> None:
 def test_class_lists_nested_without_end_are_told(tmp_path: Path) -> None:
     root = label_folder(tmp_path, halves(0, 1).astype(np.uint8), [])
     (root / "classes.json").write_text("[" * 100_000)
-    with pytest.raises(AnnotationError, match="class list must be complete JSON"):
+    with pytest.raises(AnnotationError, match="class list must be JSON text"):
         open_data("label_folder", root, truth="semantic")
 
 
@@ -154,7 +154,7 @@ def test_without_class_file_folders_are_splits_only_where_all_are_called_so(tmp_
     for folder in ("train", "val"):
         numbered(tmp_path, f"{folder}/images", f"{folder}/masks", 1)
     (tmp_path / "classes.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"classes\.json: class names must be listed there"):
+    with pytest.raises(FileNotFoundError, match=r"classes\.json: class list must exist, got nothing of that name"):
         open_data("auto", tmp_path, truth="few-shot")
     numbered(tmp_path, "bus/images", "bus/masks", 1)
     (tmp_path / "classes.json").unlink()
