@@ -30,6 +30,8 @@ from fssops.structures import require_numbers
 FITS = {"stretch": "square", "stretch_by_corners": "square_by_corners", "pad": "letterbox"}
 """How images get the model's size -> the geometry of evaluation that is the same."""
 
+PANET_SIDE = 417
+
 ImageLike: TypeAlias = "str | os.PathLike[str] | Image.Image | np.ndarray[Any, Any] | Tensor"
 MaskLike: TypeAlias = ImageLike
 BoxLike: TypeAlias = "Sequence[float] | Sequence[Sequence[float]] | np.ndarray[Any, Any] | Tensor"
@@ -57,8 +59,8 @@ class FewShotPredictor:
 
     Args:
         model: a few-shot model; it is put in eval mode and stays on its device.
-        size: side in pixels, or (height, width), at which images enter the model; the published size of PANet by
-            default.
+        size: side in pixels, or (height, width), at which images enter the model; None: the ``image_side`` of a model
+            that has one, as INSID3's 64 patches, else 417, PANet's published side.
         fit: "stretch" to that size, as PANet does; "stretch_by_corners": the same with masks resized by another rule,
             as MM-Former does; or "pad" (square sizes only): the longer side fills it, the aspect is kept, the rest is
             black and neither foreground nor background, as MSANet does. Evaluation prepares images by the same code.
@@ -75,7 +77,7 @@ class FewShotPredictor:
         self,
         model: nn.Module,
         *,
-        size: int | tuple[int, int] = 417,
+        size: int | tuple[int, int] | None = None,
         fit: Literal["stretch", "stretch_by_corners", "pad"] = "stretch",
         precision: Literal["float32", "bfloat16"] = "float32",
         keep_mb: int = 256,
@@ -88,6 +90,8 @@ class FewShotPredictor:
             raise ValueError(f"FewShotPredictor: precision must be float32 or bfloat16, got {precision!r}")
         if keep_mb < 0:
             raise ValueError(f"FewShotPredictor: keep_mb must not be negative, got {keep_mb}")
+        if size is None:
+            size = int(getattr(model, "image_side", PANET_SIDE))
         self.size = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
         if min(self.size) < model.stride:
             raise ValueError(f"FewShotPredictor: size must be at least the stride {model.stride}, got {self.size}")
@@ -231,7 +235,7 @@ class FewShotPredictor:
 
     def _picture(self, image: ImageLike, where: str) -> np.ndarray[Any, Any]:
         """[H, W, 3] uint8 RGB."""
-        picture = _to_rgb_array(image, where)
+        picture = rgb_array(image, where)
         if min(picture.shape[:2]) < self.model.stride:
             raise ValueError(
                 f"{where} must be at least {self.model.stride} pixels a side (the model's stride), got "
@@ -275,7 +279,8 @@ def _by_class(given: Any, what: str, *, box: bool = False) -> dict[str, list[Any
     return {"object": [given]}
 
 
-def _to_rgb_array(image: ImageLike, where: str) -> np.ndarray[Any, Any]:
+def rgb_array(image: ImageLike, where: str) -> np.ndarray[Any, Any]:
+    """[H, W, 3] uint8 RGB of what :meth:`FewShotPredictor.segment` takes; ``where`` is for messages."""
     if isinstance(image, (str, os.PathLike)):
         return np.asarray(read_image(image))
     if isinstance(image, Image.Image):

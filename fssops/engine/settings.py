@@ -45,8 +45,8 @@ class ModelSettings(Table):
 
     name: str
     weights: str = ""
-    """Weights of the whole model or of its backbone: a run's folder, or a file or folder of any layout that
-    ``load_weights`` knows. Empty: random."""
+    """Weights of the whole model or of its backbone: a run's folder, a file or folder of any layout that
+    ``load_weights`` knows, or a name, address or owner/repository of such. Empty: random."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Options of the model's ``Config``; in a recipe they stand directly in ``[model]``."""
     _config: Any = PrivateAttr(None)
@@ -97,9 +97,21 @@ class OptimSettings(Table):
     clip_norm: float = Field(default=0.0, ge=0)
     """Largest L2 norm of the gradient of the full model; 0 does not clip."""
     clip_value: float = Field(default=0.0, ge=0)
+    layer_decay: float = Field(default=1.0, gt=0, le=1)
+    """Factor of the learning rate from each layer of the backbone to the one before it; what follows its last layer,
+    the rest of the model too, keeps ``lr``. Layers are those of ``frozen_layers``."""
     frozen: list[str] = Field(default_factory=list)
     """Shell patterns of parameter names that are not trained."""
+    frozen_layers: int | str = 0
+    """Layers of the backbone, from the first, that are not trained and stay in evaluation mode: the stem (of
+    transformers the embeddings), then stages, or blocks of a plain vision transformer; ``all`` is all of it."""
     groups: list[GroupSettings] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _layers_are_counted_from_the_first(self) -> OptimSettings:
+        if self.frozen_layers != "all" and (isinstance(self.frozen_layers, str) or self.frozen_layers < 0):
+            raise ValueError(f"frozen_layers must be at least 0, or all, got {self.frozen_layers!r}")
+        return self
 
     @model_validator(mode="after")
     def _nesterov_has_momentum(self) -> OptimSettings:

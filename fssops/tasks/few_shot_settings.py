@@ -18,7 +18,7 @@ class FewShotData(FoldedTable):
     queries: int = Field(default=1, ge=1)
     size: Size = (417, 417)
     """Height and width of the network's input."""
-    draw: Literal["balanced", "panet", "list", "shuffled"] = "balanced"
+    draw: Literal["balanced", "panet", "list", "shuffled", "independent"] = "balanced"
     seed: int | None = Field(default=None, ge=0)
     """Of the training episodes; unset: engine.seed."""
     episodes: int = Field(default=0, ge=0)

@@ -31,9 +31,10 @@ from fssops.facts import Facts
 from fssops.models import MODELS
 from fssops.models.interface import Trainable
 from fssops.tasks import task_from_tables
-from fssops.tasks.class_names import names_of_run
+from fssops.tasks.class_names import classes_of_run
 from fssops.tasks.task import FirstStage, Task
 from fssops.tasks.trained_models import FACT_FILE, build_model, empty_model
+from fssops.weights import UnavailableWeightsError, find_weights
 
 logger = logging.getLogger(__name__)
 
@@ -71,11 +72,16 @@ class Prepared:
     started: float
 
 
-def check_trainable(task: Task) -> None:
-    """Refuse to train a system that has no losses, before anything is made.
+def check_trainable(task: Task, resumed: bool = False) -> None:
+    """Refuse to train a system that has no losses or that cannot have its weights, before anything is made.
+
+    Args:
+        task: what to train.
+        resumed: whether a run goes on, which has weights of its own.
 
     Raises:
         SettingsError: it has none.
+        FileNotFoundError, UnavailableWeightsError: the weights that it starts from; says what to do.
     """
     name = task.settings.model.name
     if not issubclass(MODELS[name].model_class(), Trainable):
@@ -83,6 +89,14 @@ def check_trainable(task: Task) -> None:
             f"model.name: a system to train must have losses, and {name} needs no training; give its weights to "
             "python -m fssops.evaluate or python -m fssops.predict"
         )
+    weights = task.settings.model.weights
+    if weights and not resumed:
+        try:
+            find_weights(weights, "model.weights")
+        except UnavailableWeightsError as error:
+            raise UnavailableWeightsError(
+                f"{error} (--set model.weights=FILE; --set model.weights= starts from random ones)"
+            ) from None
 
 
 def train(
@@ -140,14 +154,16 @@ def prepare(
     """Build model, data and trainer, restore the newest checkpoint, and write the settings; arguments as of train."""
     started, settings = time.perf_counter(), task.settings
     seed_everything(settings.engine.seed)
-    model = build_model(settings, new_head="tell")
+    goes_on = earlier is not None and has_checkpoint(run.checkpoints)
+    first = not goes_on or settings.eval.baseline  # else the checkpoint has all weights
+    model = build_model(settings, new_head="tell", weights=settings.model.weights if first else "")
     _say(task.take_first_stage(model, run.path))
     count = sum(parameter.numel() for parameter in model.parameters())
     logger.info("run            %s", run.path)
     logger.info(
         "model          %s, %.2f million parameters, %s", settings.model.name, count / 1e6, settings.model.options
     )
-    task.trained_names = names_of_run(run.path) if earlier is not None else None
+    task.trained_classes = classes_of_run(run.path) if earlier is not None else None
     dataset, lines = task.training_data()
     _say([*lines, *(f"known of them  {text}" for text in task.training_facts.told())])
     untrained = copy.deepcopy(model) if evaluate and settings.eval.baseline else None

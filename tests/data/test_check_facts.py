@@ -19,6 +19,7 @@ from fssops.data.check import Finding, Report, check_data
 from fssops.data.check_facts import Limits
 from fssops.data.datasets.episodes import EpisodeDataset
 from fssops.data.episodes import EpisodeList
+from fssops.data.errors import DataError
 from fssops.data.few_shot_source import FewShotSource
 from fssops.data.folds import split_classes
 from fssops.data.layouts import open_data
@@ -200,6 +201,14 @@ def test_shared_cases(
         pytest.skip(f"no folder {CASES}; set FSSOPS_CASES to run this test")
     assert main(["check", str(CASES / case), *options, "--json", "-"]) == code
     assert told in json.loads(capsys.readouterr().out)["counts"]
+
+
+@pytest.mark.parametrize("case", ["frames", "support_masks"])
+def test_shared_cases_that_are_no_data_set_are_refused_with_the_layouts_there_are(case: str) -> None:
+    if not CASES.is_dir():
+        pytest.skip(f"no folder {CASES}; set FSSOPS_CASES to run this test")
+    with pytest.raises(DataError, match=rf"{case}: folder must be of a layout, got none \(ade20k"):
+        main(["check", str(CASES / case)])
 
 
 @pytest.mark.skipif(not (CASES / "coco_json").is_dir(), reason=f"no folder {CASES}; set FSSOPS_CASES to run this test")

@@ -326,3 +326,14 @@ def test_the_main_metric_says_how_well_an_item_went_and_sets_merge() -> None:
     whole.merge([part.state() for part in parts])
     assert whole.best_first() == [(2, 1.0), (5, 0.5)]
     assert whole.scores()["base classes"].summary()["base mIoU"] == pytest.approx(3 / 4)
+
+
+def test_a_setting_says_what_is_not_as_usual_and_only_that() -> None:
+    plain = result(by_hand())
+    usual = "voc val, pascal5i (panet), fold 0, 1-way 5-shot, 2 x 7 episodes, seed 1234..1235, protocol panet"
+    assert plain.setting() == usual
+    told = dataclasses.replace(plain, annotation="box", novel_images="kept")
+    assert told.setting() == f"{usual}, box supports, novel images kept in training"
+    assert plain.setting(fold="2", seeds="9").startswith("voc val, pascal5i (panet), fold 2,")
+    assert "seed 9, protocol" in plain.setting(fold="2", seeds="9")
+    assert plain.work() == "14 episodes"
