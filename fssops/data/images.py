@@ -227,7 +227,7 @@ def read_mask(
 
 
 def value_counts(values: np.ndarray) -> np.ndarray:
-    """How often each number of 8 bits occurs: uint8 [H, W] -> [256]; numpy would count a copy of eight times the size."""
+    """How often each number occurs: uint8 [H, W] -> [256]; numpy would count a copy of eight times the size."""
     return np.array(Image.fromarray(values).histogram())
 
 

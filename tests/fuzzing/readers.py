@@ -4,8 +4,8 @@
 
 A try writes the smallest sound folder of a layout, damages one of its files, and reads everything: opened for each of
 its truths, every image, truth and mask, and ``check_data``. It runs in a process that may take 1 GB beyond its imports,
-for at most 20 seconds of a processor. It must be read (with or without warnings), or refused in one line that names the folder or a
-file of it; everything else is a fault. ``--show`` prints each fault with the seed that makes it again.
+for at most 20 seconds of a processor. It must be read (with or without warnings), or refused in one line that names the
+folder or a file of it; everything else is a fault. ``--show`` prints each fault with the seed that makes it again.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from fssops.engine.metrics_log import read_metrics
 from fssops.engine.run_folder import RunFolder, RunFolderError
 from fssops.engine.settings import SettingsError
 from fssops.run_lengths import encode
-from fssops.tasks.class_names import names_of_run
+from fssops.tasks.class_names import classes_of_run
 
 MEMORY, SECONDS = 1 << 30, 20.0
 OUTCOMES = ("read", "read, told", "refused", "raw error", "memory", "time", "killed")
@@ -119,7 +119,7 @@ def read_episodes(root: Path) -> None:
 
 def read_run(root: Path) -> None:
     """What is read back of a run."""
-    names_of_run(root)
+    classes_of_run(root)
     RunFolder(root).load_settings()
     read_metrics(root / "metrics.jsonl")
 
