@@ -313,6 +313,16 @@ def test_weights_of_another_model_are_refused(trainer_of: Any) -> None:
         other.restore(newest_good_checkpoint(other.run.checkpoints)[1])
 
 
+def test_weights_of_another_width_are_refused_with_both_shapes(trainer_of: Any) -> None:
+    trainer = trainer_of("run")
+    trainer.fit()
+    wide = ToyModel()
+    wide.head = nn.Linear(8, 2)
+    other = trainer_of("run", model=wide)
+    with pytest.raises(ValueError, match=r"checkpoint: head\.weight must have shape \[2, 8\], got \[1, 8\]"):
+        other.restore(newest_good_checkpoint(other.run.checkpoints)[1])
+
+
 def test_metrics_hold_every_loss_rate_and_waiting(trainer_of: Any) -> None:
     trainer = trainer_of("run")
     trainer.fit()
