@@ -5,7 +5,7 @@ C channels, H W image size, h w feature size, L levels, P points, M heads,
 D channels per head, S flattened tokens, T frames.
 
 Label maps hold 0 for the background, 1..N for the ways of an episode (or the
-class index in a fixed-class task) and ``IGNORE`` where no truth is known.
+class index of a universal system) and ``IGNORE`` where no truth is known.
 """
 
 from __future__ import annotations

@@ -37,6 +37,16 @@ def _layouts_text() -> str:
     return "\n".join(lines)
 
 
+# check
+
+
+def _demands(recipe: str, overrides: list[str]) -> dict[str, Any]:
+    """What a recipe asks of its data."""
+    from fssops.tasks import load_task
+
+    return load_task(recipe, overrides).data_demands()
+
+
 # list
 
 
@@ -192,9 +202,10 @@ def _add_draw(parser: argparse.ArgumentParser, *, episodes: int) -> None:
 def main(arguments: Sequence[str]) -> int:
     """Run one of the commands and return its exit code: 0 done, 1 problems found, 2 wrong usage or input."""
     parser = Parser("data", __doc__ or "", _layouts_text())
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Command)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
 
-    check_command.add(commands.add_parser("check", help="read everything once; exit code 1 when something is wrong"))
+    check = commands.add_parser("check", help="read everything once; exit code 1 when something is wrong")
+    check_command.add(check, _demands)
 
     command = commands.add_parser("list", help="classes, images of each, and which fold tests it")
     _add_source(command)
@@ -222,17 +233,6 @@ def main(arguments: Sequence[str]) -> int:
 
     options = parser.parse_args(arguments)
     return int(options.run(options))
-
-
-class _Command(argparse.ArgumentParser):
-    """Parser of one command: help keeps its layout, usage errors are one line."""
-
-    def __init__(self, **keywords: Any) -> None:
-        super().__init__(**{**keywords, "formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False})
-
-    def error(self, message: str) -> Any:
-        print(f"{self.prog}: {message}\n(see {self.prog} --help)", file=sys.stderr)
-        raise SystemExit(2)
 
 
 if __name__ == "__main__":

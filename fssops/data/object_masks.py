@@ -11,13 +11,16 @@ with ``object=V``                        V (or each of several) is the object, t
 with ``threshold=T``                     T and above is the object, the rest background
 =======================================  ==========================================================================
 
+In folders of label maps (``label_folder``) 255 is neither, but where no label map of the split holds anything else
+beside 0: then it is the object, of the one class that is listed beside the background; of several it is refused.
+
 ``ignore=V`` names another value for neither. A picture with a palette whose background is brighter than its object is
 refused too: its numbers and its look say the opposite.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,6 +38,7 @@ def object_area(
     object: Values = None,
     threshold: float | None = None,
     ignore: int | None = None,
+    colours: np.ndarray[Any, Any] | None = None,
 ) -> np.ndarray[Any, Any]:
     """Read a mask as object, background and neither.
 
@@ -44,12 +48,15 @@ def object_area(
         object: the value, or values, of the object.
         threshold: least value of the object; for grey outlines, probabilities (0.5) and logits (0).
         ignore: the value that is neither; unset: 255 beside an ``object`` other than 255, none beside a ``threshold``.
+        colours: [n, 3] of a picture with a palette, which must not show the background, 0, brighter than the object
+            where neither ``object`` nor ``threshold`` says which is which.
 
     Returns:
         uint8 [H, W] of 1 object, 0 background, 255 neither.
 
     Raises:
-        MaskValueError: the values do not say which is the object, or are not finite.
+        MaskValueError: the values do not say which is the object, their palette says the opposite, or they are not
+            finite.
         ValueError: both ``object`` and ``threshold``.
     """
     if object is not None and threshold is not None:
@@ -64,6 +71,7 @@ def object_area(
         wanted = np.atleast_1d(np.asarray(object if isinstance(object, int) else sorted(object)))
         inside, neither = np.isin(values, wanted), IGNORE if ignore is None and IGNORE not in wanted else ignore
     else:
+        _check_palette(colours, values, where)
         present = np.unique(values)
         others = present[(present != 0) & (present != ignore)].tolist()
         neither = IGNORE if ignore is None and others == [1, IGNORE] else ignore
@@ -77,6 +85,16 @@ def object_area(
     return area
 
 
+def white_is_object(masks: Iterable[np.ndarray[Any, Any]]) -> bool:
+    """Whether 255 is the object of label maps: some have it, and none a value other than 0 beside it."""
+    seen: set[int] = set()
+    for values in masks:
+        seen.update(np.unique(values).tolist())
+        if not seen <= {0, IGNORE}:
+            return False
+    return IGNORE in seen
+
+
 def undecided(where: str, others: Sequence[float]) -> str:
     """The message for values beside 0 that do not say which is the object."""
     shown = ", ".join(f"{value:g}" for value in others[:6]) + (", ..." if len(others) > 6 else "")
@@ -87,17 +105,7 @@ def undecided(where: str, others: Sequence[float]) -> str:
     )
 
 
-def check_palette(colours: np.ndarray[Any, Any] | None, values: np.ndarray[Any, Any], where: str) -> None:
-    """Refuse a palette that shows the background, number 0, brighter than the object.
-
-    Args:
-        colours: [n, 3] of a picture with a palette, None of any other.
-        values: its numbers [H, W].
-        where: what errors call it.
-
-    Raises:
-        MaskValueError: it does.
-    """
+def _check_palette(colours: np.ndarray[Any, Any] | None, values: np.ndarray[Any, Any], where: str) -> None:
     if colours is None or not len(colours):
         return
     others = [int(value) for value in np.unique(values) if 0 < value < len(colours)]

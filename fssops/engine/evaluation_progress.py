@@ -7,7 +7,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,9 @@ logger = logging.getLogger(__name__)
 
 FOLDER = "progress"
 """Where the files lie, within the folder of the results."""
+
+_FORM = 2
+"""Of what the files hold: those of another form are not found."""
 
 
 class EvaluationProgress:
@@ -49,17 +52,15 @@ class EvaluationProgress:
         self.fabric, self.every, self.name = fabric, every, name.replace(" ", "-").replace("/", "-")
         self.folder = None if folder is None else folder / FOLDER
         self.done: frozenset[int] = frozenset()
-        self._earlier: list[dict[str, Any]] = []
-        """States of earlier starts with their carried counts."""
+        self.states: list[Any] = []
         self._earlier_items: list[int] = []
-        self._carried: list[Tensor] = []
         self._items: list[int] = []
         self._state: Callable[[], Any] | None = None
         self._generation = 1
         self._due = time.monotonic() + every
         if self.folder is None:
             return
-        text = json.dumps(decisive, sort_keys=True, default=str)
+        text = json.dumps([_FORM, decisive], sort_keys=True, default=str)
         self._stem = f"{self.name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
         generation, items = self._read(self.folder) if fabric.is_global_zero else (0, [])
         if fabric.world_size > 1:
@@ -72,18 +73,6 @@ class EvaluationProgress:
                 self._try_to_write()
                 logger.warning("%s: %d counted before an interruption; going on", name, len(self.done))
             fabric.barrier()
-
-    @property
-    def states(self) -> list[Any]:
-        """See the class."""
-        return [entry["state"] for entry in self._earlier]
-
-    def carry(self, counts: Sequence[Tensor]) -> None:
-        """Keep further counts, which are added to in place: those of an earlier start are added to them now."""
-        self._carried = list(counts)
-        for entry in self._earlier:
-            for count, earlier in zip(self._carried, entry["carried"], strict=True):
-                count += earlier.to(count.device)
 
     def mine(self, items: Iterable[int]) -> list[int]:
         """This process's share of the items that are left: every one belongs to exactly one process."""
@@ -122,7 +111,7 @@ class EvaluationProgress:
             except RunCheckpointError:
                 continue  # its items are counted again
             items += progress["done"]
-            self._earlier += progress["states"]
+            self.states += progress["states"]
         return newest, items
 
     def _files(self, folder: Path) -> dict[int, list[Path]]:
@@ -145,11 +134,7 @@ class EvaluationProgress:
     def _write(self) -> None:
         assert self.folder is not None
         path = self.folder / f"{self._stem}-{self._generation}-{self.fabric.global_rank}.pt"
-        states = list(self._earlier)
-        if self._state is not None:
-            earlier = [entry["carried"] for entry in self._earlier]
-            carried = [count.cpu() - sum(parts) for count, *parts in zip(self._carried, *earlier, strict=True)]
-            states.append({"state": self._state(), "carried": carried})
+        states = [*self.states, *([] if self._state is None else [self._state()])]
         content = {"kind": "progress", "done": [*self._earlier_items, *self._items], "states": states}
         write_checkpoint(path, content, spare=False)
         if self.fabric.is_global_zero:

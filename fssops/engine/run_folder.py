@@ -26,6 +26,9 @@ from fssops.engine.toml_text import to_toml
 
 logger = logging.getLogger(__name__)
 
+SETTINGS_FILE = "settings.json"
+"""By it a folder is known as a run's."""
+
 
 class RunFolderError(RuntimeError):
     """The run folder cannot be used; the message names the folder and the cause."""
@@ -62,7 +65,7 @@ class RunFolder:
     @property
     def settings(self) -> Path:
         """The resolved settings as JSON; ``settings.toml`` beside it holds the same as a recipe."""
-        return self.path / "settings.json"
+        return self.path / SETTINGS_FILE
 
     @contextmanager
     def locked(self) -> Iterator[RunFolder]:
@@ -175,9 +178,9 @@ class RunFolder:
             tables = json.loads(self.settings.read_text(encoding="utf-8"))
         except OSError as error:
             raise RunFolderError(
-                f"run folder: {self.path} must hold settings.json, got {error.strerror or error}"
+                f"run folder: {self.path} must hold {SETTINGS_FILE}, got {error.strerror or error}"
             ) from None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise RunFolderError(f"run folder: {self.settings} must be JSON, got {error}") from None
         if not isinstance(tables, dict):
             raise RunFolderError(f"run folder: {self.settings} must hold tables, got {type(tables).__name__}")
@@ -217,7 +220,7 @@ def _is_preparation(path: Path) -> bool:
     """Whether a run has this before its first step: settings, and logs that are still empty."""
     if path.name == "metrics.jsonl":
         return path.stat().st_size == 0
-    prepared = {"classes.json", "run.lock", "settings.json", "settings.toml", "versions.json"}
+    prepared = {"classes.json", "run.lock", SETTINGS_FILE, "settings.toml", "versions.json"}
     return path.is_dir() or path.name in prepared or path.name.startswith("events.out.tfevents")
 
 

@@ -8,7 +8,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
@@ -25,7 +24,7 @@ from fssops.structures import IGNORE, LabelMapBatch, require_numbers
 from fssops.tasks.base_class_settings import BaseClassSettings
 from fssops.tasks.class_names import CLASS_FILE, compare_names
 from fssops.tasks.folded_task import FoldedTask
-from fssops.tasks.resumable_evaluation import count_items
+from fssops.tasks.resumable_evaluation import count_items, evenly_spread, in_evaluation
 from fssops.tasks.task import Evaluation
 
 
@@ -46,8 +45,8 @@ class BaseClassTask(FoldedTask):
         """Images of the evaluation split."""
         return self._dataset(training=False)
 
-    def _dataset(self, *, training: bool) -> BaseClassDataset:
-        data, source = self.settings.data, self.source(evaluation=not training)
+    def _dataset(self, *, training: bool, split: str | None = None) -> BaseClassDataset:
+        data, source = self.settings.data, self.source(evaluation=not training, split=split)
         fold = self.fold_classes(data.fold, source)
         self.check_base_classes(fold)
         return BaseClassDataset(
@@ -63,6 +62,7 @@ class BaseClassTask(FoldedTask):
         """Return the training images and lines that describe them."""
         data, dataset = self.settings.data, self._dataset(training=True)
         fold = self.fold_classes(data.fold, dataset.source)
+        self.count_novel_images(dataset.source, fold)
         novel = "left out" if data.drop_novel else "background"
         return dataset, [
             f"training data  {dataset.source.label}, {len(dataset)} of {len(dataset.source.names)} images; {fold}: "
@@ -74,13 +74,15 @@ class BaseClassTask(FoldedTask):
         self.evaluation_data[0]
 
     def validation(self, fabric: Fabric) -> Validation | None:
-        """Return what scores base classes on images of the evaluation split, or None."""
+        """Return what scores base classes on images of the validation split, or None."""
         if not self.settings.engine.validate_every:
             return None
+        split = self.settings.eval.validation_split
+        dataset = self.evaluation_data if split is None else self._dataset(training=False, split=split)
 
         def measure(model: nn.Module, step: int = 0, limit: int | None = None) -> Mapping[str, float]:
             limit = self.settings.eval.validation_images if limit is None else limit
-            scores = self._count(model, fabric, limit, "").scores()
+            scores = self._count(dataset, model, fabric, limit, "").scores()
             return {"val/base_miou": next(iter(scores["base classes"].summary().values()))}
 
         return Validation(measure, lambda model: measure(model, limit=1))
@@ -90,7 +92,7 @@ class BaseClassTask(FoldedTask):
     ) -> Evaluation:
         """Evaluate the base classes; every process must call, each gets the whole result."""
         started, dataset, data = time.perf_counter(), self.evaluation_data, self.settings.data
-        metrics = self._count(model, fabric, self.settings.eval.images, title)
+        metrics = self._count(dataset, model, fabric, self.settings.eval.images, title)
         classes = self.fold_classes(data.fold, dataset.source)
         result = BaseClassResult(
             model=label,
@@ -100,21 +102,17 @@ class BaseClassTask(FoldedTask):
             seconds=round(time.perf_counter() - started, 2),
             folds=f"{classes.name} ({classes.definition})",
             fold=data.fold,
-            images=len(self._numbers(self.settings.eval.images)),
+            images=len(evenly_spread(len(dataset), self.settings.eval.images)),
             novel_images=self.novel_images,
+            facts=metrics.facts,
+            training_facts=self.training_facts,
             size=list(data.size),
             classes={number: dataset.source.classes[number] for number in classes.train},
         )
         return Evaluation(result, metrics)
 
-    def _numbers(self, limit: int) -> list[int]:
-        """Places of the images that are evaluated, spread over the list: neighbours often show one class."""
-        total = len(self.evaluation_data)
-        count = min(limit or total, total)
-        return [place * total // count for place in range(count)]
-
-    def _count(self, model: nn.Module, fabric: Fabric, limit: int, title: str) -> MetricSet:
-        dataset, numbers = self.evaluation_data, self._numbers(limit)
+    def _count(self, dataset: BaseClassDataset, model: nn.Module, fabric: Fabric, limit: int, title: str) -> MetricSet:
+        numbers = evenly_spread(len(dataset), limit)
         metrics = metrics_for(["base classes"], ClassSetting(self.config.base_classes))
 
         def count(number: int, batch: LabelMapBatch) -> None:
@@ -171,12 +169,10 @@ class BaseClassTask(FoldedTask):
         count, path = self.settings.eval.pictures, folder / "grid.png"
         if not count:
             return []
-        was_training = model.training
-        model.eval()
         rows = []
-        for number in self._numbers(count):
+        for number in evenly_spread(len(self.evaluation_data), count):
             batch = self.evaluation_data[number]
-            with torch.inference_mode():
+            with in_evaluation(model):
                 predicted = self._predicted(model, fabric, batch).numpy()
             image, truth = denormalise(batch.images[0]), batch.labels[0].numpy()
             counted = truth != IGNORE
@@ -190,7 +186,6 @@ class BaseClassTask(FoldedTask):
                     Tile(overlay_ways(image, predicted), f"{100 * agreed:.0f} % of pixels right"),
                 ]
             )
-        model.train(was_training)
         grid(rows, ["image", "base classes", "prediction"], result.line()).save(path)
         return [path]
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fssops.engine.run_folder import SETTINGS_FILE
 from fssops.engine.settings import SettingsError
 
 CLASS_FILE = "classes.json"
@@ -14,9 +15,13 @@ CLASS_FILE = "classes.json"
 
 
 def folder_with_classes(checkpoint: Path) -> Path | None:
-    """The run folder of a checkpoint (or the folder itself) if it says which classes the model has."""
+    """The run folder of a checkpoint (or the folder itself) if it says which classes the model has.
+
+    Other folders are passed over: a data set's ``classes.json`` may lie beside a weights file.
+    """
     folders = (checkpoint, *checkpoint.parents[:2])
-    return next((folder for folder in folders if (folder / CLASS_FILE).is_file()), None)
+    run = next((folder for folder in folders if (folder / SETTINGS_FILE).is_file()), None)
+    return run if run is not None and (run / CLASS_FILE).is_file() else None
 
 
 def numbered_names(content: Any) -> dict[int, str]:
@@ -36,8 +41,8 @@ def numbered_names(content: Any) -> dict[int, str]:
     return {int(number): str(name) for name, number in content.items()}
 
 
-def names_of_run(checkpoint: Path) -> dict[int, str] | None:
-    """Number -> name of the classes that a run keeps; None where it keeps none, as weights alone do.
+def classes_of_run(checkpoint: Path) -> dict[str, Any] | None:
+    """The content of the ``classes.json`` that a run keeps; None where it keeps none, as weights alone do.
 
     Raises:
         SettingsError: the file is damaged.
@@ -46,9 +51,23 @@ def names_of_run(checkpoint: Path) -> dict[int, str] | None:
     if folder is None:
         return None
     try:
-        return numbered_names(json.loads((folder / CLASS_FILE).read_text(encoding="utf-8")))
-    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        content = json.loads((folder / CLASS_FILE).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise SettingsError(f"{folder / CLASS_FILE}: must list the classes of the run, got {error}") from None
+    return checked_classes(content, str(folder / CLASS_FILE))
+
+
+def checked_classes(content: Any, where: str) -> dict[str, Any]:
+    """The content itself, if :func:`numbered_names` understands it.
+
+    Raises:
+        SettingsError: it does not.
+    """
+    try:
+        numbered_names(content)
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        raise SettingsError(f"{where}: must list the classes of the run, got {error}") from None
+    return content  # type: ignore[no-any-return]
 
 
 def compare_names(trained: Mapping[int, str], data: Mapping[int, str], label: str) -> None:

@@ -12,6 +12,9 @@ from fssops.engine.settings import Table
 Side = Annotated[int, Field(ge=1)]
 """Pixels."""
 
+Size = Annotated[tuple[Side, Side], Strict(False)]
+"""Height and width."""
+
 
 if TYPE_CHECKING:
     LayoutName = str
@@ -36,7 +39,3 @@ class FoldedTable(Table):
     """Which papers' COCO-20i."""
     fold: int = Field(default=0, ge=0, le=3)
     """Novel are the classes that this fold tests, the others are base classes."""
-
-
-Size = Annotated[tuple[Side, Side], Strict(False)]
-"""Height and width."""

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
@@ -21,6 +20,7 @@ from fssops.evaluation.results import FewShotResult
 from fssops.structures import IGNORE, Episode, ProposalBatch, move_to
 from fssops.tasks.few_shot import FewShotTask, one_of_each_class
 from fssops.tasks.few_shot_settings import FewShotSettings
+from fssops.tasks.resumable_evaluation import in_evaluation
 from fssops.tasks.task import Evaluation
 
 SHOWN = 5
@@ -44,6 +44,7 @@ class ProposalTask(FewShotTask):
     collate = staticmethod(ProposalBatch.stack)  # type: ignore[assignment]
     unpack_batch = ProposalBatch  # type: ignore[assignment]
     predictions = ("episode", "proposals", "features")
+    kept_novel_images = "ignored"
 
     def __init__(self, settings: FewShotSettings) -> None:
         super().__init__(settings)
@@ -65,6 +66,7 @@ class ProposalTask(FewShotTask):
             min_area=data.min_area,
             drop_novel=data.drop_novel,
         )
+        self.count_novel_images(source, fold)
         novel = "left out" if data.drop_novel else "ignored"
         return dataset, [
             f"training data  {source.label}, {len(dataset)} of {len(source.names)} images; {fold}: {len(fold.train)} "
@@ -122,12 +124,8 @@ def shown_proposals(
         dataset: the episodes.
         count: at most.
     """
-    was_training = model.training
-    model.eval()
-    with torch.inference_mode(), fabric.autocast():
-        rows = [show(model, move_to(dataset[i], fabric.device)) for i in one_of_each_class(dataset)[:count]]
-    model.train(was_training)
-    return rows
+    with in_evaluation(model), fabric.autocast():
+        return [show(model, move_to(dataset[i], fabric.device)) for i in one_of_each_class(dataset)[:count]]
 
 
 def _masks(model: Any, features: dict[str, Tensor], episode: Episode) -> tuple[Tensor, Tensor, Tensor]:

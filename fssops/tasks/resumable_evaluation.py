@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -12,6 +13,7 @@ from torch import nn
 from fssops.engine.evaluation_progress import EvaluationProgress, weights_digest, without
 from fssops.engine.progress import ProgressBar
 from fssops.evaluation.metrics.metric import MetricSet
+from fssops.facts import FACTS
 from fssops.tasks.task import Task
 
 Item = TypeVar("Item")
@@ -47,17 +49,32 @@ def count_items(
     """
     progress = _progress(task, model, fabric, title, decisive)
     mine = progress.mine(numbers)
-    was_training = model.training
-    model.eval()
     quiet = not title or not fabric.is_global_zero
-    with progress, torch.inference_mode(), ProgressBar(title, len(mine), quiet=quiet) as bar:
+    with progress, in_evaluation(model), ProgressBar(title, len(mine), quiet=quiet) as bar:
         for number, item in zip(mine, items(mine), strict=True):
             count(number, item)
             progress.counted(number, metrics.state)
             bar.advance()
-    model.train(was_training)
     if fabric.world_size > 1 or progress.done:
         metrics.merge(all_states(metrics.state(), progress, fabric))
+
+
+@contextmanager
+def in_evaluation(model: nn.Module) -> Iterator[None]:
+    """Within it the model is in evaluation mode, and nothing is recorded for gradients."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        model.train(was_training)
+
+
+def evenly_spread(total: int, limit: int) -> list[int]:
+    """Numbers of ``limit`` items of ``total``, all for 0: neighbours in a list often show the same."""
+    count = min(limit or total, total)
+    return [place * total // count for place in range(count)]
 
 
 def _progress(
@@ -70,6 +87,7 @@ def _progress(
         "settings": without(task.settings.as_tables(), *hidden),
         "precision": task.settings.engine.precision,
         "weights": weights_digest(model.state_dict()),
+        "facts": list(FACTS),  # counts without them, of an earlier version, are not gone on with
         **decisive,
     }
     return EvaluationProgress(task.progress_folder, title, everything, fabric)

@@ -14,8 +14,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from fssops.data.augmentation.chains import universal_chain
-from fssops.data.class_names import read_classes
-from fssops.data.datasets.universal import EvaluationDataset, TrainingDataset, UniversalItem, check_size, target_at
+from fssops.data.check_facts import Limits, facts_of
+from fssops.data.datasets.universal import TrainingDataset, UniversalItem, check_size, target_at
 from fssops.data.layouts import known_classes, open_data
 from fssops.data.preparation import UniversalPreparation
 from fssops.data.source import ImageSource
@@ -30,8 +30,8 @@ from fssops.losses.point_sources import RandomPoints
 from fssops.models.universal.augmented_inference import augmented_semantic
 from fssops.pictures import Tile, enlarged_overlay, grid
 from fssops.structures import ImageBatch, LayerOutputs, MaskPredictions, MaskTargets, SegmentationResult, move_to
-from fssops.tasks.class_names import CLASS_FILE, compare_names, folder_with_classes
-from fssops.tasks.resumable_evaluation import count_items
+from fssops.tasks.class_names import CLASS_FILE, compare_names
+from fssops.tasks.resumable_evaluation import count_items, evenly_spread, in_evaluation
 from fssops.tasks.task import Evaluation, Task
 from fssops.tasks.universal_settings import UniversalSettings
 from fssops.truth import Classes, Truth
@@ -100,8 +100,7 @@ class TestItems:
     __test__ = False
 
     def __init__(self, source: ImageSource, numbers: Sequence[int], preparation: UniversalPreparation) -> None:
-        self.source, self.numbers = source, list(numbers)
-        self.images = EvaluationDataset(source, preparation)
+        self.source, self.numbers, self.preparation = source, list(numbers), preparation
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -110,8 +109,9 @@ class TestItems:
         if not 0 <= place < len(self.numbers):
             raise IndexError(place)
         number = self.numbers[place]
-        prepared, truth = self.images[number], self.source.truth(self.source.names[number])
-        check_size(self.source, prepared.name, prepared.output_size, (truth.height, truth.width))
+        name = self.source.names[number]
+        prepared, truth = self.preparation(np.asarray(self.source.image(name)), name), self.source.truth(name)
+        check_size(self.source, name, prepared.output_size, (truth.height, truth.width))
         return TestItem(number, prepared, truth)
 
 
@@ -182,17 +182,16 @@ class UniversalTask(Task):
                 f"got {'every class' if things is None else list(things)}"
             )
 
-    def classes(self, checkpoint: Path | None = None) -> Classes:
-        """The classes of the model: those that its run folder keeps, of its data set, or as published.
-
-        Args:
-            checkpoint: run folder, or file in one.
+    def classes(self) -> Classes:
+        """The classes of the model: those that it says it was trained for, of its data set, or as published.
 
         Raises:
             SettingsError: none are to be had, or their number is not the model's.
         """
-        folder = None if checkpoint is None else folder_with_classes(checkpoint)
-        classes = self._classes_of_data() if folder is None else read_classes(folder / CLASS_FILE)
+        if self.trained_classes is None:
+            classes = self._classes_of_data()
+        else:
+            classes = Classes.from_rows(self.trained_classes.get("classes", ()), "classes of the model", things=False)
         if len(classes) != self.config.num_classes:
             raise SettingsError(
                 f"model.num_classes must be the number of classes ({len(classes)}), got {self.config.num_classes}"
@@ -264,9 +263,28 @@ class UniversalTask(Task):
         lines = [
             f"training data  {source.label}, {len(dataset)} images"
             + (f" ({left_out} without an object left out)" if left_out else "")
+            + self.count_objects(dataset.crowds)
             + f", {len(source.classes)} classes, {data.truth} masks, augment {data.augment}"
         ]
         return dataset, lines
+
+    @property
+    def queries(self) -> int:
+        """To how many objects of an image or a video the model can answer; 0 where it labels pixels alone."""
+        return 0 if self.config.trains_on_label_maps else int(self.config.num_queries)
+
+    def count_objects(self, crowds: list[list[bool]]) -> str:
+        """Count what can be learnt from of the objects of each image or video; the words for it.
+
+        Args:
+            crowds: whether each object is a crowd region; empty where the truth has no objects.
+        """
+        self.training_facts = facts_of(crowds, Limits(queries=self.queries))
+        return f", {sum(of_item.count(False) for of_item in crowds)} objects to learn from" if crowds else ""
+
+    def data_demands(self) -> dict[str, Any]:
+        """Objects beyond the model's queries are counted."""
+        return {**super().data_demands(), "truth": self.truth, "limits": Limits(queries=self.queries)}
 
     def run_files(self) -> dict[str, Any]:
         """The classes, for prediction elsewhere."""
@@ -286,9 +304,7 @@ class UniversalTask(Task):
 
     def numbers(self, limit: int) -> list[int]:
         """Numbers of the items that are evaluated: all, or ``limit`` of them evenly spread."""
-        total = len(self.source(evaluation=True).names)
-        count = total if not limit else min(limit, total)
-        return [index * total // count for index in range(count)]
+        return evenly_spread(len(self.source(evaluation=True).names), limit)
 
     def test_size(self) -> str:
         """Say at which size images are tested."""
@@ -316,6 +332,8 @@ class UniversalTask(Task):
             test_size=self.test_size(),
             classes=self.source(evaluation=True).classes.names,
             seconds=round(time.perf_counter() - started, 2),
+            facts=metrics.facts,
+            training_facts=self.training_facts,
         )
         return Evaluation(result, metrics)
 
@@ -362,6 +380,9 @@ class UniversalTask(Task):
             with fabric.autocast():
                 result = self.segment_item(model, item.prepared, tasks, item if layers else None)
             metrics.add(number, result, item.truth)
+            if self.truth != "semantic" and source.offers(self.truth):
+                crowds = item.truth.crowds(self.truth, source.classes.things)
+                metrics.facts.add_objects(crowds.count(False), self.queries)
 
         count_items(
             self,
@@ -487,15 +508,18 @@ class UniversalTask(Task):
         return grid(rows, headings, f"{result.model}: {title}, {result.setting()}", side=TILE)
 
     def _predicted_regions(self, model: nn.Module, fabric: Fabric, item: TestItem, task: str) -> Any:
-        was_training = model.training
-        model.eval()
-        with torch.inference_mode(), fabric.autocast():
+        with in_evaluation(model), fabric.autocast():
             result = self.segment_item(model, item.prepared, [task])
-        model.train(was_training)
         # A model that has just begun to learn is sure of nothing; its best guesses still say what it does.
         return result_regions(result, task, self.source(evaluation=True).classes, at_least=3)
 
     # -- prediction -------------------------------------------------------------------------------------------
+
+    def python_predictor(self, model: nn.Module, label: str, size: int | None = None) -> Any:
+        """Return a :class:`fssops.UniversalPredictor`."""
+        from fssops.api import UniversalPredictor
+
+        return UniversalPredictor(self, model, label, size)
 
     def predictor(self, model: nn.Module, label: str, options: Any) -> Any:
         """Return what segments pictures and frames of videos."""
@@ -504,7 +528,7 @@ class UniversalTask(Task):
         return UniversalPrediction(
             self,
             model,
-            self.classes(options.checkpoint),
+            self.classes(),
             options.out,
             label,
             tasks=options.task or (),

@@ -1,4 +1,4 @@
-"""What the recipe of a fixed-class system may say about data and evaluation."""
+"""What the recipe of a universal system may say about data and evaluation."""
 
 from __future__ import annotations
 
@@ -8,10 +8,7 @@ from pydantic import Field, Strict, model_validator
 
 from fssops.data.layouts import names_for
 from fssops.engine.settings import Settings, Table
-
-Side = Annotated[int, Field(ge=1)]
-Size = Annotated[tuple[Side, Side], Strict(False)]
-
+from fssops.tasks.folded_settings import Side, Size
 
 if TYPE_CHECKING:
     LayoutName = str
@@ -103,7 +100,7 @@ class UniversalEval(Table):
 
 
 class UniversalSettings(Settings):
-    """A recipe of a fixed-class system."""
+    """A recipe of a universal system."""
 
     data: UniversalData = UniversalData()
     eval: UniversalEval = UniversalEval()

@@ -27,7 +27,7 @@ from fssops.pictures import Tile, enlarged_overlay, grid
 from fssops.run_lengths import encode
 from fssops.structures import InstanceResult
 from fssops.tasks.resumable_evaluation import count_items
-from fssops.tasks.task import Evaluation
+from fssops.tasks.task import Evaluation, Task
 from fssops.tasks.universal import UniversalTask
 from fssops.tasks.video_settings import VideoSettings
 from fssops.truth import VideoTruth
@@ -80,7 +80,8 @@ class VideoTask(UniversalTask):
         chain = universal_chain(data.augment, short_sides=data.short_sides, longest=data.longest)
         dataset = TrainingClips(source, chain, frames=data.frames, reach=data.reach)
         lines = [
-            f"training data  {source.label}, {len(dataset)} videos, {len(source.classes)} classes, clips of "
+            f"training data  {source.label}, {len(dataset)} videos{self.count_objects(dataset.crowds)}, "
+            f"{len(source.classes)} classes, clips of "
             f"{data.frames} frames at most {data.reach} apart, augment {data.augment}"
         ]
         return dataset, lines
@@ -141,7 +142,9 @@ class VideoTask(UniversalTask):
                 result: InstanceResult = model.track(
                     self._frames_ahead(source, name), source.size(name), keep=encoded, window=self.window
                 )
-            metrics.add(number, result, self._truth(source, number))
+            truth = self._truth(source, number)
+            metrics.add(number, result, truth)
+            metrics.facts.add_objects(sum(not track.crowd for track in truth.tracks or ()), self.queries)
 
         count_items(
             self,
@@ -222,6 +225,8 @@ class VideoTask(UniversalTask):
 
     # -- prediction -------------------------------------------------------------------------------------------
 
+    python_predictor = Task.python_predictor  # videos are segmented by the verb alone
+
     def predictor(self, model: nn.Module, label: str, options: Any) -> Any:
         """Return what segments videos."""
         from fssops.tasks.video_files import animation_suffix
@@ -233,7 +238,7 @@ class VideoTask(UniversalTask):
         return VideoPrediction(
             self,
             model,
-            self.classes(options.checkpoint),
+            self.classes(),
             options.out,
             label,
             suffix="none" if options.video == "none" else animation_suffix(options.video),

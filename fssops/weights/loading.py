@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from fssops.models import MODELS, create_config
 from fssops.models.layers.singular_values import adapted_kernels, plain_name
 from fssops.weights.layout import State
-from fssops.weights.reading import Checkpoint, CheckpointError, read_weights
+from fssops.weights.reading import DESCRIPTION, Checkpoint, CheckpointError, read_weights
 from fssops.weights.recognition import COUNTER, FSSOPS, name_of, recognise
 
 Shape = tuple[int, ...]
@@ -102,7 +102,8 @@ def load_weights(
     Args:
         model: built by :func:`fssops.create_model`, or a backbone.
         source: ``.pth``, ``.pt``, ``.pkl`` or ``.safetensors`` file, the folder of a run (its newest checkpoint that
-            is whole), a folder in transformers' layout, a state dict, or what :func:`read_weights` has read.
+            is whole), a folder in transformers' layout or of :func:`save_pretrained`, a name, address or repository
+            (:func:`fssops.weights.find_weights`), a state dict, or what :func:`read_weights` has read.
         strict: whether a missing, unexpected or ill-shaped tensor is an error. With False they are left at the model's
             values and reported; a checkpoint of another model stays an error.
         new_head: what becomes of weights for another number of classes. "refuse": an error. "tell": all but the
@@ -110,7 +111,8 @@ def load_weights(
             training that goes on from here. Frozen ones, which no training would change, are an error all the same.
 
     Raises:
-        FileNotFoundError: there is no such path.
+        FileNotFoundError: nothing is called so.
+        UnavailableWeightsError: it cannot be fetched.
         CheckpointError: the file cannot be read, is of another model, holds a value that is not finite, or does not
             fit; the model is unchanged.
     """
@@ -240,15 +242,15 @@ def _differing_options(model: nn.Module, checkpoint: Checkpoint) -> list[str]:
         return []
     options = [option.name for option in dataclasses.fields(theirs)]
     options = [option for option in options if getattr(theirs, option) != getattr(ours, option)]
-    shapes = _shapes(checkpoint.model, ours, {})
-    options = [o for o in options if _shapes(checkpoint.model, ours, {o: getattr(theirs, o)}) != shapes] or options
+    shapes = shapes_of(checkpoint.model, ours, {})
+    options = [o for o in options if shapes_of(checkpoint.model, ours, {o: getattr(theirs, o)}) != shapes] or options
     if not options:
         return []
     given, built = (", ".join(f"{o}={getattr(config, o)!r}" for o in options) for config in (theirs, ours))
     return [f"it was made with {given}, and the model has {built}"]
 
 
-def _shapes(name: str, config: Any, changes: Mapping[str, Any]) -> dict[str, Shape] | None:
+def shapes_of(name: str, config: Any, changes: Mapping[str, Any]) -> dict[str, Shape] | None:
     """Names and shapes of a model's tensors under changed options; None where such a model cannot be built."""
     try:
         with torch.device("meta"):
@@ -258,12 +260,29 @@ def _shapes(name: str, config: Any, changes: Mapping[str, Any]) -> dict[str, Sha
     return {key: tuple(value.shape) for key, value in model.state_dict().items() if not key.endswith(COUNTER)}
 
 
-def save_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
+def describe(
+    model: nn.Module, classes: Mapping[str, Any] | None = None, preprocessing: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """What weights of ours say of their model, by the keys of :data:`fssops.weights.reading.DESCRIPTION`.
+
+    Args:
+        model: any module; a system's ``name`` and ``config`` attributes are told where it has them.
+        classes: in the form of a run's ``classes.json``, where they are known.
+        preprocessing: tables of a recipe that say how images enter the model, where it is known.
+    """
+    config = getattr(model, "config", None)
+    options = dataclasses.asdict(config) if dataclasses.is_dataclass(config) and not isinstance(config, type) else {}
+    known = {"model": name_of(model), "options": options, "classes": classes, "preprocessing": preprocessing}
+    return {key: known[entry] for entry, key in DESCRIPTION.items() if known[entry]}
+
+
+def save_weights(model: nn.Module, path: str | os.PathLike[str], **known: Mapping[str, Any] | None) -> None:
     """Write a model's weights as safetensors, atomically, with its name and configuration as metadata.
 
     Args:
-        model: any module; a system's ``name`` and ``config`` attributes are stored where it has them.
+        model: any module.
         path: ends in ``.safetensors``.
+        **known: ``classes`` and ``preprocessing`` of :func:`describe`.
 
     Raises:
         ValueError: another ending.
@@ -274,12 +293,10 @@ def save_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
     path = Path(path)
     if path.suffix != ".safetensors":
         raise ValueError(f"save_weights: path must end in .safetensors, got {path}")
-    metadata = {"format": "pt", "fssops_model": name_of(model)}
-    config = getattr(model, "config", None)
-    if dataclasses.is_dataclass(config) and not isinstance(config, type):
-        metadata["fssops_config"] = json.dumps(dataclasses.asdict(config))
+    described = describe(model, **known).items()
+    metadata = {key: value if isinstance(value, str) else json.dumps(value) for key, value in described}
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    data = save(state, metadata)
+    data = save(state, {"format": "pt", **metadata})
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         temporary.write_bytes(data)

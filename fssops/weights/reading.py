@@ -6,8 +6,8 @@
 ``.pkl``              detectron2's pickled numpy arrays, by :mod:`fssops.weights.restricted_pickle`
 ``.safetensors``      with its metadata
 a run's folder        its newest checkpoint that is whole
-any other folder      transformers' layout: ``model.safetensors`` or ``pytorch_model.bin``, whole or in shards with
-                      their index, and ``config.json``
+any other folder      ours (``save_pretrained``) or transformers': ``model.safetensors`` or ``pytorch_model.bin``, whole
+                      or in shards with their index, and ``config.json``
 ====================  =======================================================================================
 """
 
@@ -36,8 +36,8 @@ from fssops.engine.checkpoints import (
     read_checkpoint,
 )
 from fssops.weights import restricted_pickle
+from fssops.weights.finding import SUFFIXES, TORCH_SUFFIXES, WHOLE_FILES, find_weights
 
-TORCH_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".tar")
 WRAPPERS = (
     *("state_dict", "model_state_dict", "model", "module", "net", "params"),
     *("state_dict_ema", "model_ema", "ema_state_dict", "ema", "params_ema"),
@@ -49,12 +49,13 @@ _INNER_WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:(?:_orig_mod|_fsdp_wrapped_module
 """What ``torch.compile``, FSDP and activation checkpointing put into names wherever they wrap a part."""
 _COUNTERS = ("n_averaged",)
 """What wrappers keep beside a model: how many steps ``torch.optim.swa_utils`` has averaged."""
-_FOLDER_FILES = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
+DESCRIPTION = {
+    "model": "fssops_model",
+    "options": "fssops_config",
+    "classes": "fssops_classes",
+    "preprocessing": "fssops_preprocessing",
+}
+"""What weights of ours say of their model, in ``config.json`` or in the file's metadata: field of Checkpoint -> key."""
 MEND = "; if it is damaged, download or copy it again"
 
 
@@ -74,6 +75,8 @@ class Checkpoint:
         step: of that run.
         model: name of the model that it says it is of; empty where it does not.
         options: of that model.
+        classes: of that model, in the form of a run's ``classes.json``; empty where they are not known.
+        preprocessing: tables of a recipe that say how images enter that model; empty where it is not known.
         skipped: names of entries that are not tensors of the model.
         passed_over: a line for each newer checkpoint of a run's folder that could not be read.
     """
@@ -85,8 +88,25 @@ class Checkpoint:
     step: int = 0
     model: str = ""
     options: dict[str, Any] = field(default_factory=dict)
+    classes: dict[str, Any] = field(default_factory=dict)
+    preprocessing: dict[str, Any] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)
     passed_over: list[str] = field(default_factory=list)
+
+    def describe(self, table: Mapping[str, Any], where: Path) -> None:
+        """Take over what ``config.json`` or a file's metadata of ours (:data:`DESCRIPTION`) say of the model.
+
+        Raises:
+            CheckpointError: an entry is of another form.
+        """
+        for entry, key in DESCRIPTION.items():
+            value, kind = table.get(key, getattr(self, entry)), type(getattr(self, entry))
+            if kind is dict and isinstance(value, str):  # metadata are texts
+                value = _json_value(value)
+            if not isinstance(value, kind):
+                rule = "a JSON object" if kind is dict else "a name"
+                raise CheckpointError(f"weights: {where}: {key} must be {rule}, got {table[key]!r:.60}")
+            setattr(self, entry, value)
 
     def described_model(self) -> tuple[str, dict[str, Any]]:
         """Name and options, for :func:`fssops.create_model`, of the model that a run, fssops or transformers wrote.
@@ -107,28 +127,27 @@ def read_weights(source: str | os.PathLike[str] | Mapping[str, Any]) -> Checkpoi
     """Read a checkpoint; nothing that it holds is executed.
 
     Args:
-        source: a file, the folder of a run, a folder in transformers' layout, or a state dict that is already in
-            memory, bare or within what a trainer saves with it.
+        source: a file, the folder of a run, a folder in transformers' layout or in ours, a name, address or repository
+            as :func:`fssops.weights.find_weights` takes them, or a state dict that is already in memory, bare or within
+            what a trainer saves with it.
 
     Raises:
-        FileNotFoundError: there is no such path.
+        FileNotFoundError: nothing is called so.
+        UnavailableWeightsError: it cannot be fetched.
         CheckpointError: the file is truncated or damaged, of no known format, or holds something other than tensors
             and plain containers.
     """
     if isinstance(source, Mapping):
         return _unwrapped(source, "state dict")
-    path = Path(source)
+    path = find_weights(source).path
     if path.is_dir():
         return _read_folder(path)
-    if not path.exists():
-        raise FileNotFoundError(f"weights: path must exist, got {path}")
     if path.stat().st_size == 0:
         raise CheckpointError(f"weights: {path} is empty (0 bytes){MEND}")
     content, metadata = _read_file(path)
     checkpoint = _unwrapped(content, str(path))
     if "fssops_model" in metadata:
-        checkpoint.model = metadata["fssops_model"]
-        checkpoint.options = _json_object(metadata.get("fssops_config", "{}"))
+        checkpoint.describe(metadata, path)
     return checkpoint
 
 
@@ -139,9 +158,8 @@ def _read_file(path: Path) -> tuple[Any, dict[str, str]]:
     if path.suffix == ".pkl" and not zipfile.is_zipfile(path):
         return _read_pickle(path), {}
     if path.suffix not in (*TORCH_SUFFIXES, ".pkl"):
-        suffixes = ", ".join((*TORCH_SUFFIXES, ".pkl", ".safetensors"))
         raise CheckpointError(
-            f"weights: {path} must end in {suffixes} or be a folder, got {path.suffix or 'no ending'!r}"
+            f"weights: {path} must end in {', '.join(SUFFIXES)} or be a folder, got {path.suffix or 'no ending'!r}"
         )
     try:
         check_stored(path)
@@ -201,13 +219,12 @@ def _read_torch(path: Path) -> Any:
         raise CheckpointError(f"weights: {path} is truncated or not a checkpoint ({first}){MEND}") from None
 
 
-def _json_object(text: str) -> dict[str, Any]:
-    """What a JSON text says where it is an object, else nothing."""
+def _json_value(text: str) -> Any:
+    """What a JSON text says; None where it is none."""
     try:
-        value = json.loads(text)
+        return json.loads(text)
     except (ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
+        return None
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -231,7 +248,7 @@ def _read_folder(path: Path) -> Checkpoint:
             checkpoint.passed_over = passed_over
             return checkpoint
     config = _read_json(path / "config.json") if (path / "config.json").exists() else {}
-    file = next((path / name for name in _FOLDER_FILES if (path / name).exists()), None)
+    file = next((path / name for name in WHOLE_FILES if (path / name).exists()), None)
     if file is None:
         hint = " (consolidate a DeepSpeed checkpoint with its zero_to_fp32.py)" if (path / "latest").exists() else ""
         raise CheckpointError(
@@ -240,7 +257,18 @@ def _read_folder(path: Path) -> Checkpoint:
             f"{sorted(entry.name for entry in path.iterdir())[:10]}{hint}"
         )
     checkpoint = _read_shards(file) if file.suffix == ".json" else read_weights(file)
-    checkpoint.source, checkpoint.config = str(path), config
+    checkpoint.source = str(path)
+    if "fssops_model" in config:
+        checkpoint.describe(config, path / "config.json")
+    else:
+        checkpoint.config = config
+        if config and (path / "preprocessor_config.json").exists():
+            from fssops.weights.transformers_folder import preprocessing_of
+
+            try:
+                checkpoint.preprocessing = preprocessing_of(_read_json(path / "preprocessor_config.json"))
+            except (ValueError, TypeError) as error:
+                raise CheckpointError(f"weights: {path}: {error}") from None
     return checkpoint
 
 
@@ -271,7 +299,8 @@ def _unwrapped(content: Any, source: str) -> Checkpoint:
     step: Any = 0
     while isinstance(content, Mapping):
         if isinstance(content.get("settings"), str):
-            settings, step = _json_object(content["settings"]), content.get("step")
+            said = _json_value(content["settings"])
+            settings, step = said if isinstance(said, dict) else {}, content.get("step")
         inner = [key for key in WRAPPERS if isinstance(content.get(key), Mapping)]
         if not inner:
             break

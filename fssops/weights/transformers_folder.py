@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,10 @@ from fssops.models.backbones.swin import SWIN, relative_position_index
 from fssops.models.mask2former import Mask2Former
 from fssops.models.maskformer import MaskFormer
 from fssops.models.universal import UniversalConfig, UniversalModel
+from fssops.normalisation import MEAN, STD
 from fssops.weights.layouts import transformers as names
+
+logger = logging.getLogger(__name__)
 
 _SHARED = {"mask_channels": "mask_feature_size", "no_object_weight": "no_object_weight"}
 """Our options and what they are called in a ``config.json``; defaults are the same on both sides."""
@@ -219,6 +223,40 @@ def options_of(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     except (TypeError, AttributeError) as error:
         raise ValueError(f"config.json: config must be as transformers writes it, got a value where {error}") from None
     return kind, options
+
+
+def class_names_of(config: Mapping[str, Any]) -> list[str]:
+    """Names of the classes by index, from ``id2label`` of a ``config.json``.
+
+    Raises:
+        ValueError: it is not a name for each of 0..C-1.
+    """
+    labels = config.get("id2label")
+    names: list[Any] = [labels.get(str(n)) for n in range(len(labels))] if isinstance(labels, Mapping) else []
+    if not names or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"config.json: id2label must give a name for each class from 0, got {labels!r:.80}")
+    return names
+
+
+def preprocessing_of(table: Mapping[str, Any]) -> dict[str, Any]:
+    """How images enter the model, as tables of a recipe, from a ``preprocessor_config.json``.
+
+    Raises:
+        ValueError: images are scaled otherwise than every system here scales them.
+    """
+    for key, ours in (("image_mean", MEAN), ("image_std", STD)):
+        theirs = table.get(key, ours)
+        if not isinstance(theirs, list | tuple) or [round(float(v), 3) for v in theirs] != list(ours):
+            raise ValueError(f"preprocessor_config.json: {key} must be {list(ours)}, got {theirs!r:.80}")
+    size = table.get("size")
+    if isinstance(size, int):
+        size = {"shortest_edge": size, "longest_edge": table.get("max_size")}
+    if not isinstance(size, Mapping) or "shortest_edge" not in size:
+        if size is not None:
+            logger.info("preprocessing  pictures keep their size and aspect; transformers brings them to %s", size)
+        return {}
+    sides = {"short_side": size["shortest_edge"], "longest": size.get("longest_edge")}
+    return {"eval": {key: side for key, side in sides.items() if side is not None}}
 
 
 def _backbone_name(config: Mapping[str, Any]) -> str:

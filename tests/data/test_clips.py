@@ -11,9 +11,8 @@ import torch
 from video_folder import SIZE, annotation, box, write_videos
 
 from fssops.data.augmentation.chains import universal_chain
-from fssops.data.datasets.clips import ClipItem, TrainingClips, sampled_frames, seen_frames
+from fssops.data.datasets.clips import ClipItem, TrainingClips, sampled_frames
 from fssops.data.layouts import open_data
-from fssops.data.preparation import UniversalPreparation
 
 
 def cat_that_leaves() -> dict[str, Any]:
@@ -136,12 +135,3 @@ def test_one_frame_videos_train_as_clips_of_that_frame(tmp_path: Path) -> None:
     item = clips(tmp_path, [annotation(1, 2, 3, [box(0)])])[1]
     assert torch.equal(item.clip[0], item.clip[1])
     assert item.target.masks.shape == (1, 2, *SIZE)
-
-
-def test_frames_are_prepared_for_testing_one_after_another(tmp_path: Path) -> None:
-    source = open_data("ytvis", write_videos(tmp_path, [cat_that_leaves()]), truth="video")
-    own = list(seen_frames(source, "a", UniversalPreparation()))
-    assert [tuple(frame.shape) for frame in own] == [(3, *SIZE)] * 4
-    for number, frame in enumerate(own):
-        assert np.array_equal(frame.permute(1, 2, 0).numpy(), np.asarray(source.frame("a", number)))
-    assert next(seen_frames(source, "a", UniversalPreparation(12))).shape == (3, 12, 16)

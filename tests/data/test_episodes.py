@@ -226,7 +226,7 @@ def test_classes_that_share_all_their_images_end_in_an_error_not_in_a_loop(tmp_p
         ({"ways": 0}, "ways must be an integer of at least 1, got 0"),
         ({"shots": 1.5}, "shots must be an integer of at least 1, got 1.5"),
         ({"episodes": True}, "episodes must be an integer"),
-        ({"draw": "x"}, "draw must be balanced, panet, list or shuffled, got 'x'"),
+        ({"draw": "x"}, "draw must be balanced, panet, list, shuffled or independent, got 'x'"),
         ({"too_few": "x"}, "too_few must be error or skip, got 'x'"),
         ({"draw": "list", "queries": 2}, "draw 'list' must have 1 way and 1 query, got 1 and 2"),
     ],
@@ -241,6 +241,25 @@ def test_unknown_and_repeated_classes_are_errors(source: FewShotSource) -> None:
         EpisodeList.draw(source, [1, 99])
     with pytest.raises(ValueError, match=r"got repeated \[1, 1\]"):
         EpisodeList.draw(source, [1, 1])
+
+
+def test_independent_draw_repeats_the_published_generator(source: FewShotSource) -> None:
+    classes = [2, 5, 9]
+    drawn = EpisodeList.draw(source, classes, shots=3, episodes=40, seed=0, draw="independent")
+    pools = {c: source.images_of(c) for c in classes}
+    rng = np.random.RandomState(0)  # what numpy's global functions draw from after np.random.seed(0)
+    for spec in drawn:
+        class_id = rng.choice(classes, 1, replace=False)[0]
+        query = rng.choice(pools[class_id], 1, replace=False)[0]
+        support: list[str] = []
+        while True:
+            name = rng.choice(pools[class_id], 1, replace=False)[0]
+            if query != name:
+                support.append(name)
+            if len(support) == 3:
+                break
+        assert (spec.classes, spec.query, spec.support) == ((class_id,), (query,), (tuple(support),))
+    assert any(len(set(spec.support[0])) < 3 for spec in drawn), "the same image may be a support twice"
 
 
 def test_list_file_keeps_everything_and_its_hash(source: FewShotSource, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 from fssops.data.errors import MaskValueError
 from fssops.data.images import palette_of
 from fssops.data.layouts.folder import FolderSource
-from fssops.data.object_masks import check_palette, object_area
+from fssops.data.object_masks import object_area
 
 
 def area(*values: Any, **settings: Any) -> list[int]:
@@ -70,9 +70,11 @@ def two_colours(file: Path, first: int, second: int) -> Path:
 
 def test_a_palette_that_looks_the_other_way_round_is_refused(tmp_path: Path) -> None:
     values = np.array([[0, 1], [1, 0]])
-    check_palette(palette_of(two_colours(tmp_path / "black_first.png", 0, 255)), values, "m")
+    usual, inverted = (palette_of(two_colours(tmp_path / f"{first}.png", first, 255 - first)) for first in (0, 255))
+    assert object_area(values, "m", colours=usual).tolist() == [[0, 1], [1, 0]]
+    assert object_area(values, "m", colours=inverted, object=0).tolist() == [[1, 0], [0, 1]]
     with pytest.raises(MaskValueError, match=r"darker than its object, got a palette .* say object=0 or object=1"):
-        check_palette(palette_of(two_colours(tmp_path / "white_first.png", 255, 0)), values, "m")
+        object_area(values, "m", colours=inverted)
 
 
 def folder_of(root: Path, *masks: list[int]) -> FolderSource:

@@ -8,7 +8,6 @@ import torch
 from PIL import Image
 
 from fssops.data.datasets.episodes import EpisodeDataset
-from fssops.data.datasets.universal import EvaluationDataset
 from fssops.data.episodes import EpisodeList
 from fssops.data.layouts import open_data
 from fssops.data.preparation import FewShotPreparation, UniversalPreparation
@@ -91,7 +90,3 @@ def test_universal_images_keep_their_aspect_and_remember_their_size() -> None:
     assert np.array_equal(item.image.permute(1, 2, 0).numpy(), np.asarray(expected))
     own = UniversalPreparation()(IMAGE)
     assert np.array_equal(own.image.permute(1, 2, 0).numpy(), IMAGE)
-    source = open_data("generated", truth="panoptic", images=2, size=48)
-    seen, name = EvaluationDataset(source, UniversalPreparation(32))[1], source.names[1]
-    assert torch.equal(seen.image, UniversalPreparation(32)(np.asarray(source.image(name))).image)
-    assert (seen.name, seen.output_size) == (name, (48, 48))

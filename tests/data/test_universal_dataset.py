@@ -8,7 +8,7 @@ import torch
 
 from fssops.data.augmentation.chains import universal_chain
 from fssops.data.augmentation.scene import Scene, cropped, flipped
-from fssops.data.datasets.universal import EvaluationDataset, TrainingDataset, UniversalItem, target_at
+from fssops.data.datasets.universal import TrainingDataset, UniversalItem, target_at
 from fssops.data.layouts import open_data
 from fssops.data.preparation import UniversalPreparation
 from fssops.data.source import ImageSource
@@ -121,7 +121,8 @@ def test_generated_scenes_are_the_same_everywhere_and_differ_by_split() -> None:
 
 
 def test_test_images_are_resized_and_remember_their_size() -> None:
-    item = EvaluationDataset(open_data("generated", images=1, size=48, truth="semantic"), UniversalPreparation(32))[0]
+    source = open_data("generated", images=1, size=48, truth="semantic")
+    item = UniversalPreparation(32)(np.asarray(source.image(source.names[0])))
     assert item.image.shape == (3, 32, 32)
     assert (item.output_size, item.target) == ((48, 48), None)
 

@@ -80,7 +80,7 @@ def test_named_groups_take_precedence() -> None:
 
 def test_frozen_parameters_are_not_trained() -> None:
     model = Net()
-    freeze(model, ["backbone.*"])
+    freeze(model, OptimSettings(frozen=["backbone.*"]))
     trained = [p for group in build_optimizer(model, OptimSettings()).param_groups for p in group["params"]]
     assert {id(p) for p in trained} == {id(p) for p in (*model.query_embed.parameters(), *model.head.parameters())}
 

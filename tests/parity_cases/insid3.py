@@ -40,7 +40,8 @@ def _resized(case: Case, name: str, side: int) -> tuple[Array, Array]:
     return made, case.arrays.get(f"{name}.resized", made)
 
 
-def _model(case: Case) -> INSID3:
+def model_of(case: Case) -> INSID3:
+    """The model of a case with its options and weights."""
     config = case.description["config"]
     backbone = form_of(case.description)
     if backbone is None:
@@ -158,7 +159,7 @@ def _cluster_arrays(
     if theirs is None:
         return {}
     their_labels = torch.from_numpy(theirs.astype(np.int64)).flatten()
-    if not _same_partition(labels.numpy(), their_labels.numpy()):
+    if not same_partition(labels.numpy(), their_labels.numpy()):
         return {}
     scores = score_clusters(their_labels, tokens, debiased, support.prototypes[0, 0], candidates, every=True)
     return {
@@ -173,14 +174,15 @@ def _cluster_arrays(
     }
 
 
-def _same_partition(first: Array, second: Array) -> bool:
+def same_partition(first: Array, second: Array) -> bool:
+    """Whether labels of one are a renaming of the other's."""
     pairs = len(np.unique(np.stack([first.ravel(), second.ravel()]), axis=1).T)
     return pairs == len(np.unique(first)) == len(np.unique(second))
 
 
 def run(case: Case) -> Iterator[Line]:
     """Compare every array of the case."""
-    model = _model(case)
+    model = model_of(case)
     with torch.inference_mode():
         found = computed(case, model)
         if "probe.masks" in case.arrays:
@@ -194,7 +196,7 @@ def run(case: Case) -> Iterator[Line]:
         elif name not in found:
             yield not_compared(name, "nothing of that name is computed here")
         elif name == "cluster_labels":
-            same = _same_partition(found[name].numpy(), want)
+            same = same_partition(found[name].numpy(), want)
             yield Line(name, 0.0 if same else 1.0, 0.0, "partitions differ")
         elif name == "merge_heights":
             same = found[name].shape == want.shape

@@ -1,8 +1,8 @@
-"""Clips of videos: a few frames, augmented alike, with the objects they show; and the frames of a video for testing."""
+"""Clips of videos: a few frames, augmented alike, with the objects they show."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fssops.data.augmentation.scene import Outline, Scene, Transform
 from fssops.data.datasets.seeded_items import SeededItems
-from fssops.data.datasets.universal import UniversalItem, target_of, to_tensor
+from fssops.data.datasets.universal import target_of, to_tensor
 from fssops.data.source import VideoSource
 from fssops.structures import ImageBatch, MaskTargets
 from fssops.truth import TrackTruth
@@ -77,8 +77,11 @@ class TrainingClips(SeededItems[ClipItem]):
         frames: T, of a clip.
         reach: see :func:`sampled_frames`.
 
+    Attributes:
+        crowds: of each video, whether each object is a crowd region.
+
     Raises:
-        ValueError: the source has no video or no truth.
+        ValueError: the source has no video, no truth, or no object to learn from.
     """
 
     def __init__(self, source: VideoSource, augmentation: Transform, *, frames: int = 2, reach: int = 20) -> None:
@@ -88,6 +91,12 @@ class TrainingClips(SeededItems[ClipItem]):
             source.tracks(source.names[0])  # raises, and names the file
         self.source, self.augmentation, self.length, self.reach = source, augmentation, frames, reach
         self.names = source.names
+        self.crowds = [[track.crowd for track in source.tracks(name)] for name in source.names]
+        if all(map(all, self.crowds)):
+            raise ValueError(
+                f"{source.label}: there must be at least one object to learn from, got {len(source.names)} videos "
+                "without one (crowd regions, iscrowd 1, are none: some exporters mark every object so)"
+            )
 
     def item(self, index: int, rng: np.random.Generator) -> ClipItem:
         name = self.names[index]
@@ -125,17 +134,3 @@ def _outline(track: TrackTruth, frame: int, height: int, width: int) -> Outline 
     if isinstance(segmentation, list) and segmentation:
         return [np.array(polygon, dtype=np.float64).reshape(-1, 2) for polygon in segmentation]
     return track.mask(frame, height, width)
-
-
-def seen_frames(
-    source: VideoSource, name: str, preparation: Callable[[np.ndarray, str], UniversalItem]
-) -> Iterator[Tensor]:
-    """The frames of a video as a model sees them in testing, [3, H, W] uint8, read as they are asked for.
-
-    Args:
-        source: of the video.
-        name: which.
-        preparation: see :class:`fssops.data.preparation.UniversalPreparation`.
-    """
-    for index in range(source.frames(name)):
-        yield preparation(np.asarray(source.frame(name, index)), name).image

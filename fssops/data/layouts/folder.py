@@ -27,7 +27,7 @@ from fssops.data.label_maps import OnUnknown, PairedSource, Pairs
 from fssops.data.layout import Layout
 from fssops.data.layouts import label_folder
 from fssops.data.listing import folders_in, pictures_in
-from fssops.data.object_masks import check_palette, object_area, undecided
+from fssops.data.object_masks import object_area, undecided
 from fssops.data.source import PathLike
 from fssops.labels import IGNORE
 from fssops.truth import Classes, Truth
@@ -142,12 +142,18 @@ class FolderSource(ClassFolders):
         values = read_mask(mask, size=image_size(image))
         ignore = None
         if self.object is None and self.threshold is None:
-            check_palette(palette_of(mask), values, str(mask))
             # Stricter than for one support: another number may be another class in a folder of them.
             if others := [int(value) for value in np.unique(values) if value not in (0, 1, IGNORE)]:
                 raise MaskValueError(undecided(str(mask), others))
             ignore = IGNORE if self._white_is_ignored else None
-        area = object_area(values, str(mask), object=self.object, threshold=self.threshold, ignore=ignore)
+        area = object_area(
+            values,
+            str(mask),
+            object=self.object,
+            threshold=self.threshold,
+            ignore=ignore,
+            colours=palette_of(mask),
+        )
         labels = np.where(area == 1, np.uint8(self.label_of(name)), area)
         return Truth(labels.shape[0], labels.shape[1], label_map=labels)
 
@@ -182,6 +188,7 @@ def few_shot(
     unknown: OnUnknown = "error",
     object: int | None = None,
     threshold: float | None = None,
+    ignore: int | None = None,
 ) -> FewShotSource:
     """Open a plain folder of images and masks; layouts in the module.
 
@@ -192,13 +199,20 @@ def few_shot(
         unknown: for label maps: ids outside classes.json are an ``error`` or mapped to 255 (``ignore``).
         object: for class folders: value of the object in masks that do not say it.
         threshold: for class folders: least value of the object, 128 for masks with grey outlines.
+        ignore: for label maps: 255 says that it is ignored although they hold nothing else beside 0.
 
     Raises:
         FileNotFoundError: no such folder.
         DataError: nothing in it fits a layout, or images and masks do not pair.
     """
-    if _has_label_maps(Path(root)):
-        return label_folder.few_shot(root, split, unknown=unknown)
+    label_maps = _has_label_maps(Path(root))
+    without_effect = {"object": object, "threshold": threshold} if label_maps else {"ignore": ignore}
+    for name, value in without_effect.items():
+        if value is not None:
+            what = "label maps" if label_maps else "class folders"
+            raise ValueError(f"folder: {name} must be left out for {what}, where it says nothing, got {value!r}")
+    if label_maps:
+        return label_folder.few_shot(root, split, unknown=unknown, ignore=ignore)
     if unknown not in ("error", "ignore"):
         raise ValueError(f"folder: unknown must be error or ignore, got {unknown!r}")
     return FewShotSource(FolderSource(root, object, threshold))
