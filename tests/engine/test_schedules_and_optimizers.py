@@ -119,8 +119,8 @@ def test_model_without_trained_parameters_is_refused() -> None:
 def test_the_named_optimiser_gets_its_own_settings(
     settings: OptimSettings, kind: type, wanted: dict[str, object]
 ) -> None:
-    for fused in (False, True):
-        optimizer = build_optimizer(Net(), settings, fused=fused)
+    for options, fused in (({}, False), ({"fused": False}, False), ({"fused": True}, True)):
+        optimizer = build_optimizer(Net(), settings, **options)
         assert type(optimizer) is kind
         for group in optimizer.param_groups:
             assert {name: group[name] for name in wanted} == wanted

@@ -39,7 +39,7 @@ AREAS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "trainer": (
         tuple(f"fssops/engine/{name}.py" for name in ("trainer", "schedules", "optimizers", "training_state")),
-        ("tests/engine/test_trainer.py", "tests/engine/test_schedules_and_optimizers.py"),
+        tuple(f"tests/engine/test_{name}.py" for name in ("trainer", "schedules_and_optimizers", "many_processes")),
     ),
     "weights": (("fssops/weights",), ("tests/weights",)),
 }
