@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from fssops.models.backbones.backbone import STAGES, Backbone
-from fssops.models.backbones.efficientnet_lite import EFFICIENTNET_LITE, EfficientNetLite, LiteForm
+from fssops.models.backbones.efficientnet_lite import EFFICIENTNET_LITE, STAGE_NAMES, EfficientNetLite, LiteForm
 from fssops.models.backbones.resnet import Dilations, ResNet
 from fssops.models.backbones.swin import SWIN, SwinForm, SwinTransformer
 from fssops.models.backbones.vgg import VGG16
@@ -30,6 +30,7 @@ class BackboneRow:
         built_for: strides that its coarsest map can have, the usual one first.
         options: further arguments of :func:`build_backbone` that mean something to it.
         watchable: whether its layers can be watched, which MSANet does.
+        further: names of maps between those of ``channels``, returned only where they are asked for.
     """
 
     build: Callable[..., Backbone]
@@ -38,6 +39,7 @@ class BackboneRow:
     built_for: tuple[int, ...]
     options: tuple[str, ...]
     watchable: bool = False
+    further: tuple[str, ...] = ()
 
     def tap_at(self, stride: int, built_for: int) -> str | None:
         """The deepest map at a stride, of the backbone as it is built for ``built_for``; None where there is none."""
@@ -66,7 +68,7 @@ def swin_row(form: SwinForm) -> BackboneRow:
 def _efficientnet_lite(form: LiteForm, *channels: int) -> BackboneRow:
     """Not for stride 8: systems there say how wide a backbone is, and this one has only its published widths."""
     build = partial(EfficientNetLite, form)
-    return BackboneRow(build, _by_stage(channels), _by_stage((4, 8, 16, 32)), (32, 16), ("stride", "norm"))
+    return BackboneRow(build, _by_stage(channels), _by_stage((4, 8, 16, 32)), (32, 16), ("stride", "norm"), further=STAGE_NAMES)
 
 
 def _by_stage(numbers: Sequence[int]) -> dict[str, int]:
@@ -157,8 +159,9 @@ def build_backbone(
         raise ValueError(f"build_backbone: width of {name} must be 64, got {width}")
     wanted = tuple(row.channels) if taps is None else taps
     names = [row.tap_at(tap, built_for) if isinstance(tap, int) else tap for tap in wanted]
-    if None in names or set(names) - set(row.channels):
-        raise ValueError(f"build_backbone: taps of {name} must be among {', '.join(row.channels)}, got {wanted}")
+    known = (*row.channels, *row.further)
+    if None in names or set(names) - set(known):
+        raise ValueError(f"build_backbone: taps of {name} must be among {', '.join(known)}, got {wanted}")
     given: dict[str, Any] = {
         "stride": built_for,
         "dilations": dilations,
