@@ -13,18 +13,34 @@ from typing import TYPE_CHECKING, Any
 from fssops._version import VERSION as __version__
 
 if TYPE_CHECKING:
+    from fssops.api import UniversalPredictor, load
     from fssops.models import create_model, list_models
     from fssops.predictor import FewShotPredictor
-    from fssops.weights import LoadReport, load_weights
+    from fssops.weights import LoadReport, from_pretrained, load_weights, save_pretrained
 
-__all__ = ["FewShotPredictor", "LoadReport", "__version__", "create_model", "list_models", "load_weights"]
+__all__ = [
+    "FewShotPredictor",
+    "LoadReport",
+    "UniversalPredictor",
+    "__version__",
+    "create_model",
+    "from_pretrained",
+    "list_models",
+    "load",
+    "load_weights",
+    "save_pretrained",
+]
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 _LAZY = {
     "create_model": "fssops.models",
     "list_models": "fssops.models",
+    "load": "fssops.api",
+    "UniversalPredictor": "fssops.api",
     "load_weights": "fssops.weights",
+    "save_pretrained": "fssops.weights",
+    "from_pretrained": "fssops.weights",
     "LoadReport": "fssops.weights",
     "FewShotPredictor": "fssops.predictor",
     "ops": "fssops.ops",

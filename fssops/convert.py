@@ -82,9 +82,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise ValueError(f"output must not exist (or give --force), got {options.output}")
     if not options.output.absolute().parent.is_dir():
         raise ValueError(f"output must lie in a folder that exists, got {options.output}")
-    from fssops.weights import load_weights, read_weights, save_weights
+    from fssops.tasks.described_models import kept_of_run
+    from fssops.weights import find_weights, load_weights, read_weights, save_pretrained
 
-    checkpoint = read_weights(options.checkpoint)
+    path = find_weights(options.checkpoint, "checkpoint").path
+    checkpoint = read_weights(path)
     if options.model is not None:
         name, described = str(options.model), dict[str, Any]()
     elif checkpoint.model or checkpoint.config:
@@ -102,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         write_transformers(model, options.output)
     else:
-        save_weights(model, options.output)
+        save_pretrained(model, options.output, **kept_of_run(checkpoint, path))
     print(report)
     print(f"{'written':<11}        {options.output}")
     return 0

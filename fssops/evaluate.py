@@ -32,6 +32,8 @@ examples:
       weights of any known layout, with a recipe that says which model and data they are for
   python -m fssops.evaluate model_final.pkl --recipe mask2former_ade20k_semantic_r50 --set data.root=/data/ADE
       a universal system with the authors' weights; add --classes for the table of classes
+  python -m fssops.evaluate mask2former-r50-coco-panoptic --set data.root=/data/coco
+      published weights by name, fetched once (python -m fssops.models --weights lists them)
   python -m fssops.evaluate model_final.pkl --recipe mask2former_vis_ytvis2021_r50 --set data.root=/data/ytvis_2021 \\
       --set eval.window=40
       a video system, at most 40 frames of a video held at once; submission.json and .zip are for the servers
@@ -55,9 +57,9 @@ def parser() -> Parser:
     arguments.add_argument(
         "checkpoints",
         nargs="*",
-        type=Path,
         metavar="CHECKPOINT",
-        help="run folder, checkpoint of a run, or weights file",
+        help="run folder, checkpoint of a run, weights file, or a name, address or owner/repository of weights "
+        "(python -m fssops.models --weights)",
     )
     arguments.add_argument(
         "--recipe", help="for weights without settings: name of a recipe (python -m fssops.models) or a .toml file"
@@ -170,10 +172,10 @@ def _results_folder(options: Any, name: str, rules: str, fabric: Fabric) -> Iter
     discard_progress(folder, fabric)
 
 
-def _default_folder(checkpoints: Sequence[Path], name: str, rules: str) -> Path:
+def _default_folder(checkpoints: Sequence[str], name: str, rules: str) -> Path:
     below = f"evaluation-{rules}-{time.strftime('%Y%m%d-%H%M%S')}"
-    if len(checkpoints) == 1 and checkpoints[0].is_dir():
-        return checkpoints[0] / below
+    if len(checkpoints) == 1 and Path(checkpoints[0]).is_dir():
+        return Path(checkpoints[0]) / below
     return Path("runs") / f"{name}-{below}"
 
 

@@ -20,6 +20,8 @@ examples of universal systems (semantic, instance, panoptic):
       label maps, COCO results and overlays with class names; a folder, images, or a video (extra fssops[video])
   python -m fssops.predict --checkpoint model_final.pkl --recipe mask2former_coco_panoptic_r50 --query a.jpg --out out/
       weights of any known layout, with the recipe that says which model and classes they are for
+  python -m fssops.predict --checkpoint mask2former-swin-l-coco-instance --query street/ --out out/
+      published weights by name, or --checkpoint facebook/mask2former-swin-tiny-coco-instance from the Hub: fetched once
 
 examples of video systems:
   python -m fssops.predict --checkpoint runs/mask2former_vis_generated-20260101-120000 --query clip.mp4 --out out/
@@ -54,13 +56,20 @@ def parser() -> Parser:
         "predict", "Segment images or videos: fixed classes, or new ones from a few labelled examples.", _EXAMPLES
     )
     model = arguments.add_argument_group("the model: a run, or a model's name with weights")
-    model.add_argument("--checkpoint", type=Path, metavar="RUN|FILE", help="run folder or checkpoint of fssops.train")
+    model.add_argument(
+        "--checkpoint",
+        metavar="RUN|FILE|NAME",
+        help="run folder or checkpoint of fssops.train, or weights that say what they are of: a published system's name "
+        "(python -m fssops.models --weights), a folder or owner/repository of transformers, save_pretrained's",
+    )
     model.add_argument("--model", help="name of a few-shot model, see python -m fssops.models")
     model.add_argument("--recipe", help="for weights without settings: name of a recipe or a .toml file")
     model.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="override a setting"
     )
-    model.add_argument("--weights", type=Path, metavar="FILE", help="weights of any known layout, for --model")
+    model.add_argument(
+        "--weights", metavar="FILE|NAME", help="weights of any known layout, a name or an address, for --model"
+    )
     model.add_argument(
         "--option", action="append", default=[], metavar="KEY=VALUE", help="option of --model, e.g. backbone=resnet50"
     )
@@ -131,7 +140,7 @@ def _load(options: Any) -> TrainedModel:
     if options.checkpoint is not None:
         if options.weights is not None or options.option:
             raise SettingsError("--checkpoint: a run knows its model, got --weights or --option as well")
-        return load_trained(options.checkpoint, options.recipe, options.overrides)
+        return load_trained(options.checkpoint, options.recipe, options.overrides, where="--checkpoint")
     if options.recipe or options.overrides:
         raise SettingsError("--model: has no settings, got --recipe or --set; use --checkpoint FILE with these")
     if options.weights is None:

@@ -231,7 +231,7 @@ class FewShotPredictor:
 
     def _picture(self, image: ImageLike, where: str) -> np.ndarray[Any, Any]:
         """[H, W, 3] uint8 RGB."""
-        picture = _to_rgb_array(image, where)
+        picture = rgb_array(image, where)
         if min(picture.shape[:2]) < self.model.stride:
             raise ValueError(
                 f"{where} must be at least {self.model.stride} pixels a side (the model's stride), got "
@@ -275,7 +275,8 @@ def _by_class(given: Any, what: str, *, box: bool = False) -> dict[str, list[Any
     return {"object": [given]}
 
 
-def _to_rgb_array(image: ImageLike, where: str) -> np.ndarray[Any, Any]:
+def rgb_array(image: ImageLike, where: str) -> np.ndarray[Any, Any]:
+    """[H, W, 3] uint8 RGB of what :meth:`FewShotPredictor.segment` takes; ``where`` is for messages."""
     if isinstance(image, (str, os.PathLike)):
         return np.asarray(read_image(image))
     if isinstance(image, Image.Image):

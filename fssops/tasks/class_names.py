@@ -41,8 +41,8 @@ def numbered_names(content: Any) -> dict[int, str]:
     return {int(number): str(name) for name, number in content.items()}
 
 
-def names_of_run(checkpoint: Path) -> dict[int, str] | None:
-    """Number -> name of the classes that a run keeps; None where it keeps none, as weights alone do.
+def classes_of_run(checkpoint: Path) -> dict[str, Any] | None:
+    """The content of the ``classes.json`` that a run keeps; None where it keeps none, as weights alone do.
 
     Raises:
         SettingsError: the file is damaged.
@@ -51,9 +51,23 @@ def names_of_run(checkpoint: Path) -> dict[int, str] | None:
     if folder is None:
         return None
     try:
-        return numbered_names(json.loads((folder / CLASS_FILE).read_text(encoding="utf-8")))
-    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        content = json.loads((folder / CLASS_FILE).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise SettingsError(f"{folder / CLASS_FILE}: must list the classes of the run, got {error}") from None
+    return checked_classes(content, str(folder / CLASS_FILE))
+
+
+def checked_classes(content: Any, where: str) -> dict[str, Any]:
+    """The content itself, if :func:`numbered_names` understands it.
+
+    Raises:
+        SettingsError: it does not.
+    """
+    try:
+        numbered_names(content)
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        raise SettingsError(f"{where}: must list the classes of the run, got {error}") from None
+    return content  # type: ignore[no-any-return]
 
 
 def compare_names(trained: Mapping[int, str], data: Mapping[int, str], label: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Mapping
@@ -11,7 +10,7 @@ from typing import Any
 
 from fssops.data.layouts import LAYOUTS
 from fssops.engine.settings import SettingsError
-from fssops.tasks.class_names import CLASS_FILE, folder_with_classes
+from fssops.tasks.class_names import classes_of_run
 from fssops.truth import Classes
 from fssops.weights.reading import Checkpoint
 from fssops.weights.transformers_folder import class_names_of
@@ -60,10 +59,8 @@ def kept_of_run(checkpoint: Checkpoint, path: Path) -> dict[str, Any]:
         for table, keys in _KEPT.items()
         if isinstance(settings.get(table), Mapping)
     }
-    folder = folder_with_classes(path)
-    classes = None if folder is None else json.loads((folder / CLASS_FILE).read_text(encoding="utf-8"))
     return {
-        "classes": classes or checkpoint.classes,
+        "classes": classes_of_run(path) or checkpoint.classes,
         "preprocessing": {table: kept for table, kept in preprocessing.items() if kept} or checkpoint.preprocessing,
     }
 

@@ -387,14 +387,18 @@ class FewShotTask(FoldedTask):
 
     # -- prediction -------------------------------------------------------------------------------------------
 
+    def python_predictor(self, model: nn.Module, label: str, size: int | None = None) -> Any:
+        """Return a :class:`fssops.FewShotPredictor`."""
+        from fssops.predictor import FITS, FewShotPredictor
+
+        fit: Any = {geometry: fit for fit, geometry in FITS.items()}[self.settings.data.geometry]
+        return FewShotPredictor(model, size=size or self.settings.data.size, fit=fit)
+
     def predictor(self, model: nn.Module, label: str, options: Any) -> Any:
         """Return what segments pictures with the labelled images of ``options.supports``."""
-        from fssops.predictor import FITS, FewShotPredictor
         from fssops.tasks.few_shot_prediction import FewShotPrediction
 
-        size = self.settings.data.size if options.size is None else (options.size, options.size)
-        fit: Any = {geometry: fit for fit, geometry in FITS.items()}[self.settings.data.geometry]
-        predictor = FewShotPredictor(model, size=size, fit=fit)
+        predictor = self.python_predictor(model, label, options.size)
         probability = not options.no_probability
         mask_values = {name: getattr(options, name) for name in ("object", "threshold", "ignore")}
         return FewShotPrediction(

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from fssops.engine.settings import Settings, SettingsError
+from fssops.tasks.class_names import numbered_names
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -70,7 +71,8 @@ class Task(ABC):
         collate: stacks training items into the batch that ``model.losses`` takes.
         unpack_batch: rebuilds a batch from the plain values of a replay file, given as keywords.
         progress_folder: where evaluations keep how far they have come; None keeps nothing.
-        trained_names: number -> name of the classes that a trained model says it has; None where it says nothing.
+        trained_classes: the classes that a trained model says it has, in a form of ``classes.json``; None where it says
+            nothing.
     """
 
     settings_class: ClassVar[type[Settings]]
@@ -87,7 +89,12 @@ class Task(ABC):
         self.settings = settings
         self.config = settings.model.config
         self.progress_folder: Path | None = None
-        self.trained_names: dict[int, str] | None = None
+        self.trained_classes: dict[str, Any] | None = None
+
+    @property
+    def trained_names(self) -> dict[int, str] | None:
+        """Number -> name of the classes that a trained model says it has; None where it says nothing."""
+        return None if self.trained_classes is None else numbered_names(self.trained_classes)
 
     # -- training ---------------------------------------------------------------------------------------------
 
@@ -202,6 +209,19 @@ class Task(ABC):
         return [(place, None) for place in range(len(tasks))]
 
     # -- prediction -------------------------------------------------------------------------------------------
+
+    def python_predictor(self, model: nn.Module, label: str, size: int | None = None) -> Any:
+        """Return what :func:`fssops.load` gives: it segments what Python holds, prepared as settings say.
+
+        Args:
+            model: on its device, in evaluation mode.
+            label: what to call it.
+            size: instead of the settings': side of a few-shot system's images, shorter side of others'.
+
+        Raises:
+            SettingsError: there is none for this kind of system.
+        """
+        raise SettingsError(f"load: {self.one} has no predictor in Python, use python -m fssops.predict on {label}")
 
     @abstractmethod
     def predictor(self, model: nn.Module, label: str, options: Any) -> Predictor:

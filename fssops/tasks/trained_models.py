@@ -17,9 +17,11 @@ from fssops.engine.settings import Settings
 from fssops.models import MODELS
 from fssops.recipes import read_named_recipe
 from fssops.tasks import load_task, task_from_tables
-from fssops.tasks.class_names import names_of_run
+from fssops.tasks.class_names import checked_classes, classes_of_run
+from fssops.tasks.described_models import described_tables
 from fssops.tasks.task import Task
-from fssops.weights import load_weights, read_weights
+from fssops.weights import find_weights, load_weights, read_weights
+from fssops.weights.pretrained import refuse_larger_model
 
 logger = logging.getLogger(__name__)
 
@@ -67,54 +69,73 @@ def untrained_model(recipe: str, overrides: Sequence[str]) -> TrainedModel:
     return TrainedModel(task, build_model(task.settings), f"{task.settings.name}{weights}")
 
 
-def load_trained(path: Path, recipe: str | None, overrides: Sequence[str], which: str = "last") -> TrainedModel:
+def load_trained(
+    source: str | Path, recipe: str | None, overrides: Sequence[str], which: str = "last", where: str = "CHECKPOINT"
+) -> TrainedModel:
     """Load a model with the task that it was trained for, or that of a recipe.
 
     Args:
-        path: run folder, checkpoint of a run, or weights of any layout, a file or a folder of transformers (then
-            ``recipe`` is needed).
+        source: run folder, checkpoint of a run, or weights that say which model they are of: of ``save_pretrained``, of
+            transformers, or with a name of ours. For all others ``recipe`` is needed. See
+            :func:`fssops.weights.find_weights` for what is fetched.
         recipe: name or file; its settings replace those of the run.
         overrides: ``table.key=value`` each.
         which: checkpoint of a run folder, "last" or "best".
+        where: the argument, for messages.
 
     Raises:
+        FileNotFoundError, UnavailableWeightsError: there are no such weights here, or they cannot be fetched.
         SettingsError: no settings are to be had, or they are wrong.
         RunCheckpointError: the checkpoint is missing or damaged.
         ValueError: the weights are of another model.
     """
-    if not path.exists():
-        raise FileNotFoundError(f"CHECKPOINT: {path} must be a run folder or a file, got nothing there")
+    found = find_weights(source, where)
+    path, row = found.path, found.row
     is_run = path.is_dir() and has_checkpoint(path / "checkpoints")
     checkpoint = read_weights(path / "checkpoints" / "best.pt" if is_run and which == "best" else path)
-    if recipe is None and not checkpoint.settings:
+    recipe = recipe or (row.recipe if row else None)
+    if recipe:
+        tables, origin = read_named_recipe(recipe), f"recipe {recipe}"
+    elif checkpoint.settings:
+        tables, origin = checkpoint.settings, checkpoint.source
+    elif checkpoint.config or checkpoint.model:
+        tables, origin = described_tables(checkpoint, found.called), checkpoint.source
+    else:
+        alone = f"alone, of the backbone {row.backbone}" if row else "alone"
         raise RunCheckpointError(
-            f"CHECKPOINT: {path} must be of a run, which knows its model and data, got weights alone; say with "
+            f"{where}: {source} must be of a run, which knows its model and data, got weights {alone}; say with "
             "--recipe which they are for"
         )
-    tables = checkpoint.settings if recipe is None else read_named_recipe(recipe)
-    task = task_from_tables(tables, f"recipe {recipe}" if recipe else checkpoint.source, overrides)
-    task.trained_names = names_of_run(path)
+    task = task_from_tables(tables, origin, overrides)
+    task.trained_classes = classes_of_run(path)
+    if checkpoint.classes:
+        task.trained_classes = checked_classes(checkpoint.classes, checkpoint.source)
+    if not (recipe or checkpoint.settings):
+        refuse_larger_model(task.settings.model.name, task.config, checkpoint)
     model = empty_model(task.settings)
     load_weights(model, checkpoint)
     if not checkpoint.settings:
-        return TrainedModel(task, model, f"{task.settings.name} {path.name}")
+        return TrainedModel(task, model, f"{task.settings.name} {Path(found.called).name}")
     return TrainedModel(task, model, f"{path.name if is_run else path.stem}, step {checkpoint.step}")
 
 
-def load_unsettled(name: str, options: Sequence[str], weights: Path) -> TrainedModel:
+def load_unsettled(name: str, options: Sequence[str], weights: str | Path) -> TrainedModel:
     """Load weights into a model that no recipe describes; its task has the settings' defaults.
 
     Args:
         name: of the model.
-        options: of its configuration, ``key=value`` each.
-        weights: of any layout.
+        options: of its configuration, ``key=value`` each; the backbone may be left to the name of its weights.
+        weights: as :func:`fssops.load_weights` takes them.
 
     Raises:
         SettingsError: no such model or option.
         ValueError: the weights are of another model.
+        FileNotFoundError, UnavailableWeightsError: there are no such weights here, or they cannot be fetched.
     """
+    found = find_weights(weights, "--weights")
     overrides = [f"model.{option}" for option in options]
-    task = task_from_tables({"name": name, "model": {"name": name}}, f"--model {name}", overrides)
+    backbone = {"backbone": found.row.backbone} if found.row and found.row.backbone else {}
+    task = task_from_tables({"name": name, "model": {"name": name, **backbone}}, f"--model {name}", overrides)
     model = empty_model(task.settings)
-    load_weights(model, weights)
+    load_weights(model, found.path)
     return TrainedModel(task, model, name)

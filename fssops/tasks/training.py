@@ -30,7 +30,7 @@ from fssops.evaluation.scores import percent, without_nan
 from fssops.models import MODELS
 from fssops.models.interface import Trainable
 from fssops.tasks import task_from_tables
-from fssops.tasks.class_names import names_of_run
+from fssops.tasks.class_names import classes_of_run
 from fssops.tasks.task import FirstStage, Task
 from fssops.tasks.trained_models import build_model, empty_model
 
@@ -146,7 +146,7 @@ def prepare(
     logger.info(
         "model          %s, %.2f million parameters, %s", settings.model.name, count / 1e6, settings.model.options
     )
-    task.trained_names = names_of_run(run.path) if earlier is not None else None
+    task.trained_classes = classes_of_run(run.path) if earlier is not None else None
     dataset, lines = task.training_data()
     _say(lines)
     untrained = copy.deepcopy(model) if evaluate and settings.eval.baseline else None

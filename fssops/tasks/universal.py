@@ -14,7 +14,6 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from fssops.data.augmentation.chains import universal_chain
-from fssops.data.class_names import read_classes
 from fssops.data.datasets.universal import TrainingDataset, UniversalItem, check_size, target_at
 from fssops.data.layouts import known_classes, open_data
 from fssops.data.preparation import UniversalPreparation
@@ -30,7 +29,7 @@ from fssops.losses.point_sources import RandomPoints
 from fssops.models.universal.augmented_inference import augmented_semantic
 from fssops.pictures import Tile, enlarged_overlay, grid
 from fssops.structures import ImageBatch, LayerOutputs, MaskPredictions, MaskTargets, SegmentationResult, move_to
-from fssops.tasks.class_names import CLASS_FILE, compare_names, folder_with_classes
+from fssops.tasks.class_names import CLASS_FILE, compare_names
 from fssops.tasks.resumable_evaluation import count_items, evenly_spread, in_evaluation
 from fssops.tasks.task import Evaluation, Task
 from fssops.tasks.universal_settings import UniversalSettings
@@ -182,17 +181,16 @@ class UniversalTask(Task):
                 f"got {'every class' if things is None else list(things)}"
             )
 
-    def classes(self, checkpoint: Path | None = None) -> Classes:
-        """The classes of the model: those that its run folder keeps, of its data set, or as published.
-
-        Args:
-            checkpoint: run folder, or file in one.
+    def classes(self) -> Classes:
+        """The classes of the model: those that it says it was trained for, of its data set, or as published.
 
         Raises:
             SettingsError: none are to be had, or their number is not the model's.
         """
-        folder = None if checkpoint is None else folder_with_classes(checkpoint)
-        classes = self._classes_of_data() if folder is None else read_classes(folder / CLASS_FILE)
+        if self.trained_classes is None:
+            classes = self._classes_of_data()
+        else:
+            classes = Classes.from_rows(self.trained_classes.get("classes", ()), "classes of the model", things=False)
         if len(classes) != self.config.num_classes:
             raise SettingsError(
                 f"model.num_classes must be the number of classes ({len(classes)}), got {self.config.num_classes}"
@@ -492,6 +490,12 @@ class UniversalTask(Task):
 
     # -- prediction -------------------------------------------------------------------------------------------
 
+    def python_predictor(self, model: nn.Module, label: str, size: int | None = None) -> Any:
+        """Return a :class:`fssops.UniversalPredictor`."""
+        from fssops.api import UniversalPredictor
+
+        return UniversalPredictor(self, model, label, size)
+
     def predictor(self, model: nn.Module, label: str, options: Any) -> Any:
         """Return what segments pictures and frames of videos."""
         from fssops.tasks.universal_prediction import UniversalPrediction
@@ -499,7 +503,7 @@ class UniversalTask(Task):
         return UniversalPrediction(
             self,
             model,
-            self.classes(options.checkpoint),
+            self.classes(),
             options.out,
             label,
             tasks=options.task or (),

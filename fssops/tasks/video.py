@@ -27,7 +27,7 @@ from fssops.pictures import Tile, enlarged_overlay, grid
 from fssops.run_lengths import encode
 from fssops.structures import InstanceResult
 from fssops.tasks.resumable_evaluation import count_items
-from fssops.tasks.task import Evaluation
+from fssops.tasks.task import Evaluation, Task
 from fssops.tasks.universal import UniversalTask
 from fssops.tasks.video_settings import VideoSettings
 from fssops.truth import VideoTruth
@@ -222,6 +222,8 @@ class VideoTask(UniversalTask):
 
     # -- prediction -------------------------------------------------------------------------------------------
 
+    python_predictor = Task.python_predictor  # videos are segmented by the verb alone
+
     def predictor(self, model: nn.Module, label: str, options: Any) -> Any:
         """Return what segments videos."""
         from fssops.tasks.video_files import animation_suffix
@@ -233,7 +235,7 @@ class VideoTask(UniversalTask):
         return VideoPrediction(
             self,
             model,
-            self.classes(options.checkpoint),
+            self.classes(),
             options.out,
             label,
             suffix="none" if options.video == "none" else animation_suffix(options.video),
