@@ -23,7 +23,7 @@ from fssops.normalisation import MEAN, STD
 from fssops.structures import FewShotBatch
 
 STRIDE = 16
-POOLING_EPS = 1e-5
+POOLING_EPS, COSINE_EPS = 1e-5, 1e-8
 LEAST_POSITIONS = 12
 """Positions of a query that its own prototypes are made of where fewer are certain; as published."""
 CLUSTERING_STEPS = 10
@@ -41,8 +41,8 @@ class PrototypeMatchingConfig:
         flip: features are the mean of those of the image and of its mirror image.
         scale: factor of the cosines, for probabilities and for what counts as certain (PANet's alpha).
         foreground_prototypes: of each way. 1: the mean; more: clusters by spherical k-means (PPNet: Liu et al., ECCV
-            2020), the best of which counts; 0: every labelled position is one (dense matching, the prior of PFENet: Tian
-            et al., TPAMI 2020).
+            2020), the best of which counts; 0: every labelled position is one (dense matching, as the prior mask of
+            PFENet: Tian et al., TPAMI 2020).
         background_prototypes: the same of the background.
         self_support: share of the query's own foreground prototype, the mean of its positions that are certain, in a
             way's score (self-support matching: Fan et al., ECCV 2022; theirs is 0.5). 0: none, nor of the background.
@@ -186,7 +186,7 @@ class PrototypeMatching(nn.Module):
             logits: Tensor = F.interpolate(scores * self.config.scale, size=size, mode="bilinear", align_corners=False)
             if self.config.refinement == "crf":
                 logits = torch.stack([_refined(*pair) for pair in zip(logits, features["images"], strict=True)])
-        return logits.unflatten(0, (len(support.shown), -1))
+        return logits.view(len(support.shown), -1, *logits.shape[1:])
 
     def support_scores(self, support: PrototypeMatchingSupport, images: Tensor, own: Tensor | None = None) -> Tensor:
         """Cosines of query positions with what of the supports is most alike.
@@ -212,10 +212,13 @@ class PrototypeMatching(nn.Module):
         parts = [behind.unflatten(1, (1, -1)), before.unflatten(1, (ways, each))]
         if support.positions is not None and support.masks is not None:
             places, masks = (value.repeat_interleave(queries, 0) for value in (support.positions, support.masks))
-            nearest = ops.cosine_correlation(images, places, masks, reduction="max", relu=False, shots="joint")
-            parts = [part if part.shape[2] else near for part, near in zip(parts, nearest.split([1, ways], 1), strict=True)]
+            nearest = ops.cosine_correlation(
+                images, places, masks, reduction="max", relu=False, eps=COSINE_EPS, shots="joint"
+            ).split([1, ways], 1)
+            parts = [part if part.shape[2] else near for part, near in zip(parts, nearest, strict=True)]
             if own is not None and not each:
-                parts[1] = torch.lerp(parts[1], ops.cosine_similarity_to_prototypes(images, own[:, 1:])[:, :, None], share)
+                itself = ops.cosine_similarity_to_prototypes(images, own[:, 1:])
+                parts[1] = torch.lerp(parts[1], itself[:, :, None], share)
         scores = torch.cat([part.amax(2) for part in parts], dim=1)
         absent = F.pad(~shown, (1, 0))[:, :, None, None]
         return scores.masked_fill(absent, -1.0)
@@ -269,7 +272,8 @@ class PrototypeMatching(nn.Module):
             if level.shape[-2:] != grid:
                 level = F.interpolate(level, size=grid, mode="area")
             parts.append(_unit(level))
-        return torch.cat(parts, dim=1) / len(parts) ** 0.5
+        joined: Tensor = torch.cat(parts, dim=1) / len(parts) ** 0.5
+        return joined
 
 
 def prototypes(images: Tensor, masks: Tensor, count: int, groups: int) -> Tensor:
@@ -285,7 +289,7 @@ def prototypes(images: Tensor, masks: Tensor, count: int, groups: int) -> Tensor
         return images.new_empty(groups, 0, images.shape[1])
     if count == 1:
         pooled = ops.masked_average_pooling(images, masks, eps=POOLING_EPS, resize="upsample_features")
-        return pooled.unflatten(0, (groups, -1)).mean(1)
+        return pooled.view(groups, -1, 1, pooled.shape[-1]).mean(1)
     inside = positions_inside(masks, images.shape[-2:])[:, 0].unflatten(0, (groups, -1))
     places = images.unflatten(0, (groups, -1)).movedim(2, -1)  # [G, S, h, w, C]
     return torch.stack([clusters(points[mask], count) for points, mask in zip(places, inside, strict=True)])
@@ -326,7 +330,7 @@ def _refined(logits: Tensor, image: Tensor) -> Tensor:
     """Logits [1 + N, H, W] whose outlines follow the colours of the image [3, h, w] they are of."""
     mean, std = (logits.new_tensor(values).view(3, 1, 1) for values in (MEAN, STD))
     colours = F.interpolate((image * std + mean)[None], size=logits.shape[-2:], mode="bilinear", align_corners=False)[0]
-    return refine(logits.softmax(0), colours.clamp(0, 1)).clamp(min=SMALLEST_SHARE).log()
+    return refine(logits.softmax(0), colours.clamp(0, 1).float()).clamp(min=SMALLEST_SHARE).log()
 
 
 def _exact(like: Tensor) -> torch.autocast:

@@ -68,7 +68,9 @@ def swin_row(form: SwinForm) -> BackboneRow:
 def _efficientnet_lite(form: LiteForm, *channels: int) -> BackboneRow:
     """Not for stride 8: systems there say how wide a backbone is, and this one has only its published widths."""
     build = partial(EfficientNetLite, form)
-    return BackboneRow(build, _by_stage(channels), _by_stage((4, 8, 16, 32)), (32, 16), ("stride", "norm"), further=STAGE_NAMES)
+    return BackboneRow(
+        build, _by_stage(channels), _by_stage((4, 8, 16, 32)), (32, 16), ("stride", "norm"), further=STAGE_NAMES
+    )
 
 
 def _by_stage(numbers: Sequence[int]) -> dict[str, int]:
