@@ -52,8 +52,9 @@ def evaluate(system: str, data: Path, size: int, **rules: Any) -> FewShotResult:
     task, fabric = task_of(settings), build_fabric(settings.engine)
     fabric.launch()
     seed_everything(0)
-    found: FewShotResult = task.evaluate(build_model(settings).eval(), fabric, 0, system, "")
-    return found
+    result = task.evaluate(build_model(settings).eval(), fabric, system, title="").result
+    assert isinstance(result, FewShotResult)
+    return result
 
 
 def scores(result: FewShotResult) -> str:

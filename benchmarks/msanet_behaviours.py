@@ -60,8 +60,8 @@ class Departing(nn.Module):
 
     def summarise(self, features: dict[str, Tensor], foreground: Tensor, background: Tensor) -> MSANetSupport:
         """As MSANet's."""
-        found: MSANetSupport = self.summarising.summarise(features, foreground, background)
-        return found
+        results: MSANetSupport = self.summarising.summarise(features, foreground, background)
+        return results
 
     def match(self, support: MSANetSupport, features: dict[str, Tensor], size: tuple[int, int]) -> Tensor:
         """As MSANet's."""
@@ -73,9 +73,9 @@ class Departing(nn.Module):
         """As MSANet's; the label maps are kept."""
         if self.matching.shot_scorer is not None:
             self.matching.shot_scorer.unsort = self.unsort
-        found = self.matching.match_parts(support, features, size)
-        self.labels.append(found["ensemble"].argmax(2).to(torch.uint8).flatten())
-        return found
+        results = self.matching.match_parts(support, features, size)
+        self.labels.append(results["ensemble"].argmax(2).to(torch.uint8).flatten())
+        return results
 
 
 def row(name: str, result: FewShotResult, labels: list[Tensor], sound: list[Tensor]) -> dict[str, Any]:
@@ -100,13 +100,12 @@ def evaluated(run: Path, overrides: Sequence[str], rows: dict[str, tuple[str, ..
         raise SystemExit(f"RUN: {run} must be a run of MSANet, got {settings.model.name}")
     task, fabric = task_of(settings), build_fabric(settings.engine)
     fabric.launch()
-    found, maps = [], []
+    results, maps = [], []
     for name, departures in rows.items():
         departing = Departing(model, departures).eval()
-        result = task.evaluate(departing, fabric, settings.data.fold, label, name)  # type: ignore[attr-defined]
-        found.append((name, result))
+        results.append((name, task.evaluate(departing, fabric, label, name).result))
         maps.append(departing.labels)
-    return found, maps
+    return results, maps
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -121,13 +120,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     overrides = list(options.overrides)
     if options.protocol:
         overrides.append(f"eval.protocol={json.dumps(options.protocol)}")
-    found, maps = evaluated(options.run, overrides, ROWS)
-    rows = [row(name, result, labels, maps[0]) for (name, result), labels in zip(found, maps, strict=True)]
-    setting = found[0][1].setting()
+    results, maps = evaluated(options.run, overrides, ROWS)
+    rows = [row(name, result, labels, maps[0]) for (name, result), labels in zip(results, maps, strict=True)]
+    setting = results[0][1].setting()
     if options.trained_as_published is not None:
         ends = {"sound": (), "published": (KEPT, WEIGHTS, RESULT)}
-        found, others = evaluated(options.trained_as_published, overrides, ends)
-        for (name, result), labels in zip(found, others, strict=True):
+        results, others = evaluated(options.trained_as_published, overrides, ends)
+        for (name, result), labels in zip(results, others, strict=True):
             rows.append(row(f"trained as published, evaluated as {name}", result, labels, maps[0]))
     print(setting)
     print("| " + " | ".join(rows[0]) + " |\n|" + "---|" * len(rows[0]))

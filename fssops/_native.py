@@ -55,8 +55,8 @@ def _built_from(path: Path) -> str | None:
 
     Read from the file: opening a library registers its operators with torch, and those of another could not be then.
     """
-    found = re.search(rb"fssops-source-hash:([0-9a-f]{16})", path.read_bytes())
-    return None if found is None else found[1].decode()
+    stated = re.search(rb"fssops-source-hash:([0-9a-f]{16})", path.read_bytes())
+    return None if stated is None else stated[1].decode()
 
 
 def _open(path: Path) -> ctypes.CDLL:
@@ -91,12 +91,12 @@ def load() -> Path:
     others = []
     for folder in folders:
         path, cuda_path = folder / "libfssops_cpu.so", folder / "libfssops_cuda.so"
-        found = _built_from(path)
-        if expected is not None and found != expected:
-            others.append(f"{folder} ({found or 'no hash'})")
+        built_from = _built_from(path)
+        if expected is not None and built_from != expected:
+            others.append(f"{folder} ({built_from or 'no hash'})")
             continue
         with_cuda = torch.version.cuda is not None and cuda_path.is_file()
-        if with_cuda and _built_from(cuda_path) != found:
+        if with_cuda and _built_from(cuda_path) != built_from:
             raise NativeLibraryError(f"{cuda_path} and {path} are of different builds; rebuild with: {INSTALL}")
         library = _open(path)
         library.fssops_isa.restype = ctypes.c_char_p

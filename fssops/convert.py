@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from fssops.command_line import Parser, run_verb
-from fssops.models import MODELS, create_model
+from fssops.models import MODELS, create_config
+from fssops.weights.finding import SUFFIXES
 
 _DESCRIPTION = """Write any checkpoint that fssops reads as safetensors, for fssops or for transformers.
 
@@ -18,6 +19,8 @@ _EXAMPLES = """\
 examples:
   python -m fssops.convert runs/panet_generated-20260101-120000 panet.safetensors
       the newest checkpoint of a run, which says itself what model it is of
+  python -m fssops.convert runs/panet_generated-20260101-120000 panet/
+      the same as a folder with config.json; both know classes and image size, and fssops.load takes them
   python -m fssops.convert 30000.pth panet.safetensors --model panet
       the authors' weights
   python -m fssops.convert model_final.pkl mask2former/ --model mask2former --set num_classes=133 --layout transformers
@@ -29,10 +32,13 @@ def parser() -> Parser:
     arguments = Parser("convert", _DESCRIPTION, _EXAMPLES)
     arguments.add_argument(
         "checkpoint",
-        help=".pth, .pt, .pkl or .safetensors file, run folder of fssops.train, or folder in transformers' layout",
+        help=".pth, .pt, .pkl or .safetensors file, run folder of fssops.train, folder in transformers' layout, or a "
+        "name, address or owner/repository of such (python -m fssops.models --weights)",
     )
     arguments.add_argument(
-        "output", type=Path, help="file to write, ending in .safetensors; with --layout transformers a folder"
+        "output",
+        type=Path,
+        help="file to write, ending in .safetensors, or a folder; with --layout transformers a folder",
     )
     arguments.add_argument(
         "--model",
@@ -45,7 +51,8 @@ def parser() -> Parser:
         "--layout",
         choices=("fssops", "transformers"),
         default="fssops",
-        help="how to write: one file with our names, or config.json and model.safetensors that transformers loads",
+        help="how to write: with our names, one file or a folder that fssops.load takes; or a folder with config.json "
+        "and model.safetensors that transformers loads",
     )
     arguments.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="option of the model, e.g. backbone=resnet50"
@@ -75,8 +82,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Convert a checkpoint and return the exit code."""
     options = parser().parse_args(arguments)
     folder = options.layout == "transformers"
-    if (options.output.suffix == ".safetensors") == folder:
-        rule = "be a folder with --layout transformers" if folder else "end in .safetensors"
+    if options.output.suffix in SUFFIXES and (folder or options.output.suffix != ".safetensors"):
+        rule = "be a folder with --layout transformers" if folder else "end in .safetensors or be a folder"
         raise ValueError(f"output must {rule}, got {options.output}")
     if options.output.exists() and not options.force:
         raise ValueError(f"output must not exist (or give --force), got {options.output}")
@@ -84,6 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise ValueError(f"output must lie in a folder that exists, got {options.output}")
     from fssops.tasks.described_models import kept_of_run
     from fssops.weights import find_weights, load_weights, read_weights, save_pretrained
+    from fssops.weights.pretrained import refuse_larger_model
 
     path = find_weights(options.checkpoint, "checkpoint").path
     checkpoint = read_weights(path)
@@ -96,15 +104,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"--model must be given unless the checkpoint is a run, converted by fssops, or a folder with config.json, "
             f"got {checkpoint.source}"
         )
-    model = create_model(name, **{**described, **_model_options(options.set)})
+    config = create_config(name, {**described, **_model_options(options.set)})
+    if described:
+        refuse_larger_model(name, config, checkpoint)
+    model = MODELS[name].model_class()(config)
     mismatch = options.allow_mismatch
     report = load_weights(model, checkpoint, strict=not mismatch, new_head="tell" if mismatch else "refuse")
+    known = kept_of_run(checkpoint, path)
     if folder:
         from fssops.weights.transformers_folder import write_transformers
 
-        write_transformers(model, options.output)
+        rows = (known["classes"] or {}).get("classes", [])
+        write_transformers(model, options.output, [row["name"] for row in rows] or None)
     else:
-        save_pretrained(model, options.output, **kept_of_run(checkpoint, path))
+        save_pretrained(model, options.output, **known)
     print(report)
     print(f"{'written':<11}        {options.output}")
     return 0

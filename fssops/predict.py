@@ -61,8 +61,8 @@ def parser() -> Parser:
     model.add_argument(
         "--checkpoint",
         metavar="RUN|FILE|NAME",
-        help="run folder or checkpoint of fssops.train, or weights that say what they are of: a published system's name "
-        "(python -m fssops.models --weights), a folder or owner/repository of transformers, save_pretrained's",
+        help="run folder or checkpoint of fssops.train, or weights that say what they are of: the name of a published "
+        "system (python -m fssops.models --weights), a folder or owner/repository of transformers, save_pretrained's",
     )
     model.add_argument("--model", help="name of a few-shot model, see python -m fssops.models")
     model.add_argument("--recipe", help="for weights without settings: name of a recipe or a .toml file")
@@ -96,7 +96,10 @@ def parser() -> Parser:
     arguments.add_argument("--query", nargs="+", metavar="FILE|FOLDER", help="images (or a video) to segment")
     arguments.add_argument("--out", type=Path, metavar="FOLDER", help="where results are written")
     arguments.add_argument(
-        "--size", type=_pixels, metavar="PIXELS", help="side at which images enter (default: as trained; --model: 417)"
+        "--size",
+        type=_pixels,
+        metavar="PIXELS",
+        help="side at which images enter (default: as trained; --model: its own)",
     )
     arguments.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
     arguments.add_argument("--no-probability", action="store_true", help="do not write probabilities")

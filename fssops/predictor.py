@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from fssops.data.images import palette_of, read_image, read_mask, to_rgb
+from fssops.data.images import palette_of, read_image, read_mask, to_rgb, upright
 from fssops.data.object_masks import object_area
 from fssops.data.preparation import FewShotPreparation
 from fssops.evaluation.feature_cache import FeatureCache
@@ -29,6 +29,8 @@ from fssops.structures import require_numbers
 
 FITS = {"stretch": "square", "stretch_by_corners": "square_by_corners", "pad": "letterbox"}
 """How images get the model's size -> the geometry of evaluation that is the same."""
+
+PANET_SIDE = 417
 
 ImageLike: TypeAlias = "str | os.PathLike[str] | Image.Image | np.ndarray[Any, Any] | Tensor"
 MaskLike: TypeAlias = ImageLike
@@ -57,8 +59,8 @@ class FewShotPredictor:
 
     Args:
         model: a few-shot model; it is put in eval mode and stays on its device.
-        size: side in pixels, or (height, width), at which images enter the model; the published size of PANet by
-            default.
+        size: side in pixels, or (height, width), at which images enter the model; None: the ``image_side`` of a model
+            that has one, as INSID3's 64 patches, else 417, PANet's published side.
         fit: "stretch" to that size, as PANet does; "stretch_by_corners": the same with masks resized by another rule,
             as MM-Former does; or "pad" (square sizes only): the longer side fills it, the aspect is kept, the rest is
             black and neither foreground nor background, as MSANet does. Evaluation prepares images by the same code.
@@ -75,7 +77,7 @@ class FewShotPredictor:
         self,
         model: nn.Module,
         *,
-        size: int | tuple[int, int] = 417,
+        size: int | tuple[int, int] | None = None,
         fit: Literal["stretch", "stretch_by_corners", "pad"] = "stretch",
         precision: Literal["float32", "bfloat16"] = "float32",
         keep_mb: int = 256,
@@ -88,6 +90,8 @@ class FewShotPredictor:
             raise ValueError(f"FewShotPredictor: precision must be float32 or bfloat16, got {precision!r}")
         if keep_mb < 0:
             raise ValueError(f"FewShotPredictor: keep_mb must not be negative, got {keep_mb}")
+        if size is None:
+            size = int(getattr(model, "image_side", PANET_SIDE))
         self.size = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
         if min(self.size) < model.stride:
             raise ValueError(f"FewShotPredictor: size must be at least the stride {model.stride}, got {self.size}")
@@ -262,12 +266,12 @@ def _called(image: Any, number: int) -> str:
 def _by_class(given: Any, what: str, *, box: bool = False) -> dict[str, list[Any]]:
     """The argument as class name to list; a bare list, or a single thing, is of the class "object"."""
     if isinstance(given, Mapping):
-        found = {}
+        by_class = {}
         for name, value in given.items():
             if not isinstance(value, (list, tuple)):
                 raise ValueError(f"set_support: {what} of class {name!r} must be a list, got {type(value).__name__}")
-            found[str(name)] = list(value)
-        return found
+            by_class[str(name)] = list(value)
+        return by_class
     if isinstance(given, (list, tuple)):
         if box and given and isinstance(given[0], Real):
             return {"object": [given]}
@@ -280,7 +284,7 @@ def rgb_array(image: ImageLike, where: str) -> np.ndarray[Any, Any]:
     if isinstance(image, (str, os.PathLike)):
         return np.asarray(read_image(image))
     if isinstance(image, Image.Image):
-        return np.asarray(to_rgb(image))
+        return np.asarray(to_rgb(upright(image, where), where))
     if isinstance(image, Tensor):
         if image.dim() != 3 or image.shape[0] != 3:
             raise ValueError(f"{where} must be a tensor [3, H, W], got {list(image.shape)}")
@@ -313,7 +317,7 @@ def _area(
     if isinstance(label, (str, os.PathLike)):
         values, colours = read_mask(label), palette_of(label)
     elif isinstance(label, Image.Image):
-        values, colours = np.asarray(label), palette_of(label)
+        values, colours = np.asarray(upright(label, where)), palette_of(label)
     elif isinstance(label, (Tensor, np.ndarray)):
         values = label.detach().cpu().numpy() if isinstance(label, Tensor) else label
     else:

@@ -16,11 +16,26 @@ def encode(mask: np.ndarray) -> dict[str, Any]:
     return {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")}
 
 
+def compressed(counts: Sequence[int], width: int, height: int) -> str:
+    """The compressed string of run lengths, column by column from a run outside on, that add up to the picture."""
+    from pycocotools import mask as coco_mask
+
+    packed = coco_mask.frPyObjects({"size": [height, width], "counts": list(counts)}, height, width)
+    return str(packed["counts"].decode("ascii"))
+
+
 def decode(rle: Mapping[str, Any]) -> np.ndarray:
     """Undo :func:`encode`: bool [H, W]."""
     from pycocotools import mask as coco_mask
 
     return np.asarray(coco_mask.decode(dict(rle)), dtype=bool)
+
+
+def area(rle: Mapping[str, Any]) -> int:
+    """Pixels of a mask that :func:`encode` or :func:`encode_outline` made."""
+    from pycocotools import mask as coco_mask
+
+    return int(coco_mask.area(dict(rle)))
 
 
 def draw(outline: Any, width: int, height: int) -> np.ndarray:
@@ -34,17 +49,15 @@ def area_of_union(outlines: Sequence[Any], width: int, height: int) -> int:
     """Pixels that any of the outlines covers, counted without drawing them."""
     if all(isinstance(outline, np.ndarray) for outline in outlines):
         return int(np.logical_or.reduce(outlines).sum())
-    from pycocotools import mask as coco_mask
-
-    return int(coco_mask.area(_union([encode_outline(outline, width, height) for outline in outlines])))
+    return area(_union([encode_outline(outline, width, height) for outline in outlines]))
 
 
 def encode_outline(outline: Any, width: int, height: int) -> Any:
     """Run lengths as pycocotools holds them.
 
     Args:
-        outline: polygons ([n, 2], or x0, y0, x1, y1, ... in pixels), run lengths that
-            :func:`fssops.data.coco_json.fault` has accepted, or a bool mask [H, W].
+        outline: polygons ([n, 2], or x0, y0, x1, y1, ... in pixels) or run lengths that
+            :func:`fssops.data.outlines.drawable` has given, or a bool mask [H, W].
         width: of the image.
         height: of the image.
     """
@@ -55,8 +68,6 @@ def encode_outline(outline: Any, width: int, height: int) -> Any:
     if isinstance(outline, list):
         flat = [p.reshape(-1).tolist() if isinstance(p, np.ndarray) else list(p) for p in outline]
         return _union(coco_mask.frPyObjects(flat, height, width))
-    if isinstance(outline["counts"], list):
-        return coco_mask.frPyObjects(outline, height, width)
     return {"size": [height, width], "counts": outline["counts"].encode()}
 
 

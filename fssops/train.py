@@ -17,8 +17,9 @@ _EXAMPLES = """\
 examples:
   python -m fssops.train
       the default: a small PANet on generated images, two minutes on two CPU cores
-  python -m fssops.train panet_pascal5i --set data.root=/data/VOCdevkit/VOC2012 --set model.weights=vgg16.pth
-      a published recipe; --set changes any key, as often as needed
+  python -m fssops.train panet_pascal5i --set data.root=/data/VOCdevkit/VOC2012
+      a published recipe, from the ImageNet weights that it names, fetched once; --set changes any key, as often as
+      needed: --set model.weights=FILE without a network
   python -m fssops.train panet_pascal5i --set data.fold=2 --set engine.precision=bf16 --set engine.devices=4 \\
       --set engine.batch_size=4
       another fold, mixed precision, four GPUs
@@ -82,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from fssops.engine.run_folder import locked_run
     from fssops.tasks.training import check_trainable, train
 
-    check_trainable(task)
+    check_trainable(task, resumed=earlier is not None)
     fabric = build_fabric(task.settings.engine)
     fabric.launch()
     with locked_run(fabric, lambda: folder or _new_folder(options.out, task.settings.name)) as run:

@@ -16,6 +16,8 @@ import numpy as np
 
 from fssops import run_lengths
 from fssops.data.errors import AnnotationError, DuplicateError
+from fssops.data.json_values import name as json_name
+from fssops.data.json_values import shown, whole_number, yes_or_no
 from fssops.labels import IGNORE
 
 Colour = tuple[int, int, int]
@@ -123,16 +125,22 @@ class Classes:
         plain = distinct_colours(len(listed))
         categories: list[Category] = []
         for number, row in enumerate(listed):
-            if not isinstance(row, Mapping) or not isinstance(row.get("id"), int) or isinstance(row.get("id"), bool):
-                raise AnnotationError(f"{where}: categories[{number}] must have an integer id and a name, got {row!r}")
-            if not isinstance(row.get("name"), str):
-                raise AnnotationError(f"{where}: category {row['id']} must have a name, got {row.get('name')!r}")
-            is_thing = row.get("isthing", things)
-            if is_thing not in (0, 1):
-                got = "nothing" if is_thing is None else repr(is_thing)
-                raise AnnotationError(f"{where}: category {row['id']} must say isthing (0 or 1), got {got}")
-            colour = _colour(row.get("color"), where, row["id"]) or plain[number]
-            categories.append(Category(row["id"], row["name"], colour, bool(is_thing)))
+            identifier = whole_number(row.get("id")) if isinstance(row, Mapping) else None
+            if identifier is None:
+                raise AnnotationError(
+                    f"{where}: categories[{number}] must have an integer id and a name, got {shown(row)}"
+                )
+            name = row.get("name")
+            name = str(name) if type(name) is int else json_name(name)
+            if name is None:
+                raise AnnotationError(f"{where}: category {identifier} must have a name, got {shown(row.get('name'))}")
+            stated = row.get("isthing", things)
+            is_thing = yes_or_no(stated)
+            if is_thing is None:
+                got = "nothing" if stated is None else shown(stated)
+                raise AnnotationError(f"{where}: category {identifier} must say isthing (0 or 1), got {got}")
+            colour = _colour(row.get("color"), where, identifier) or plain[number]
+            categories.append(Category(identifier, name, colour, is_thing))
         try:
             return Classes(tuple(sorted(categories, key=lambda category: category.id)))
         except AnnotationError as error:
@@ -158,7 +166,9 @@ def _colour(value: Any, where: str, identifier: int) -> Colour | None:
         return None
     valid = isinstance(value, (list, tuple)) and len(value) == 3
     if not valid or any(isinstance(v, bool) or not isinstance(v, int) or not 0 <= v <= 255 for v in value):
-        raise AnnotationError(f"{where}: color of category {identifier} must be three numbers 0..255, got {value!r}")
+        raise AnnotationError(
+            f"{where}: color of category {identifier} must be three numbers 0..255, got {shown(value)}"
+        )
     return value[0], value[1], value[2]
 
 
@@ -177,6 +187,10 @@ TruthKind = Literal["semantic", "instance", "panoptic"]
 
 Polygons = list[np.ndarray]
 """Polygons [n, 2] float64, (x, y) in pixels, that are one object together."""
+
+
+RunLengths = dict[str, Any]
+"""``size`` [height, width] and ``counts``, a compressed string."""
 
 
 @dataclass
@@ -201,14 +215,14 @@ class ObjectTruth:
     Attributes:
         id: unique in the data set.
         label: class index.
-        outline: polygons, or a bool mask [H, W]; in ``ImageSource.stored_truth`` of data also run lengths.
+        outline: polygons, run lengths as COCO writes them, or a bool mask [H, W].
         crowd: a group that is not counted one by one.
         area: pixels, as the annotation says; what COCO's size ranges go by. None: what the mask covers.
     """
 
     id: int
     label: int
-    outline: Polygons | np.ndarray
+    outline: Polygons | RunLengths | np.ndarray
     crowd: bool = False
     area: float | None = None
 
@@ -246,6 +260,19 @@ class Truth:
         if self.segment_ids is None:
             raise ValueError("Truth.semantic: the data set must have label maps or segments, got only objects")
         return labels_of_segments(self.segment_ids, self.segments)
+
+    def crowds(self, kind: TruthKind, things: Sequence[int]) -> list[bool]:
+        """Whether each object is a crowd region, of which nothing is learnt.
+
+        Args:
+            kind: "panoptic": of all segments; else of the objects, those of countable classes.
+            things: indices of the countable classes.
+        """
+        if kind == "panoptic":
+            return [segment.crowd for segment in self.segments]
+        if self.objects is not None:
+            return [entry.crowd for entry in self.objects]
+        return [segment.crowd for segment in self.segments if segment.label in set(things)]
 
     def instances(self, things: Sequence[int]) -> list[ObjectTruth]:
         """Objects; of a panoptic map its segments of countable classes.
@@ -309,7 +336,7 @@ class VideoTruth:
     tracks: list[TrackTruth] | None = None
 
 
-def draw(outline: Polygons | np.ndarray, height: int, width: int) -> np.ndarray:
+def draw(outline: Polygons | RunLengths | np.ndarray, height: int, width: int) -> np.ndarray:
     """Rasterise an outline with COCO's rule: bool [H, W], clipped to the image."""
     return outline if isinstance(outline, np.ndarray) else run_lengths.draw(outline, width, height)
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 
+import torch
 from parity_cases import SYSTEMS
 from parity_cases.case import Case, CaseError, Line
 
@@ -40,7 +42,22 @@ def lines_of(folder: Path, oracle_weights: Path | None = None) -> Iterator[Line]
     """
     case = Case.read(folder, oracle_weights)
     _, module = system_of(case)
-    yield from module.run(case)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads_of(case))
+    try:
+        yield from module.run(case)
+    finally:
+        torch.set_num_threads(before)
+
+
+def threads_of(case: Case) -> int:
+    """As many threads as the reference had: one where the case says so, else two.
+
+    Rounding goes with the number of threads, and gradients jump where it decides: with one thread three sampling points
+    of ``mask2former_video_r50`` lie on the other side of a cell's border and two inputs of ReLUs, of 1e-6, on the other
+    side of 0, which moves single gradients by 5 % (the authors' code moves likewise: its fact sheet, "measured noise").
+    """
+    return 1 if "one thread" in json.dumps(case.description) else 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -156,6 +156,46 @@ def test_errors_are_relative_to_the_largest_value_and_nan_is_out() -> None:
     assert not compared_exactly("x", torch.tensor([1, 2]), np.array([1, 2])).out
 
 
+def test_what_is_kept_in_float16_stands_for_all_that_rounds_to_it() -> None:
+    """Between 1024 and 2048 float16 holds whole numbers: 1500.4 is kept as 1500."""
+    want = np.array([1500.0, -2.0], dtype=np.float16)
+    assert compared("x", torch.tensor([1500.4, -2.0]), want, 1e-6).error == 0
+    assert compared("x", torch.tensor([1501.5, -2.0]), want, 1e-6).error == pytest.approx(1 / 1500)
+    assert compared("x", torch.tensor([1500.4, -2.0]), want.astype(np.float32), 1e-6).out
+
+
+def test_an_array_is_held_to_the_tolerance_that_lists_it_and_cut_as_the_case_says() -> None:
+    tolerances = {"default": "<= 1e-5", "prototype, cluster.*": "max|a-b| <= 2e-4 * max|b|"}
+    table = {"whole": {}, "part": {"index": "[:, ::2, 1:3]", "what": "words"}, "row": {"index": "[..., 0]"}}
+    description = {"tolerance": tolerances, "arrays": table, "subsample": {"elsewhere": "[1]"}}
+    case = Case(Path("x"), description, {}, fill=lambda *_: np.zeros(0))
+    assert case.tolerance_of("cluster.score", 1.0) == 2e-4
+    assert case.tolerance_of("prototype", 1.0) == 2e-4
+    assert case.tolerance_of("prototypes", 1.0) == 1e-5
+    assert (case.what("part"), case.what("whole")) == ("words", "")
+    values = torch.arange(60).view(3, 4, 5)
+    assert torch.equal(case.cut("whole", values), values)
+    assert torch.equal(case.cut("part", values), values[:, ::2, 1:3])
+    assert torch.equal(case.cut("row", values), values[:, :, 0])
+    assert torch.equal(case.cut("elsewhere", values), values[1])
+
+
+@pytest.mark.parametrize(("said", "threads"), [("float32, CPU, one thread", 1), ("CPU in float32", 2)])
+def test_a_case_runs_with_the_threads_of_its_reference(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, threads: int
+) -> None:
+    write_case(tmp_path / "case")
+    description = json.loads((tmp_path / "case" / "case.json").read_text())
+    (tmp_path / "case" / "case.json").write_text(json.dumps({**description, "mode": said}))
+    seen = []
+    original = panet_cases.computed
+    monkeypatch.setattr(panet_cases, "computed", lambda *a: seen.append(torch.get_num_threads()) or original(*a))
+    before = torch.get_num_threads()
+    assert not [line for line in parity.lines_of(tmp_path / "case") if line.out]
+    assert seen == [threads]
+    assert torch.get_num_threads() == before
+
+
 def test_summaries_are_those_of_the_case_files() -> None:
     values = torch.arange(24.0).view(2, 12)
     assert summary_of(values, "stats").tolist() == pytest.approx(

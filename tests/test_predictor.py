@@ -125,6 +125,22 @@ def test_every_form_of_image_and_mask_gives_the_same_result(tmp_path: Path) -> N
         np.testing.assert_allclose(result.probabilities, results[0].probabilities, atol=1e-5)
 
 
+@pytest.mark.parametrize("orientation", [3, 6, 8])
+def test_an_opened_photo_is_turned_upright_as_its_file_is(tmp_path: Path, orientation: int) -> None:
+    image, mask = scene(RED)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(image).save(tmp_path / "photo.png", exif=exif)
+    Image.fromarray(mask).save(tmp_path / "mask.png", exif=exif)
+    results = []
+    for opened in (str, Image.open):
+        predictor = FewShotPredictor(ColourModel(), size=48)
+        predictor.set_support([opened(tmp_path / "photo.png")], [opened(tmp_path / "mask.png")])
+        results.append(predictor.segment(opened(tmp_path / "photo.png")))
+    assert np.array_equal(results[0].labels, results[1].labels)
+    assert results[1].labels.shape == (mask.shape if orientation == 3 else mask.T.shape)
+
+
 def test_a_list_of_images_gives_a_list_and_the_support_is_encoded_once() -> None:
     model = ColourModel()
     predictor = FewShotPredictor(model, size=48)

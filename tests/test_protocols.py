@@ -35,6 +35,17 @@ def test_msanets_protocol_names_its_seeds() -> None:
     assert row.seeds_of("pascal5i", 2) == row.seeds
 
 
+def test_insid3s_protocol_is_one_run_at_the_networks_size() -> None:
+    row = PROTOCOLS["insid3"]
+    assert (row.runs, row.seeds, row.size, row.binary) == (1, (0,), "network", "class_sums")
+    assert (row.draw, row.geometry, row.crowd, row.overlap) == (
+        "independent",
+        "square_by_corners",
+        "background",
+        "later",
+    )
+
+
 def test_mm_formers_seeds_are_those_of_the_fold() -> None:
     row = PROTOCOLS["mm_former"]
     assert (row.runs, row.size, row.min_area) == (1, "network", 2048)
@@ -51,7 +62,7 @@ def test_every_row_says_where_it_is_defined_and_what_data_sets_read(name: str) -
     assert row.source_options("voc") == {}
     assert set(row.source_options("coco")) == {"crowd", "overlap"}
     assert row.draw_options() == {"draw": row.draw, "min_area": row.min_area}
-    assert set(row.dataset_options()) == {"ignore_in_support", "other_ways", "geometry"}
+    assert set(row.dataset_options()) == {"ignore_in_support", "empty_support", "other_ways", "geometry"}
 
 
 def test_consecutive_seeds_are_a_span() -> None:
@@ -62,11 +73,11 @@ def test_consecutive_seeds_are_a_span() -> None:
 
 def test_the_numbers_of_every_row_are_those_that_were_published() -> None:
     areas = {name: row.min_area for name, row in PROTOCOLS.items()}
-    assert areas == {"fssops": 1, "panet": 1, "panet_coco": 1, "msanet": 2048, "mm_former": 2048}
+    assert areas == {"fssops": 1, "panet": 1, "panet_coco": 1, "msanet": 2048, "mm_former": 2048, "insid3": 2048}
     assert PROTOCOLS["mm_former"].fold_seeds == {
         "pascal5i": (4604572, 7743485, 5448843, 2534673),
         "coco20i": (8420323, 27163933, 8162312, 3391510),
     }
     assert [name for name, row in PROTOCOLS.items() if row.drop_novel] == ["fssops", "msanet"]
-    assert [name for name, row in PROTOCOLS.items() if row.definition == "msanet"] == ["msanet", "mm_former"]
+    assert [name for name, row in PROTOCOLS.items() if row.definition == "msanet"] == ["msanet", "mm_former", "insid3"]
     assert {row.episodes for row in PROTOCOLS.values()} == {1000}

@@ -49,7 +49,7 @@ def test_code_in_a_replay_file_is_not_executed(tmp_path: Path, capsys: pytest.Ca
 def test_a_pickle_is_no_episode_list(tmp_path: Path) -> None:
     trace = tmp_path / "ran"
     (tmp_path / "episodes.json").write_bytes(pickle.dumps(Touch(trace)))
-    with pytest.raises(AnnotationError, match="episode list must be complete JSON"):
+    with pytest.raises(AnnotationError, match="episode list must be JSON text"):
         EpisodeList.load(tmp_path / "episodes.json")
     assert not trace.exists()
 

@@ -196,15 +196,16 @@ def _imports(path: Path) -> set[str]:
 VERBS = {"fssops.train", "fssops.evaluate", "fssops.predict", "fssops.convert", "fssops.doctor"}
 SHARED = {
     f"fssops.{name}"
-    for name in ("labels", "structures", "truth", "run_lengths", "protocols", "pictures", "normalisation")
+    for name in ("labels", "structures", "truth", "run_lengths", "protocols", "pictures", "normalisation", "facts")
 }
 MAY_IMPORT = {
     "labels.py": set(),
     "structures.py": {"fssops.labels"},
     "normalisation.py": set(),
     "protocols.py": set(),
+    "facts.py": set(),
     "pictures.py": {"fssops.labels"},
-    "truth.py": {"fssops.labels", "fssops.run_lengths", "fssops.data.errors"},
+    "truth.py": {"fssops.labels", "fssops.run_lengths", "fssops.data.errors", "fssops.data.json_values"},
     "reference": {"fssops.reference"},
     "ops": {"fssops.ops", "fssops.reference", "fssops._native"},
     "losses": {"fssops.losses", "fssops.ops", "fssops.structures"},

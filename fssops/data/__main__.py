@@ -16,6 +16,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from fssops.command_line import Parser, console, run_verb
 from fssops.data import check_command, command_options, layouts
@@ -34,6 +35,16 @@ def _layouts_text() -> str:
         lines.append(f"  {layout.name:16} {layout.files}")
         lines.append(f"  {'':16} for {', '.join(layout.offers)}")
     return "\n".join(lines)
+
+
+# check
+
+
+def _demands(recipe: str, overrides: list[str]) -> dict[str, Any]:
+    """What a recipe asks of its data."""
+    from fssops.tasks import load_task
+
+    return load_task(recipe, overrides).data_demands()
 
 
 # list
@@ -193,7 +204,8 @@ def main(arguments: Sequence[str]) -> int:
     parser = Parser("data", __doc__ or "", _layouts_text())
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
 
-    check_command.add(commands.add_parser("check", help="read everything once; exit code 1 when something is wrong"))
+    check = commands.add_parser("check", help="read everything once; exit code 1 when something is wrong")
+    check_command.add(check, _demands)
 
     command = commands.add_parser("list", help="classes, images of each, and which fold tests it")
     _add_source(command)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL.Image import Image
 
 from fssops import run_lengths
 from fssops.data import layouts
+from fssops.data.check_facts import Limits, empty_supports, facts_of
 from fssops.data.episodes import EpisodeList
 from fssops.data.errors import (
     DataError,
@@ -23,13 +25,13 @@ from fssops.data.errors import (
     MaskSizeError,
     MaskValueError,
     PanopticMismatchError,
-    UnknownCategoryError,
 )
 from fssops.data.few_shot_source import FewShotSource, Progress
 from fssops.data.folds import FoldClasses
 from fssops.data.images import exif_orientation
 from fssops.data.layout import DataTruth
 from fssops.data.source import ImageSource, VideoSource
+from fssops.facts import Facts
 from fssops.labels import IGNORE
 
 Source = FewShotSource | ImageSource | VideoSource
@@ -44,16 +46,18 @@ KINDS = {
     "wrong_size": "an image or mask has another size than it should",
     "unknown_id": "a mask holds ids outside the class list",
     "bad_annotation": "an annotation cannot be drawn: bad polygon or RLE, unknown image or category",
-    "duplicate_id": "an id or name that should be unique occurs twice",
+    "duplicate_id": "an id, name or picture that should be unique occurs twice",
     "empty_class": "a class has no image",
+    "nothing_to_learn": "a split has no object that is no crowd region (iscrowd)",
     "too_few_images": "a class of the fold has fewer images than an episode needs",
     "panoptic_mismatch": "the PNG and the JSON of a panoptic data set disagree",
     "empty_video": "a video has no frame, or another number of them than it says",
     "class_mismatch": "a class has another number or name than in another split",
+    "read_as": "what a value of the label maps means was concluded from all of them",
     "exif_orientation": "an image is turned by its EXIF data, which its size does not show",
     "left_out": "a file or folder of the data set is not read",
     "no_annotation": "an image or video holds no class at all",
-    "split_leakage": "the same picture in training and in validation or test",
+    "split_leakage": "the same picture in two of training, validation and test",
     "fold_leakage": "the same picture, or a novel class, on both sides of a split",
 }
 """Kinds of findings. Notes (``severity`` "note") report what a protocol may allow; they are no problems."""
@@ -78,11 +82,12 @@ class Finding:
 
 @dataclass
 class Report:
-    """What a check looked at and found."""
+    """What a check looked at and found; ``facts`` of each split are no findings."""
 
     root: str
     format: str
     splits: dict[str, dict[str, int]] = field(default_factory=dict)
+    facts: dict[str, Facts] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
 
     def problems(self, allow: Iterable[str] = ()) -> list[Finding]:
@@ -92,7 +97,8 @@ class Report:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return {**asdict(self), "counts": self.counts()}
+        facts = {split: of_split.as_json() for split, of_split in self.facts.items()}
+        return {**asdict(self), "facts": facts, "counts": self.counts()}
 
     def counts(self) -> dict[str, int]:
         """Findings of each kind that occurs."""
@@ -106,11 +112,15 @@ class _Look:
     Attributes:
         classes: class ids (few-shot: pixels of each; else objects of each, or 1 where it is there at all).
         pictures: hashes of its pixels, of every frame of a video.
+        crowds: whether each object is a crowd region; empty where the truth has no objects.
+        supports: few-shot: what :func:`fssops.data.check_facts.empty_supports` says.
         findings: what is wrong.
     """
 
     classes: dict[int, int] = field(default_factory=dict)
     pictures: list[str] = field(default_factory=list)
+    crowds: list[bool] = field(default_factory=list)
+    supports: tuple[int, int] = (0, 0)
     findings: list[Finding] = field(default_factory=list)
 
 
@@ -123,6 +133,7 @@ def check_data(
     fold: FoldClasses | FoldRule | None = None,
     min_area: int = 1,
     need: int = 0,
+    limits: Limits | None = None,
     train_episodes: EpisodeList | None = None,
     test_episodes: EpisodeList | None = None,
     progress: Progress | None = None,
@@ -139,6 +150,7 @@ def check_data(
             classes with too few images. A function is given the class ids of the first split that can be opened.
         min_area: few-shot: pixels that an image needs to count for a class.
         need: few-shot: images that each class of the fold needs (shots + queries).
+        limits: of a model: also count what it can make nothing of.
         train_episodes: list for training, to be looked through for leakage.
         test_episodes: list for evaluation, likewise.
         progress: called with (done, total) images or videos.
@@ -153,7 +165,7 @@ def check_data(
         layout = layouts.recognise(root or ".", truth)
     declared = layouts.layout_of(layout, truth)
     declared.check_root(root, options)
-    reading = truth or declared.offers[0]
+    reading, limits = truth or declared.offers[0], limits or Limits()
     report = Report(str(root or ""), layout)
     stored = root is not None or not declared.has_files
     wanted = splits or (declared.splits(Path(root or ".")) if stored else []) or ["train"]
@@ -163,9 +175,10 @@ def check_data(
     total = len({_key(source, name) for source in sources.values() for name in source.names})
     seen: dict[tuple[str, ...], _Look] = {}
     for split, source in sources.items():
-        report.findings += [Finding(kind, split, message) for kind, message in _images_of(source).problems()]
+        for kind, message in _images_of(source).problems():
+            report.findings.append(Finding(kind, split, message, "note" if kind == "read_as" else "problem"))
         report.findings += [Finding("left_out", split, text, "note") for text in _images_of(source).left_out()]
-        _look_at(source, report, seen, total, progress)
+        _look_at(source, report, seen, total, min_area, limits, progress)
         looks = [seen[_key(source, name)] for name in source.names]
         least = min_area if isinstance(source, FewShotSource) else 1
         counts = dict.fromkeys(_class_names(source), 0)
@@ -178,10 +191,16 @@ def check_data(
         if isinstance(source, VideoSource):
             numbers["images"] = sum(source.frames(name) for name in source.names)
             numbers |= {"videos": len(source.names), "objects": sum(counts.values())}
+        elif _has_objects(source):
+            numbers["objects"] = sum(look.crowds.count(False) for look in looks)
         report.splits[split] = numbers
+        crowds = [look.crowds for look in looks] if _has_objects(source) else []
+        report.facts[split] = facts_of(crowds, limits, (look.supports for look in looks))
+        _check_objects(source, looks, report)
     report.findings += _class_mismatches(sources)
-    _check_leakage(sources, seen, fold, report)
-    report.findings += check_episodes(train_episodes, test_episodes, None, fold)
+    _check_leakage(sources, seen, fold, limits.novel_images, report)
+    pictures = {n: seen[_key(s, n)].pictures for s in sources.values() for n in s.names}
+    report.findings += check_episodes(train_episodes, test_episodes, None, fold, pictures)
     return report
 
 
@@ -218,10 +237,22 @@ def _key(source: Source, name: str) -> tuple[str, ...]:
 
 
 def _look_at(
-    source: Source, report: Report, seen: dict[tuple[str, ...], _Look], total: int, progress: Progress | None
+    source: Source,
+    report: Report,
+    seen: dict[tuple[str, ...], _Look],
+    total: int,
+    min_area: int,
+    limits: Limits,
+    progress: Progress | None,
 ) -> None:
     def look(name: str) -> _Look:
-        return _look_at_video(source, name) if isinstance(source, VideoSource) else _look_at_image(source, name)
+        if isinstance(source, VideoSource):
+            return _look_at_video(source, name)
+        found = _look_at_image(source, name)
+        if limits.preparation and isinstance(source, FewShotSource):
+            classes = [number for number, area in found.classes.items() if area >= min_area]
+            found.supports = empty_supports(source, name, classes, limits.preparation)
+        return found
 
     new = [name for name in source.names if _key(source, name) not in seen]
     with ThreadPoolExecutor(max_workers=4) as pool:
@@ -232,13 +263,15 @@ def _look_at(
                 progress(len(seen), total)
 
 
-def _hash(picture: Any) -> str:
-    return hashlib.sha256(f"{picture.size}".encode() + picture.tobytes()).hexdigest()
+def _hash(picture: Image) -> str:
+    digest = hashlib.sha256(f"{picture.size}".encode())
+    for top in range(0, picture.height, 256):  # the bytes of a large picture at once take another 200 MB
+        digest.update(picture.crop((0, top, picture.width, min(top + 256, picture.height))).tobytes())
+    return digest.hexdigest()
 
 
 _KINDS_OF_ERRORS = (
     (DuplicateError, "duplicate_id"),
-    (UnknownCategoryError, "unknown_id"),
     (MaskValueError, "unknown_id"),
     (PanopticMismatchError, "panoptic_mismatch"),
     ((ImageSizeError, MaskSizeError), "wrong_size"),
@@ -263,7 +296,7 @@ def _look_at_image(source: FewShotSource | ImageSource, name: str) -> _Look:
     except (DataError, OSError) as error:
         look.findings.append(Finding(_kind_of(error, "unreadable_image"), where, str(error)))
     try:
-        truth = images.stored_truth(name)
+        truth = images.truth(name)
     except (DataError, OSError) as error:
         if str(error) not in [finding.message for finding in look.findings]:
             look.findings.append(Finding(_kind_of(error, "unreadable_mask"), where, str(error)))
@@ -273,6 +306,8 @@ def _look_at_image(source: FewShotSource | ImageSource, name: str) -> _Look:
             f"image must have the size of its annotation, {truth.width} x {truth.height}, got {size[1]} x {size[0]}"
         )
         look.findings.append(Finding("wrong_size", where, message))
+    kind = images.kind if images.kind == "panoptic" and not isinstance(source, FewShotSource) else "instance"
+    look.crowds = truth.crowds(kind, images.classes.things)
     labels = {segment.label for segment in truth.segments}
     if truth.label_map is not None:
         labels |= set(np.unique(truth.label_map).tolist()) - {IGNORE}
@@ -307,6 +342,7 @@ def _look_at_video(source: VideoSource, name: str) -> _Look:
     except DataError as error:
         look.findings.append(Finding("unreadable_mask", where, str(error)))
         return look
+    look.crowds = [track.crowd for track in tracks]
     for track in tracks:
         masks = (track.mask(frame, *source.size(name)) for frame in range(source.frames(name)))
         if any(mask is not None and mask.any() for mask in masks):
@@ -341,6 +377,21 @@ def _check_classes(
             report.findings.append(Finding("too_few_images", split, message))
 
 
+def _has_objects(source: Source) -> bool:
+    """Whether the truth tells objects apart."""
+    images = _images_of(source)
+    return images.has_truth if isinstance(images, VideoSource) else images.offers("instance")
+
+
+def _check_objects(source: Source, looks: Sequence[_Look], report: Report) -> None:
+    """A split whose truth is objects must have one to learn from."""
+    if _has_objects(source) and all(all(look.crowds) for look in looks):
+        crowds = sum(len(look.crowds) for look in looks)
+        got = f"{crowds} crowd regions alone (iscrowd 1: some exporters mark every object so)" if crowds else "none"
+        message = f"there must be at least one object to learn from, got {got}"
+        report.findings.append(Finding("nothing_to_learn", source.split, message))
+
+
 def _class_mismatches(sources: dict[str, Source]) -> Iterator[Finding]:
     """Splits that do not mean the same by a number or a name."""
     listed = {split: _class_names(source) for split, source in sources.items()}
@@ -355,44 +406,56 @@ def _class_mismatches(sources: dict[str, Source]) -> Iterator[Finding]:
                 yield Finding("class_mismatch", f"{first} / {split}", message)
 
 
-def _is_training(split: str) -> bool:
-    return split.startswith(("train", "trn")) and "val" not in split
+def _purpose(split: str) -> int:
+    """What a split is for, by its name: 1 training, 2 choosing, 3 reporting, 0 something else."""
+    if split.startswith(("train", "trn")):
+        return 0 if "val" in split else 1
+    return 2 if split.startswith("val") else 3 if split.startswith("test") else 0
 
 
 def _check_leakage(
-    sources: dict[str, Source], seen: dict[tuple[str, ...], _Look], fold: FoldClasses | None, report: Report
+    sources: dict[str, Source],
+    seen: dict[tuple[str, ...], _Look],
+    fold: FoldClasses | None,
+    novel_images: str,
+    report: Report,
 ) -> None:
-    for train in filter(_is_training, sources):
-        few_shot = isinstance(sources[train], FewShotSource)
-        same = "a frame that is the same in" if isinstance(sources[train], VideoSource) else "the same picture as"
+    for split, source in sources.items():
+        few_shot, purpose = isinstance(source, FewShotSource), _purpose(split)
+        same = "a frame that is the same in" if isinstance(source, VideoSource) else "the same picture as"
         first: dict[str, str] = {}
-        for name in sources[train].names:
-            for digest in seen[_key(sources[train], name)].pictures:
+        for name in source.names:
+            for digest in seen[_key(source, name)].pictures:
                 earlier = first.setdefault(digest, name)
-                if earlier != name and not isinstance(sources[train], VideoSource):
+                if earlier != name and not isinstance(source, VideoSource):
                     message = f"{earlier} and {name} are the same picture"
                     severity = "problem" if few_shot else "note"
-                    report.findings.append(Finding("duplicate_id", f"{train}: {name}", message, severity))
-        for other in (split for split in sources if split.startswith(("val", "test"))):
+                    report.findings.append(Finding("duplicate_id", f"{split}: {name}", message, severity))
+        for other in (other for other in sources if 0 < purpose < _purpose(other)):
             for name in sources[other].names:
                 pictures = seen[_key(sources[other], name)].pictures
                 for earlier in dict.fromkeys(first[digest] for digest in pictures if digest in first):
-                    message = f"{name} of {other} must not be in {train}, got {same} {earlier}"
+                    message = f"{name} of {other} must not be in {split}, got {same} {earlier}"
                     kind = "fold_leakage" if few_shot else "split_leakage"
-                    report.findings.append(Finding(kind, f"{train} / {other}", message))
-        if fold:
-            names = sources[train].names
-            novel = [n for n in names if not set(fold.test).isdisjoint(seen[_key(sources[train], n)].classes)]
-            if novel:
+                    report.findings.append(Finding(kind, f"{split} / {other}", message))
+        if fold and purpose == 1:
+            novel = sum(not set(fold.test).isdisjoint(seen[_key(source, name)].classes) for name in source.names)
+            if novel_images:
+                report.facts[split].add(f"novel_images_{novel_images}", novel, len(source.names))
+            elif novel:
                 message = (
-                    f"{len(novel)} of {len(names)} images hold novel classes of {fold}; they are "
+                    f"{novel} of {len(source.names)} images hold novel classes of {fold}; they are "
                     "background there (PANet) unless such images are dropped (drop_novel, as BAM and MSANet do)"
                 )
-                report.findings.append(Finding("fold_leakage", train, message, "note"))
+                report.findings.append(Finding("fold_leakage", split, message, "note"))
 
 
 def check_episodes(
-    train: EpisodeList | None, test: EpisodeList | None, source: FewShotSource | None, fold: FoldClasses | None
+    train: EpisodeList | None,
+    test: EpisodeList | None,
+    source: FewShotSource | None,
+    fold: FoldClasses | None,
+    pictures: Mapping[str, Sequence[str]] | None = None,
 ) -> Iterator[Finding]:
     """Look for leakage in episode lists.
 
@@ -401,14 +464,16 @@ def check_episodes(
         test: list for evaluation.
         source: data set of the training list, to see which classes its images hold.
         fold: the classes that each list may use.
+        pictures: name -> hash of its pixels, by which copies of other names are found.
     """
+    digests = {name: hashes[0] for name, hashes in (pictures or {}).items() if hashes}
     for name, episodes in (("training list", train), ("test list", test)):
         for index, e in enumerate(episodes or ()):
-            both = set(e.query) & {n for names in e.support for n in names}
-            if both:
-                message = (
-                    f"episode {index}: support and query must be different images, got {sorted(both)[0]!r} as both"
-                )
+            supports = {digests.get(n, n): n for names in e.support for n in names}
+            for query in (query for query in e.query if digests.get(query, query) in supports):
+                support = supports[digests.get(query, query)]
+                got = f"{query!r} as both" if support == query else f"{query!r}, the same picture as {support!r}"
+                message = f"episode {index}: support and query must be different images, got {got}"
                 yield Finding("fold_leakage", name, message)
     used = [{c for e in episodes for c in e.classes} if episodes else set() for episodes in (train, test)]
     for class_id in sorted(used[0] & used[1]):

@@ -57,7 +57,7 @@ def load(key: str) -> dict[str, dict[int, int]] | None:
     try:
         raw = json.loads((where / f"classes-{key}.json").read_text())
         return {name: {int(c): int(area) for c, area in areas.items()} for name, areas in raw.items()}
-    except (OSError, ValueError, AttributeError, TypeError):
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError):
         return None
 
 

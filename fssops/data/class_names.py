@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from fssops.data.errors import AnnotationError
+from fssops.data.json_values import shown
+from fssops.data.text_files import read_json
 from fssops.truth import Classes
 
 
@@ -20,22 +21,14 @@ def read_classes(file: Path) -> Classes:
         FileNotFoundError: no such file.
         AnnotationError: not JSON of these forms.
     """
-    try:
-        content: Any = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{file}: class names must be listed there, got no such file") from None
-    except (ValueError, RecursionError) as error:
-        raise AnnotationError(f"{file}: class list must be complete JSON, got {error}") from error
+    content: Any = read_json(file, "class list")
     if isinstance(content, dict):
         content = content.get("classes", content.get("names", content))
     if isinstance(content, dict):
         content = [{"id": key, "name": name} for key, name in content.items()]
     if not isinstance(content, list):
-        raise AnnotationError(f"{file}: class list must be a list or map ids to names, got {str(content)[:80]}")
+        raise AnnotationError(f"{file}: class list must be a list or map ids to names, got {shown(content)}")
     rows = [row if isinstance(row, dict) else {"id": i, "name": row} for i, row in enumerate(content)]
-    for row in rows:
-        if isinstance(row.get("id"), str) and row["id"].isdecimal():
-            row["id"] = int(row["id"])
     return Classes.from_rows(rows, str(file), things=False)
 
 

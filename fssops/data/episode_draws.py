@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
+import numpy as np
+
 from fssops.data.errors import TooFewImagesError
 from fssops.data.few_shot_source import FewShotSource
 
@@ -134,4 +136,26 @@ def draw_shuffled(
             taken.append(number)
         support = tuple(pool[number] for number in taken[:shots])
         result.append(EpisodeSpec((class_id,), (support,), (query,), (0,)))
+    return result
+
+
+def draw_independent(pools: dict[int, list[str]], shots: int, episodes: int, seed: int) -> list[EpisodeSpec]:
+    """The order of draws of INSID3's ``DatasetCOCO``, which has it from Matcher: numpy's global generator, one way."""
+    rng = np.random.RandomState(seed)
+    classes = list(pools)
+
+    def one_of(count: int) -> int:
+        return int(rng.choice(count, 1, replace=False)[0])
+
+    result = []
+    for _ in range(episodes):
+        class_id = classes[one_of(len(classes))]
+        pool = pools[class_id]
+        query = one_of(len(pool))
+        taken: list[int] = []
+        while len(taken) < shots:
+            number = one_of(len(pool))
+            if number != query:
+                taken.append(number)
+        result.append(EpisodeSpec((class_id,), (tuple(pool[number] for number in taken),), (pool[query],), (0,)))
     return result

@@ -21,6 +21,8 @@ from fssops.data import episode_draws
 from fssops.data.episode_draws import EpisodeSpec
 from fssops.data.errors import AnnotationError, TooFewImagesError
 from fssops.data.few_shot_source import FewShotSource
+from fssops.data.json_values import shown
+from fssops.data.text_files import read_json
 
 FILE_FORMAT = "fssops-episodes-1"
 
@@ -79,7 +81,7 @@ class EpisodeList:
         queries: int = 1,
         episodes: int = 1000,
         seed: int = 1234,
-        draw: Literal["balanced", "panet", "list", "shuffled"] = "balanced",
+        draw: Literal["balanced", "panet", "list", "shuffled", "independent"] = "balanced",
         min_area: int = 1,
         avoid: Collection[int] = (),
         too_few: Literal["error", "skip"] = "error",
@@ -98,6 +100,8 @@ class EpisodeList:
           whatever their size; supports from the class's images without the query. Classes are not balanced.
         - ``shuffled``: MM-Former's, number for number. As ``list``, but the queries run through a shuffled list, and at
           least five supports are drawn, of which fewer shots take the first: 1-shot and 5-shot have the same queries.
+        - ``independent``: INSID3's (1 way, 1 query), number for number where the lists of images are the same: class,
+          query and every support uniform, no support the query, but the same image may be a support twice.
 
         Args:
             source: the data set.
@@ -120,11 +124,13 @@ class EpisodeList:
             TooFewImagesError: a class has fewer images than an episode needs, or too few classes are left.
         """
         _check_counts(ways=ways, shots=shots, queries=queries, episodes=episodes)
-        if draw not in ("balanced", "panet", "list", "shuffled"):
-            raise ValueError(f"EpisodeList.draw: draw must be balanced, panet, list or shuffled, got {draw!r}")
+        if draw not in ("balanced", "panet", "list", "shuffled", "independent"):
+            raise ValueError(
+                f"EpisodeList.draw: draw must be balanced, panet, list, shuffled or independent, got {draw!r}"
+            )
         if too_few not in ("error", "skip"):
             raise ValueError(f"EpisodeList.draw: too_few must be error or skip, got {too_few!r}")
-        if draw in ("list", "shuffled") and (ways, queries) != (1, 1):
+        if draw in ("list", "shuffled", "independent") and (ways, queries) != (1, 1):
             raise ValueError(f"EpisodeList.draw: draw {draw!r} must have 1 way and 1 query, got {ways} and {queries}")
         unknown = [c for c in classes if c not in source.classes]
         if unknown or len(set(classes)) != len(classes):
@@ -149,8 +155,10 @@ class EpisodeList:
             drawn = episode_draws.draw_panet(pools, ways, shots, queries, episodes, seed)
         elif draw == "list":
             drawn = episode_draws.draw_list(source, pools, shots, episodes, seed)
-        else:
+        elif draw == "shuffled":
             drawn = episode_draws.draw_shuffled(source, pools, shots, episodes, seed)
+        else:
+            drawn = episode_draws.draw_independent(pools, shots, episodes, seed)
         return cls(
             tuple(drawn),
             ways,
@@ -211,15 +219,10 @@ class EpisodeList:
             AnnotationError: not such a file, or changed since it was written.
         """
         file = Path(path)
-        try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise FileNotFoundError(f"{file}: episode list must exist, got nothing of that name") from None
-        except ValueError as error:
-            raise AnnotationError(f"{file}: episode list must be complete JSON, got {error}") from error
+        content = read_json(file, "episode list")
         if not isinstance(content, dict) or content.get("format") != FILE_FORMAT:
             got = content.get("format") if isinstance(content, dict) else type(content).__name__
-            raise AnnotationError(f"{file}: episode list must have format {FILE_FORMAT!r}, got {got!r}")
+            raise AnnotationError(f"{file}: episode list must have format {FILE_FORMAT!r}, got {shown(got)}")
         try:
             fields = {name: content[name] for name in ("ways", "shots", "queries", "seed", "fold", "source", "options")}
             loaded = cls(

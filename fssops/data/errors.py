@@ -39,10 +39,6 @@ class DuplicateError(AnnotationError):
     """An id or a name that should be unique occurs twice."""
 
 
-class UnknownCategoryError(AnnotationError):
-    """An annotation is of a category that is not in the file's list."""
-
-
 class TooFewImagesError(DataError):
     """A class has fewer images than an episode needs."""
 

@@ -93,7 +93,7 @@ class FewShotSource(Source):
         Raises:
             MaskError: the stored mask breaks a rule (size, values).
         """
-        truth = self.images.stored_truth(name)
+        truth = self.images.truth(name)
         numbers = self._numbers
         if class_ids is not None:
             numbers = np.where(np.isin(numbers, list(class_ids)), numbers, 0)
@@ -121,25 +121,24 @@ class FewShotSource(Source):
         return labels_of_segments(truth.segment_ids, shown, self._dtype)
 
     def _smallest_on_top(self, truth: Truth, numbers: np.ndarray) -> np.ndarray:
-        label = np.zeros((truth.height, truth.width), dtype=self._dtype)
-        objects: list[tuple[int, int, np.ndarray]] = []
+        # In the order of pycocotools' masks, column by column: painting across memory takes several times as long.
+        label = np.zeros((truth.height, truth.width), dtype=self._dtype, order="F")
+        objects: list[tuple[int, int, Any]] = []  # as run lengths: masks of a large picture's objects take gigabytes
         for entry in truth.objects or ():
             if not numbers[entry.label]:
                 continue
-            mask = draw(entry.outline, truth.height, truth.width)
-            if not self._is_object(entry):
-                if self.crowd == "ignore":
-                    label[mask] = IGNORE
-            elif mask.any():
-                objects.append((int(mask.sum()), numbers[entry.label], mask))
-        for _, number, mask in sorted(objects, key=lambda o: -o[0]):
-            label[mask] = number
-        return label
+            if self._is_object(entry):
+                runs = run_lengths.encode_outline(entry.outline, truth.width, truth.height)
+                objects.append((run_lengths.area(runs), numbers[entry.label], runs))
+            elif self.crowd == "ignore":
+                np.copyto(label, IGNORE, where=draw(entry.outline, truth.height, truth.width))
+        for _, number, runs in sorted(objects, key=lambda o: -o[0]):
+            np.copyto(label, int(number), where=run_lengths.decode(runs))
+        return np.ascontiguousarray(label)
 
     def _latest_on_top(self, truth: Truth, numbers: np.ndarray) -> np.ndarray:
         """Objects of all classes painted over each other; those of classes that are not wanted as background."""
-        # In the order of pycocotools' masks, column by column: painting across memory takes several times as long.
-        label = np.zeros((truth.height, truth.width), dtype=self._dtype, order="F")
+        label = np.zeros((truth.height, truth.width), dtype=self._dtype, order="F")  # as above
         shown = False
         for entry in truth.objects or ():
             if entry.crowd and self.crowd == "background":
@@ -168,7 +167,7 @@ class FewShotSource(Source):
 
             mask = self.label_map(name, [class_id]) == class_id
             return np.asarray(ndimage.label(mask, structure=np.ones((3, 3), dtype=int))[0], dtype=np.int32)
-        truth, index = self.images.stored_truth(name), self._index_of[class_id]
+        truth, index = self.images.truth(name), self._index_of[class_id]
         masks: list[np.ndarray] = []
         if truth.segment_ids is not None:
             segments = [segment for segment in truth.segments if segment.label == index and self._is_object(segment)]
@@ -213,7 +212,7 @@ class FewShotSource(Source):
         return areas
 
     def _areas_of(self, name: str) -> dict[int, int]:
-        return self.areas_in(self.images.stored_truth(name))
+        return self.areas_in(self.images.truth(name))
 
     def areas_in(self, truth: Truth) -> dict[int, int]:
         """Pixels of each class in an image, by ascending number, classes without pixels left out.

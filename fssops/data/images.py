@@ -32,7 +32,10 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", 
 
 Image.init()
 _REGISTERED = [name for name in FORMATS if name in Image.OPEN]
-_DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, IndexError, KeyError, TypeError)
+_DECODE_ERRORS = (
+    *(OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, IndexError, KeyError, TypeError),
+    *(MemoryError, OverflowError),  # of lengths that a damaged header states
+)
 _LOSSLESS = ("PNG", "BMP", "TIFF", "GIF", "PPM")
 
 
@@ -74,14 +77,15 @@ def _decode(image: Image.Image, file: Path, what: str = "image") -> Image.Image:
         raise ImageFileError(
             f"{file}: {what} must decode completely, got a broken or truncated file ({error})"
         ) from error
-    return _upright(image, file)
+    return upright(image, str(file))
 
 
-def _upright(image: Image.Image, file: Path) -> Image.Image:
+def upright(image: Image.Image, name: str) -> Image.Image:
+    """Turn a picture as its EXIF orientation says; one that has none, or was turned, is returned as it is."""
     try:
         return ImageOps.exif_transpose(image)
     except _DECODE_ERRORS as error:
-        warnings.warn(f"{file}: EXIF data cannot be read ({error}); orientation taken as upright", DataWarning, 3)
+        warnings.warn(f"{name}: EXIF data cannot be read ({error}); orientation taken as upright", DataWarning, 3)
         return image
 
 
@@ -206,7 +210,7 @@ def read_mask(
     check_size(values, size, file)
     if allowed is None:
         return values
-    counts = np.bincount(values.reshape(-1), minlength=256)
+    counts = np.array(Image.fromarray(values).histogram())  # numpy would count a copy of eight times the size
     listed = np.zeros(256, dtype=bool)
     listed[[value for value in (*allowed, IGNORE) if 0 <= value < 256]] = True
     bad = np.flatnonzero((counts > 0) & ~listed)
@@ -247,7 +251,9 @@ def read_grey(path: str | os.PathLike[str], *, size: tuple[int, int] | None = No
     """Read a picture as brightness, uint8 [H, W]; for masks that were stored as smoothed or coloured pictures."""
     file = Path(path)
     with _open(file, MAX_PIXELS, "mask") as image:
-        grey = np.array(to_rgb(_decode(image, file, "mask"), str(file)).convert("L"))
+        decoded = _decode(image, file, "mask")
+        # Bits and grey values without a detour, which would take a gigabyte for a large picture.
+        grey = np.array((decoded if decoded.mode in ("1", "L") else to_rgb(decoded, str(file))).convert("L"))
     check_size(grey, size, file)
     return grey
 

@@ -11,13 +11,16 @@ with ``object=V``                        V (or each of several) is the object, t
 with ``threshold=T``                     T and above is the object, the rest background
 =======================================  ==========================================================================
 
+In folders of label maps (``label_folder``) 255 is neither, but where no label map of the split holds anything else
+beside 0: then it is the object, of the one class that is listed beside the background; of several it is refused.
+
 ``ignore=V`` names another value for neither. A picture with a palette whose background is brighter than its object is
 refused too: its numbers and its look say the opposite.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -80,6 +83,16 @@ def object_area(
     if neither is not None:
         area[values == neither] = IGNORE
     return area
+
+
+def white_is_object(masks: Iterable[np.ndarray[Any, Any]]) -> bool:
+    """Whether 255 is the object of label maps: some have it, and none a value other than 0 beside it."""
+    seen: set[int] = set()
+    for values in masks:
+        seen.update(np.unique(values).tolist())
+        if not seen <= {0, IGNORE}:
+            return False
+    return IGNORE in seen
 
 
 def undecided(where: str, others: Sequence[float]) -> str:

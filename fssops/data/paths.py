@@ -6,7 +6,7 @@ from fssops.data.errors import AnnotationError
 
 
 def check_inside(name: str, where: str) -> str:
-    """Return a relative name as it is, or refuse it.
+    """Return a relative name with ``/`` between its folders, or refuse it.
 
     Folders may be symbolic links, as data sets are often put together from them; the name itself may not lead out.
 
@@ -21,4 +21,4 @@ def check_inside(name: str, where: str) -> str:
     drive = len(parts[0]) == 2 and parts[0][1] == ":"
     if not name or not parts[0] or drive or ".." in parts or "\0" in name:
         raise AnnotationError(f"{where} must be a name below its folder, got {name!r:.120}")
-    return name
+    return "/".join(parts)

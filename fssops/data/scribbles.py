@@ -98,10 +98,10 @@ def longest_paths(lines: np.ndarray, min_nodes: int = MIN_NODES) -> list[np.ndar
     starts, ends, lengths = [], [], []
     for dy, dx in _NEIGHBOURS[1:5]:  # each pair once
         other = number[points[:, 0] + 1 + dy, points[:, 1] + 1 + dx]
-        found = np.flatnonzero(other >= 0)
-        starts.append(found)
-        ends.append(other[found])
-        lengths.append(np.full(len(found), math.hypot(dy, dx)))
+        neighbours = np.flatnonzero(other >= 0)
+        starts.append(neighbours)
+        ends.append(other[neighbours])
+        lengths.append(np.full(len(neighbours), math.hypot(dy, dx)))
     edges = (np.concatenate(starts), np.concatenate(ends))
     graph = sparse.csr_array((np.concatenate(lengths), edges), shape=(len(points), len(points)))
     tree = csgraph.minimum_spanning_tree(graph)

@@ -94,10 +94,6 @@ class ImageSource(Source, ABC):
 
     # What a layout may know better.
 
-    def stored_truth(self, name: str) -> Truth:
-        """As :meth:`truth`, but outlines that are stored as run lengths stay such: what needs no mask draws none."""
-        return self.truth(name)
-
     def object_numbers(self, name: str) -> np.ndarray | None:
         """Objects told apart beside a label map: int32 [H, W], 0 none; None where only classes are known."""
         return None
@@ -118,9 +114,9 @@ class ImageSource(Source, ABC):
         """How results files call an image."""
         return name
 
-    def training_names(self, kind: TruthKind) -> list[str]:
-        """Images to train on; for instances without those that have none, as published."""
-        return self.names
+    def crowds(self, name: str, kind: TruthKind) -> list[bool]:
+        """Whether each object of an image is a crowd region, see :meth:`Truth.crowds`; most layouts read its truth."""
+        return self.truth(name).crowds(kind, self.classes.things)
 
     def image_file(self, name: str) -> Path | None:
         """File of an image; None where it is drawn."""

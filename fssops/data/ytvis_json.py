@@ -1,7 +1,7 @@
 """Reading YouTube-VIS JSON (2019, 2021, and OVIS' alike): structure checked here, before anything is drawn.
 
-A video or an object that is broken is left out with a warning that gives its id and the reason; a broken file is an
-error.
+What is broken is left out and told, be it a video, an object, its outline in a frame or one polygon of that; a broken
+file is an error.
 """
 
 from __future__ import annotations
@@ -11,14 +11,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fssops.data.annotation_json import checked_size, read_tables, warn_of, whole
-from fssops.data.coco_json import fault
+from fssops.data.annotation_json import (
+    Problem,
+    checked_id,
+    checked_name,
+    checked_size,
+    own_ids,
+    read_tables,
+    tell,
+    usable_rows,
+)
 from fssops.data.errors import AnnotationError, DuplicateError
-from fssops.data.paths import check_inside
+from fssops.data.json_values import identifier, positive, shown, whole_number, yes_or_no
+from fssops.data.outlines import HIDDEN, drawable
 from fssops.truth import Classes, TrackTruth
 
-HIDDEN = ("zero area", "outside the image", "empty polygon list")
-"""Faults of a frame's outline that say no more than that the object is not seen there."""
+VideoId = int | str
 
 
 @dataclass
@@ -32,7 +40,7 @@ class Video:
         files: file names of the frames.
     """
 
-    id: int
+    id: VideoId
     name: str
     height: int
     width: int
@@ -48,14 +56,14 @@ class YTVISFile:
         classes: of the file's table.
         videos: name -> video, in the order of the file.
         annotations: video id -> its usable objects; None where the file holds no truth.
-        problems: (kind of finding, message) of what was left out or looks wrong.
+        problems: what was left out, cut or looks wrong.
     """
 
     path: Path
     classes: Classes
     videos: dict[str, Video] = field(default_factory=dict)
-    annotations: dict[int, list[TrackTruth]] | None = None
-    problems: list[tuple[str, str]] = field(default_factory=list)
+    annotations: dict[VideoId, list[TrackTruth]] | None = None
+    problems: list[Problem] = field(default_factory=list)
 
 
 def read(path: str | os.PathLike[str], *, warn: bool = True) -> YTVISFile:
@@ -67,7 +75,8 @@ def read(path: str | os.PathLike[str], *, warn: bool = True) -> YTVISFile:
 
     Raises:
         FileNotFoundError: no such file.
-        AnnotationError: incomplete JSON, a missing table or field, a video id that occurs twice.
+        AnnotationError: incomplete JSON, a missing table, a broken category, a video id that occurs twice, or no video
+            that can be used.
     """
     file = Path(path)
     content = read_tables(file, ("videos", "categories"))
@@ -82,104 +91,90 @@ def read(path: str | os.PathLike[str], *, warn: bool = True) -> YTVISFile:
         result.annotations = {}
         _read_annotations(content["annotations"], left_out, result)
     if warn:
-        warn_of(file, [message.removeprefix(f"{file}: ") for _, message in result.problems])
+        tell(file, result.problems)
     return result
 
 
-def _read_videos(rows: list[Any], result: YTVISFile) -> set[int]:
+def _read_videos(rows: list[Any], result: YTVISFile) -> set[VideoId]:
     """Fill ``videos``; returns the ids of those without a frame."""
-    ids: set[int] = set()
-    empty: set[int] = set()
-    for number, row in enumerate(rows):
-        where = f"{result.path}: videos[{number}]"
-        if not isinstance(row, dict) or not whole(row.get("id")):
-            raise AnnotationError(f"{where} must be an object with an integer id, got {row!r:.80}")
-        identifier = row["id"]
-        if identifier in ids:
-            raise DuplicateError(f"{result.path}: video ids must be unique, got {identifier} twice")
-        ids.add(identifier)
-        width, height = checked_size(row, f"{result.path}: video {identifier}")
-        files = row.get("file_names")
-        if not isinstance(files, list) or not all(isinstance(name, str) and name for name in files):
-            raise AnnotationError(
-                f"{result.path}: video {identifier}: file_names must be a list of names, got {files!r:.80}"
-            )
-        for name in files:
-            check_inside(name, f"{result.path}: video {identifier}: file_names")
+    ids: set[VideoId] = set()
+    empty: set[VideoId] = set()
+    for number, width, height, files, length in usable_rows(result.path, "videos", rows, result.problems, _video):
+        if number in ids:
+            raise DuplicateError(f"{result.path}: video ids must be unique, got {number} twice")
+        ids.add(number)
         if not files:
-            message = f"{result.path}: video {identifier} must have at least one frame, got 0; left out"
+            message = f"video {number} must have at least one frame, got 0; left out"
             result.problems.append(("empty_video", message))
-            empty.add(identifier)
+            empty.add(number)
             continue
-        length = row.get("length", len(files))
-        if length != len(files):
-            message = (
-                f"{result.path}: video {identifier}: length must be the number of file_names, {len(files)}, "
-                f"got {length!r}; file_names are used"
-            )
-            result.problems.append(("empty_video", message))
-        folder = files[0].rpartition("/")[0].rpartition("/")[2] or f"video{identifier}"
-        name = folder if folder not in result.videos else f"{folder}-{identifier}"
-        result.videos[name] = Video(identifier, name, height, width, files)
+        if whole_number(length) != len(files):
+            message = f"video {number}: length must be the number of file_names, {len(files)}, got {shown(length)}"
+            result.problems.append(("empty_video", f"{message}; file_names are used"))
+        folder = files[0].rpartition("/")[0].rpartition("/")[2] or f"video{number}"
+        name = folder
+        while name in result.videos:
+            name += f"-{number}"
+        result.videos[name] = Video(number, name, height, width, files)
     return empty
 
 
-def _read_annotations(rows: list[Any], left_out: set[int], result: YTVISFile) -> None:
+def _video(row: Any, where: str) -> tuple[VideoId, int, int, list[str], Any]:
+    """Id, width, height, names of frames, and what it says of their number."""
+    number = checked_id(row, where)
+    width, height = checked_size(row, f"video {number}")
+    files = row.get("file_names")
+    if not isinstance(files, list):
+        raise AnnotationError(f"video {number}: file_names must be a list of names, got {shown(files)}")
+    names = [checked_name(name, f"video {number}: file_names") for name in files]
+    return number, width, height, names, row.get("length", len(names))
+
+
+def _read_annotations(rows: list[Any], left_out: set[VideoId], result: YTVISFile) -> None:
     assert result.annotations is not None
     videos = {video.id: video for video in result.videos.values()}
-    seen: set[int] = set()
-    for number, row in enumerate(rows):
-        if not isinstance(row, dict) or not whole(row.get("id")):
-            raise AnnotationError(
-                f"{result.path}: annotations[{number}] must be an object with an integer id, got {row!r:.80}"
-            )
-        identifier = row["id"]
-        if identifier in seen:
-            result.problems.append(("duplicate_id", f"{result.path}: annotation id {identifier} occurs more than once"))
-        seen.add(identifier)
-        # Ids may be of any JSON type; those that are no numbers are in no table.
-        video_id, category_id = (v if whole(v := row.get(key)) else -1 for key in ("video_id", "category_id"))
+    for number, row in own_ids(rows, result.problems):
+        video_id, category = identifier(row.get("video_id")), whole_number(row.get("category_id"))
         if video_id in left_out:
             continue
-        video, label = videos.get(video_id), result.classes.index_of.get(category_id)
+        video = None if video_id is None else videos.get(video_id)
+        label = None if category is None else result.classes.index_of.get(category)
         if video is None:
-            track: TrackTruth | str = f"video id {row.get('video_id')!r} not in videos"
+            track: TrackTruth | str = f"video id {shown(row.get('video_id'))} not in videos"
         elif label is None:
-            track = f"category id {row.get('category_id')!r} not in categories"
+            track = f"category id {shown(row.get('category_id'))} not in categories"
         else:
-            track = _track(row, video, label)
+            track = _track(number, row, video, label, result.problems)
         if isinstance(track, str) or video is None:
-            result.problems.append(("bad_annotation", f"{result.path}: annotation {identifier} left out: {track}"))
+            result.problems.append(("bad_annotation", f"annotation {number} left out: {track}"))
         else:
             result.annotations.setdefault(video.id, []).append(track)
 
 
-def _track(row: dict[str, Any], video: Video, label: int) -> TrackTruth | str:
-    """An object, or why it cannot be used."""
-    segmentations = row.get("segmentations")
+def _track(number: int, row: dict[str, Any], video: Video, label: int, problems: list[Problem]) -> TrackTruth | str:
+    """An object, or why it cannot be used. Where one frame's outline cannot, nothing is known of it in that frame."""
+    segmentations, crowd = row.get("segmentations"), yes_or_no(row.get("iscrowd") or 0)
+    if crowd is None:
+        return f"iscrowd is neither 0 nor 1 but {shown(row['iscrowd'])}"
     if not isinstance(segmentations, list):
-        return f"segmentations must be a list with an entry a frame, got {segmentations!r:.40}"
+        return f"segmentations must be a list with an entry a frame, got {shown(segmentations)}"
     if len(segmentations) != len(video.files):
         return f"segmentations must be one a frame ({len(video.files)}), got {len(segmentations)}"
     outlines: list[Any] = []
+    told: list[Problem] = []
     for frame, segmentation in enumerate(segmentations):
-        reason = fault(segmentation, video.width, video.height) if segmentation else None
-        if reason is not None and reason not in HIDDEN:
-            return f"frame {frame}: {reason}"
-        outlines.append(None if not segmentation else [] if reason else _compact(segmentation))
+        outline, faults = drawable(segmentation, video.width, video.height)
+        if segmentation in (None, []):
+            faults = []
+        elif faults[:1] and faults[0] in HIDDEN:
+            outline, faults = [], []
+        outlines.append(outline)
+        end = "; left out of that frame" if outline is None else ""
+        told += [("bad_annotation", f"annotation {number}: frame {frame}: {fault}{end}") for fault in faults]
+    if told and all(outline is None for outline in outlines):
+        return told[0][1].split(": ", 1)[1].removesuffix("; left out of that frame")
+    problems += told
     areas = row.get("areas")
     if not isinstance(areas, list) or len(areas) != len(outlines):
         areas = []
-    areas = [float(area) if isinstance(area, (int, float)) and area > 0 else None for area in areas]
-    return TrackTruth(row["id"], label, outlines, bool(row.get("iscrowd", 0)), areas)
-
-
-def _compact(segmentation: Any) -> Any:
-    """Run lengths as a compressed string: lists of numbers take many times the memory, and YouTube-VIS is full of
-    them."""
-    if not isinstance(segmentation, dict) or isinstance(segmentation["counts"], str):
-        return segmentation
-    from pycocotools import mask as coco_mask
-
-    packed = coco_mask.frPyObjects(segmentation, *segmentation["size"])
-    return {"size": segmentation["size"], "counts": packed["counts"].decode("ascii")}
+    return TrackTruth(number, label, outlines, crowd, [positive(area) for area in areas])

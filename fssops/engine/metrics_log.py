@@ -50,13 +50,15 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Read the records of a metrics file; a last line that was cut off by a crash is left out."""
+    """Read the records of a metrics file; lines that are none, as the last one after a crash, are left out."""
     records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_bytes().splitlines():
         try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
+            record = json.loads(line)
+        except (ValueError, RecursionError):  # bytes that are no UTF-8 are a ValueError too
             continue
+        if isinstance(record, dict):
+            records.append(record)
     return records
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from fssops.engine.settings import OptimSettings, SettingsError
+from fssops.models.interface import Layered
 
 _NORMS = (
     nn.modules.batchnorm._BatchNorm,
@@ -20,14 +21,23 @@ _NORMS = (
 _POSITION_NAMES = ("relative_position_bias_table", "absolute_pos_embed", "pos_embed")
 
 
-def freeze(model: nn.Module, patterns: list[str]) -> list[str]:
-    """Stop training of parameters whose full name matches a shell pattern; return the names.
+def freeze(model: nn.Module, settings: OptimSettings) -> None:
+    """Stop training of the first layers of the backbone and of parameters whose full name matches a shell pattern.
 
     Raises:
-        SettingsError: a pattern matches nothing, which is a misspelling.
+        SettingsError: there are not so many layers, or a pattern matches nothing, which is a misspelling.
     """
+    if settings.frozen_layers:
+        parts = _layered(model)
+        if not parts:
+            raise SettingsError(f"optim.frozen_layers: must be 0 without a backbone, got {settings.frozen_layers}")
+        for _, part in parts:
+            try:
+                part.freeze(settings.frozen_layers)  # type: ignore[arg-type]
+            except ValueError as error:
+                raise SettingsError(f"optim.frozen_layers: {error}") from None
     frozen: list[str] = []
-    for pattern in patterns:
+    for pattern in settings.frozen:
         names = [name for name, _ in model.named_parameters() if _matches(name, pattern)]
         if not names:
             raise SettingsError(f"optim.frozen: {pattern!r} must match a parameter, got none")
@@ -35,7 +45,22 @@ def freeze(model: nn.Module, patterns: list[str]) -> list[str]:
     for name, parameter in model.named_parameters():
         if name in set(frozen):
             parameter.requires_grad_(False)
-    return frozen
+
+
+def _layered(model: nn.Module) -> list[tuple[str, Layered]]:
+    """Parts of a model that count their layers, with their prefixes in its names."""
+    return [(f"{name}." if name else "", part) for name, part in model.named_modules() if isinstance(part, Layered)]
+
+
+def _layer_factors(model: nn.Module, decay: float) -> dict[str, float]:
+    """Factor of the learning rate of each trained parameter of a backbone, by its depth."""
+    return {
+        f"{prefix}{name}": decay ** (len(part.layers_by_depth) - part.layer_of(name))
+        for prefix, part in _layered(model)
+        if part.layers_by_depth
+        for name, parameter in part.named_parameters()  # type: ignore[attr-defined]
+        if parameter.requires_grad
+    }
 
 
 def parameter_groups(model: nn.Module, settings: OptimSettings) -> list[dict[str, Any]]:
@@ -45,8 +70,14 @@ def parameter_groups(model: nn.Module, settings: OptimSettings) -> list[dict[str
     precedence for the decay: ``groups``, embedding, normalisation, bias, the common one.
 
     Raises:
-        SettingsError: nothing is left to train, or an entry of ``optim.groups`` matches nothing.
+        SettingsError: nothing is left to train, an entry of ``optim.groups`` matches nothing, or learning rates are to
+            decay over layers that there are not.
     """
+    factors = {} if settings.layer_decay == 1 else _layer_factors(model, settings.layer_decay)
+    if settings.layer_decay != 1 and not factors:
+        raise SettingsError(
+            f"optim.layer_decay must be 1 without a trained backbone that counts its layers, got {settings.layer_decay}"
+        )
     grouped: dict[tuple[float, float], dict[str, Any]] = {}
     seen: set[int] = set()
     used: set[str] = set()
@@ -58,7 +89,7 @@ def parameter_groups(model: nn.Module, settings: OptimSettings) -> list[dict[str
             name = f"{module_name}.{leaf}" if module_name else leaf
             lr, decay = settings.lr, _weight_decay(module, leaf, settings)
             if "backbone" in name.split("."):
-                lr *= settings.backbone_lr_scale
+                lr *= settings.backbone_lr_scale * factors.get(name, 1.0)
             for rule in settings.groups:
                 if _matches(name, rule.match):
                     used.add(rule.match)
@@ -84,7 +115,7 @@ def build_optimizer(model: nn.Module, settings: OptimSettings, *, fused: bool = 
         settings: which optimiser.
         fused: update each tensor in one pass over memory; not with a scaler of gradients.
     """
-    freeze(model, settings.frozen)
+    freeze(model, settings)
     groups = parameter_groups(model, settings)
     for group in groups:
         del group["names"]

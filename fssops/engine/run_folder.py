@@ -180,7 +180,7 @@ class RunFolder:
             raise RunFolderError(
                 f"run folder: {self.path} must hold {SETTINGS_FILE}, got {error.strerror or error}"
             ) from None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise RunFolderError(f"run folder: {self.settings} must be JSON, got {error}") from None
         if not isinstance(tables, dict):
             raise RunFolderError(f"run folder: {self.settings} must hold tables, got {type(tables).__name__}")

@@ -45,8 +45,8 @@ class ModelSettings(Table):
 
     name: str
     weights: str = ""
-    """Weights of the whole model or of its backbone: a run's folder, or a file or folder of any layout that
-    ``load_weights`` knows. Empty: random."""
+    """Weights of the whole model or of its backbone: a run's folder, a file or folder of any layout that
+    ``load_weights`` knows, or a name, address or owner/repository of such. Empty: random."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Options of the model's ``Config``; in a recipe they stand directly in ``[model]``."""
     _config: Any = PrivateAttr(None)
@@ -97,9 +97,21 @@ class OptimSettings(Table):
     clip_norm: float = Field(default=0.0, ge=0)
     """Largest L2 norm of the gradient of the full model; 0 does not clip."""
     clip_value: float = Field(default=0.0, ge=0)
+    layer_decay: float = Field(default=1.0, gt=0, le=1)
+    """Factor of the learning rate from each layer of the backbone to the one before it; what follows its last layer,
+    the rest of the model too, keeps ``lr``. Layers are those of ``frozen_layers``."""
     frozen: list[str] = Field(default_factory=list)
     """Shell patterns of parameter names that are not trained."""
+    frozen_layers: int | str = 0
+    """Layers of the backbone, from the first, that are not trained and stay in evaluation mode: the stem (of
+    transformers the embeddings), then stages, or blocks of a plain vision transformer; ``all`` is all of it."""
     groups: list[GroupSettings] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _layers_are_counted_from_the_first(self) -> OptimSettings:
+        if self.frozen_layers != "all" and (isinstance(self.frozen_layers, str) or self.frozen_layers < 0):
+            raise ValueError(f"frozen_layers must be at least 0, or all, got {self.frozen_layers!r}")
+        return self
 
     @model_validator(mode="after")
     def _nesterov_has_momentum(self) -> OptimSettings:
@@ -284,18 +296,19 @@ def validate(
 
 
 def nearest_key(key: str, keys: Sequence[str]) -> str:
-    """Return the one of ``keys`` most like ``key``: by its whole name, or by its last part in any table."""
+    """The one of ``keys`` most like ``key``, by its whole name or by its last part in any table; "" if none is."""
     table, _, last = key.rpartition(".")
-    whole = difflib.get_close_matches(key, keys, n=1, cutoff=0.0)
     tails = {candidate.rpartition(".")[2]: candidate for candidate in reversed(keys)}
-    tail = difflib.get_close_matches(last, list(tails), n=1, cutoff=0.75)
+    longer = [] if last in tails else [name for name in tails if name.startswith(f"{last}_")]
+    tail = longer or difflib.get_close_matches(last, list(tails), n=1, cutoff=0.75)
     same_table = [candidate for candidate in keys if candidate.rpartition(".")[0] == table]
     if tail and not same_table:
         return tails[tail[0]]
-    inside = difflib.get_close_matches(key, same_table, n=1, cutoff=0.8)
+    like = [name for name in keys if difflib.SequenceMatcher(a=last, b=name.rpartition(".")[2]).ratio() >= 0.6]
+    inside = difflib.get_close_matches(key, [name for name in like if name in same_table], n=1, cutoff=0.8)
     if inside:
         return inside[0]
-    return tails[tail[0]] if tail else (whole[0] if whole else "")
+    return tails[tail[0]] if tail else next(iter(difflib.get_close_matches(key, like, n=1)), "")
 
 
 def changed_settings(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> list[str]:
@@ -327,8 +340,12 @@ def _one_line(error: ValidationError, schema: type[BaseModel], model_options: Se
     if first["type"] == "extra_forbidden":
         if isinstance(first["input"], Mapping) and first["input"]:
             key += f".{next(iter(first['input']))}"
-        near = nearest_key(key, known_keys(schema, model_options))
-        return f"unknown key {key!r}; did you mean {near!r}?{more}"
+        keys = known_keys(schema, model_options)
+        if near := nearest_key(key, keys):
+            return f"unknown key {key!r}; did you mean {near!r}?{more}"
+        table = key.rpartition(".")[0]
+        among = [name for name in keys if name.rpartition(".")[0] == table]
+        return f"unknown key {key!r}; keys{f' of [{table}]' if table else ''} are {', '.join(among)}{more}"
     if first["type"] == "missing":
         return f"{key} must be set{more}"
     if first["type"] == "value_error":

@@ -128,7 +128,7 @@ class Trainer:
             torch.use_deterministic_algorithms(True)
         if engine.channels_last:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        freeze(model, settings.optim.frozen)
+        freeze(model, settings.optim)
         if engine.compile:
             compiled = torch.compile(model.losses)
             # Fabric takes methods only, which a compiled function is not.

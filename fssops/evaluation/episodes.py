@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from fssops.evaluation.feature_cache import FeatureCache
+from fssops.facts import Facts
 from fssops.protocols import FewShotProtocol
 from fssops.structures import IGNORE, Episode, require_numbers
 
@@ -132,6 +133,27 @@ class _LabelledEpisodes:
             sizes,
             None if base is None else compared_labels(self.protocol, base),
         )
+
+
+def count_supports(facts: Facts, episode: Episode, protocol: FewShotProtocol) -> bool:
+    """Count supports without an object, and episodes whose support is the same picture as a query.
+
+    Args:
+        facts: are added to.
+        episode: as it enters the network, not augmented: copies of one photo are equal then, whatever their names.
+        protocol: says whether episodes with such a support are scored.
+
+    Returns:
+        whether the episode is to be scored.
+    """
+    empty = ~episode.support_foreground.flatten(2).any(-1)
+    facts.add("empty_supports", int(empty.sum()), empty.numel())
+    same = (episode.support_images[:, :, None] == episode.query_images).flatten(3).all(-1)
+    facts.add("copied_supports", bool(same.any()))
+    skipped = protocol.empty_support == "skip" and bool(empty.any())
+    if protocol.empty_support == "skip":
+        facts.add("skipped_episodes", skipped)
+    return not skipped
 
 
 def compared_labels(protocol: FewShotProtocol, labels: Sequence[Tensor] | Tensor) -> list[Tensor]:

@@ -87,10 +87,10 @@ def result_regions(
         ids = result.panoptic.segment_ids.cpu().numpy()
         segments = [(ids == s.id, s.label, s.is_thing, False) for s in result.panoptic.segments]
         return _segment_regions(segments, names, colours)
-    found = result.instance
-    assert found is not None
-    rows = list(found.masks.cpu().numpy()), found.labels.tolist()
-    return object_regions(*rows, names, found.scores.tolist(), least_score=least_score, at_least=at_least)
+    instances = result.instance
+    assert instances is not None
+    rows = list(instances.masks.cpu().numpy()), instances.labels.tolist()
+    return object_regions(*rows, names, instances.scores.tolist(), least_score=least_score, at_least=at_least)
 
 
 def truth_regions(truth: Truth, task: str, classes: Classes) -> list[Region]:

@@ -21,6 +21,7 @@ from fssops.evaluation.metrics.passes import PassScores
 from fssops.evaluation.metrics.semantic import SemanticScores, most_confused
 from fssops.evaluation.metrics.video_instance import VideoScores
 from fssops.evaluation.scores import mean, percent, without_nan
+from fssops.facts import Facts
 from fssops.protocols import span
 
 Kind = TypeVar("Kind", bound=Scores)
@@ -36,6 +37,8 @@ class Result(ABC):
         measured: the scores of every metric by its name; empty where there is no truth.
         quality: (number of the item, how well it went in [0, 1]), best first.
         seconds: wall time.
+        facts: what is known of the items and changes no score.
+        training_facts: the same of what the model was trained on; empty where nothing is known of it.
     """
 
     unmeasured: ClassVar[str] = "-"
@@ -46,6 +49,8 @@ class Result(ABC):
     measured: Mapping[str, Scores] = field(repr=False)
     quality: list[tuple[int, float]] = field(default_factory=list, repr=False)
     seconds: float = 0.0
+    facts: Facts = field(default_factory=Facts)
+    training_facts: Facts = field(default_factory=Facts)
 
     @abstractmethod
     def setting(self) -> str:
@@ -88,11 +93,17 @@ class Result(ABC):
             covered = coverage[name].text(" classes" if not told else "") if name in coverage else ""
             told = told or bool(covered)
             texts.append(f"{name} {text}{covered}")
-        return f"{'  '.join(texts) or 'no truth, no scores'}  [{self.model}; {self._whole_setting()}]"
+        setting = "; ".join([self.model, self._whole_setting(), *self.known()])
+        return f"{'  '.join(texts) or 'no truth, no scores'}  [{setting}]"
+
+    def known(self) -> list[str]:
+        """What is known of the items, and of those of the training."""
+        return [*self.facts.told(), *(f"in training {text}" for text in self.training_facts.told())]
 
     def as_json(self) -> dict[str, Any]:
         """Plain values; NaN becomes null."""
         plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("measured", *self._hidden)}
+        plain |= {"facts": self.facts.as_json(), "training_facts": self.training_facts.as_json()}
         coverage = {name: {"classes": value.classes, "of": value.of} for name, value in self.coverage().items()}
         return without_nan({**plain, **self._scores_json(), "coverage": coverage, "line": self.line()})  # type: ignore[no-any-return]
 
@@ -115,8 +126,10 @@ class Result(ABC):
 
     @classmethod
     def report_tables(cls, results: Sequence[Any], classes: bool) -> list[tuple[str, Rows]]:
-        """Titles and rows of all tables of some results."""
-        return [table for result in results for table in result.tables(classes)]
+        """Titles and rows of all tables of some results, and of one that says what is known of their items."""
+        known = [[result.model, text] for result in results for text in result.known()]
+        tables = [table for result in results for table in result.tables(classes)]
+        return [*tables, ("known of the items", [["model", "what"], *known])] if known else tables
 
     @classmethod
     def report_lines(cls, results: Sequence[Any]) -> list[str]:

@@ -5,10 +5,11 @@ A model file is imported only when its row is asked for, so that ``import fssops
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
+
+from fssops.spelling import did_you_mean
 
 if TYPE_CHECKING:
     from torch import nn
@@ -195,20 +196,18 @@ def create_config(name: str, options: dict[str, Any]) -> Any:
         ValueError: as :func:`create_model`.
     """
     if name not in MODELS:
-        raise ValueError(f"create_model: name must be one of {', '.join(MODELS)}, got {name!r}{_nearest(name, MODELS)}")
+        raise ValueError(
+            f"create_model: name must be one of {', '.join(MODELS)}, got {name!r}{did_you_mean(name, MODELS)}"
+        )
     config_class = MODELS[name].config_class()
     valid = [f.name for f in fields(config_class)]
     for option in options:
         if option not in valid:
             raise ValueError(
-                f"create_model: options of {name} are {', '.join(valid)}, got {option!r}{_nearest(option, valid)}"
+                f"create_model: options of {name} are {', '.join(valid)}, got {option!r}{did_you_mean(option, valid)}"
             )
     try:
         return config_class(**options)
     except ValueError as error:
-        raise ValueError(f"create_model({name}): {error}") from None
-
-
-def _nearest(word: str, valid: Any) -> str:
-    close = difflib.get_close_matches(word, list(valid), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
+        rule = str(error).removeprefix(f"{config_class.__name__}: ")
+        raise ValueError(f"create_model: {name}: {rule}") from None

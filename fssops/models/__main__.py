@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import Any
 
 from fssops.command_line import Parser, run_verb
 from fssops.models import MODELS
 from fssops.recipes import compact, list_recipes
+from fssops.weights.sources import SOURCES, Source
 
 _EXAMPLES = """\
 examples:
   python -m fssops.models
+  python -m fssops.models --weights
+      weights that have a name: what weights=, --weights, --checkpoint and fssops.load take and fetch
   python -m fssops.models mask2former
       with its options and their defaults: what fssops.create_model takes, and [model] of a recipe"""
 
@@ -56,10 +59,22 @@ def _print(row: dict[str, Any]) -> None:
     print()
 
 
+def _print_sources(sources: Sequence[Source], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps([asdict(row) for row in sources], indent=2))
+        return
+    for row in sources:
+        of = f"backbone {row.backbone}" if row.backbone else f"recipe {row.recipe}"
+        print(f"{row.name}: {', '.join(filter(None, (of, row.licence, row.size, row.digest)))}\n  {row.address}")
+        if row.to_do:
+            print(f"  {row.to_do}")
+
+
 def parser() -> Parser:
     """Build the argument parser."""
     arguments = Parser("models", "List the systems, their recipes, and the weights each accepts.", _EXAMPLES)
     arguments.add_argument("model", nargs="?", help="only this model, with its options and their defaults")
+    arguments.add_argument("--weights", action="store_true", help="list the weights that have a name instead")
     arguments.add_argument("--json", action="store_true", help="as JSON, options included")
     return arguments
 
@@ -69,6 +84,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     if options.model is not None and options.model not in MODELS:
         raise ValueError(f"model must be one of {', '.join(MODELS)}, got {options.model!r}")
+    if options.weights:
+        sources = [row for row in SOURCES.values() if options.model is None or row.recipe in recipes_of(options.model)]
+        _print_sources(sources, options.json)
+        return 0
     rows = table([options.model] if options.model else list(MODELS), options.json or options.model is not None)
     if options.json:
         print(json.dumps(rows, indent=2))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -28,6 +28,22 @@ class Counted(Protocol):
         Training adds the counts up over the micro-batches and processes of a step and hands the sums to ``losses`` as
         ``batch.share``; so the step's loss does not depend on how its batch was cut.
         """
+        ...
+
+
+@runtime_checkable
+class Layered(Protocol):
+    """A part of a model, its backbone, that counts its layers from the images on."""
+
+    layers_by_depth: tuple[str, ...]
+    """Its submodules by depth; empty where they are not told apart."""
+
+    def layer_of(self, name: str) -> int:
+        """Depth of a parameter by its name in this part: the place of its layer, their number for what follows all."""
+        ...
+
+    def freeze(self, layers: int | Literal["all"]) -> None:
+        """Stop training of the first layers, and keep them in evaluation mode; ValueError if there are not so many."""
         ...
 
 

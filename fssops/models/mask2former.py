@@ -103,7 +103,7 @@ class Mask2Former(UniversalModel):
         )
         super().__init__(config, criterion)
         self.pixel_decoder = MSDeformPixelDecoder(
-            self.backbone.channels,
+            self.map_channels,
             channels=config.channels,
             mask_channels=config.mask_channels,
             heads=config.heads,
@@ -126,9 +126,7 @@ class Mask2Former(UniversalModel):
 
     def encode(self, images: Tensor, padding: Tensor | None) -> PixelFeatures:
         """Backbone and pixel decoder: images [N, 3, H, W] do not see each other, be they frames of one clip or not."""
-        features: PixelFeatures = self.pixel_decoder(
-            self.backbone(images.contiguous(memory_format=torch.channels_last)), padding
-        )
+        features: PixelFeatures = self.pixel_decoder(self.maps(images), padding)
         return features
 
     def memory_of(self, features: PixelFeatures, padding: Tensor | None, frames: int = 1) -> Memory:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from fssops.losses.dense_criterion import DenseSetCriterion
@@ -82,7 +81,7 @@ class MaskFormer(UniversalModel):
             no_object_weight=config.no_object_weight,
         )
         super().__init__(config, criterion)
-        self.pixel_decoder = build_fpn(self.backbone.channels, config)
+        self.pixel_decoder = build_fpn(self.map_channels, config)
         self.transformer_decoder = StandardTransformerDecoder(
             self.pixel_decoder.memory_channels,
             num_classes=config.num_classes,
@@ -98,7 +97,7 @@ class MaskFormer(UniversalModel):
 
     def predict(self, images: Tensor, padding: Tensor | None, *, auxiliary: bool) -> MaskPredictions:
         """See :meth:`UniversalModel.predict`."""
-        features = self.pixel_decoder(self.backbone(images.contiguous(memory_format=torch.channels_last)), padding)
+        features = self.pixel_decoder(self.maps(images), padding)
         memory, size = features.memory[0], features.sizes[0]
         blocked = None if padding is None else resized_padding(padding, size)
         decoded = self.transformer_decoder(memory, size, blocked, auxiliary=auxiliary)

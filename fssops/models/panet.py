@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fssops import ops
-from fssops.models.backbones.build import backbones_with, build_backbone
-from fssops.models.checks import Count, NonNegative, Positive, check_images, check_options
+from fssops.models.backbones.build import build_backbone, check_backbone, finest_stride
+from fssops.models.checks import Count, NonNegative, Positive, Rate, check_images, check_options
 from fssops.structures import IGNORE, FewShotBatch
 
 POOLING_EPS = 1e-5
@@ -30,12 +30,13 @@ class PANetConfig:
     """Options of :class:`PANet`; the defaults are the published model.
 
     Attributes:
-        backbone: any that can have stride 8: "vgg16" in the authors' dilated form, or a ResNet with dilated res4 and
-            res5.
+        backbone: any of :mod:`fssops.models.backbones.build`: "vgg16" in the authors' dilated form, a ResNet with
+            dilated res4 and res5, others at the stride nearest to 8 that they can have.
         backbone_norm: normalisation of the backbone; "default" is none for VGG and frozen for ResNet. From random
             weights, "batch" is what trains.
         backbone_width: channels of the first convolution; 64 is the published network.
-        last_stage: stage of a ResNet whose features are compared; "res4" leaves res5 out.
+        drop_path: of a Swin or vision transformer backbone, in training.
+        last_stage: stage whose features are compared, but of VGG; "res4" leaves res5 out.
         scale: factor of the cosine (the authors' alpha).
         align: whether training adds the alignment loss (PAR).
         align_weight: its weight.
@@ -51,6 +52,7 @@ class PANetConfig:
     backbone: str = "vgg16"
     backbone_norm: Literal["default", "none", "frozen", "batch", "sync"] = "default"
     backbone_width: Count = 64
+    drop_path: Rate = 0.0
     last_stage: Literal["res4", "res5"] = "res5"
     scale: Positive = 20.0
     align: bool = True
@@ -61,7 +63,8 @@ class PANetConfig:
     pooling: Literal["upsample_features", "bilinear", "nearest"] = "upsample_features"
 
     def __post_init__(self) -> None:
-        check_options(self, backbone=backbones_with(8))
+        check_options(self)
+        check_backbone(self)
 
 
 @dataclass
@@ -93,10 +96,11 @@ class PANet(nn.Module):
         self.backbone = build_backbone(
             config.backbone,
             taps=("res5" if config.backbone == "vgg16" else config.last_stage,),
-            stride=8,
+            stride=finest_stride(config.backbone, 8),
             width=config.backbone_width,
             norm=None if config.backbone_norm == "default" else config.backbone_norm,
             final_relu=False,
+            drop_path=config.drop_path,
         )
         (self.feature,) = self.backbone.taps
         self.channels: int = self.backbone.channels[self.feature]

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fssops.models.backbones.build import backbones_with, build_backbone
+from fssops.models.backbones.build import check_backbone
+from fssops.models.backbones.feature_pyramid import build_multi_scale, multi_scale_maps
 from fssops.models.checks import Count, Natural, Rate, check_options, check_width
 from fssops.models.layers.convolution import Norm
 from fssops.models.layers.image_input import ImageInput
@@ -29,9 +30,9 @@ class PerPixelBaselineConfig:
     """Options of :class:`PerPixelBaseline`.
 
     Attributes:
-        backbone: any with maps at strides 4, 8, 16 and 32, of :data:`fssops.models.backbones.build.BACKBONES`.
+        backbone: any with maps at strides 4, 8, 16 and 32 or of one scale, of :mod:`fssops.models.backbones.build`.
         backbone_norm: normalisation of a ResNet backbone.
-        drop_path: of a Swin backbone.
+        drop_path: of a Swin or vision transformer backbone.
         num_classes: C.
         plus: PerPixelBaseline+: MaskFormer's transformer decoder with one query a class gives the logits, and every
             decoder layer is supervised.
@@ -66,7 +67,8 @@ class PerPixelBaselineConfig:
     measurable_layers: ClassVar[int] = 0
 
     def __post_init__(self) -> None:
-        check_options(self, backbone=backbones_with(*STRIDES))
+        check_options(self)
+        check_backbone(self, *STRIDES)
         check_width(self)
         if 0 <= self.ignore < self.num_classes:
             raise ValueError(
@@ -89,11 +91,11 @@ class PerPixelBaseline(nn.Module):
         super().__init__()
         self.config = config
         self.image_input = ImageInput(config.size_divisor)
-        self.backbone = build_backbone(
-            config.backbone, taps=STRIDES, norm=config.backbone_norm, drop_path=config.drop_path
+        self.backbone, self.pyramid = build_multi_scale(
+            config.backbone, config.channels, norm=config.backbone_norm, drop_path=config.drop_path
         )
         self.pixel_decoder = FPNPixelDecoder(
-            self.backbone.channels, channels=config.channels, mask_channels=config.mask_channels
+            (self.pyramid or self.backbone).channels, channels=config.channels, mask_channels=config.mask_channels
         )
         self.classifier: nn.Conv2d | None = None
         self.transformer_decoder: StandardTransformerDecoder | None = None
@@ -123,7 +125,7 @@ class PerPixelBaseline(nn.Module):
             images: [B, 3, H, W].
             auxiliary: return those of every decoder layer (plus only).
         """
-        features = self.pixel_decoder(self.backbone(images.contiguous(memory_format=torch.channels_last)))
+        features = self.pixel_decoder(multi_scale_maps(self.backbone, self.pyramid, images))
         if self.transformer_decoder is None:
             assert self.classifier is not None
             return [self.classifier(features.mask_features)]

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fssops import ops
-from fssops.models.backbones.build import BACKBONES, build_backbone
+from fssops.models.backbones.build import build_backbone, check_backbone, finest_stride, row_of
 from fssops.models.checks import Natural, Positive, Share, check_images, check_options
 from fssops.models.insid3.refinement import refine
 from fssops.models.layers.image_input import images_a_pass
@@ -70,8 +70,9 @@ class PrototypeMatchingConfig:
     refinement: Literal["none", "crf"] = "none"
 
     def __post_init__(self) -> None:
-        check_options(self, backbone=tuple(BACKBONES))
-        row = BACKBONES[self.backbone]
+        check_options(self)
+        check_backbone(self)
+        row = row_of(self.backbone)
         if not self.taps or set(self.taps) - {*row.channels, *row.further}:
             raise ValueError(
                 f"PrototypeMatchingConfig: taps of {self.backbone} must be among "
@@ -110,8 +111,7 @@ class PrototypeMatching(nn.Module):
     def __init__(self, config: PrototypeMatchingConfig | None = None) -> None:
         super().__init__()
         self.config = config = config or PrototypeMatchingConfig()
-        strides = BACKBONES[config.backbone].built_for
-        stride = min((stride for stride in strides if stride >= STRIDE), default=max(strides))
+        stride = finest_stride(config.backbone, STRIDE)
         self.backbone = build_backbone(config.backbone, taps=config.taps, stride=stride, frozen=True)
         self.stride: int = self.backbone.strides[config.taps[-1]]
         self.channels: int = sum(self.backbone.channels[tap] for tap in config.taps)

@@ -9,6 +9,7 @@ CVPR 2022, section 4.2; github AIVResearch/MSANet at ecd5d08 and chunbolang/BAM 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fssops.models.backbones.build import backbones_with, build_backbone
+from fssops.models.backbones.build import build_backbone, check_backbone, finest_stride
 from fssops.models.checks import Count, Rate, check_images, check_options
 from fssops.models.layers.convolution import ConvNorm, Norm
 from fssops.structures import IGNORE, LabelMapBatch
@@ -30,11 +31,13 @@ class PSPNetConfig:
     """Options of :class:`PSPNet`; the defaults are the published base learner of Pascal-5i.
 
     Attributes:
-        backbone: any that can have stride 8: a ResNet with a deep stem and dilated res4 and res5, or VGG-16 at stride
-            16. The published ones are vgg16, resnet50 and resnet101.
+        backbone: any of :mod:`fssops.models.backbones.build`: a ResNet with a deep stem and dilated res4 and res5,
+            VGG-16 at stride 16, others at the stride nearest to 8 that they can have. The published ones are vgg16,
+            resnet50 and resnet101.
         base_classes: number of classes besides the background: 15 on Pascal-5i, 60 on COCO-20i.
         norm: of the whole network: "batch" trains on one process, "sync" on several, "frozen" does not move.
         backbone_width: channels of the first convolution; 64 is the published network.
+        drop_path: of a Swin or vision transformer backbone, in training.
         head_channels: of the classifier; 512 is the published one.
         dropout: probability that a channel is dropped before the last convolution.
     """
@@ -43,11 +46,13 @@ class PSPNetConfig:
     base_classes: Count = 15
     norm: Literal["batch", "sync", "frozen"] = "batch"
     backbone_width: Count = 64
+    drop_path: Rate = 0.0
     head_channels: Count = 512
     dropout: Rate = 0.1
 
     def __post_init__(self) -> None:
-        check_options(self, backbone=backbones_with(8))
+        check_options(self)
+        check_backbone(self)
 
 
 class PyramidHead(nn.Module):
@@ -114,22 +119,27 @@ def _spread(bins: int, height: int, width: int, like: Tensor) -> Tensor:
 
 
 class PSPNet(nn.Module):
-    """Semantic segmentation of a fold's base classes; channel 0 is the background, novel classes included."""
+    """Semantic segmentation of a fold's base classes; channel 0 is the background, novel classes included.
+
+    Args:
+        config: options.
+        taps: maps of the backbone, of which the head reads the last; a few-shot system reads others beside it.
+    """
 
     name = "pspnet"
     class_dependent = ("head.classifier.",)
 
-    def __init__(self, config: PSPNetConfig | None = None) -> None:
+    def __init__(self, config: PSPNetConfig | None = None, taps: Sequence[str] = ("res5",)) -> None:
         super().__init__()
         self.config = config = config or PSPNetConfig()
-        # The last three stages, of which a few-shot system uses all and the head the last.
         self.backbone = build_backbone(
             config.backbone,
-            taps=("res3", "res4", "res5"),
-            stride=16 if config.backbone == "vgg16" else 8,
+            taps=taps,
+            stride=16 if config.backbone == "vgg16" else finest_stride(config.backbone, 8),
             deep_stem=True,
             width=config.backbone_width,
             norm=config.norm,
+            drop_path=config.drop_path,
         )
         self.feature = self.backbone.taps[-1]
         self.stride: int = self.backbone.strides[self.feature]

@@ -56,14 +56,14 @@ def _first_derivative(op: str, backward: Callable[..., tuple[Any, ...]]) -> Call
         if not torch.is_grad_enabled():
             return backward(ctx, *grads)
         with torch.no_grad():
-            found = backward(ctx, *grads)
-        parts = [part if isinstance(part, list) else [part] for part in found]
+            gradients = backward(ctx, *grads)
+        parts = [part if isinstance(part, list) else [part] for part in gradients]
         made = [tensor for part in parts for tensor in part if tensor is not None]
         sources = [tensor for tensor in (*grads, *ctx.saved_tensors) if isinstance(tensor, Tensor)]
         left = iter(_FirstDerivative.apply(op, len(made), *made, *sources))
         results = [[None if tensor is None else next(left) for tensor in part] for part in parts]
         return tuple(
-            result if isinstance(part, list) else result[0] for part, result in zip(found, results, strict=True)
+            result if isinstance(part, list) else result[0] for part, result in zip(gradients, results, strict=True)
         )
 
     return guarded

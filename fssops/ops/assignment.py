@@ -90,14 +90,14 @@ def _entries(matrices: list[Tensor]) -> Entries:
         flat = torch.cat([matrix.detach().reshape(-1) for matrix in matrices])
         return np.asarray((flat if flat.dtype in _NUMPY_FLOATS else flat.double()).cpu())
     # NumPy, not PyTorch, puts small matrices together: it wakes no threads.
-    own = [matrix.detach() if matrix.dtype in _NUMPY_FLOATS else matrix.detach().double() for matrix in matrices]
-    return np.concatenate([matrix.numpy().reshape(-1) for matrix in own])
+    on_host = [matrix.detach() if matrix.dtype in _NUMPY_FLOATS else matrix.detach().double() for matrix in matrices]
+    return np.concatenate([matrix.numpy().reshape(-1) for matrix in on_host])
 
 
 def _by_scipy(flat: Entries, shapes: list[tuple[int, int]]) -> Tensor:
     from scipy.optimize import linear_sum_assignment
 
-    found = [torch.empty(2, 0, dtype=torch.int64)]
+    pairs = [torch.empty(2, 0, dtype=torch.int64)]
     ends = np.cumsum([queries * targets for queries, targets in shapes])
     for number, (shape, entries) in enumerate(zip(shapes, np.split(flat, ends[:-1]), strict=True)):
         try:
@@ -106,5 +106,5 @@ def _by_scipy(flat: Entries, shapes: list[tuple[int, int]]) -> Tensor:
             raise ValueError(
                 f"{_OP}: costs[{number}] must have an assignment, got a matrix refused: {error}"
             ) from error
-        found.append(torch.stack((torch.as_tensor(rows), torch.as_tensor(columns))))
-    return torch.cat(found, dim=1)
+        pairs.append(torch.stack((torch.as_tensor(rows), torch.as_tensor(columns))))
+    return torch.cat(pairs, dim=1)

@@ -75,9 +75,9 @@ class AttentionMask(NamedTuple):
         batch, _, count, _ = self.bits.shape
         if queries.dtype != torch.bool:
             raise TypeError(f"attention mask: queries must be bool, got {queries.dtype}")
-        chosen = _each("queries", queries, batch, count)[:, None, :, None]
+        opens = _each("queries", queries, batch, count)[:, None, :, None]
         opened = pack_bits(queries.new_zeros(1, 1, 1, self.keys), open_empty=False)
-        return AttentionMask(torch.where(chosen, opened, self.bits), self.keys)
+        return AttentionMask(torch.where(opens, opened, self.bits), self.keys)
 
     def _within(self, permitted: Tensor) -> AttentionMask:
         both = self.bits & permitted
@@ -102,10 +102,10 @@ def concatenate_attention_masks(masks: Sequence[AttentionMask]) -> AttentionMask
                 f"concatenate_attention_masks: masks must be of one batch and number of keys, {first.bits.shape[0]} "
                 f"and {first.keys}, got {mask.bits.shape[0]} and {mask.keys}"
             )
-    own = {mask.bits.shape[1] for mask in masks if mask.bits.shape[1] != 1}
-    if len(own) > 1:
-        raise ValueError(f"concatenate_attention_masks: masks must be of 1 or the same heads, got {sorted(own)}")
-    heads = max(own, default=1)
+    counts = {mask.bits.shape[1] for mask in masks if mask.bits.shape[1] != 1}
+    if len(counts) > 1:
+        raise ValueError(f"concatenate_attention_masks: masks must be of 1 or the same heads, got {sorted(counts)}")
+    heads = max(counts, default=1)
     bits = [mask.bits.expand(-1, heads, -1, -1) for mask in masks]
     return AttentionMask(torch.cat(bits, dim=2), first.keys)
 

@@ -243,8 +243,8 @@ def _fake(
     batch, count, shots = masks[0].shape[:3]
     units = batch * count * (1 if joint else shots)
     rows = sum(units * q.shape[2] * q.shape[3] for q in query)
-    chosen = (0, rows, k * rows)[reduction]
-    return masks[0].new_empty((rows,)), masks[0].new_empty((chosen,), dtype=torch.int32)
+    support_positions = (0, rows, k * rows)[reduction]
+    return masks[0].new_empty((rows,)), masks[0].new_empty((support_positions,), dtype=torch.int32)
 
 
 def _fake_backward(
@@ -252,7 +252,7 @@ def _fake_backward(
     query: list[Tensor],
     support: list[Tensor],
     masks: list[Tensor],
-    chosen: Tensor,
+    support_positions: Tensor,
     reduction: int,
     k: int,
     all_positions: bool,
@@ -273,19 +273,19 @@ def _fake_backward(
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     query, support, masks, *settings = inputs
-    _, chosen = output
-    ctx.save_for_backward(*query, *support, *masks, chosen)
+    _, support_positions = output
+    ctx.save_for_backward(*query, *support, *masks, support_positions)
     ctx.settings = settings
-    ctx.mark_non_differentiable(chosen)
+    ctx.mark_non_differentiable(support_positions)
 
 
 def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
-    *tensors, chosen = ctx.saved_tensors
+    *tensors, support_positions = ctx.saved_tensors
     count = len(tensors) // 3
     query, support, masks = tensors[:count], tensors[count : 2 * count], tensors[2 * count :]
     need_query, need_support = any(ctx.needs_input_grad[0]), any(ctx.needs_input_grad[1])
     grad_query, grad_support = torch.ops.fssops.cosine_correlation_backward(
-        grad, query, support, masks, chosen, *ctx.settings, need_query, need_support
+        grad, query, support, masks, support_positions, *ctx.settings, need_query, need_support
     )
     dtype = query[0].dtype
     grad_query, grad_support = [g.to(dtype) for g in grad_query], [g.to(dtype) for g in grad_support]

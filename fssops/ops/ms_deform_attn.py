@@ -217,8 +217,8 @@ def ms_deform_attn_gradients(
         leaves = [tensor.detach().requires_grad_() for tensor in given]
         with torch.enable_grad():
             output = reference.ms_deform_attn(leaves[0], shapes, *leaves[1:], level_start_index=starts)
-        found = torch.autograd.grad(output, leaves, grad, allow_unused=True, materialize_grads=True)
-        return found[0], found[1], found[2]
+        gradients = torch.autograd.grad(output, leaves, grad, allow_unused=True, materialize_grads=True)
+        return gradients[0], gradients[1], gradients[2]
     flat = [size for shape in shapes for size in shape]
     deterministic = torch.are_deterministic_algorithms_enabled()
     with torch.no_grad():
@@ -370,8 +370,8 @@ def _gradients(ctx: Any, grad: Tensor, operator: Any) -> tuple[Tensor | None, ..
     needed = (ctx.needs_input_grad[0], *ctx.needs_input_grad[3:])
     deterministic = torch.are_deterministic_algorithms_enabled()
     grads = operator(grad, value, ctx.shapes, ctx.starts, *others, *needed, deterministic)
-    kept = [g if need else None for g, need in zip(grads, needed, strict=True)]
-    return (kept[0], None, None, *kept[1:])
+    gradients = [g if need else None for g, need in zip(grads, needed, strict=True)]
+    return (gradients[0], None, None, *gradients[1:])
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

@@ -153,13 +153,13 @@ def _factored_logits(masks: FactoredMasks, points: Tensor, backend: str | None) 
         or len(masks.embeddings) == 0
     ):
         return masks.logits()
-    own = points.expand(len(masks.embeddings), -1, -1)
+    per_mask = points.expand(len(masks.embeddings), -1, -1)
     logits, start = [], 0
     for embeddings, features in masks.per_image():
         count = len(embeddings)
         if count == 0:
             continue
-        at_points = sample_points(features[None], own[start : start + count].reshape(1, -1, 2), backend=backend)
+        at_points = sample_points(features[None], per_mask[start : start + count].reshape(1, -1, 2), backend=backend)
         at_points = at_points.view(features.shape[0], count, num_points)
         logits.append(torch.einsum("nc,cnp->np", embeddings, at_points))
         start += count
@@ -296,8 +296,8 @@ def _fake_loss(
     rows, dtype = logits.shape[0], accumulator(logits.dtype)
     count = logits.shape[1] if points is None else points.shape[1]
     shape = () if reduce else (rows,)
-    kept = (rows if save else 0, count)
-    shapes = (shape, shape, kept, kept, (rows, 2))
+    saved = (rows if save else 0, count)
+    shapes = (shape, shape, saved, saved, (rows, 2))
     mask, dice, probabilities, targets_at, stats = (logits.new_empty(s, dtype=dtype) for s in shapes)
     return mask, dice, probabilities, targets_at, stats
 

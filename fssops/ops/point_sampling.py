@@ -208,18 +208,18 @@ def uncertain_points(
                     f"{_UNCERTAIN}: {name} must have shape [{len(maps)}, ., 2] on {maps.device}, got "
                     f"{list(draws.shape)} on {draws.device}"
                 )
-        kept = num_points - uniform.shape[1]
-        if not 0 <= kept <= candidates.shape[1]:
+        from_candidates = num_points - uniform.shape[1]
+        if not 0 <= from_candidates <= candidates.shape[1]:
             raise ValueError(
                 f"{_UNCERTAIN}: given_draws must leave 0 to {candidates.shape[1]} of {num_points} points to the "
-                f"candidates, got {kept}"
+                f"candidates, got {from_candidates}"
             )
         if use_reference(backend, _UNCERTAIN):
             return reference.uncertain_points(maps, num_points, given_draws=(candidates, uniform))
         if maps.device.type == "cpu":
             maps = maps.to(accumulator(maps.dtype))
-        chosen: Tensor = torch.ops.fssops.uncertain_points(maps, candidates, uniform, kept)
-        return chosen
+        points: Tensor = torch.ops.fssops.uncertain_points(maps, candidates, uniform, from_candidates)
+        return points
 
 
 def _fake_sample(

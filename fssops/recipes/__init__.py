@@ -9,13 +9,13 @@ own, ``file.toml:<variant>``. A file with a ``name`` is a recipe without its var
 from __future__ import annotations
 
 import copy
-import difflib
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from fssops.engine.settings import SettingsError, read_recipe
+from fssops.spelling import did_you_mean
 
 FOLDER = Path(__file__).parent
 DEFAULT = "panet_generated"
@@ -60,14 +60,14 @@ def read_named_recipe(recipe: str) -> dict[str, Any]:
     else:
         raise SettingsError(
             f"recipe must be a name that `python -m fssops.models` lists or a .toml file, got {recipe!r}"
-            f"{_nearest(recipe, list_recipes())}"
+            f"{did_you_mean(recipe, list_recipes())}"
         )
     tables, variants = _read(path)
     if variant:
         if variant not in variants:
             raise SettingsError(
                 f"recipe: {path} must hold the variant that is asked for, {', '.join(variants) or 'it has none'}, got "
-                f"{variant!r}{_nearest(variant, variants)}"
+                f"{variant!r}{did_you_mean(variant, variants)}"
             )
         tables["name"] = f"{tables.get('name', path.stem)}_{variant}"
         _merge(tables, variants[variant])
@@ -103,8 +103,3 @@ def _merge(tables: dict[str, Any], change: Mapping[str, Any]) -> None:
             _merge(tables[key], value)
         else:
             tables[key] = copy.deepcopy(value)
-
-
-def _nearest(word: str, names: Sequence[str] | Mapping[str, Any]) -> str:
-    near = difflib.get_close_matches(word, list(names), n=1, cutoff=0.3)
-    return f"; did you mean {near[0]!r}?" if near else ""

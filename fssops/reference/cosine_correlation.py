@@ -56,16 +56,16 @@ def cosine_correlation(
         cosines = products / q_norm.clamp_min(eps) / s_norm.clamp_min(eps)
     if relu:
         cosines = torch.relu(cosines)
-    kept = weights != 0  # [B, N, K, 1, S]
-    total = kept.shape[-1]
-    counts = torch.full_like(kept[..., 0], total, dtype=torch.int64) if divisor == "all" else kept.sum(dim=-1)
+    nonzero = weights != 0  # [B, N, K, 1, S]
+    total = nonzero.shape[-1]
+    counts = torch.full_like(nonzero[..., 0], total, dtype=torch.int64) if divisor == "all" else nonzero.sum(dim=-1)
     if reduction == "mean":
-        result = torch.where(kept, cosines, 0).sum(dim=-1) / counts.clamp_min(1).to(query.dtype)
+        result = torch.where(nonzero, cosines, 0).sum(dim=-1) / counts.clamp_min(1).to(query.dtype)
     else:
         width = min(1 if reduction == "max" else k, total)
         if divisor == "kept":
-            cosines = torch.where(kept, cosines, -torch.inf)
-        chosen = cosines.topk(width, dim=-1).values
-        chosen = torch.where(torch.arange(width, device=query.device) < counts[..., None], chosen, 0)
-        result = chosen.sum(dim=-1) / counts.clamp(1, width).to(query.dtype)
+            cosines = torch.where(nonzero, cosines, -torch.inf)
+        largest = cosines.topk(width, dim=-1).values
+        largest = torch.where(torch.arange(width, device=query.device) < counts[..., None], largest, 0)
+        result = largest.sum(dim=-1) / counts.clamp(1, width).to(query.dtype)
     return result.reshape(batch, count, groups, *size)

@@ -92,9 +92,9 @@ def uncertain_points(
         candidates, uniform = (uniform_points(len(maps), n, device=maps.device, generator=generator) for n in counts)
     else:
         candidates, uniform = given_draws
-    kept = num_points - uniform.shape[1]
+    from_candidates = num_points - uniform.shape[1]
     uncertainty = -sample_points(maps, candidates.to(maps.dtype)).abs()
-    nearest = uncertainty.sort(dim=1, descending=True, stable=True).indices[:, :kept].sort(dim=1).values
+    nearest = uncertainty.sort(dim=1, descending=True, stable=True).indices[:, :from_candidates].sort(dim=1).values
     return torch.cat((candidates.gather(1, nearest[..., None].expand(-1, -1, 2)), uniform), dim=1)
 
 

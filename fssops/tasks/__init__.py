@@ -87,7 +87,7 @@ def settings_from_tables(tables: Mapping[str, Any], where: str) -> Settings:
     try:
         settings.model._config = create_config(name, settings.model.options)
     except ValueError as error:
-        raise SettingsError(f"{where}: [model] {error}") from None
+        raise SettingsError(f"{where}: [model] {str(error).removeprefix('create_model: ')}") from None
     return settings
 
 

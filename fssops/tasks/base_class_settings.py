@@ -30,6 +30,8 @@ class BaseClassEval(Table):
     """Folder of the data set; unset: data.root."""
     split: str | None = None
     """Part that is evaluated; unset: data.split."""
+    validation_split: str | None = None
+    """Part that the best checkpoint is chosen by in training; unset: ``split``."""
     images: int = Field(default=0, ge=0)
     """Evaluated at most; 0: all."""
     validation_images: int = Field(default=0, ge=0)

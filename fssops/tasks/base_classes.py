@@ -45,8 +45,8 @@ class BaseClassTask(FoldedTask):
         """Images of the evaluation split."""
         return self._dataset(training=False)
 
-    def _dataset(self, *, training: bool) -> BaseClassDataset:
-        data, source = self.settings.data, self.source(evaluation=not training)
+    def _dataset(self, *, training: bool, split: str | None = None) -> BaseClassDataset:
+        data, source = self.settings.data, self.source(evaluation=not training, split=split)
         fold = self.fold_classes(data.fold, source)
         self.check_base_classes(fold)
         return BaseClassDataset(
@@ -62,6 +62,7 @@ class BaseClassTask(FoldedTask):
         """Return the training images and lines that describe them."""
         data, dataset = self.settings.data, self._dataset(training=True)
         fold = self.fold_classes(data.fold, dataset.source)
+        self.count_novel_images(dataset.source, fold)
         novel = "left out" if data.drop_novel else "background"
         return dataset, [
             f"training data  {dataset.source.label}, {len(dataset)} of {len(dataset.source.names)} images; {fold}: "
@@ -73,13 +74,15 @@ class BaseClassTask(FoldedTask):
         self.evaluation_data[0]
 
     def validation(self, fabric: Fabric) -> Validation | None:
-        """Return what scores base classes on images of the evaluation split, or None."""
+        """Return what scores base classes on images of the validation split, or None."""
         if not self.settings.engine.validate_every:
             return None
+        split = self.settings.eval.validation_split
+        dataset = self.evaluation_data if split is None else self._dataset(training=False, split=split)
 
         def measure(model: nn.Module, step: int = 0, limit: int | None = None) -> Mapping[str, float]:
             limit = self.settings.eval.validation_images if limit is None else limit
-            scores = self._count(model, fabric, limit, "").scores()
+            scores = self._count(dataset, model, fabric, limit, "").scores()
             return {"val/base_miou": next(iter(scores["base classes"].summary().values()))}
 
         return Validation(measure, lambda model: measure(model, limit=1))
@@ -89,7 +92,7 @@ class BaseClassTask(FoldedTask):
     ) -> Evaluation:
         """Evaluate the base classes; every process must call, each gets the whole result."""
         started, dataset, data = time.perf_counter(), self.evaluation_data, self.settings.data
-        metrics = self._count(model, fabric, self.settings.eval.images, title)
+        metrics = self._count(dataset, model, fabric, self.settings.eval.images, title)
         classes = self.fold_classes(data.fold, dataset.source)
         result = BaseClassResult(
             model=label,
@@ -99,15 +102,17 @@ class BaseClassTask(FoldedTask):
             seconds=round(time.perf_counter() - started, 2),
             folds=f"{classes.name} ({classes.definition})",
             fold=data.fold,
-            images=len(evenly_spread(len(self.evaluation_data), self.settings.eval.images)),
+            images=len(evenly_spread(len(dataset), self.settings.eval.images)),
             novel_images=self.novel_images,
+            facts=metrics.facts,
+            training_facts=self.training_facts,
             size=list(data.size),
             classes={number: dataset.source.classes[number] for number in classes.train},
         )
         return Evaluation(result, metrics)
 
-    def _count(self, model: nn.Module, fabric: Fabric, limit: int, title: str) -> MetricSet:
-        dataset, numbers = self.evaluation_data, evenly_spread(len(self.evaluation_data), limit)
+    def _count(self, dataset: BaseClassDataset, model: nn.Module, fabric: Fabric, limit: int, title: str) -> MetricSet:
+        numbers = evenly_spread(len(dataset), limit)
         metrics = metrics_for(["base classes"], ClassSetting(self.config.base_classes))
 
         def count(number: int, batch: LabelMapBatch) -> None:

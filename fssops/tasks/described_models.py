@@ -1,4 +1,4 @@
-"""Settings of a model that its weights describe, where no run and no recipe says them; and what weights keep of a run."""
+"""Settings of a model that its weights describe, where no recipe says them; and what weights keep of a run."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def _published_classes(names: list[str]) -> dict[str, Classes]:
     """Form of truth -> classes, of the layout whose published classes are called so; its usual form comes first."""
     wanted = [name.casefold() for name in names]
     for layout in LAYOUTS.values():
-        offered = {truth: layout.classes(truth) for truth in layout.offers if truth in _TASKS}
+        offered = {str(truth): layout.classes(truth) for truth in layout.offers if truth in _TASKS}
         same = {t: c for t, c in offered.items() if c is not None and [n.casefold() for n in c.names] == wanted}
         if same:
             return same

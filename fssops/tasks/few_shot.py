@@ -20,7 +20,14 @@ from fssops.data.preparation import FewShotPreparation
 from fssops.engine.settings import SettingsError
 from fssops.engine.trainer import Validation
 from fssops.evaluation.episode_pictures import Shown, episode_grid
-from fssops.evaluation.episodes import EpisodeTruth, LabelledEpisode, Outputs, labelled_episodes, segment
+from fssops.evaluation.episodes import (
+    EpisodeTruth,
+    LabelledEpisode,
+    Outputs,
+    count_supports,
+    labelled_episodes,
+    segment,
+)
 from fssops.evaluation.feature_cache import FeatureCache
 from fssops.evaluation.metrics import metrics_for
 from fssops.evaluation.metrics.metric import EpisodeSetting, MetricSet
@@ -92,6 +99,12 @@ class FewShotTask(FoldedTask):
         """How an image enters the network where nothing is augmented."""
         return FewShotPreparation(self.settings.data.size, self.settings.data.geometry)
 
+    def data_demands(self) -> dict[str, Any]:
+        """Objects that are gone at the network's size are counted too, and classes with too few images found."""
+        data, demands = self.settings.data, super().data_demands()
+        limits = replace(demands["limits"], preparation=self.preparation)
+        return {**demands, "limits": limits, "min_area": data.min_area, "need": data.shots + data.queries}
+
     def training_data(self) -> tuple[Any, list[str]]:
         """Return the training episodes and lines that describe them."""
         data, steps = self.settings.data, self.settings.schedule.steps
@@ -112,6 +125,7 @@ class FewShotTask(FoldedTask):
             too_few=data.too_few,
             fold=fold,
         )
+        self.count_novel_images(source, fold)
         least = {"least_query": data.least_query, "least_support": data.least_support}
         dataset = self.episode_dataset(source, fold, episodes, augment=data.augment, seed=seed, **least)
         lines = [
@@ -150,6 +164,8 @@ class FewShotTask(FoldedTask):
         protocol = protocol_of(rules.protocol, source.format)
         if rules.min_area is not None:
             protocol = replace(protocol, min_area=rules.min_area)
+        if rules.empty_support is not None:
+            protocol = replace(protocol, empty_support=rules.empty_support)
         count = rules.runs or protocol.runs
         seeds = list(protocol.seeds_of(fold_classes.name, fold)[:count])
         if rules.seed is not None or len(seeds) < count:
@@ -214,6 +230,8 @@ class FewShotTask(FoldedTask):
             min_area=rules.min_area or int(lists[0].options["min_area"]),
             own_min_area=rules.min_area is not None,
             novel_images=self.novel_images,
+            facts=metrics.facts,
+            training_facts=self.training_facts,
         )
         return Evaluation(result, metrics)
 
@@ -222,11 +240,11 @@ class FewShotTask(FoldedTask):
         return label
 
     def validation(self, fabric: Fabric) -> Validation | None:
-        """Return what scores episodes of training classes on images of the evaluation split, or None."""
+        """Return what scores episodes of training classes on images of the validation split, or None."""
         rules, data = self.settings.eval, self.settings.data
         if not rules.validation_episodes:
             return None
-        source = self.source(evaluation=True)
+        source = self.source(evaluation=True, split=rules.validation_split)
         fold = self.fold_classes(data.fold, source)
         episodes = EpisodeList.draw(
             source,
@@ -281,6 +299,8 @@ class FewShotTask(FoldedTask):
             metrics = metrics_for(self.predictions, setting)
 
             def count(number: int, item: LabelledEpisode) -> None:
+                if not count_supports(metrics.facts, item.episode, protocol):
+                    return
                 episode = move_to(item.episode, fabric.device)
                 with fabric.autocast():
                     outputs = self.outputs(model, cache, episode, item.truth)
@@ -392,7 +412,8 @@ class FewShotTask(FoldedTask):
         from fssops.predictor import FITS, FewShotPredictor
 
         fit: Any = {geometry: fit for fit, geometry in FITS.items()}[self.settings.data.geometry]
-        return FewShotPredictor(model, size=size or self.settings.data.size, fit=fit)
+        said = self.settings.data.size if "size" in self.settings.data.model_fields_set else None
+        return FewShotPredictor(model, size=size or said, fit=fit)
 
     def predictor(self, model: nn.Module, label: str, options: Any) -> Any:
         """Return what segments pictures with the labelled images of ``options.supports``."""

@@ -17,7 +17,7 @@ import numpy as np
 from fssops.pictures import label_image, overlay_ways
 from fssops.predictor import FewShotPredictor
 from fssops.tasks.prediction import Predictor
-from fssops.tasks.prediction_inputs import Picture, distinct_names, find_pictures, pictures
+from fssops.tasks.prediction_inputs import Picture, find_pictures, output_names, pictures
 from fssops.tasks.support_options import Support, set_support
 
 
@@ -51,7 +51,7 @@ class FewShotPrediction(Predictor):
     def find(self, queries: Sequence[str]) -> tuple[list[Path], int, Iterable[Picture]]:
         """Pictures of files and folders."""
         paths = find_pictures(queries)
-        return paths, len(paths), pictures(paths, distinct_names([path.stem for path in paths]))
+        return paths, len(paths), pictures(paths, output_names(paths))
 
     def segment(self, one: Picture) -> None:
         """Segment a picture and write its label map, overlay and probabilities."""

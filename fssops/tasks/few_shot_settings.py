@@ -18,7 +18,7 @@ class FewShotData(FoldedTable):
     queries: int = Field(default=1, ge=1)
     size: Size = (417, 417)
     """Height and width of the network's input."""
-    draw: Literal["balanced", "panet", "list", "shuffled"] = "balanced"
+    draw: Literal["balanced", "panet", "list", "shuffled", "independent"] = "balanced"
     seed: int | None = Field(default=None, ge=0)
     """Of the training episodes; unset: engine.seed."""
     episodes: int = Field(default=0, ge=0)
@@ -47,6 +47,8 @@ class FewShotEval(Table):
     """Folder of the data set; unset: data.root."""
     split: str | None = None
     """Part that episodes are drawn from; unset: data.split."""
+    validation_split: str | None = None
+    """Part that validation's episodes are drawn from, by which the best checkpoint is chosen; unset: ``split``."""
     runs: int = Field(default=0, ge=0)
     """0: the protocol's number."""
     episodes: int = Field(default=0, ge=0)
@@ -60,6 +62,9 @@ class FewShotEval(Table):
     queries: int = Field(default=1, ge=1)
     min_area: int | None = Field(default=None, ge=1)
     """Pixels that an image must show of a class to be drawn for it; unset: the protocol's."""
+    empty_support: Literal["keep", "skip", "error"] | None = None
+    """What is done with an episode of which a support shows no pixel of its class at ``data.size``; unset: the
+    protocol's."""
     annotation: Literal["mask", "box", "component_boxes", "scribble"] = "mask"
     workers: int = Field(default=0, ge=0)
     cache_mb: int = Field(default=2048, ge=0)
@@ -73,8 +78,7 @@ class FewShotEval(Table):
     checkpoint: Literal["last", "best"] = "last"
     """Which checkpoint training evaluates at its end."""
     validation_episodes: int = Field(default=0, ge=0)
-    """Episodes of training classes, drawn from the evaluation split, that validation scores; novel classes never
-    take part in it."""
+    """Episodes of training classes that validation scores; novel classes never take part in it."""
 
 
 class FewShotSettings(Settings):

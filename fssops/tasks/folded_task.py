@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
 
 from fssops.data import folds
+from fssops.data.check_facts import Limits
 from fssops.data.few_shot_source import FewShotSource
 from fssops.data.layouts import open_data
 from fssops.engine.settings import SettingsError
+from fssops.facts import Facts
 from fssops.tasks.class_names import CLASS_FILE, compare_names
 from fssops.tasks.task import Task
 
@@ -17,7 +20,12 @@ class FoldedTask(Task):
 
     Args:
         settings: with ``data`` (source, root, split, options, folds, definition) and ``eval`` (root, split).
+
+    Attributes:
+        kept_novel_images: what becomes of novel classes in training images that are not dropped for them.
     """
+
+    kept_novel_images: ClassVar[Literal["kept", "ignored"]] = "kept"
 
     def __init__(self, settings: Any) -> None:
         super().__init__(settings)
@@ -28,17 +36,15 @@ class FoldedTask(Task):
         """What training does with images that show a novel class, for results: "dropped" or "kept"."""
         return "dropped" if self.settings.data.drop_novel else "kept"
 
-    def source(self, *, evaluation: bool = False) -> FewShotSource:
-        """Open the data set; the split of training, or that of evaluation.
+    def source(self, *, evaluation: bool = False, split: str | None = None) -> FewShotSource:
+        """Open the data set; the split of training, or that of evaluation, or another one beside it.
 
         Raises:
             SettingsError: its numbers do not stand for the classes that training had.
         """
         data, rules = self.settings.data, self.settings.eval
-        root, split = data.root, data.split
-        if evaluation:
-            root = data.root if rules.root is None else rules.root
-            split = data.split if rules.split is None else rules.split
+        root = rules.root if evaluation and rules.root is not None else data.root
+        split = split or (rules.split if evaluation and rules.split is not None else data.split)
         if (root, split) not in self._sources:
             source = open_data(data.source, root or None, split=split or None, truth="few-shot", **data.options)
             self.compare_with_model(source)
@@ -46,6 +52,25 @@ class FoldedTask(Task):
                 compare_names(opened.classes, source.classes, source.label)
             self._sources[root, split] = source
         return self._sources[root, split]
+
+    @property
+    def _novel_images_fact(self) -> str:
+        return "dropped" if self.settings.data.drop_novel else self.kept_novel_images
+
+    def count_novel_images(self, source: FewShotSource, fold: folds.FoldClasses) -> None:
+        """Count the training images that hold a novel class of a fold."""
+        novel = set(fold.test)
+        found = sum(not novel.isdisjoint(areas) for areas in source.areas().values())
+        self.training_facts = Facts({f"novel_images_{self._novel_images_fact}": (found, len(source.names))})
+
+    def data_demands(self) -> dict[str, Any]:
+        """Training images with novel classes are counted."""
+        data, limits = self.settings.data, Limits(novel_images=self._novel_images_fact)
+
+        def fold(classes: Sequence[int]) -> folds.FoldClasses:
+            return folds.by_name(data.folds, data.fold, data.definition, sorted(classes))
+
+        return {**super().data_demands(), "truth": "few-shot", "fold": fold, "limits": limits}
 
     def compare_with_model(self, source: FewShotSource) -> None:
         """See that numbers stand for the classes that the model's run had.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,6 +80,21 @@ def frames_in(folder: Path) -> list[Path]:
         for note in listing.notes():
             logger.info("left out       %s", note)
     return list(listing.files)
+
+
+def output_names(paths: Sequence[Path]) -> list[str]:
+    """A name for each picture and video: as its file's, or with a number, so that no two files written share a name.
+
+    Frames of a video are called after it and their number, see :func:`pictures`; no picture is called so.
+    """
+    names = distinct_names([path.stem for path in paths])
+    taken = set(names)
+    for place, path in enumerate(paths):
+        if is_video(path):
+            while any(re.fullmatch(rf"{re.escape(names[place])}_\d{{6,}}", other) for other in taken):
+                names[place] += "-video"
+            taken.add(names[place])
+    return distinct_names(names)
 
 
 def distinct_names(wanted: Sequence[str]) -> list[str]:

@@ -44,6 +44,7 @@ class ProposalTask(FewShotTask):
     collate = staticmethod(ProposalBatch.stack)  # type: ignore[assignment]
     unpack_batch = ProposalBatch  # type: ignore[assignment]
     predictions = ("episode", "proposals", "features")
+    kept_novel_images = "ignored"
 
     def __init__(self, settings: FewShotSettings) -> None:
         super().__init__(settings)
@@ -65,6 +66,7 @@ class ProposalTask(FewShotTask):
             min_area=data.min_area,
             drop_novel=data.drop_novel,
         )
+        self.count_novel_images(source, fold)
         novel = "left out" if data.drop_novel else "ignored"
         return dataset, [
             f"training data  {source.label}, {len(dataset)} of {len(source.names)} images; {fold}: {len(fold.train)} "

@@ -13,6 +13,7 @@ from torch import nn
 from fssops.engine.evaluation_progress import EvaluationProgress, weights_digest, without
 from fssops.engine.progress import ProgressBar
 from fssops.evaluation.metrics.metric import MetricSet
+from fssops.facts import FACTS
 from fssops.tasks.task import Task
 
 Item = TypeVar("Item")
@@ -86,6 +87,7 @@ def _progress(
         "settings": without(task.settings.as_tables(), *hidden),
         "precision": task.settings.engine.precision,
         "weights": weights_digest(model.state_dict()),
+        "facts": list(FACTS),  # counts without them, of an earlier version, are not gone on with
         **decisive,
     }
     return EvaluationProgress(task.progress_folder, title, everything, fabric)

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from fssops.engine.checkpoints import RunCheckpointError
 from fssops.engine.settings import SettingsError, apply_overrides
 from fssops.recipes import read_named_recipe
 from fssops.tasks import task_from_tables
 from fssops.tasks.task import FirstStage, Task
-from fssops.weights import load_weights, read_weights
+from fssops.weights import find_weights, load_weights, read_weights
 
 _TAKEN_OVER: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("data", ("source", "root", "split", "options", "folds", "definition", "fold")),
@@ -21,7 +19,7 @@ _TAKEN_OVER: tuple[tuple[str, tuple[str, ...]], ...] = (
         "engine",
         ("seed", "accelerator", "devices", "nodes", "strategy", "precision", "workers", "threads", "tensorboard"),
     ),
-    ("eval", ("root", "split")),
+    ("eval", ("root", "split", "validation_split")),
 )
 """What the first stage shares with the second: the data set, the fold and the machine."""
 
@@ -60,7 +58,7 @@ def take_weights(part: nn.Module, stage: FirstStage | None, given: str, table: s
     Args:
         part: of the second stage's model.
         stage: as it was trained here; None where its weights are given.
-        given: run folder, checkpoint of a run, or weights file of any layout.
+        given: run folder, checkpoint of a run, or weights of any layout (:func:`fssops.weights.find_weights`).
         table: of the second stage's recipe, for messages.
         model: name of the first stage's model.
         data: ``[data]`` of the second stage.
@@ -69,15 +67,14 @@ def take_weights(part: nn.Module, stage: FirstStage | None, given: str, table: s
         a line that says what was loaded.
 
     Raises:
-        RunCheckpointError: it is missing or does not fit.
+        FileNotFoundError: there is none.
+        CheckpointError: it is damaged or does not fit.
         SettingsError: it was trained for other classes.
     """
-    path = Path(given)
     if stage is not None:
-        which = stage.task.settings.eval.checkpoint
-        path = stage.folder / "checkpoints" / f"{which}.pt"
-    if not path.exists():
-        raise RunCheckpointError(f"{table}.weights: {path} must be a checkpoint or a run folder, got nothing there")
+        path = stage.folder / "checkpoints" / f"{stage.task.settings.eval.checkpoint}.pt"
+    else:
+        path = find_weights(given, f"{table}.weights").path
     checkpoint = read_weights(path)
     if checkpoint.settings:
         check_trained(checkpoint.settings, f"{table}.weights: {checkpoint.source}", model, data)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from fssops.engine.settings import Settings, SettingsError
+from fssops.facts import Facts
 from fssops.tasks.class_names import numbered_names
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ class Task(ABC):
         progress_folder: where evaluations keep how far they have come; None keeps nothing.
         trained_classes: the classes that a trained model says it has, in a form of ``classes.json``; None where it says
             nothing.
+        training_facts: what is known of the training data; empty until they are opened, or where a run says nothing.
     """
 
     settings_class: ClassVar[type[Settings]]
@@ -90,6 +92,7 @@ class Task(ABC):
         self.config = settings.model.config
         self.progress_folder: Path | None = None
         self.trained_classes: dict[str, Any] | None = None
+        self.training_facts = Facts()
 
     @property
     def trained_names(self) -> dict[int, str] | None:
@@ -100,12 +103,17 @@ class Task(ABC):
 
     @abstractmethod
     def training_data(self) -> tuple[Any, list[str]]:
-        """Return the training data set, and lines that describe it.
+        """Return the training data set, and lines that describe it; fills ``training_facts``.
 
         Raises:
             SettingsError: the data set does not fit the model.
             DataError, FileNotFoundError: it cannot be read.
         """
+
+    def data_demands(self) -> dict[str, Any]:
+        """What ``data check --recipe`` looks at: arguments of ``check_data``, the layout's in ``options``."""
+        data = self.settings.data
+        return {"layout": data.source, "root": data.root or None, "options": data.options}
 
     @abstractmethod
     def validation(self, fabric: Fabric) -> Validation | None:

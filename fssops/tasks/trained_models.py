@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,17 +14,21 @@ from torch import nn
 from fssops.engine.checkpoints import RunCheckpointError, has_checkpoint
 from fssops.engine.optimizers import freeze
 from fssops.engine.random_state import seed_everything
-from fssops.engine.settings import Settings
+from fssops.engine.settings import Settings, SettingsError
+from fssops.facts import Facts
 from fssops.models import MODELS
 from fssops.recipes import read_named_recipe
 from fssops.tasks import load_task, task_from_tables
-from fssops.tasks.class_names import checked_classes, classes_of_run
+from fssops.tasks.class_names import checked_classes, classes_of_run, folder_with_classes
 from fssops.tasks.described_models import described_tables
 from fssops.tasks.task import Task
 from fssops.weights import find_weights, load_weights, read_weights
 from fssops.weights.pretrained import refuse_larger_model
 
 logger = logging.getLogger(__name__)
+
+FACT_FILE = "facts.json"
+"""In a run folder: what was counted of the training data."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +51,21 @@ def empty_model(settings: Settings) -> nn.Module:
     return MODELS[settings.model.name].model_class()(settings.model.config)
 
 
-def build_model(settings: Settings, *, new_head: Literal["refuse", "tell"] = "refuse") -> nn.Module:
-    """Build the model of settings, with weights where they name some; ``new_head`` as in ``load_weights``."""
+def build_model(
+    settings: Settings, *, new_head: Literal["refuse", "tell"] = "refuse", weights: str | None = None
+) -> nn.Module:
+    """Build the model of settings, with weights where they name some; ``new_head`` as in ``load_weights``.
+
+    Args:
+        settings: of a recipe.
+        new_head: what becomes of weights for other classes.
+        weights: instead of the settings'; "" for random ones.
+    """
     model = empty_model(settings)
-    freeze(model, settings.optim.frozen)  # before: a head that is frozen must not start anew
-    if settings.model.weights:
-        report = load_weights(model, settings.model.weights, new_head=new_head)
+    freeze(model, settings.optim)  # before: a head that is frozen must not start anew
+    weights = settings.model.weights if weights is None else weights
+    if weights:
+        report = load_weights(model, weights, new_head=new_head)
         for line in report.passed_over:
             logger.info("passed over    %s", line)
         tensors = f"{len(report.loaded)} tensors of the {report.target}"
@@ -108,6 +122,7 @@ def load_trained(
         )
     task = task_from_tables(tables, origin, overrides)
     task.trained_classes = classes_of_run(path)
+    task.training_facts = facts_of_run(path)
     if checkpoint.classes:
         task.trained_classes = checked_classes(checkpoint.classes, checkpoint.source)
     if not (recipe or checkpoint.settings):
@@ -117,6 +132,22 @@ def load_trained(
     if not checkpoint.settings:
         return TrainedModel(task, model, f"{task.settings.name} {Path(found.called).name}")
     return TrainedModel(task, model, f"{path.name if is_run else path.stem}, step {checkpoint.step}")
+
+
+def facts_of_run(checkpoint: Path) -> Facts:
+    """What was counted of a run's training data; nothing where it keeps none, as earlier versions.
+
+    Raises:
+        SettingsError: the file is damaged.
+    """
+    folder = folder_with_classes(checkpoint)
+    if folder is None or not (folder / FACT_FILE).is_file():
+        return Facts()
+    try:
+        rows = json.loads((folder / FACT_FILE).read_text(encoding="utf-8"))
+        return Facts({name: (row["count"], row["of"]) for name, row in rows.items()})
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        raise SettingsError(f"{folder / FACT_FILE}: must hold the counts of the run's data, got {error}") from None
 
 
 def load_unsettled(name: str, options: Sequence[str], weights: str | Path) -> TrainedModel:

@@ -7,7 +7,7 @@ import json
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,14 @@ from fssops.engine.run_folder import RunFolder, locked_run
 from fssops.engine.settings import SettingsError, changed_settings
 from fssops.engine.trainer import FitResult, Trainer
 from fssops.evaluation.scores import percent, without_nan
+from fssops.facts import Facts
 from fssops.models import MODELS
 from fssops.models.interface import Trainable
 from fssops.tasks import task_from_tables
 from fssops.tasks.class_names import classes_of_run
 from fssops.tasks.task import FirstStage, Task
-from fssops.tasks.trained_models import build_model, empty_model
+from fssops.tasks.trained_models import FACT_FILE, build_model, empty_model
+from fssops.weights import UnavailableWeightsError, find_weights
 
 logger = logging.getLogger(__name__)
 
@@ -70,11 +72,16 @@ class Prepared:
     started: float
 
 
-def check_trainable(task: Task) -> None:
-    """Refuse to train a system that has no losses, before anything is made.
+def check_trainable(task: Task, resumed: bool = False) -> None:
+    """Refuse to train a system that has no losses or that cannot have its weights, before anything is made.
+
+    Args:
+        task: what to train.
+        resumed: whether a run goes on, which has weights of its own.
 
     Raises:
         SettingsError: it has none.
+        FileNotFoundError, UnavailableWeightsError: the weights that it starts from; says what to do.
     """
     name = task.settings.model.name
     if not issubclass(MODELS[name].model_class(), Trainable):
@@ -82,6 +89,14 @@ def check_trainable(task: Task) -> None:
             f"model.name: a system to train must have losses, and {name} needs no training; give its weights to "
             "python -m fssops.evaluate or python -m fssops.predict"
         )
+    weights = task.settings.model.weights
+    if weights and not resumed:
+        try:
+            find_weights(weights, "model.weights")
+        except UnavailableWeightsError as error:
+            raise UnavailableWeightsError(
+                f"{error} (--set model.weights=FILE; --set model.weights= starts from random ones)"
+            ) from None
 
 
 def train(
@@ -139,7 +154,9 @@ def prepare(
     """Build model, data and trainer, restore the newest checkpoint, and write the settings; arguments as of train."""
     started, settings = time.perf_counter(), task.settings
     seed_everything(settings.engine.seed)
-    model = build_model(settings, new_head="tell")
+    goes_on = earlier is not None and has_checkpoint(run.checkpoints)
+    first = not goes_on or settings.eval.baseline  # else the checkpoint has all weights
+    model = build_model(settings, new_head="tell", weights=settings.model.weights if first else "")
     _say(task.take_first_stage(model, run.path))
     count = sum(parameter.numel() for parameter in model.parameters())
     logger.info("run            %s", run.path)
@@ -148,7 +165,7 @@ def prepare(
     )
     task.trained_classes = classes_of_run(run.path) if earlier is not None else None
     dataset, lines = task.training_data()
-    _say(lines)
+    _say([*lines, *(f"known of them  {text}" for text in task.training_facts.told())])
     untrained = copy.deepcopy(model) if evaluate and settings.eval.baseline else None
     trainer = Trainer(settings, fabric, model, dataset, task.collate, run, task.validation(fabric))
     if earlier is not None and not has_checkpoint(run.checkpoints):
@@ -165,7 +182,7 @@ def prepare(
         run.save_settings(settings.as_tables())
         if outer is not None:
             whole.save_settings(outer[1].settings.as_tables())
-        for name, content in task.run_files().items():
+        for name, content in {**task.run_files(), FACT_FILE: task.training_facts.as_json()}.items():
             write_text_atomically(run.path / name, json.dumps(content, indent=1) + "\n")
     return Prepared(task, fabric, run, model, untrained, trainer, whole, evaluate, started)
 
@@ -215,7 +232,8 @@ def _evaluate(
         evaluation = task.evaluate(model, fabric, label, task.title)
         if untrained is not None:
             untrained = untrained.to(fabric.device)
-            before = task.evaluate(untrained, fabric, f"{label}, untrained", "untrained model").result
+            evaluated = task.evaluate(untrained, fabric, f"{label}, untrained", "untrained model").result
+            before = replace(evaluated, training_facts=Facts())
         if fabric.is_global_zero:
             task.write(evaluation, model, fabric, folder, untrained)
     trained = evaluation.result

@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from fssops.data.augmentation.chains import universal_chain
+from fssops.data.check_facts import Limits, facts_of
 from fssops.data.datasets.universal import TrainingDataset, UniversalItem, check_size, target_at
 from fssops.data.layouts import known_classes, open_data
 from fssops.data.preparation import UniversalPreparation
@@ -262,9 +263,28 @@ class UniversalTask(Task):
         lines = [
             f"training data  {source.label}, {len(dataset)} images"
             + (f" ({left_out} without an object left out)" if left_out else "")
+            + self.count_objects(dataset.crowds)
             + f", {len(source.classes)} classes, {data.truth} masks, augment {data.augment}"
         ]
         return dataset, lines
+
+    @property
+    def queries(self) -> int:
+        """To how many objects of an image or a video the model can answer; 0 where it labels pixels alone."""
+        return 0 if self.config.trains_on_label_maps else int(self.config.num_queries)
+
+    def count_objects(self, crowds: list[list[bool]]) -> str:
+        """Count what can be learnt from of the objects of each image or video; the words for it.
+
+        Args:
+            crowds: whether each object is a crowd region; empty where the truth has no objects.
+        """
+        self.training_facts = facts_of(crowds, Limits(queries=self.queries))
+        return f", {sum(of_item.count(False) for of_item in crowds)} objects to learn from" if crowds else ""
+
+    def data_demands(self) -> dict[str, Any]:
+        """Objects beyond the model's queries are counted."""
+        return {**super().data_demands(), "truth": self.truth, "limits": Limits(queries=self.queries)}
 
     def run_files(self) -> dict[str, Any]:
         """The classes, for prediction elsewhere."""
@@ -312,6 +332,8 @@ class UniversalTask(Task):
             test_size=self.test_size(),
             classes=self.source(evaluation=True).classes.names,
             seconds=round(time.perf_counter() - started, 2),
+            facts=metrics.facts,
+            training_facts=self.training_facts,
         )
         return Evaluation(result, metrics)
 
@@ -358,6 +380,9 @@ class UniversalTask(Task):
             with fabric.autocast():
                 result = self.segment_item(model, item.prepared, tasks, item if layers else None)
             metrics.add(number, result, item.truth)
+            if self.truth != "semantic" and source.offers(self.truth):
+                crowds = item.truth.crowds(self.truth, source.classes.things)
+                metrics.facts.add_objects(crowds.count(False), self.queries)
 
         count_items(
             self,

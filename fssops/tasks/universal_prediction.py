@@ -9,6 +9,7 @@ OUT/classes.json           classes with their ids, names and colours
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ from fssops.evaluation.submissions import coco_results
 from fssops.pictures import label_image, overlay
 from fssops.structures import SegmentationResult
 from fssops.tasks.prediction import Predictor
-from fssops.tasks.prediction_inputs import Picture, distinct_names, find_pictures, pictures, require_decoder
+from fssops.tasks.prediction_inputs import Picture, find_pictures, output_names, pictures, require_decoder
 from fssops.truth import Classes
 
 if TYPE_CHECKING:
@@ -72,15 +73,17 @@ class UniversalPrediction(Predictor):
         self.prepare = task.preparation(short_side)
         self._panoptic: list[dict[str, Any]] = []
         self._instances: list[dict[str, Any]] = []
+        self._folder = "."  # what the pictures' folders have in common
         self._numbers: dict[str, int] = {}  # of pictures called by a number that no other one has
 
     def find(self, queries: Sequence[str]) -> tuple[list[Path], int, Iterable[Picture]]:
         """Pictures of files and folders, and the frames of video files."""
         paths = find_pictures(queries)
         require_decoder(paths)
-        names = distinct_names([path.stem for path in paths])
+        names = output_names(paths)
         numbers = Counter(int(name) for name in names if name.isdecimal())
         self._numbers = {name: int(name) for name in names if name.isdecimal() and numbers[int(name)] == 1}
+        self._folder = os.path.commonpath([os.path.abspath(path.parent) for path in paths])
         return paths, len(paths), pictures(paths, names)
 
     @torch.inference_mode()
@@ -90,7 +93,9 @@ class UniversalPrediction(Predictor):
         result: SegmentationResult = self.task.segment_item(self.model, self.prepare(image, one.name), self.tasks)
         identifier = self._numbers.get(one.name, one.name)
         height, width = image.shape[:2]
-        self.rows.append({"id": identifier, "file_name": Path(one.origin).name, "height": height, "width": width})
+        # Pictures of several folders may share a name: only with its folder it says which one it is.
+        file_name = Path(os.path.relpath(one.origin, self._folder)).as_posix()
+        self.rows.append({"id": identifier, "file_name": file_name, "height": height, "width": width})
         if result.semantic is not None:
             labels = result.semantic.label_map.cpu().numpy()
             self.save(label_image(labels, self.classes.colours), "semantic", f"{one.name}.png")

@@ -80,7 +80,8 @@ class VideoTask(UniversalTask):
         chain = universal_chain(data.augment, short_sides=data.short_sides, longest=data.longest)
         dataset = TrainingClips(source, chain, frames=data.frames, reach=data.reach)
         lines = [
-            f"training data  {source.label}, {len(dataset)} videos, {len(source.classes)} classes, clips of "
+            f"training data  {source.label}, {len(dataset)} videos{self.count_objects(dataset.crowds)}, "
+            f"{len(source.classes)} classes, clips of "
             f"{data.frames} frames at most {data.reach} apart, augment {data.augment}"
         ]
         return dataset, lines
@@ -141,7 +142,9 @@ class VideoTask(UniversalTask):
                 result: InstanceResult = model.track(
                     self._frames_ahead(source, name), source.size(name), keep=encoded, window=self.window
                 )
-            metrics.add(number, result, self._truth(source, number))
+            truth = self._truth(source, number)
+            metrics.add(number, result, truth)
+            metrics.facts.add_objects(sum(not track.crowd for track in truth.tracks or ()), self.queries)
 
         count_items(
             self,

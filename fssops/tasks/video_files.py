@@ -92,24 +92,24 @@ def find_videos(given: Sequence[str]) -> list[VideoInput]:
         FileNotFoundError: a path does not exist, or a folder holds nothing of the kind.
         SettingsError: a video file, and no decoder is installed.
     """
-    found: list[VideoInput] = []
+    videos: list[VideoInput] = []
     loose: list[Path] = []
     for text in given:
         path = Path(text)
         if path.is_dir():
-            found += _videos_in(path)
+            videos += _videos_in(path)
         elif not path.is_file():
             raise FileNotFoundError(f"--query: {path} must be a video or a folder of frames, got nothing there")
         elif is_video(path) or _is_animated(path):
-            found.append(VideoInput(path.stem, [path]))
+            videos.append(VideoInput(path.stem, [path]))
         else:
             loose.append(path)
     if loose:
-        found.insert(0, VideoInput(loose[0].parent.name or "video", loose))
-    require_decoder([path for video in found for path in video.paths if video.is_file])
-    for video, name in zip(found, distinct_names([video.name for video in found]), strict=True):
+        videos.insert(0, VideoInput(loose[0].parent.name or "video", loose))
+    require_decoder([path for video in videos for path in video.paths if video.is_file])
+    for video, name in zip(videos, distinct_names([video.name for video in videos]), strict=True):
         video.name = name
-    return found
+    return videos
 
 
 def _videos_in(folder: Path) -> list[VideoInput]:
@@ -120,10 +120,10 @@ def _videos_in(folder: Path) -> list[VideoInput]:
     if frames:
         return [VideoInput(folder.resolve().name, frames)]
     inner = [VideoInput(name, frames) for name in folders_in(folder) if (frames := frames_in(folder / name))]
-    found = [VideoInput(file.stem, [file]) for file in files] + inner
-    if not found:
+    videos = [VideoInput(file.stem, [file]) for file in files] + inner
+    if not videos:
         raise FileNotFoundError(f"--query: folder {folder} must hold frames, videos or folders of frames, got none")
-    return found
+    return videos
 
 
 def animation_suffix(wanted: str) -> str:

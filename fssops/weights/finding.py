@@ -119,6 +119,7 @@ def _of_package(row: Source, inside: str) -> Path:
 def _downloaded(address: str, digest: str = "") -> Path:
     """The file of an address, from torch.hub's cache where it is there."""
     import torch.hub
+    from huggingface_hub import constants
 
     name = Path(unquote(urlsplit(address).path)).name
     if Path(name).suffix not in SUFFIXES:
@@ -130,7 +131,7 @@ def _downloaded(address: str, digest: str = "") -> Path:
     if target.is_file():
         _check(target, digest, "remove it to download it again")
         return target
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+    if constants.HF_HUB_OFFLINE:
         raise UnavailableWeightsError(
             f"weights: {address} must be downloaded, and HF_HUB_OFFLINE forbids it; give a file, or put it at {target}"
         )
@@ -215,7 +216,7 @@ def _of_hub(repository: str, revision: str | None, to_do: str = "") -> Path:
         ) from None
     except errors.HFValidationError as error:
         raise UnavailableWeightsError(f"weights: {called} must name a repository, got {_first_line(error)}") from None
-    except (OSError, errors.EntryNotFoundError, errors.HTTPError) as error:
+    except (OSError, errors.EntryNotFoundError, errors.HTTPError) as error:  # type: ignore[attr-defined]
         if isinstance(error, OSError) and error.errno is not None:
             raise  # of the disk
         offline = "HF_HUB_OFFLINE forbids to fetch it" if constants.HF_HUB_OFFLINE else _first_line(error)

@@ -232,7 +232,7 @@ def class_names_of(config: Mapping[str, Any]) -> list[str]:
         ValueError: it is not a name for each of 0..C-1.
     """
     labels = config.get("id2label")
-    names = [labels.get(str(index)) for index in range(len(labels))] if isinstance(labels, Mapping) else []
+    names: list[Any] = [labels.get(str(n)) for n in range(len(labels))] if isinstance(labels, Mapping) else []
     if not names or not all(isinstance(name, str) for name in names):
         raise ValueError(f"config.json: id2label must give a name for each class from 0, got {labels!r:.80}")
     return names

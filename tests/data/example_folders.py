@@ -11,6 +11,8 @@ import numpy as np
 from PIL import Image
 from video_folder import annotation, box, write_videos
 
+from fssops.data.datasets.universal import TrainingDataset
+
 H, W = 20, 30
 
 
@@ -39,6 +41,11 @@ def coco_json(file: Path, **table: Any) -> None:
     }
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps({**content, **table}))
+
+
+def training_names(source: Any, kind: Any) -> list[str]:
+    """The images that training on one kind of mask takes."""
+    return TrainingDataset(source, kind, lambda scene, rng: scene).names
 
 
 def voc(root: Path) -> None:

@@ -83,7 +83,11 @@ def first_segment(content: Any) -> Any:
             "unreadable_mask",
             "no.png: panoptic map must exist",
         ),
-        (lambda c: c["annotations"][0].update(image_id=9), "unreadable_layout", "must be listed in images, got 9"),
+        (
+            lambda c: c["annotations"][0].update(image_id=9),
+            "bad_annotation",
+            "must be listed in images, got 9",
+        ),
         (lambda c: c.pop("categories"), "unreadable_layout", "must hold a list 'categories'"),
         (lambda c: c["categories"][0].pop("isthing"), "unreadable_layout", "category 1 must say isthing"),
     ],
@@ -128,11 +132,11 @@ def test_instances_that_cannot_be_drawn(tmp_path: Path) -> None:
     (tmp_path / "annotations" / "instances_train.json").write_text(json.dumps(content))
     found = dict(enumerate(message.split("annotation ")[1] for _, message in problems(tmp_path, "coco_instances")))
     assert list(found.values()) == [
-        "2: RLE counts cover 30 pixels, the image has 600",
-        "3: RLE size [30, 20] is not that of the image, [20, 30]",
-        "4: outside the image",
-        "5: empty polygon list",
-        "6: category id 5 not in categories",
+        "2 dropped: RLE counts cover 30 pixels, the image has 600",
+        "3 dropped: RLE size [30, 20] is not that of the image, [20, 30]",
+        "4 dropped: outside the image",
+        "5 dropped: empty polygon list",
+        "6 dropped: category id 5 not in categories",
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 from collections import Counter
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fssops.data import folds
+from fssops.data import episode_draws, folds
 from fssops.data.episodes import EpisodeList
 from fssops.data.errors import AnnotationError, TooFewImagesError
 from fssops.data.few_shot_source import FewShotSource
@@ -162,6 +163,23 @@ def test_list_draw_runs_through_the_images_and_reverses_supports(source: FewShot
         assert e.support == (tuple(pools[chosen][n] for n in picked[::-1]),)
 
 
+def test_shuffled_draw_repeats_supports_only_where_there_are_no_more_than_it_draws(source: FewShotSource) -> None:
+    """The published draw takes five supports whatever the shots: from five images, of which one is the query, some come
+    twice; from six, none."""
+    name = {number: list(source.images_of(number)) for number in (1, 5, 9)}
+    for size in (5, 6):
+        pools = {1: name[1][:size]}
+        drawn = episode_draws.draw_shuffled(source, pools, shots=5, episodes=40, seed=3)
+        assert len(drawn) == 40
+        repeated = [len(set(e.support[0])) < 5 for e in drawn]
+        assert all(repeated) if size == 5 else not any(repeated)
+        assert all(e.query[0] not in e.support[0] for e in drawn)
+        # Every image is the query as often as the others, but for the last round.
+        rounds = Counter(e.query[0] for e in drawn)
+        assert set(rounds) == set(pools[1])
+        assert max(rounds.values()) - min(rounds.values()) <= 1
+
+
 def test_class_with_too_few_images_is_named_with_fold_rule_and_count(voc_folder: Path) -> None:
     source = open_data("voc", voc_folder, split="train", truth="few-shot")
     fold = folds.pascal5i(1)
@@ -208,7 +226,7 @@ def test_classes_that_share_all_their_images_end_in_an_error_not_in_a_loop(tmp_p
         ({"ways": 0}, "ways must be an integer of at least 1, got 0"),
         ({"shots": 1.5}, "shots must be an integer of at least 1, got 1.5"),
         ({"episodes": True}, "episodes must be an integer"),
-        ({"draw": "x"}, "draw must be balanced, panet, list or shuffled, got 'x'"),
+        ({"draw": "x"}, "draw must be balanced, panet, list, shuffled or independent, got 'x'"),
         ({"too_few": "x"}, "too_few must be error or skip, got 'x'"),
         ({"draw": "list", "queries": 2}, "draw 'list' must have 1 way and 1 query, got 1 and 2"),
     ],
@@ -225,6 +243,25 @@ def test_unknown_and_repeated_classes_are_errors(source: FewShotSource) -> None:
         EpisodeList.draw(source, [1, 1])
 
 
+def test_independent_draw_repeats_the_published_generator(source: FewShotSource) -> None:
+    classes = [2, 5, 9]
+    drawn = EpisodeList.draw(source, classes, shots=3, episodes=40, seed=0, draw="independent")
+    pools = {c: source.images_of(c) for c in classes}
+    rng = np.random.RandomState(0)  # what numpy's global functions draw from after np.random.seed(0)
+    for spec in drawn:
+        class_id = rng.choice(classes, 1, replace=False)[0]
+        query = rng.choice(pools[class_id], 1, replace=False)[0]
+        support: list[str] = []
+        while True:
+            name = rng.choice(pools[class_id], 1, replace=False)[0]
+            if query != name:
+                support.append(name)
+            if len(support) == 3:
+                break
+        assert (spec.classes, spec.query, spec.support) == ((class_id,), (query,), (tuple(support),))
+    assert any(len(set(spec.support[0])) < 3 for spec in drawn), "the same image may be a support twice"
+
+
 def test_list_file_keeps_everything_and_its_hash(source: FewShotSource, tmp_path: Path) -> None:
     drawn = EpisodeList.draw(source, [1, 5, 9], ways=2, shots=2, queries=2, episodes=25, fold="some fold")
     drawn.save(tmp_path / "new" / "list.json")
@@ -232,6 +269,11 @@ def test_list_file_keeps_everything_and_its_hash(source: FewShotSource, tmp_path
     assert loaded == drawn
     assert loaded.hash == drawn.hash == json.loads((tmp_path / "new" / "list.json").read_text())["hash"]
     loaded.check(source)
+    assert (tmp_path / "new" / "list.json").stat().st_mode & 0o777 == 0o644
+    whole = dataclasses.replace(drawn, dropped={13: 2, 17: 1})
+    whole.save(tmp_path / "list.json")
+    again = EpisodeList.load(tmp_path / "list.json")
+    assert (again, again.dropped, again.class_names) == (whole, {13: 2, 17: 1}, drawn.class_names)
 
 
 def test_changed_cut_or_foreign_list_file_is_refused(source: FewShotSource, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from fssops.data.augmentation.geometry import (
     ResizeShortestEdge,
     shortest_edge_size,
 )
-from fssops.data.augmentation.scene import DETECTRON2, MM_FORMER, MSANET, Scene, resized, rotated
+from fssops.data.augmentation.scene import DETECTRON2, MM_FORMER, MSANET, PANET, Scene, resized, rotated
 from fssops.normalisation import MEAN
 from fssops.structures import IGNORE
 from fssops.truth import Segment
@@ -281,3 +281,14 @@ def test_one_of_two_draws_its_coin_first() -> None:
     step = OneOfTwo(RandomFlip(1.0), RandomScale(2.0, 2.0))
     assert np.array_equal(step(scene(), Recorder(0.6, 0.0)).image, IMAGE[:, ::-1])  # type: ignore[arg-type]
     assert step(scene(), Recorder(0.5, 0.0)).size == (74, 106)  # type: ignore[arg-type]
+
+
+def test_what_is_not_said_of_a_step_is_as_published() -> None:
+    assert LargeScaleJitter(64) == LargeScaleJitter(64, least=0.1, most=2.0)
+    assert RandomRotate() == RandomRotate(degrees=10.0, p=0.5)
+    assert ObjectCrop((5, 6)) == ObjectCrop((5, 6), keep=0.85, tries=31, classes=())
+    assert RandomCrop((5, 6)) == RandomCrop((5, 6), category_share=1.0)
+    assert RandomFlip() == RandomFlip(0.5)
+    assert Letterbox((8, 8)) == Letterbox((8, 8), multiple=8)
+    assert Resize((3, 4)) == Resize((3, 4), PANET)
+    assert ResizeShortestEdge((3,), 9) == ResizeShortestEdge((3,), 9, DETECTRON2)

@@ -10,7 +10,7 @@ from engine_toy import ToyBatch, ToyData
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fssops.engine.sampling import Draw, DrawnDataset, StepSampler, UnreadableItemError
+from fssops.engine.sampling import Draw, DrawnDataset, StepSampler, UnreadableItemError, mix_seed, permutation
 from fssops.engine.settings import EngineSettings
 from fssops.engine.training_stream import TrainingStream
 
@@ -138,3 +138,50 @@ def test_a_replaced_item_is_told_of_by_the_process_that_trains(workers: int, cap
 def test_impossible_sampler_is_refused(arguments: dict[str, int], rule: str) -> None:
     with pytest.raises(ValueError, match=rule):
         StepSampler(seed=0, **arguments)
+
+
+def test_seeds_are_mixed_by_splitmix64() -> None:
+    """The published sequence of seed 1234567 (the top 63 of its 64 bits); neighbouring seeds are steps of it."""
+    sequence = (6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431)
+    first = 1234567 - 0x632BE59BD9B4E019
+    assert [mix_seed(step, first) for step in range(1, 5)] == [value >> 1 for value in sequence]
+    assert len({mix_seed(seed, number) for seed in range(20) for number in range(20)}) == 400
+
+
+def test_a_pass_is_drawn_from_seed_and_number_alone() -> None:
+    def order(seed: int, number: int) -> list[int]:
+        return torch.randperm(30, generator=torch.Generator().manual_seed(mix_seed(seed, number))).tolist()
+
+    assert permutation(30, 5, 2).tolist() == order(5, 2) != order(2, 5)
+    drawn = [draw.item for batch in islice(StepSampler(30, 6, seed=5, start_step=10), 5) for draw in batch]
+    assert drawn == order(5, 2)
+
+
+def test_an_item_draws_from_the_seed_after_that_of_the_order_and_its_place_in_the_stream() -> None:
+    """So that the numbers of a pass's order never come back as those of an item."""
+    data = DrawnDataset(ToyData(), 8)
+    generator = torch.Generator().manual_seed(mix_seed(9, 70))
+    assert torch.equal(data[Draw(5, 70)][0], torch.randn(4, generator=generator))
+    assert len(data) == 37
+    plain = DrawnDataset([10, 20, 30], 8)
+    assert plain[Draw(2, 7)] == 30
+
+
+def test_items_are_sought_at_most_ten_places_on_and_around_the_end() -> None:
+    class Bad(ToyData):
+        def __init__(self, good: set[int]) -> None:
+            super().__init__(length=20)
+            self.good = good
+
+        def draw(self, index: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, str]:
+            if index not in self.good:
+                raise ValueError(f"bad {index}")
+            return super().draw(index, generator)
+
+    told: list[str] = []
+    assert DrawnDataset(Bad({2}), 0, report=told.append)[Draw(13, 0)][2] == "image2.jpg"
+    assert len(told) == 9
+    assert told[0] == "skipped item 13: bad 13"
+    assert told[-1] == "skipped item 1: bad 1"
+    with pytest.raises(UnreadableItemError, match=r"item 12 must be readable, got bad 1$"):
+        DrawnDataset(Bad({2}), 0, report=told.append)[Draw(12, 0)]

@@ -80,7 +80,7 @@ def test_named_groups_take_precedence() -> None:
 
 def test_frozen_parameters_are_not_trained() -> None:
     model = Net()
-    freeze(model, ["backbone.*"])
+    freeze(model, OptimSettings(frozen=["backbone.*"]))
     trained = [p for group in build_optimizer(model, OptimSettings()).param_groups for p in group["params"]]
     assert {id(p) for p in trained} == {id(p) for p in (*model.query_embed.parameters(), *model.head.parameters())}
 
@@ -94,3 +94,69 @@ def test_pattern_that_matches_nothing_is_refused(settings: OptimSettings) -> Non
 def test_model_without_trained_parameters_is_refused() -> None:
     with pytest.raises(SettingsError, match="must have a parameter to train"):
         build_optimizer(Net(), OptimSettings(frozen=["*"]))
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind", "wanted"),
+    [
+        (
+            OptimSettings(name="adamw", lr=0.3, betas=(0.7, 0.9), eps=1e-5),
+            torch.optim.AdamW,
+            {"betas": (0.7, 0.9), "eps": 1e-5, "decoupled_weight_decay": True},
+        ),
+        (
+            OptimSettings(name="adam", lr=0.3, betas=(0.7, 0.9), eps=1e-5),
+            torch.optim.Adam,
+            {"betas": (0.7, 0.9), "eps": 1e-5, "decoupled_weight_decay": False},
+        ),
+        (
+            OptimSettings(name="sgd", lr=0.3, momentum=0.6, nesterov=True),
+            torch.optim.SGD,
+            {"momentum": 0.6, "nesterov": True},
+        ),
+    ],
+)
+def test_the_named_optimiser_gets_its_own_settings(
+    settings: OptimSettings, kind: type, wanted: dict[str, object]
+) -> None:
+    for fused in (False, True):
+        optimizer = build_optimizer(Net(), settings, fused=fused)
+        assert type(optimizer) is kind
+        for group in optimizer.param_groups:
+            assert {name: group[name] for name in wanted} == wanted
+            assert bool(group["fused"]) == fused
+            assert group["base_lr"] == group["lr"] == 0.3
+
+
+def test_weight_decay_of_biases_and_of_a_position_is_its_own_where_it_is_set() -> None:
+    """A bias of a normalisation layer goes by the layer; without a setting all decay alike."""
+    found = groups_by_name(OptimSettings(lr=1.0, weight_decay=0.05, weight_decay_bias=0.4, weight_decay_norm=0.2))
+    assert {name: decay for name, (_, decay) in found.items()} == {
+        "backbone.0.weight": 0.05,
+        "backbone.0.bias": 0.4,
+        "backbone.1.weight": 0.2,
+        "backbone.1.bias": 0.2,
+        "query_embed.weight": 0.05,
+        "head.weight": 0.05,
+        "head.bias": 0.4,
+    }
+    assert {decay for _, decay in groups_by_name(OptimSettings(weight_decay=0.05)).values()} == {0.05}
+
+
+def test_rules_of_a_name_multiply_their_rates_and_the_last_decay_counts() -> None:
+    rules = [{"match": "head.*", "lr_scale": 10, "weight_decay": 0.5}, {"match": "*.bias", "lr_scale": 3}]
+    found = groups_by_name(OptimSettings(lr=2.0, weight_decay=0.05, backbone_lr_scale=0.1, groups=rules))  # type: ignore[arg-type]
+    assert found["head.bias"] == (pytest.approx(60.0), 0.5)
+    assert found["head.weight"] == (pytest.approx(20.0), 0.5)
+    assert found["backbone.0.bias"] == (pytest.approx(0.6), 0.05)
+
+
+def test_schedules_stay_at_their_end_and_warm_up_before_it() -> None:
+    poly = learning_rate_factor(ScheduleSettings(name="poly", steps=10, power=2.0, end_factor=0.0, warmup_steps=4))
+    assert poly(20) == 0.0
+    assert poly(5) == pytest.approx(0.25)
+    cosine = learning_rate_factor(ScheduleSettings(name="cosine", steps=8, end_factor=0.0))
+    assert cosine(2) == pytest.approx(0.5 + 0.5 * 2**-0.5)
+    assert cosine(99) == pytest.approx(0.0)
+    flat = learning_rate_factor(ScheduleSettings(name="constant", steps=8, warmup_steps=4, warmup_factor=0.2))
+    assert [flat(step) for step in (0, 1, 4, 7)] == pytest.approx([0.2, 0.4, 1.0, 1.0])

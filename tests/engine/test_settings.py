@@ -54,6 +54,7 @@ def test_options_of_the_model_stand_directly_in_its_table() -> None:
         ("schedule.step=3", "schedule.steps"),
         ("engine.precison=bf16", "engine.precision"),
         ("engine.lr=1e-4", "optim.lr"),
+        ("optim.batch=4", "engine.batch_size"),
         ('optim.groups=[{mach="bias"}]', "optim.groups.match"),
     ],
 )
@@ -121,6 +122,13 @@ def test_changed_settings_are_listed_by_dotted_key() -> None:
     before, after = checked().as_tables(), checked("optim.lr=1e-4", "model.align=false").as_tables()
     assert changed_settings(before, after) == ["model.align: None -> False", "optim.lr: 0.001 -> 0.0001"]
     assert changed_settings(before, before) == []
+
+
+@pytest.mark.parametrize("key", ["patience", "epochs", "early_stopping"])
+def test_an_unknown_key_that_is_like_no_other_is_told_what_there_is(key: str) -> None:
+    text = message(f"engine.{key}=3")
+    assert "keys of [engine] are engine." in text
+    assert "did you mean" not in text
 
 
 def test_settings_survive_writing_and_reading() -> None:

@@ -321,6 +321,76 @@ def test_metrics_hold_every_loss_rate_and_waiting(trainer_of: Any) -> None:
     assert lines[0]["loss"] == pytest.approx(lines[0]["squared"] + lines[0]["absolute"])
 
 
+def test_a_run_returns_the_mean_losses_of_its_last_window(trainer_of: Any) -> None:
+    trainer = trainer_of("run")
+    result = trainer.fit()
+    last = read_metrics(trainer.run.metrics)[-1]
+    assert result.losses == {name: last[name] for name in ("loss", "squared", "absolute")}
+    assert read_checkpoint(trainer.run.checkpoints / "last.pt")["losses"] == result.losses
+    again = trainer_of("run")
+    again.restore(newest_good_checkpoint(again.run.checkpoints)[1])
+    assert again.fit() == result
+
+
+def test_losses_of_the_log_are_means_over_the_steps_since_the_last_line(trainer_of: Any) -> None:
+    each, fifth = trainer_of("each", "engine.log_every=1"), trainer_of("fifth")
+    each.fit()
+    fifth.fit()
+    single = [record["loss"] for record in read_metrics(each.run.metrics)]
+    for number, record in enumerate(read_metrics(fifth.run.metrics)):
+        assert record["loss"] == pytest.approx(sum(single[5 * number : 5 * number + 5]) / 5)
+        assert 0 <= record["data_wait"] <= 1
+
+
+def test_a_checkpoint_of_fewer_processes_is_taken_without_a_random_state(trainer_of: Any) -> None:
+    trainer = trainer_of("run")
+    trainer.fit()
+    state = newest_good_checkpoint(trainer.run.checkpoints)[1]
+    again = trainer_of("again")
+    again.restore({**state, "step": 20, "random": []})
+    assert again.fit().steps == 30
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_deterministic_kernels_are_asked_for_only_on_request(
+    trainer_of: Any, monkeypatch: pytest.MonkeyPatch, asked: bool
+) -> None:
+    calls: list[bool] = []
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", calls.append)
+    trainer_of("run", f"engine.deterministic={str(asked).lower()}")
+    assert calls == [True] * asked
+
+
+def test_channels_last_reorders_convolutions_only_on_request(trainer_of: Any) -> None:
+    class Convolution(NormFreeModel):
+        def __init__(self) -> None:
+            super().__init__()
+            self.kernel = nn.Conv2d(4, 6, 3)
+
+    for asked in (True, False):
+        trainer = trainer_of(f"run{asked}", f"engine.channels_last={str(asked).lower()}", model=Convolution())
+        strides = trainer.model.kernel.weight.stride()
+        assert (strides == (36, 1, 12, 4)) == asked
+
+
+def test_a_bad_step_leaves_weights_and_statistics_as_they_were(trainer_of: Any) -> None:
+    """The only item is bad: of the statistics that its forward pass moved nothing stays."""
+    trainer = trainer_of("run", "engine.on_nonfinite=skip", "engine.max_skips=3", data=ToyData(length=1, bad=0))
+    before = weights(trainer)
+    with pytest.raises(NonFiniteError, match="3 bad steps in a row"):
+        trainer.fit()
+    for name in ("backbone.weight", "head.bias"):
+        assert torch.equal(weights(trainer)[name], before[name])
+
+
+def test_good_steps_between_bad_ones_start_their_count_anew(trainer_of: Any) -> None:
+    """One item of 37 in batches of 4: bad steps come apart, and more of them than two in a row are allowed."""
+    trainer = trainer_of(
+        "run", "engine.on_nonfinite=skip", "engine.max_skips=2", "schedule.steps=60", data=ToyData(bad=3)
+    )
+    assert trainer.fit().steps == 60
+
+
 def test_model_without_losses_is_refused(trainer_of: Any) -> None:
     with pytest.raises(TypeError, match=r"must have losses\(batch\), got Linear"):
         trainer_of("run", model=nn.Linear(1, 1))

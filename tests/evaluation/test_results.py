@@ -29,6 +29,7 @@ from fssops.evaluation.results import (
     fold_mean_line,
     fold_table,
 )
+from fssops.facts import Facts
 from fssops.protocols import PROTOCOLS, FewShotProtocol
 from fssops.run_lengths import encode
 from fssops.truth import Segment
@@ -107,6 +108,27 @@ def test_a_mean_over_some_of_the_classes_says_so_in_line_table_and_json() -> Non
     both = [one, result(by_hand(FSSOPS), fold=1)]
     assert fold_mean_line(both).startswith("mIoU 35.00 (3 to 4 of 4 classes)  binary")
     assert fold_table(both)[-1][1] == "35.00 (3 to 4 of 4 classes)"
+
+
+def test_what_is_known_of_the_items_stands_in_line_table_and_json_and_zeros_in_json_alone() -> None:
+    facts = {"empty_supports": (25, 40), "copied_supports": (0, 40)}
+    training = {"novel_images_kept": (31, 200)}
+    one = dataclasses.replace(result(by_hand()), facts=Facts(facts), training_facts=Facts(training))
+    empty = "25 of 40 supports without a pixel of their class at the network's size"
+    novel = "in training 31 of 200 images with a novel class, which is background there"
+    assert one.line().endswith(f"list abababab+cdcdcdcd; {empty}; {novel}]")
+    assert FewShotResult.report_tables([one], False)[0] == (
+        "known of the items",
+        [["model", "what"], ["m", empty], ["m", novel]],
+    )
+    plain = one.as_json()
+    assert plain["facts"] == {"empty_supports": {"count": 25, "of": 40}, "copied_supports": {"count": 0, "of": 40}}
+    assert plain["training_facts"] == {"novel_images_kept": {"count": 31, "of": 200}}
+    quiet = dataclasses.replace(one, facts=Facts({"copied_supports": (0, 40)}), training_facts=Facts())
+    assert quiet.line().endswith("list abababab+cdcdcdcd]")
+    assert [title for title, _ in FewShotResult.report_tables([quiet], False)] == [
+        "percent, mean ± standard deviation over runs"
+    ]
 
 
 def test_a_class_that_never_appears_leaves_no_mean_where_the_protocol_has_none() -> None:

@@ -27,7 +27,7 @@ from fssops.models.insid3.clustering import average_linkage
 from fssops.models.insid3.debiasing import content_basis, unit
 from fssops.models.insid3.matching import backward_votes, feature_masks, forward_matches, prototypes
 from fssops.models.insid3.output import class_shares
-from fssops.models.insid3.refinement import Lattice, outline_band, refine_mask
+from fssops.models.insid3.refinement import Lattice, outline_bands, refine_masks
 from fssops.models.interface import FewShotModel, Trainable
 from fssops.structures import FewShotBatch
 from fssops.testing.published_insid3 import PublishedINSID3
@@ -398,6 +398,19 @@ def test_the_seed_stays_unless_as_published() -> None:
     pytest.fail("no scene has a candidate")
 
 
+def test_masks_are_decided_once_unless_as_published() -> None:
+    scores = torch.full((1, 16), -torch.inf)
+    scores[0, [5, 6]] = 1.0
+    once, twice = (
+        class_shares(scores, (4, 4), 8, (32, 32), (50, 50), hard=hard, colours=None).argmax(0) for hard in (False, True)
+    )
+    cells = (scores > -torch.inf).float().view(1, 1, 4, 4)
+    for size in ((32, 32), (50, 50)):
+        cells = (F.interpolate(cells, size=size, mode="bilinear") > 0.5).float()
+    assert torch.equal(twice, cells[0, 0].long())
+    assert not torch.equal(once, twice)
+
+
 def test_unlabelled_pixels_are_not_matched_unless_as_published() -> None:
     sound, published = small(), small(behaviour="published")
     batch = episode(64)
@@ -611,7 +624,7 @@ def test_lattice_filters_as_gaussians_do(channels: int) -> None:
     kernel = torch.exp(-0.5 * torch.cdist(features, features) ** 2)
     expected = (kernel @ values) / kernel.sum(1)
     lattice = Lattice(features)
-    got = lattice(values) / lattice(torch.ones(1500))
+    got = lattice(values[None])[0]
     assert torch.corrcoef(torch.stack([got, expected]))[0, 1] > 0.99
     assert torch.allclose(lattice.weights.sum(1), torch.ones(1500), atol=1e-4)
     assert lattice.weights.min() > -1e-4
@@ -620,7 +633,7 @@ def test_lattice_filters_as_gaussians_do(channels: int) -> None:
 def test_band_lies_within_five_pixels_of_the_outline_and_along_the_image_edge() -> None:
     mask = torch.zeros(40, 40, dtype=torch.bool)
     mask[:, :20] = True
-    rows = outline_band(mask)[20]
+    rows = outline_bands(mask[None])[0, 20]
     assert rows.nonzero()[:, 0].tolist() == [*range(5), *range(15, 25)]
 
 
@@ -634,11 +647,13 @@ def test_refined_outlines_follow_the_colours() -> None:
     def overlap(mask: Tensor) -> float:
         return float((mask & disc).sum() / (mask | disc).sum())
 
-    refined = refine_mask(coarse, colours)
+    refined = refine_masks(coarse[None], colours)[0]
     assert overlap(coarse) < 0.96
     assert overlap(refined) > 0.985
-    assert torch.equal(refined[~outline_band(coarse)], coarse[~outline_band(coarse)])
-    assert torch.equal(refine_mask(torch.zeros_like(coarse), colours), torch.zeros_like(coarse))
+    elsewhere = ~outline_bands(coarse[None])[0]
+    assert torch.equal(refined[elsewhere], coarse[elsewhere])
+    nothing = torch.zeros(1, 128, 128, dtype=torch.bool)
+    assert torch.equal(refine_masks(nothing, colours), nothing)
 
 
 def test_refinement_is_an_option_of_the_model() -> None:

@@ -9,6 +9,8 @@ import numpy as np
 import parity
 import pytest
 import torch
+from parity_cases import mm_former as cases
+from parity_cases.case import Case, compared
 from torch import nn
 
 import fssops
@@ -90,6 +92,47 @@ def test_every_intermediate_loss_and_gradient_agrees_with_the_authors(case: str,
     assert not [str(line) for line in lines if line.out]
     missing = [line.name for line in lines if line.error is None and "nothing of that name" in line.measure]
     assert not missing
+
+
+def five_shot_case(arrays: dict[str, np.ndarray[Any, Any]], words: dict[str, str], index: str) -> Case:
+    table = {name: {"what": words.get(name, ""), "index": index if "subset" in name else None} for name in arrays}
+    return Case(Path("five_shots"), {"arrays": table}, arrays, fill=lambda *_: np.zeros(0))
+
+
+def test_a_five_shot_case_is_compared_shot_by_shot_where_it_says_so() -> None:
+    """Each shot's prototypes are what the shot alone gives; arrays that say nothing of shots are means over them."""
+    model, batch = small_model(behaviour="published"), small_batch(episodes=2, shots=5)
+    query = model.encode(batch.query_images.flatten(0, 1))
+
+    def prototypes(shots: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        masks = batch.support_foreground[:, :, shots]
+        features = model.encode(batch.support_images[:, :, shots].flatten(0, 2))
+        result = model.compare(model.summarise(features, masks, 1 - masks), query)
+        return result.query_prototypes[:, 0], result.support_prototypes
+
+    with torch.no_grad():
+        alone = [prototypes(slice(k, k + 1)) for k in range(5)]
+        mean = prototypes(slice(0, 5))
+        support = model.summarise(
+            model.encode(batch.support_images.flatten(0, 2)), batch.support_foreground, batch.support_background
+        )
+        found = {**cases.prototypes_by_shot(model, support, query), "q_proto": mean[0], "s_proto": mean[1]}
+    assert (alone[3][0] - mean[0]).abs().max() > 0.1
+    wanted = {
+        "q_proto": mean[0],
+        "s_proto": mean[1],
+        "q_proto_k3": alone[3][0],
+        "s_proto_shot1": alone[1][1],
+        "q_proto_per_shot": torch.stack([one[0] for one in alone], dim=1),
+        "s_proto_shots": torch.stack([one[1] for one in alone]),
+        "q_proto_shots_subset": torch.stack([one[0] for one in alone], dim=1)[:, 1:4, ::5],
+    }
+    words = {"q_proto": "query prototypes, mean over shots", "s_proto_shots": "(shot, batch, 1, C)"}
+    case = five_shot_case({name: value.numpy() for name, value in wanted.items()}, words, "[:, 1:4, ::5]")
+    for name, want in wanted.items():
+        whole = cases.values_of(case, name, {**found, "q_proto_subset of each shot": found["q_proto of each shot"]})
+        assert isinstance(whole, torch.Tensor)
+        assert not compared(name, case.cut(name, whole), want.numpy(), 1e-5).out, name
 
 
 # -- shapes and steps -----------------------------------------------------------------------------------------------

@@ -10,6 +10,8 @@ import parity
 import pytest
 import torch
 import torch.nn.functional as F
+from parity_cases import msanet as cases
+from parity_cases.case import Case
 from torch import nn
 
 import fssops
@@ -103,6 +105,31 @@ def test_every_backbone_and_number_of_shots_gives_what_the_published_composition
     for part, want in zip(("ensemble", "meta", "base"), expected, strict=True):
         assert want.std() > 1e-3
         assert (found[part][:, 0] - want).abs().max() <= 1e-4 * want.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("data_set", "words", "step"),
+    [
+        ("pascal", "base logits (eval), subsampled: every 4th row/column from 0 for pascal, every 8th for coco", 4),
+        ("coco", "base logits (eval), subsampled: every 4th row/column from 0 for pascal, every 8th for coco", 8),
+        ("coco", "base logits, every 3rd row and column", 3),
+        ("coco", "", 4),
+    ],
+)
+def test_a_case_keeps_the_rows_that_its_words_say(data_set: str, words: str, step: int) -> None:
+    """Cases of COCO call every eighth row ``_s4`` too."""
+    model, batch = small_model(base_classes=60), small_batch()
+    with torch.no_grad():
+        support = model.summarise(
+            model.encode(batch.support_images.flatten(0, 2)), batch.support_foreground, batch.support_background
+        )
+        base = model.match_parts(support, model.encode(batch.query_images[:, 0]), (65, 65))["base"][:, 0]
+    assert base.shape == (1, 61, 65, 65)
+    description = {"config": {"data_set": data_set}, "arrays": {"base_out_s4": {"what": words}}}
+    case = Case(Path("coco"), description, {}, fill=lambda *_: np.zeros(0))
+    found = cases.shortened(case, {"base_out": base}, "base_out_s4")
+    assert found is not None
+    assert torch.equal(found, base[:, :, ::step, ::step])
 
 
 def test_the_open_case_agrees_in_every_array(oracle_root: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import parity
@@ -67,7 +68,7 @@ def published(model: PANet, batch: FewShotBatch) -> tuple[Tensor, Tensor]:
     size = batch.query_images.shape[-2:]
 
     def cosine(features: Tensor, prototype: Tensor) -> Tensor:
-        return 20 * F.cosine_similarity(features, prototype[None, :, None, None], dim=1)
+        return model.config.scale * F.cosine_similarity(features, prototype[None, :, None, None], dim=1)
 
     def pooled(features: Tensor, mask: Tensor) -> Tensor:
         large = F.interpolate(features[None], size=size, mode="bilinear")[0]
@@ -109,9 +110,13 @@ def published(model: PANet, batch: FewShotBatch) -> tuple[Tensor, Tensor]:
     return torch.stack(logits), torch.stack(losses)
 
 
-@pytest.mark.parametrize(("batch", "ways", "shots", "queries"), [(1, 1, 1, 1), (2, 2, 3, 2), (1, 3, 2, 1)])
-def test_forward_and_losses_equal_the_published_composition(batch: int, ways: int, shots: int, queries: int) -> None:
-    model = small().train()
+@pytest.mark.parametrize(
+    ("batch", "ways", "shots", "queries", "scale"), [(1, 1, 1, 1, 20.0), (2, 2, 3, 2, 20.0), (1, 3, 2, 1, 7.0)]
+)
+def test_forward_and_losses_equal_the_published_composition(
+    batch: int, ways: int, shots: int, queries: int, scale: float
+) -> None:
+    model = small(scale=scale).train()
     data = episodes(batch, ways, shots, queries)
     logits, align = published(model, data)
     expected = F.cross_entropy(logits.flatten(0, 1), data.query_labels.flatten(0, 1), ignore_index=IGNORE)
@@ -209,6 +214,18 @@ def test_alignment_against_all_ways_targets_the_number_of_the_way() -> None:
     loss = model.alignment_losses(support, foreground, 1 - foreground, query, scores)
     # Every pixel: logits 20 for its class and 0 for the two others.
     torch.testing.assert_close(loss, torch.log1p(2 * torch.exp(torch.tensor([-20.0], dtype=torch.float64))))
+
+
+def test_alignment_against_all_ways_leaves_out_ways_that_the_query_does_not_show() -> None:
+    """At scale 5: 5 for the class of the pixel, 0 for the other, -5 for the absent way, whose term is missing."""
+    model = small(align_classes="all", scale=5.0)
+    query = torch.eye(3, dtype=torch.float64).view(1, 3, 1, 3)[..., :2]
+    scores = torch.eye(3, dtype=torch.float64).view(1, 3, 1, 3)[..., :2]
+    support = torch.zeros(2, 3, 1, 2, dtype=torch.float64)
+    support[:, 0, :, 0] = support[:, 1, :, 1] = 1
+    foreground = torch.tensor([0.0, 1.0], dtype=torch.float64).expand(1, 2, 1, 1, 2)
+    loss = model.alignment_losses(support, foreground, 1 - foreground, query, scores)
+    assert float(loss) == pytest.approx(math.log1p(math.exp(-5) + math.exp(-10)) / 2, rel=1e-6)
 
 
 def test_nearest_background_takes_the_best_of_the_support_backgrounds() -> None:

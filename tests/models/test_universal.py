@@ -259,3 +259,17 @@ def test_padding_to_the_largest_image_is_an_option(name: str) -> None:
     assert float(images[0, :, 48:].abs().max()) == 0
     losses = model.train().losses(small_batch())
     assert all(value.isfinite() for value in losses.values())
+
+
+@pytest.mark.parametrize(
+    ("image", "got"),
+    [
+        (torch.rand(3, 8, 8), "floats of 0.* to 0.*; multiply what is 0..1 by 255"),
+        (torch.rand(3, 8, 8) * 4 - 2, "floats of -"),
+        (torch.full((3, 8, 8), float("nan")), "floats of nan"),
+        (torch.full((3, 8, 8), 65535.0), "floats of 6.55e"),
+    ],
+)
+def test_floats_that_are_not_0_to_255_are_refused(image: torch.Tensor, got: str) -> None:
+    with pytest.raises(ValueError, match=rf"images\[0\] must be RGB of 0..255, got {got}"):
+        small_model("maskformer").segment(ImageBatch([image]))

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,23 @@ class Case:
         found = re.search(r"<=\s*([0-9.eE+-]+)", text)
         return float(found[1]) if found else default
 
+    def tolerance_of(self, name: str, default: float) -> float:
+        """The tolerance of an array: of the kind that lists it, e.g. "debiased, cluster.*", else of "default"."""
+        for kind in self.description.get("tolerance", {}):
+            if any(fnmatchcase(name, pattern.strip()) for pattern in kind.split(",")):
+                return self.tolerance(kind, default)
+        return self.tolerance("default", default)
+
+    def what(self, name: str) -> str:
+        """What the case says in words of an array; empty where it says nothing."""
+        return str(self.description.get("arrays", {}).get(name, {}).get("what", ""))
+
+    def cut(self, name: str, values: Tensor) -> Tensor:
+        """The part of a whole array that the case keeps: ``values[index]``, with its "index" or "subsample"."""
+        index = self.description.get("arrays", {}).get(name, {}).get("index")
+        index = index or self.description.get("subsample", {}).get(name)
+        return values[index_of(index)] if index else values
+
     def share(self, kind: str, default: float) -> float:
         """The share, 0 to 1, after ``>=`` in the case's tolerance of a kind, e.g. ">= 99.9 % equal"."""
         text = self.description.get("tolerance", {}).get(kind, "")
@@ -155,19 +173,40 @@ def _fill_function(folder: Path, given: Path | None) -> Callable[..., Array]:
     raise CaseError(f"{folder}: oracle_weights.py must lie beside the case folders, or be given by --oracle-weights")
 
 
+def index_of(text: str) -> tuple[Any, ...]:
+    """An index as the cases write it, e.g. "[:, ::32]" or "[..., 0, 1:9]"."""
+    parts: list[Any] = []
+    for part in text.strip("[] ").split(","):
+        if part.strip() == "...":
+            parts.append(...)
+        elif ":" in part:
+            parts.append(slice(*(int(number) if number.strip() else None for number in part.split(":"))))
+        else:
+            parts.append(int(part))
+    return tuple(parts)
+
+
 def _array(values: Tensor | Array | float) -> Array:
     return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
 
 
 def compared(name: str, got: Tensor | Array | float, want: Array, tolerance: float) -> Line:
-    """Largest absolute error relative to the largest absolute value wanted."""
+    """Largest absolute error relative to the largest absolute value wanted.
+
+    What is kept in float16 stands for every value that rounds to it: the error counts from the nearest of these.
+    """
     values = _array(got).astype(np.float64)
     if values.shape != want.shape:
         return Line(name, float("inf"), tolerance, f"shape {list(values.shape)}, wanted {list(want.shape)}")
     if want.size == 0:
         return Line(name, 0.0, tolerance, "empty")
     top = float(np.abs(want.astype(np.float64)).max())
-    return Line(name, float(np.abs(values - want).max()) / max(top, 1e-30), tolerance, "of max|b|")
+    error = np.abs(values - want.astype(np.float64))
+    measure = "of max|b|"
+    if want.dtype == np.float16:
+        error = np.maximum(error - np.abs(np.spacing(want)).astype(np.float64) / 2, 0)
+        measure += ", beyond the rounding of float16"
+    return Line(name, float(error.max()) / max(top, 1e-30), tolerance, measure)
 
 
 def compared_share(name: str, got: Tensor | Array, want: Array, share: float) -> Line:

@@ -23,7 +23,6 @@ from parity_cases.case import Array, Case, CaseError, Line, compared, compared_e
 from parity_cases.vit import form_of, normalised, official_weights
 
 ALL_DISTANCES = 3.0
-_LOOSE = ("debiased", "prototype", "sim_fwd", "max_fg", "max_bg", "cluster.", "basis.")
 
 
 def recognise(description: dict[str, Any]) -> bool:
@@ -41,7 +40,8 @@ def _resized(case: Case, name: str, side: int) -> tuple[Array, Array]:
     return made, case.arrays.get(f"{name}.resized", made)
 
 
-def _model(case: Case) -> INSID3:
+def model_of(case: Case) -> INSID3:
+    """The model of a case with its options and weights."""
     config = case.description["config"]
     backbone = form_of(case.description)
     if backbone is None:
@@ -159,7 +159,7 @@ def _cluster_arrays(
     if theirs is None:
         return {}
     their_labels = torch.from_numpy(theirs.astype(np.int64)).flatten()
-    if not _same_partition(labels.numpy(), their_labels.numpy()):
+    if not same_partition(labels.numpy(), their_labels.numpy()):
         return {}
     scores = score_clusters(their_labels, tokens, debiased, support.prototypes[0, 0], candidates, every=True)
     return {
@@ -174,20 +174,20 @@ def _cluster_arrays(
     }
 
 
-def _same_partition(first: Array, second: Array) -> bool:
+def same_partition(first: Array, second: Array) -> bool:
+    """Whether labels of one are a renaming of the other's."""
     pairs = len(np.unique(np.stack([first.ravel(), second.ravel()]), axis=1).T)
     return pairs == len(np.unique(first)) == len(np.unique(second))
 
 
 def run(case: Case) -> Iterator[Line]:
     """Compare every array of the case."""
-    model = _model(case)
+    model = model_of(case)
     with torch.inference_mode():
         found = computed(case, model)
         if "probe.masks" in case.arrays:
             probes = case.tensor("probe.masks", torch.float32)
             found["probe.down"] = feature_masks(probes, probes.shape[-1] // case.arrays["probe.down"].shape[-1])
-    close, loose = case.tolerance("default", 2e-5), 2e-4
     heights = case.tolerance("merge_heights", 1e-5)
     inputs = case.inputs()
     for name, want in case.arrays.items():
@@ -196,7 +196,7 @@ def run(case: Case) -> Iterator[Line]:
         elif name not in found:
             yield not_compared(name, "nothing of that name is computed here")
         elif name == "cluster_labels":
-            same = _same_partition(found[name].numpy(), want)
+            same = same_partition(found[name].numpy(), want)
             yield Line(name, 0.0 if same else 1.0, 0.0, "partitions differ")
         elif name == "merge_heights":
             same = found[name].shape == want.shape
@@ -205,4 +205,4 @@ def run(case: Case) -> Iterator[Line]:
         elif want.dtype.kind in "iub":
             yield compared_exactly(name, found[name], want)
         else:
-            yield compared(name, found[name], want, loose if name.startswith(_LOOSE) else close)
+            yield compared(name, found[name], want, case.tolerance_of(name, 2e-5))

@@ -7,7 +7,7 @@ is driven by ``case.json``: depth, shots, batch, size, salt, and which arrays th
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,7 @@ from fssops.losses import proposals as proposal_losses
 from fssops.models.layers.image_input import PIXEL_MEAN, PIXEL_STD
 from fssops.models.mm_former import LEVELS, MMFormer
 from fssops.models.mm_former.alignment import channel_gates, tokens_of
+from fssops.models.mm_former.records import MMFormerSupport
 from fssops.models.mm_former.segmenter import MMFormerSegmenter, object_target, regions
 from fssops.structures import FewShotBatch, MaskPredictions, ProposalBatch
 from fssops.weights.layouts.mm_former import our_name, segmenter_name
@@ -42,7 +43,9 @@ _TOLERANCES = (
 
 _LOSS, _GRADIENT = 1e-3, 5e-3
 _INPUT = re.compile(r"^(image|label|sem_seg|support_img|support_label|rand_.*)$")
-_SHOT = re.compile(r"_(?:k|s|shot)(\d+)(?=_l\d|$)")
+_SHOT = re.compile(r"(?:^|_)(?:(?:k|s|shot_?)(\d+)|per_shot|shots)(?=_|$)")
+_TOLD_SHOT = re.compile(r"\b(?:of|for|at|,) shot (\d+)\b|\b(?:per|each|every) shot\b")
+_EACH_SHOT = " of each shot"
 
 Found = dict[str, "Tensor | list[Tensor]"]
 
@@ -216,6 +219,22 @@ def _alignment_arrays(model: MMFormer, batch: FewShotBatch) -> Found:
     return found
 
 
+def prototypes_by_shot(model: MMFormer, support: MMFormerSupport, query: dict[str, Tensor]) -> Found:
+    """Prototypes as each shot alone gives them; users see their mean."""
+    rows: dict[str, list[Tensor]] = {"q_proto": [], "s_proto": []}
+    for k in range(support.weights.shape[1]):
+        alone = MMFormerSupport(
+            support.ways,
+            *([x[:, k : k + 1] for x in level] for level in (support.keys, support.values, support.tokens)),
+            support.positions[:, k : k + 1],
+            support.weights[:, k : k + 1],
+        )
+        result = model.compare(alone, query)
+        rows["q_proto"].append(result.query_prototypes[:, 0])
+        rows["s_proto"].append(result.support_prototypes)
+    return {f"{name}{_EACH_SHOT}": listed for name, listed in rows.items()}
+
+
 def _result_arrays(model: MMFormer, batch: FewShotBatch) -> Found:
     """Similarity, coefficients and merge, by the steps that users run."""
     shots = batch.support_foreground.shape[2]
@@ -223,8 +242,10 @@ def _result_arrays(model: MMFormer, batch: FewShotBatch) -> Found:
     stacked = {name: torch.stack([f[name] for f in features], dim=1).flatten(0, 1) for name in features[0]}
     assert len(stacked["size"]) == shots * len(batch.classes)
     support = model.summarise(stacked, batch.support_foreground, batch.support_background)
-    found = model.compare(support, model._features(batch.query_images.flatten(0, 1), proposals=True))
+    query = model._features(batch.query_images.flatten(0, 1), proposals=True)
+    found = model.compare(support, query)
     return {
+        **prototypes_by_shot(model, support, query),
         "q_proto": found.query_prototypes[:, 0],
         "s_proto": found.support_prototypes,
         "S": found.similarity[:, 0],
@@ -294,6 +315,7 @@ def _trained_system(case: Case, model: MMFormer) -> _Step:
                 .unflatten(2, size)
                 for k in range(support.weights.shape[1])
             ]
+        step.arrays.update(prototypes_by_shot(model, support, features))
     step.arrays.update(
         mask_logits=features["proposals"].logit(),
         iou=overlap,
@@ -311,34 +333,34 @@ def _trained_system(case: Case, model: MMFormer) -> _Step:
 # -- comparison -----------------------------------------------------------------------------------------------------
 
 
-def _cut(values: Tensor, index: str | None) -> Tensor:
-    """``values[index]`` for an index as the cases write it, e.g. "[:, ::32]"."""
-    if not index:
-        return values
-    slices = []
-    for part in index.strip("[] ").split(","):
-        numbers = [int(n) if n.strip() else None for n in part.split(":")]
-        slices.append(slice(*numbers))
-    return values[tuple(slices)]
+def values_of(case: Case, name: str, found: Found) -> Tensor | None:
+    """The whole array that a name of the case stands for; None where nothing of that name is computed.
 
-
-def _shot_values(name: str, listed: Sequence[Tensor], want: np.ndarray[Any, Any], index: str | None) -> Tensor:
-    """Of the values of all shots those that an array holds: the shot it names, all stacked, or the nearest.
-
-    The cases were recorded by hooks, which keep one shot where the name does not tell them apart.
+    Of what is computed shot by shot this is, as name or words say, one shot ("q_proto_k2", "... of shot 2") or all of
+    them on an axis of their own ("(batch, shot, ...)"). Where neither says a thing it is the nearest shot: the cases
+    were recorded by hooks, which keep one.
     """
-    if match := _SHOT.search(name):
-        return _cut(listed[int(match[1])], index)
-    cut = [_cut(values, index) for values in listed]
-    if want.ndim == cut[0].ndim + 1:
-        axis = list(want.shape).index(len(listed))
-        return torch.stack(cut, dim=axis)
-    return min(cut, key=lambda values: float((values.detach() - torch.from_numpy(want)).abs().max()))
+    base = _SHOT.sub("", name).strip("_")
+    listed = found.get(f"{base}{_EACH_SHOT}", found.get(base))
+    told = _SHOT.search(name) or _TOLD_SHOT.search(case.what(name))
+    whole = found.get(base)
+    if not isinstance(listed, list):
+        return listed
+    shape, part = case.arrays[name].shape, listed[0]
+    if told and told[1]:
+        return listed[int(told[1])]
+    if told or len(shape) == part.ndim + 1:
+        axes = (0, 1) if "(shot" in case.what(name) else (1, 0)
+        stacks = [torch.stack(listed, dim=axis) for axis in axes]
+        return next((stack for stack in stacks if case.cut(name, stack).shape == shape), stacks[0])
+    if isinstance(whole, Tensor):
+        return whole
+    want = case.tensor(name)
+    return min(listed, key=lambda values: float((case.cut(name, values.detach()) - want).abs().max()))
 
 
-def _line(case: Case, name: str, got: Tensor | list[Tensor]) -> Line:
-    want, index = case.arrays[name], case.description["arrays"].get(name, {}).get("index")
-    values = _shot_values(name, got, want, index) if isinstance(got, list) else _cut(got, index)
+def _line(case: Case, name: str, got: Tensor) -> Line:
+    want, values = case.arrays[name], case.cut(name, got)
     if want.shape != values.shape and want.size == values.numel():
         values = values.reshape(want.shape)
     if want.dtype.kind in "iu":
@@ -388,13 +410,13 @@ def run(case: Case) -> Iterator[Line]:
     for name in case.arrays:
         if _INPUT.match(name):
             yield not_compared(name, "input of the model")
-        elif (got := found.get(_SHOT.sub("", name))) is not None:
+        elif (got := values_of(case, name, found)) is not None:
             yield _line(case, name, got)
         else:
             yield not_compared(name, "nothing of that name is computed here")
     for name, want in case.description.get("stats", {}).items():
-        got = found.get(name)
-        if isinstance(got, Tensor) and got.is_floating_point():
+        got = values_of(case, name, found) if name in case.arrays else None
+        if got is not None and got.is_floating_point():
             values = got.detach().double()
             stats = torch.stack([values.mean(), values.std(unbiased=False), values.abs().max()])
             yield compared(f"{name} (mean, std, max)", stats, np.array(want), 1e-3)

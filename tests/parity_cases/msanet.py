@@ -30,6 +30,9 @@ _SHORTENED = re.compile(r"^(?P<name>.+?)\.(?P<form>stats|sample|ch(?P<low>\d+)_(
 _SHOT_WEIGHTS = re.compile(r"weight")
 """The weights of shots, which the open case with its one shot does not name; no other array is called so."""
 
+_ROW_STEP = re.compile(r"every (\d+)(?:st|nd|rd|th)\b[^,;]*?(?:\bfor (\w+)|(?=[,;]|$))")
+"""Step, and the data set it is said of, if it is."""
+
 
 def recognise(description: dict[str, Any]) -> bool:
     """Whether a case.json is one of MSANet's."""
@@ -186,15 +189,26 @@ def _gate_inputs(model: MSANet, batch: FewShotBatch) -> Tensor:
     return inputs[0][:, :, 0, 0].unflatten(0, batch.support_foreground.shape[0::2][:2])
 
 
-def _shortened(found: dict[str, Tensor], name: str) -> Tensor | None:
-    """An array of the case from what was computed: whole, summarised, or some of its channels."""
+def _row_step(case: Case, name: str) -> int:
+    """Every how manieth row and column an array ``<whole>_s<step>`` keeps.
+
+    The case's words count, e.g. "every 4th row/column from 0 for pascal, every 8th for coco": there the name is that of
+    the cases of Pascal for COCO too.
+    """
+    told = {of: int(step) for step, of in _ROW_STEP.findall(case.what(name))}
+    by_name = int(name.rpartition("_s")[2])
+    return told.get(str(case.description["config"].get("data_set", "")).lower(), told.get("", by_name))
+
+
+def shortened(case: Case, found: dict[str, Tensor], name: str) -> Tensor | None:
+    """An array of the case from what was computed: whole, summarised, or some of its channels, rows and columns."""
     if name in found:
         return found[name]
     if _SHOT_WEIGHTS.search(name):
         return found["shot_weights"]
-    if subsampled := re.match(r"^(.+)_s(\d+)$", name):
+    if subsampled := re.match(r"^(.+)_s\d+$", name):
         values = found.get(subsampled[1])
-        step = int(subsampled[2])
+        step = _row_step(case, name)
         return None if values is None else values[..., ::step, ::step]
     match = _SHORTENED.match(name)
     if match is None or match["name"] not in found:
@@ -219,7 +233,7 @@ def run(case: Case) -> Iterator[Line]:
         elif name.startswith("grad."):
             yield compared_gradient(name, want, model, ours, grad)
         else:
-            values = _shortened(found, name)
+            values = shortened(case, found, name)
             if values is None:
                 yield not_compared(name, "nothing of that name is computed here")
             elif _SHOT_WEIGHTS.search(name):

@@ -154,18 +154,18 @@ def gradient_arrays(case: Case, model: UniversalModel, names: Renaming) -> Compu
     norms = torch.stack([gradient.double().norm() for gradient in gradients])
     total = norms.norm()
     found: Computed = {"grad_norms": norms, "grad_norm_total": total}
-    stepped = "step1_delta_norms" in case.arrays
-    scale = min(1.0, 0.01 / (float(total) + 1e-6)) if stepped else 1.0
+    stepped, settings = "step1_delta_norms" in case.arrays, optimiser_settings(case)
+    scale = min(1.0, settings.clip_norm / (float(total) + 1e-6)) if stepped else 1.0
     for name, gradient in zip(case.description["params"], gradients, strict=True):
         if f"grad/{name}" in case.arrays:
             found[f"grad/{name}"] = gradient * scale
     if stepped:
         before = [p.detach().clone() for p in ours]
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.01)
-        groups = parameter_groups(model, optimiser_settings(case))
+        torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
+        groups = parameter_groups(model, settings)
         for group in groups:
             del group["names"]
-        torch.optim.AdamW(groups, lr=1e-4).step()
+        torch.optim.AdamW(groups, lr=settings.lr).step()
         deltas = [(p.detach() - b).double() for p, b in zip(ours, before, strict=True)]
         found["step1_delta_norms"] = torch.stack([delta.norm() for delta in deltas])
         found["step1_delta_sums"] = torch.stack([delta.sum() for delta in deltas])

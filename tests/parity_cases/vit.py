@@ -20,6 +20,9 @@ STD = torch.tensor((0.229, 0.224, 0.225))
 def form_of(description: dict[str, Any]) -> str | None:
     """The row of ``VIT`` that a case's model, or else its name, speaks of; registers count where they are said."""
     prefix = description.get("config", {}).get("prefix_tokens")
+    for name, shape, _ in description.get("state", []):
+        if name == "register_tokens":
+            prefix = 1 + shape[1]
     for said in (str(description.get("model", "")), str(description.get("case", ""))):
         names = [name for name in VIT if name in said and prefix in (None, VIT[name].prefix)]
         names += [f"{name}_reg" for name in VIT if name in said and f"{name}_reg" in VIT and prefix == 5]

@@ -13,7 +13,7 @@ import pytest
 
 from fssops.engine.settings import SettingsError
 from fssops.tasks import load_task
-from fssops.tasks.class_names import names_of_run
+from fssops.tasks.class_names import classes_of_run
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
 
@@ -96,7 +96,7 @@ def test_a_damaged_list_of_classes_is_told(tiny_run: Path, tmp_path: Path, verb:
 def test_the_classes_of_a_data_set_beside_a_weights_file_are_not_taken_for_a_run_s(tmp_path: Path) -> None:
     (tmp_path / "classes.json").write_text('["road", "tree"]')
     weights = tmp_path / "weights" / "model.pth"
-    assert names_of_run(weights) is None
+    assert classes_of_run(weights) is None
     (tmp_path / "settings.json").write_text("{}")
     with pytest.raises(SettingsError, match="must list the classes of the run"):
-        names_of_run(weights)
+        classes_of_run(weights)

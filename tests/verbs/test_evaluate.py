@@ -105,7 +105,7 @@ def test_untrained_model_says_so(tiny_run: Path, tmp_path: Path, verb: Any) -> N
     ("arguments", "told"),
     [
         ([], "give a run folder"),
-        (["nowhere"], "must be a run folder or a file"),
+        (["nowhere"], "path must exist, or be a name"),
         (["{run}", "--protocol", "pannet"], "did you mean 'panet'"),
         (["{run}", "--fold", "7"], "fold must be 0, 1, 2, 3 or all"),
         (["{run}", "{run}", "--fold", "all"], "one run of each fold"),

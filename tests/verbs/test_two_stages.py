@@ -174,7 +174,7 @@ def test_a_given_base_learner_is_taken_and_each_stage_runs_alone(
         ),
         ("{run}/base", "base classes of generated fold 1, got generated fold 0, which has seen"),
         ("{run}", "must be a training of pspnet, got one of msanet"),
-        ("nowhere.pt", "base.weights: nowhere.pt must be a checkpoint or a run folder, got nothing there"),
+        ("nowhere.pt", "base.weights: path must exist, or be a name that"),
     ],
 )
 def test_a_base_learner_that_has_seen_the_novel_classes_or_is_none_is_refused(

@@ -371,6 +371,25 @@ def test_pictures_whose_numbers_are_equal_are_called_by_their_names(
     body = json.loads((tmp_path / "out" / "panoptic.json").read_text())
     assert {row["id"] for row in body["images"]} == {"0001", "1", 2, "shot", "shot-2", "shot-3"}
     assert {row["image_id"] for row in body["annotations"]} == {row["id"] for row in body["images"]}
+    # The same file in two folders: our own reader takes the result.
+    read = panoptic_json.read(tmp_path / "out" / "panoptic.json")
+    assert {"cam1/shot.png", "cam2/shot.png", "q/1.png"} < set(read.images)
+    assert {image.map for image in read.images.values()} == {f"{name}.png" for name in names}
+
+
+@pytest.mark.parametrize(
+    ("files", "names"),
+    [
+        (["clip.mp4", "clip_000001.png"], ["clip-video", "clip_000001"]),
+        (["a_000000.png", "x/a_000000.png", "a.avi"], ["a_000000", "a_000000-2", "a-video"]),
+        (["a.mp4", "x/a.mp4", "a.png"], ["a", "a-2", "a-3"]),
+        (["clip.mp4", "clip_1.png"], ["clip", "clip_1"]),
+    ],
+)
+def test_no_frame_of_a_video_is_called_as_a_picture(files: list[str], names: list[str]) -> None:
+    from fssops.tasks.prediction_inputs import output_names
+
+    assert output_names([Path(file) for file in files]) == names
 
 
 def test_outputs_that_are_no_numbers_end_evaluation_and_prediction(

@@ -77,8 +77,11 @@ class TrainingClips(SeededItems[ClipItem]):
         frames: T, of a clip.
         reach: see :func:`sampled_frames`.
 
+    Attributes:
+        crowds: of each video, whether each object is a crowd region.
+
     Raises:
-        ValueError: the source has no video or no truth.
+        ValueError: the source has no video, no truth, or no object to learn from.
     """
 
     def __init__(self, source: VideoSource, augmentation: Transform, *, frames: int = 2, reach: int = 20) -> None:
@@ -88,6 +91,12 @@ class TrainingClips(SeededItems[ClipItem]):
             source.tracks(source.names[0])  # raises, and names the file
         self.source, self.augmentation, self.length, self.reach = source, augmentation, frames, reach
         self.names = source.names
+        self.crowds = [[track.crowd for track in source.tracks(name)] for name in source.names]
+        if all(map(all, self.crowds)):
+            raise ValueError(
+                f"{source.label}: there must be at least one object to learn from, got {len(source.names)} videos "
+                "without one (crowd regions, iscrowd 1, are none: some exporters mark every object so)"
+            )
 
     def item(self, index: int, rng: np.random.Generator) -> ClipItem:
         name = self.names[index]

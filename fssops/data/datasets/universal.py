@@ -56,6 +56,10 @@ class TrainingDataset(SeededItems[UniversalItem]):
             those of ADE20K and Cityscapes keep them; panoptic segments are always kept.
         label_maps: give targets a label map as well (per-pixel baselines).
 
+    Attributes:
+        names: of the images; of instances without those that have none, as published.
+        crowds: of each image of the source, whether each object is a crowd region; empty for label maps.
+
     Raises:
         ValueError: the source has no truth of this kind, or no image to train on.
     """
@@ -73,8 +77,11 @@ class TrainingDataset(SeededItems[UniversalItem]):
             raise ValueError(f"{source.label}: kind must be {source.kind}, got {kind}: the data set has no such truth")
         self.source, self.kind, self.augmentation = source, kind, augmentation
         self.keep_empty, self.label_maps = keep_empty, label_maps
-        self.names = source.training_names(kind)
-        if not self.names:
+        self.crowds = [] if kind == "semantic" else [source.crowds(name, kind) for name in source.names]
+        self.names = source.names
+        if kind == "instance":
+            self.names = [name for name, crowds in zip(source.names, self.crowds, strict=True) if not all(crowds)]
+        if not self.names or (self.crowds and all(map(all, self.crowds))):
             raise ValueError(
                 f"{source.label}: there must be at least one object to learn from, got {len(source.names)} images "
                 "without one (crowd regions, iscrowd 1, are none: some exporters mark every object so)"
@@ -97,7 +104,9 @@ def scene_of(image: np.ndarray, truth: Truth, kind: TruthKind, things: Sequence[
     """An image with its truth in one form, crowds left out of the objects; ``things`` are the countable classes."""
     if kind == "instance":
         objects = [o for o in truth.instances(things) if not o.crowd]
-        return Scene(image, outlines=[o.outline for o in objects], labels=[o.label for o in objects])
+        # Polygons stay polygons through augmentation, as published; run lengths become masks.
+        outlines = [o.outline if isinstance(o.outline, list) else o.mask(truth.height, truth.width) for o in objects]
+        return Scene(image, outlines=outlines, labels=[o.label for o in objects])
     if kind == "semantic":
         return Scene(image, {"label": truth.semantic()})
     maps = {"segments": truth.segment_ids, "label": truth.label_map}

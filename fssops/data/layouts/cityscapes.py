@@ -23,7 +23,7 @@ from fssops.data.listing import folders_in, pictures_in
 from fssops.data.paths import check_inside
 from fssops.data.source import PathLike
 from fssops.labels import IGNORE
-from fssops.truth import Category, Classes, ObjectTruth, Truth, TruthKind
+from fssops.truth import Category, Classes, ObjectTruth, Truth
 
 _ROWS = """7 road 128 64 128|8 sidewalk 244 35 232|11 building 70 70 70|12 wall 102 102 156|13 fence 190 153 153
 17 pole 153 153 153|19 traffic_light 250 170 30|20 traffic_sign 220 220 0|21 vegetation 107 142 35
@@ -110,10 +110,6 @@ class CityscapesInstanceSource(PairedSource):
             if label is not None:
                 objects.append(ObjectTruth(number, label, values == number, crowd=number < 1000))
         return Truth(values.shape[0], values.shape[1], objects=objects)
-
-    def training_names(self, kind: TruthKind) -> list[str]:
-        # As published: only images with an object, which needs a look at every map.
-        return [name for name in self.names if any(not o.crowd for o in self.truth(name).objects or ())]
 
 
 class CityscapesPanopticSource(COCOPanopticSource):

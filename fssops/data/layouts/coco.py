@@ -24,7 +24,7 @@ from fssops.data.images import read_sized
 from fssops.data.layout import DataTruth, Layout, few_shot_view
 from fssops.data.layouts import ytvis
 from fssops.data.source import ImageSource, PathLike
-from fssops.truth import Classes, ObjectTruth, Truth, TruthKind, draw
+from fssops.truth import Classes, ObjectTruth, Truth, TruthKind
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -138,12 +138,10 @@ class COCOSource(ImageSource):
     ) -> None:
         path, self.image_folder, split = find_places("COCOSource", "instances", root, split, annotations, images)
         self.file = coco_json.read(path, warn=warn)
-        names = self.file.categories
-        classes = Classes.from_names(list(names.values()), range(len(names)), ids=list(names))
         self._ids = {name: identifier for identifier, (name, _, _) in self.file.images.items()}
-        super().__init__("instance", split, classes, list(self._ids))
+        super().__init__("instance", split, self.file.classes, list(self._ids))
 
-    def _entry(self, name: str) -> tuple[int, int, int]:
+    def _entry(self, name: str) -> tuple[int | str, int, int]:
         """Image id, width and height."""
         self.check_name(name)
         _, width, height = self.file.images[self._ids[name]]
@@ -163,7 +161,7 @@ class COCOSource(ImageSource):
         """Usable annotations of an image, in the order of the file."""
         return self.file.annotations.get(self._entry(name)[0], [])
 
-    def stored_truth(self, name: str) -> Truth:
+    def truth(self, name: str) -> Truth:
         _, width, height = self._entry(name)
         objects = []
         for row in self.annotations_of(name):
@@ -173,32 +171,24 @@ class COCOSource(ImageSource):
             objects.append(ObjectTruth(row.id, self.classes.index_of[row.category], outline, row.crowd, row.area))
         return Truth(height, width, objects=objects)
 
-    def truth(self, name: str) -> Truth:
-        truth = self.stored_truth(name)
-        for entry in truth.objects or ():
-            if not isinstance(entry.outline, list):
-                entry.outline = draw(entry.outline, truth.height, truth.width)
-        return truth
-
     def truth_files(self, name: str) -> tuple[Path, ...]:
         return (self.file.path,)
 
-    def training_names(self, kind: TruthKind) -> list[str]:
-        rows = self.file.annotations
-        return [name for name in self.names if any(not row.crowd for row in rows.get(self._ids[name], []))]
+    def crowds(self, name: str, kind: TruthKind) -> list[bool]:
+        return [row.crowd for row in self.annotations_of(name)]
 
     def images_of_annotations(self, label: int) -> list[str]:
         """The order is that of pycocotools' ``getImgIds``, a Python set of image ids built in the order of the file."""
         category = self.classes.categories[label].id
-        ordered = list(set(self.file.images_of_category.get(category, [])))
+        images = self.file.images_of_category.get(category, [])
+        # The order of a set of texts differs from run to run.
+        ordered = set(images) if all(isinstance(image, int) for image in images) else dict.fromkeys(images)
         names = dict.fromkeys(self.file.images[identifier][0] for identifier in ordered)
         return [name for name in names if any(row.category == category for row in self.annotations_of(name))]
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        for identifier, reason in self.file.dropped.items():
-            yield "bad_annotation", f"{self.file.path}: annotation {identifier}: {reason}"
-        for text in self.file.problems:
-            yield "duplicate_id", f"{self.file.path}: {text}"
+        for kind, text in self.file.told():
+            yield kind, f"{self.file.path}: {text}"
 
 
 class COCOLabelMapSource(ImageSource):

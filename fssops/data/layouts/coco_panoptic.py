@@ -15,6 +15,7 @@ from fssops.data import panoptic_json
 from fssops.data.class_names import spans
 from fssops.data.errors import MaskSizeError
 from fssops.data.images import check_size, image_size, read_sized
+from fssops.data.json_values import shown
 from fssops.data.layout import DataTruth, Layout, few_shot_view
 from fssops.data.layouts import coco
 from fssops.data.source import ImageSource, PathLike
@@ -103,14 +104,12 @@ class COCOPanopticSource(ImageSource):
         return self.entry(name).id
 
     def image(self, name: str) -> Image.Image:
-        entry = self.entry(name)
-        size = None if entry.width is None or entry.height is None else (entry.width, entry.height)
-        return read_sized(self.image_file(name), size)
+        return read_sized(self.image_file(name), self.entry(name).size)
 
     def truth(self, name: str) -> Truth:
         entry = self.entry(name)
         path = self.map_folder / entry.map
-        ids, segments = panoptic_json.read_map(path, entry, self.classes)
+        ids, segments = panoptic_json.read_map(path, entry), list(entry.segments)
         check_size(ids, image_size(self.image_file(name)), path, "panoptic map")
         height, width = ids.shape
         return Truth(height, width, segment_ids=ids, segments=segments, objects=self._objects(name, width, height))
@@ -118,20 +117,15 @@ class COCOPanopticSource(ImageSource):
     def truth_files(self, name: str) -> tuple[Path, ...]:
         return self.file.path, self.map_folder / self.entry(name).map
 
-    def training_names(self, kind: TruthKind) -> list[str]:
-        if kind != "instance":
-            return self.names
-        if self.objects is not None:
-            with_objects = frozenset(self.objects.training_names(kind))
-            return [name for name in self.names if name in with_objects]
-        things = {self.classes.categories[index].id for index in self.classes.things}
-        return [
-            name
-            for name, entry in self.file.images.items()
-            if any(row["category_id"] in things and not row.get("iscrowd", 0) for row in entry.segments)
-        ]
+    def crowds(self, name: str, kind: TruthKind) -> list[bool]:
+        if kind == "instance" and self.objects is not None:
+            return self.objects.crowds(name, kind) if name in self.objects else []
+        counted = set(range(len(self.classes)) if kind == "panoptic" else self.classes.things)
+        return [segment.crowd for segment in self.entry(name).segments if segment.label in counted]
 
     def problems(self) -> Iterator[tuple[str, str]]:
+        for kind, text in self.file.problems:
+            yield kind, f"{self.file.path}: {text}"
         if self.objects is not None:
             yield from self.objects.problems()
 
@@ -140,12 +134,10 @@ class COCOPanopticSource(ImageSource):
         assert truth.segment_ids is not None
         ids, counts = np.unique(truth.segment_ids, return_counts=True)
         pixels = dict(zip(ids.tolist(), counts.tolist(), strict=True))
-        for row in self.entry(name).segments:
-            if "area" in row and row["area"] != pixels.get(row["id"], 0):
-                yield (
-                    f"{self.file.path}: area of segment {row['id']} must be that of the PNG, "
-                    f"{pixels.get(row['id'], 0)}, got {row['area']}"
-                )
+        for number, area in self.entry(name).areas.items():
+            if area != pixels.get(number, 0):
+                rule = f"area of segment {number} must be that of the PNG, {pixels.get(number, 0)}"
+                yield f"{self.file.path}: {rule}, got {shown(area)}"
 
     def _objects(self, name: str, width: int, height: int) -> list[ObjectTruth] | None:
         if self.objects is None:

@@ -188,6 +188,7 @@ def few_shot(
     unknown: OnUnknown = "error",
     object: int | None = None,
     threshold: float | None = None,
+    ignore: int | None = None,
 ) -> FewShotSource:
     """Open a plain folder of images and masks; layouts in the module.
 
@@ -198,13 +199,20 @@ def few_shot(
         unknown: for label maps: ids outside classes.json are an ``error`` or mapped to 255 (``ignore``).
         object: for class folders: value of the object in masks that do not say it.
         threshold: for class folders: least value of the object, 128 for masks with grey outlines.
+        ignore: for label maps: 255 says that it is ignored although they hold nothing else beside 0.
 
     Raises:
         FileNotFoundError: no such folder.
         DataError: nothing in it fits a layout, or images and masks do not pair.
     """
-    if _has_label_maps(Path(root)):
-        return label_folder.few_shot(root, split, unknown=unknown)
+    label_maps = _has_label_maps(Path(root))
+    without_effect = {"object": object, "threshold": threshold} if label_maps else {"ignore": ignore}
+    for name, value in without_effect.items():
+        if value is not None:
+            what = "label maps" if label_maps else "class folders"
+            raise ValueError(f"folder: {name} must be left out for {what}, where it says nothing, got {value!r}")
+    if label_maps:
+        return label_folder.few_shot(root, split, unknown=unknown, ignore=ignore)
     if unknown not in ("error", "ignore"):
         raise ValueError(f"folder: unknown must be error or ignore, got {unknown!r}")
     return FewShotSource(FolderSource(root, object, threshold))

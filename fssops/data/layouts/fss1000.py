@@ -16,6 +16,7 @@ from fssops.data.images import image_size, read_grey
 from fssops.data.layout import Layout, few_shot_view, ids_as_numbers
 from fssops.data.layouts.folder import ClassFolders, class_folders, numbered_as_fss1000
 from fssops.data.source import PathLike
+from fssops.data.text_files import read_lines
 from fssops.truth import Classes, ObjectTruth, Truth
 
 FIRST_ID = 1001
@@ -75,10 +76,7 @@ def _find_list(root: Path, split: str) -> Path:
 
 
 def _read_list(file: Path, ids: dict[str, int]) -> list[str]:
-    try:
-        names = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{file}: class list must exist, got nothing of that name") from None
+    names = [line.strip() for line in read_lines(file, "class list") if line.strip()]
     missing = [name for name in names if name not in ids]
     if missing or not names:
         got = f"{len(missing)} others, e.g. {missing[0]!r}" if missing else "an empty list"

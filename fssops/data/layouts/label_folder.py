@@ -5,7 +5,8 @@
     ROOT/SPLIT/images/NAME.jpg    ROOT/SPLIT/labels/NAME.png
 
 Images may lie in sub-folders, labels then lie in the same ones. The forms of classes.json are those of
-:func:`fssops.data.class_names.read_classes`; ids are the values in the label maps, 0 to 254; 255 is always ignored.
+:func:`fssops.data.class_names.read_classes`; ids are the values in the label maps, 0 to 254; 255 is ignored, but for
+splits of 0 and 255 alone, see :mod:`fssops.data.object_masks`.
 
 Few-shot classes are numbered by these ids. Where 0 is a class of its own (not called background), every class is
 numbered one higher, since 0 means background there.
@@ -13,14 +14,21 @@ numbered one higher, since 0 means background there.
 
 from __future__ import annotations
 
+import contextlib
+import warnings
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import numpy as np
+
 from fssops.data.class_names import read_classes
-from fssops.data.errors import AnnotationError
+from fssops.data.errors import AnnotationError, DataError, DataWarning, MaskValueError
 from fssops.data.few_shot_source import FewShotSource
-from fssops.data.label_maps import LabelMapSource, OnUnknown, paired
+from fssops.data.images import read_mask
+from fssops.data.label_maps import LabelMapSource, OnUnknown, Pairs, paired
 from fssops.data.layout import Layout
 from fssops.data.listing import folders_in, pictures_in
+from fssops.data.object_masks import white_is_object
 from fssops.data.source import PathLike
 from fssops.labels import IGNORE
 from fssops.truth import Category, Classes
@@ -100,10 +108,11 @@ class LabelFolderSource(LabelMapSource):
         classes: class file, instead of ROOT/classes.json.
         unknown: values outside the class list are an ``error`` or mapped to 255 (``ignore``).
         background: let 0 be background where the list has no class 0.
+        ignore: 255 says that it is ignored although label maps hold nothing else beside 0.
 
     Raises:
         FileNotFoundError: a folder or the class file is missing.
-        DataError: no image, or two of one name.
+        DataError: no image, or two of one name; or 0 and 255 alone stand for several classes.
     """
 
     def __init__(
@@ -114,7 +123,10 @@ class LabelFolderSource(LabelMapSource):
         classes: PathLike | None = None,
         unknown: OnUnknown = "error",
         background: bool = False,
+        ignore: int | None = None,
     ) -> None:
+        if ignore not in (None, IGNORE):
+            raise ValueError(f"LabelFolderSource: ignore must be {IGNORE} or left out, got {ignore!r}")
         base = Path(root)
         images, labels = _places(base, split)
         file = Path(classes) if classes is not None else base / "classes.json"
@@ -124,11 +136,42 @@ class LabelFolderSource(LabelMapSource):
         wrong = [number for number in listed.index_of if not 0 <= number < IGNORE]
         if wrong:
             raise AnnotationError(f"{file}: class ids must be from 0 to {IGNORE - 1}, got {wrong[0]}")
-        super().__init__(split, listed, paired(images, labels), unknown=unknown)
+        pairs, remap = paired(images, labels), None
+        self._read_as = ""
+        if ignore is None and 0 in listed.index_of and white_is_object(_readable(pairs)):
+            others = [index for number, index in listed.index_of.items() if number]
+            told = f"{labels}: label maps must show a class of {file.name} beside 0, got 0 and {IGNORE} alone"
+            if len(others) != 1:
+                raise MaskValueError(f"{told}; say ignore={IGNORE} if nothing but background is meant")
+            remap = {0: listed.index_of[0], IGNORE: others[0]}
+            self._read_as = (
+                f"{told}: {IGNORE} is read as {listed.names[others[0]]!r}; say ignore={IGNORE} if it is void"
+            )
+            warnings.warn(self._read_as, DataWarning, 2)
+        super().__init__(split, listed, pairs, remap=remap, unknown=unknown)
+
+    def identity(self) -> Mapping[str, object]:
+        return {"white": "object"} if self._read_as else {}
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        if self._read_as:
+            yield "read_as", self._read_as
+
+
+def _readable(pairs: Pairs) -> Iterator[np.ndarray]:
+    """The label maps, without those that cannot be read: that is said where they are asked for."""
+    for _, label in pairs.files.values():
+        with contextlib.suppress(DataError, OSError):
+            yield read_mask(label)
 
 
 def few_shot(
-    root: PathLike, split: str | None = None, *, classes: PathLike | None = None, unknown: OnUnknown = "error"
+    root: PathLike,
+    split: str | None = None,
+    *,
+    classes: PathLike | None = None,
+    unknown: OnUnknown = "error",
+    ignore: int | None = None,
 ) -> FewShotSource:
     """Open label maps as numbered classes.
 
@@ -137,10 +180,11 @@ def few_shot(
         split: as for :class:`LabelFolderSource`; None takes ``train`` where that is one of the splits, else ``all``.
         classes: class file, instead of ROOT/classes.json.
         unknown: values outside the class list are an ``error`` or mapped to 255 (``ignore``).
+        ignore: as for :class:`LabelFolderSource`.
     """
     if split is None:
         split = "train" if "train" in splits(Path(root)) else "all"
-    source = LabelFolderSource(root, split, classes=classes, unknown=unknown, background=True)
+    source = LabelFolderSource(root, split, classes=classes, unknown=unknown, background=True, ignore=ignore)
     shift = 0 if source.classes.background is not None else 1
     return FewShotSource(source, [category.id + shift for category in source.classes.categories])
 

@@ -22,8 +22,9 @@ from fssops.data.label_maps import LabelMapSource, OnUnknown, Pairs
 from fssops.data.layout import DataTruth, Layout, few_shot_view, ids_as_numbers
 from fssops.data.paths import check_inside
 from fssops.data.source import PathLike
+from fssops.data.text_files import read_lines
 from fssops.labels import IGNORE
-from fssops.truth import Classes, ObjectTruth, Truth, TruthKind
+from fssops.truth import Classes, ObjectTruth, Truth
 
 NAMES = [
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable"),
@@ -67,15 +68,9 @@ def read_list(file: PathLike) -> list[tuple[str, str | None, str | None]]:
         AnnotationError: an empty list, a repeated name, or a line of more than two columns.
     """
     path = Path(file)
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: list file must exist, got nothing of that name") from None
-    except UnicodeDecodeError as error:
-        raise AnnotationError(f"{path}: list file must be UTF-8 text, got {error}") from error
     entries: list[tuple[str, str | None, str | None]] = []
     seen: dict[str, int] = {}
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(read_lines(path, "list file"), start=1):
         words = line.split()
         if not words:
             continue
@@ -198,10 +193,6 @@ class VOCInstanceSource(VOCSource):
     def truth_files(self, name: str) -> tuple[Path, ...]:
         file = self.object_file(name)
         return super().truth_files(name) if file is None else (*super().truth_files(name), file)
-
-    def training_names(self, kind: TruthKind) -> list[str]:
-        # As of other instance sets: only images with an object, which needs a look at every map.
-        return [name for name in self.names if self.truth(name).objects]
 
 
 def _recognise(root: Path) -> str:

@@ -154,7 +154,8 @@ class YTVISSource(VideoSource):
         return list(self.file.annotations.get(self._video(name).id, ()))
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        yield from self.file.problems
+        for kind, text in self.file.problems:
+            yield kind, f"{self.file.path}: {text}"
 
 
 def _frame_folder(root: Path, split: str) -> Path:

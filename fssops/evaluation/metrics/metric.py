@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fssops.evaluation.feature_cache import FeatureCache
+from fssops.facts import Facts
 from fssops.protocols import FewShotProtocol
 
 Rows = list[list[str]]
@@ -208,7 +209,7 @@ class EpisodeSetting:
 
 
 class MetricSet:
-    """Several metrics of the same items, and how well each item went.
+    """Several metrics of the same items, how well each item went, and what else is known of the items.
 
     Args:
         metrics: with different names.
@@ -217,12 +218,14 @@ class MetricSet:
     Attributes:
         metrics: by name.
         quality: number of an item -> how well it went.
+        facts: whoever adds items counts in them what changes no score.
     """
 
     def __init__(self, metrics: Iterable[Metric], main: str | None = None) -> None:
         self.metrics: dict[str, Metric] = {metric.name: metric for metric in metrics}
         self.main = next(iter(self.metrics), "") if main is None else main
         self.quality: dict[int, float] = {}
+        self.facts = Facts()
 
     def add(self, number: int, prediction: Any, truth: Any) -> None:
         """Count one item."""
@@ -234,13 +237,14 @@ class MetricSet:
     def state(self) -> dict[str, Any]:
         """See :meth:`Metric.state`."""
         states = {name: metric.state() for name, metric in self.metrics.items()}
-        return {"metrics": states, "quality": dict(self.quality)}
+        return {"metrics": states, "quality": dict(self.quality), "facts": self.facts.state()}
 
     def merge(self, states: Sequence[Mapping[str, Any]]) -> None:
         """See :meth:`Metric.merge`."""
         for name, metric in self.metrics.items():
             metric.merge([state["metrics"][name] for state in states])
         self.quality = {number: value for state in states for number, value in state["quality"].items()}
+        self.facts.merge(state["facts"] for state in states)
 
     def scores(self) -> dict[str, Scores]:
         """The scores of every metric, by its name."""

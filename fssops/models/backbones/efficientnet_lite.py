@@ -166,6 +166,7 @@ class EfficientNetLite(Backbone):
         channels, reached, dilation = STEM_WIDTH, 2, 1
         last = max(STAGE_NAMES.index(name) for name in self._stage_of.values())
         self.stages, self.unbuilt = STAGE_NAMES[: last + 1], STAGE_NAMES[last + 1 :]
+        self.layers_by_depth = ("stem", *self.stages)
         self.channels, self.strides = {}, {}
         for number, name in enumerate(self.stages):
             blocks, kernel, step, expansion, width = _STAGES[number]

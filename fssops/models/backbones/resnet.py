@@ -142,6 +142,7 @@ class ResNet(Backbone):
         self.channels, self.strides, self.layer_counts = {"stem": channels}, {"stem": 4}, {}
         built = 1 + max((STAGES.index(name) for name in taps if name != "stem"), default=-1)
         self.stages, self.unbuilt = STAGES[:built], STAGES[built:]
+        self.layers_by_depth = ("stem", *self.stages)
         for index, name in enumerate(self.stages):
             dilation = dilations[index]
             of_blocks = [dilation] if isinstance(dilation, int) else list(dilation)

@@ -201,7 +201,7 @@ class SwinTransformer(Backbone):
 
     Args:
         form: size.
-        taps: which stages to return; all are built.
+        taps: which stages to return; all are built, those after the last of them are neither run nor trained.
         drop_path: stochastic-depth rate of the last block; it grows linearly from 0 at the first.
     """
 
@@ -217,22 +217,32 @@ class SwinTransformer(Backbone):
         self.channels = {name: form.channels * 2**stage for stage, name in enumerate(STAGES)}
         self.strides = {name: 4 * 2**stage for stage, name in enumerate(STAGES)}
         self.layer_counts = {}
+        self.layers_by_depth = ("patch_embed", *(f"layers.{stage}" for stage in range(len(STAGES))))
         for stage, (depth, heads, width) in enumerate(
             zip(form.depths, form.heads, self.channels.values(), strict=True)
         ):
             of_stage, rates = rates[:depth], rates[depth:]
             self.layers.append(SwinStage(width, heads, form.window, of_stage, merge=stage < 3))
             self.add_module(f"norm{stage}", nn.LayerNorm(width, eps=LAYER_NORM_EPS))
+        self._freeze_what_is_not_run()
+
+    def _freeze_what_is_not_run(self) -> None:
+        self.run_stages = 1 + max(STAGES.index(tap) for tap in self.taps)
+        for stage, (name, layer) in enumerate(zip(STAGES, self.layers, strict=True)):
+            self.get_submodule(f"norm{stage}").requires_grad_(name in self.taps)
+            layer.requires_grad_(stage < self.run_stages)
+            if stage == self.run_stages - 1 and stage < 3:
+                layer.get_submodule("downsample").requires_grad_(False)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Feature maps [B, C, h, w] of images [B, 3, H, W]."""
         features: dict[str, Tensor] = {}
         x = self.patch_embed(images)
-        for stage, (name, layer) in enumerate(zip(STAGES, self.layers, strict=True)):
+        for stage, (name, layer) in enumerate(zip(STAGES[: self.run_stages], self.layers, strict=False)):
             assert isinstance(layer, SwinStage)
             x = layer(x)
             if name in self.taps:
                 features[name] = self.get_submodule(f"norm{stage}")(x).permute(0, 3, 1, 2)
-            if layer.downsample is not None:
+            if layer.downsample is not None and stage + 1 < self.run_stages:
                 x = layer.downsample(x)
         return features

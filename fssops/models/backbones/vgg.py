@@ -54,7 +54,7 @@ class VGG16(Backbone):
         if stride not in (8, 16):
             raise ValueError(f"VGG16: stride must be 8 or 16, got {stride}")
         dilated = stride == 8
-        self.taps = tuple(taps)
+        self.taps, self.layers_by_depth = tuple(taps), tuple(MODULES.values())
         self.pool_size, self.pool_strides = (3, (2, 2, 2, 1)) if dilated else (2, (2, 2, 2, 2))
         self.channels, self.layer_counts = {}, dict(zip(MODULES, CONVOLUTIONS, strict=True))
         self.strides = {name: min(2 ** (index + 1), stride) for index, name in enumerate(MODULES)}

@@ -8,15 +8,13 @@ dict are those of the official code but for three: registers are ``register_toke
 Attention goes through ``scaled_dot_product_attention``: at 4,101 tokens it was 1.4 to 2 times as fast on a CPU as
 :func:`fssops.ops.masked_attention`, which has no closed tile to skip here.
 
-There is no row in ``fssops/models/backbones/build.py``: that table is for systems that ask for maps at several strides
-or at stride 8, and a plain transformer has none of these, only maps of one size, at its patch. A system that can use
-them, as INSID3 does, takes a row of :data:`VIT` and builds :class:`VisionTransformer` itself.
+Its maps have one size. Systems that need several take "res2".."res5" after each quarter of the blocks, or
+:mod:`fssops.models.backbones.feature_pyramid`.
 """
 
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -25,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fssops.models.backbones.backbone import Backbone
+from fssops.models.backbones.backbone import STAGES, Backbone, Watchers, padded_to, quarters, without_padding
 
 ROTARY_BASE = 100.0
 Rotation = tuple[Tensor, Tensor]
@@ -255,24 +253,23 @@ class PatchEmbedding(nn.Module):
 
 
 class VisionTransformer(Backbone):
-    """A vision transformer that returns the patch tokens of some of its blocks as maps "block{number}", from 0.
+    """A vision transformer that returns the patch tokens of some of its blocks as maps.
 
-    Images whose sides are no multiple of the patch are padded on the right and below with zeros, the mean colour of
-    normalised images, and a warning says so; maps then cover the padded image, and
-    :func:`upsample_to_image` gives what belongs to the image alone.
+    "block0".. are the maps of all blocks, "res2".."res5" those after each quarter of them. Images whose sides are no
+    multiple of the patch are padded on the right and below with zeros, the mean colour of normalised images, and a
+    warning says so; "block" maps cover the padded image, "res" maps the image alone
+    (:func:`fssops.models.backbones.backbone.without_padding`).
 
     Args:
         form: a row of :data:`VIT`, or a size of one's own.
         taps: which of the maps to return; None: that of the last block. Blocks after the last of them are not run.
         norm_outputs: whether the final LayerNorm is applied to every map, as the official code does.
         drop_path: stochastic-depth rate of the last block; it grows linearly from 0 at the first.
-        trained_blocks: None: everything is trained; n: the last n of the blocks that run and the final norm; 0:
-            nothing.
         rope_rescale: in training, each block of a rotary form turns by coordinates times a factor drawn from
             1 / rope_rescale..rope_rescale (2 in DINOv3's own training); 1: never.
 
     Raises:
-        ValueError: taps or trained_blocks that the form does not have, a rate or a factor out of range.
+        ValueError: taps that the form does not have, a rate or a factor out of range.
     """
 
     name = "vit"
@@ -284,29 +281,26 @@ class VisionTransformer(Backbone):
         taps: Sequence[str] | None = None,
         norm_outputs: bool = True,
         drop_path: float = 0.0,
-        trained_blocks: int | None = None,
         rope_rescale: float = 1.0,
     ) -> None:
         super().__init__()
         self.form = form
-        blocks = [f"block{number}" for number in range(form.depth)]
-        if taps is not None and (not taps or set(taps) - set(blocks)):
-            raise ValueError(f"VisionTransformer: taps must be among block0 to {blocks[-1]}, got {list(taps)}")
-        self.taps = (blocks[-1],) if taps is None else tuple(taps)
-        self.run_blocks = max(blocks.index(tap) for tap in self.taps) + 1
-        if trained_blocks is not None and not 0 <= trained_blocks <= self.run_blocks:
-            raise ValueError(
-                f"VisionTransformer: trained_blocks must be 0 to {self.run_blocks}, the blocks that run, or None, got "
-                f"{trained_blocks}"
-            )
+        self.block_of = {f"block{number}": number for number in range(form.depth)} | quarters(form.depth)
+        last = f"block{form.depth - 1}"
+        if taps is not None and (not taps or set(taps) - set(self.block_of)):
+            names = f"block0 to {last} and {', '.join(STAGES)}"
+            raise ValueError(f"VisionTransformer: taps must be among {names}, got {list(taps)}")
+        self.taps = (last,) if taps is None else tuple(taps)
+        self.run_blocks = 1 + max(self.block_of[tap] for tap in self.taps)
         if not 0 <= drop_path < 1:
             raise ValueError(f"VisionTransformer: drop_path must be at least 0 and less than 1, got {drop_path}")
         if not rope_rescale >= 1:
             raise ValueError(f"VisionTransformer: rope_rescale must be at least 1, got {rope_rescale}")
         self.norm_outputs, self.rope_rescale = norm_outputs, rope_rescale
-        self.channels = dict.fromkeys(blocks[: self.run_blocks], form.width)
-        self.strides = dict.fromkeys(blocks[: self.run_blocks], form.patch)
-        self.layer_counts = {}
+        built = [tap for tap, number in self.block_of.items() if number < self.run_blocks]
+        self.channels, self.strides = dict.fromkeys(built, form.width), dict.fromkeys(built, form.patch)
+        self.layer_counts = {stage: len(self._blocks_of(stage)) for stage in STAGES if stage in built}
+        self.layers_by_depth = ("patch_embed", *(f"blocks.{number}" for number in range(self.run_blocks)))
 
         self.cls_token = nn.Parameter(torch.zeros(1, 1, form.width))
         self.register_tokens = nn.Parameter(torch.zeros(1, form.registers, form.width)) if form.registers else None
@@ -317,7 +311,8 @@ class VisionTransformer(Backbone):
         self.blocks = nn.ModuleList(ViTBlock(form, rate) for rate in rates)
         self.norm = nn.LayerNorm(form.width, eps=form.norm_eps)
         self._initialise()
-        self._freeze(trained_blocks)
+        self.blocks[self.run_blocks :].requires_grad_(False)
+        self.norm.requires_grad_(norm_outputs)
 
     def _initialise(self) -> None:
         for tokens in (self.cls_token, self.register_tokens, self.pos_embed):
@@ -329,26 +324,14 @@ class VisionTransformer(Backbone):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
-    def _freeze(self, trained_blocks: int | None) -> None:
-        first = 0 if trained_blocks is None else self.run_blocks - trained_blocks
-        for name, parameter in self.named_parameters():
-            if name.startswith("norm."):
-                trained = trained_blocks != 0 and self.norm_outputs
-            elif name.startswith("blocks."):
-                trained = first <= int(name.split(".")[1]) < self.run_blocks
-            else:
-                trained = trained_blocks is None
-            parameter.requires_grad_(trained)
+    def _blocks_of(self, stage: str) -> range:
+        """Numbers of the blocks of a quarter."""
+        place = STAGES.index(stage)
+        return range(self.block_of[STAGES[place - 1]] + 1 if place else 0, self.block_of[stage] + 1)
 
     def layer_of(self, name: str) -> int:
-        """Depth of a parameter for learning rates that decay layer by layer: 0 the embeddings, depth + 1 the last norm.
-
-        Args:
-            name: as ``named_parameters`` of this module gives it.
-        """
-        if name.startswith("blocks."):
-            return 1 + int(name.split(".")[1])
-        return self.form.depth + 1 if name.startswith("norm.") else 0
+        """Depth of a parameter: 0 the embeddings, then the blocks that run, and last the norm."""
+        return 0 if name in ("cls_token", "register_tokens", "pos_embed") else super().layer_of(name)
 
     def positions(self, height: int, width: int) -> Tensor:
         """The learnt table [1, 1 + height * width, D] at a patch grid; the class token's row stays, resized in float32.
@@ -373,15 +356,7 @@ class VisionTransformer(Backbone):
 
     def embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Tokens [B, prefix + h * w, D] that enter the first block, and the patch grid (h, w)."""
-        patch = self.form.patch
-        height, width = images.shape[-2:]
-        if height % patch or width % patch:
-            warnings.warn(
-                f"VisionTransformer: images should have sides that are multiples of the patch, {patch}, got {height} x "
-                f"{width}; they are padded on the right and below",
-                stacklevel=3,
-            )
-            images = F.pad(images, (0, -width % patch, 0, -height % patch))
+        images = padded_to(self.form.patch, images, "VisionTransformer")
         x = self.patch_embed.proj(images)
         grid = (int(x.shape[2]), int(x.shape[3]))
         patches = x.flatten(2).transpose(1, 2)
@@ -415,16 +390,27 @@ class VisionTransformer(Backbone):
                 outputs[number] = x
         return outputs, grid
 
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Normalised images [B, 3, H, W] to "block{number}" -> [B, D, h, w] in channels-last memory."""
-        numbers = {tap: int(tap.removeprefix("block")) for tap in self.taps}
-        outputs, grid = self.tokens(images, numbers.values())
-        features: dict[str, Tensor] = {}
-        for tap, number in numbers.items():
+    def forward(self, images: Tensor, watchers: Watchers | None = None) -> dict[str, Tensor]:
+        """Normalised images [B, 3, H, W] to tap -> [B, D, h, w] in channels-last memory.
+
+        Watchers see every block of their quarter as a map that covers the image alone.
+        """
+        watched = [(number, watch) for stage, watch in (watchers or {}).items() for number in self._blocks_of(stage)]
+        numbers = {tap: self.block_of[tap] for tap in self.taps}
+        outputs, grid = self.tokens(images, {*numbers.values(), *(number for number, _ in watched)})
+        size = (int(images.shape[2]), int(images.shape[3]))
+
+        def maps(number: int) -> Tensor:
             patches = outputs[number][:, self.form.prefix :]
             patches = self.norm(patches) if self.norm_outputs else patches
-            features[tap] = patches.unflatten(1, grid).permute(0, 3, 1, 2)
-        return features
+            return patches.unflatten(1, grid).permute(0, 3, 1, 2)  # type: ignore[no-any-return]
+
+        for number, watch in watched:
+            watch(without_padding(maps(number), self.form.patch, size))
+        return {
+            tap: without_padding(maps(number), self.form.patch, size) if tap in STAGES else maps(number)
+            for tap, number in numbers.items()
+        }
 
 
 def upsample_to_image(maps: Tensor, size: tuple[int, int], patch: int) -> Tensor:

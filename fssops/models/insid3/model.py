@@ -20,6 +20,10 @@ shots               an empty mask is undefined             a shot without the cl
 
 Both differ from the released code in one thing: it builds its positional basis with the encoder in training mode, whose
 rotary coordinates are random, so that scores depend on the seed; here the encoder is never in training mode.
+
+Where the code departs from its paper by choice, both follow the code, which made the published scores: a black image
+instead of noise, the forward test, the mean cosine instead of that of the mean, the share of candidates as a weight,
+a score above the threshold instead of at it (the paper's side from public summaries, not from the paper itself).
 """
 
 from __future__ import annotations
@@ -43,6 +47,8 @@ from fssops.normalisation import MEAN, STD
 from fssops.structures import FewShotBatch
 
 SMALLEST_SHARE = 1e-6
+PUBLISHED_GRID = 64
+"""Patches of an image's side: 1,024 pixels of DINOv3."""
 
 
 @dataclass
@@ -80,8 +86,9 @@ class INSID3(nn.Module):
         super().__init__()
         self.config = config = config or INSID3Config()
         form = VIT[config.backbone]
-        self.backbone = VisionTransformer(form, trained_blocks=0)
+        self.backbone = VisionTransformer(form).requires_grad_(False)
         self.stride: int = form.patch
+        self.image_side: int = PUBLISHED_GRID * form.patch
         self.components: int = (
             form.width * PUBLISHED_COMPONENTS // PUBLISHED_WIDTH if config.components is None else config.components
         )
@@ -259,7 +266,7 @@ class INSID3(nn.Module):
     def _colours(self, image: Tensor) -> Tensor:
         """[3, H, W] in 0..1 of a normalised image."""
         mean, std = (torch.tensor(values, device=image.device).view(3, 1, 1) for values in (MEAN, STD))
-        return image.float() * std + mean
+        return (image.float() * std + mean).clamp(0, 1)
 
     def _tokens(self, images: Tensor) -> Tensor:
         """[n, h, w, C] unit features in float32."""

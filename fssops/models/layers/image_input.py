@@ -57,13 +57,21 @@ class ImageInput(nn.Module):
             images [B, 3, H, W] float32 and padding [B, H, W] bool, True = padding.
 
         Raises:
-            ValueError: no image, or one that is not [3, H, W].
+            ValueError: no image, one that is not [3, H, W], or floats that are not 0..255; those that reach 1 at most
+                are taken for 0..1, which would be a black image.
         """
         if not images:
             raise ValueError("ImageInput: images must not be empty, got 0")
         for index, image in enumerate(images):
             if image.dim() != 3 or image.shape[0] != 3 or 0 in image.shape:
                 raise ValueError(f"ImageInput: images[{index}] must be [3, H, W], got {list(image.shape)}")
+            if image.is_floating_point() and not torch.compiler.is_compiling():
+                least, most = (float(value) for value in image.aminmax())
+                if not (least >= 0 and most <= 255) or 0 < most <= 1:  # NaN is neither
+                    raise ValueError(
+                        f"ImageInput: images[{index}] must be RGB of 0..255, got floats of {least:.3g} to {most:.3g}; "
+                        "multiply what is 0..1 by 255, do not normalise, or give uint8"
+                    )
         sizes = [(int(image.shape[1]), int(image.shape[2])) for image in images]
         height, width = self.padded_size(sizes)
         batch = self.mean.new_zeros((len(images), 3, height, width))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Literal
 
-from fssops.models.backbones.build import backbones_with
-from fssops.models.checks import Count, Ratio, Share, check_options, check_width
+from fssops.models.backbones.build import check_backbone
+from fssops.models.checks import Count, Rate, Ratio, Share, check_options, check_width
 
 
 @dataclass(frozen=True)
@@ -14,11 +14,12 @@ class MMFormerSegmenterConfig:
     """Options of :class:`MMFormerSegmenter`; the defaults are the published network.
 
     Attributes:
-        backbone: any with a deep stem that can have stride 8, which are ResNets with dilated res4 and res5; resnet50 is
-            the published one.
+        backbone: any of :mod:`fssops.models.backbones.build`; resnet50 with a deep stem and dilated res4 and res5 is
+            the published one. Maps that are not at strides 4, 8, 8 and 8 as its are resized to them, bilinear.
         backbone_width: channels of the first convolution; 64 is the published network.
-        tuning: what of the backbone is trained: nothing; the singular values of the kernels of res3 to res5 (SVF); or
-            everything, for a backbone that starts from random weights.
+        drop_path: of a Swin or vision transformer backbone, in training.
+        tuning: what of the backbone is trained: nothing; the singular values of the kernels of res3 to res5 of a ResNet
+            (SVF); or everything, for a backbone that starts from random weights.
         levels: maps that the pixel decoder reads: "pyramid" at strides 8, 16 and 32 (plain variant), or all three at
             "stride8" (SVF variant).
         behaviour: "sound" or "published", see :mod:`fssops.models.mm_former`.
@@ -40,6 +41,7 @@ class MMFormerSegmenterConfig:
 
     backbone: str = "resnet50"
     backbone_width: Count = 64
+    drop_path: Rate = 0.0
     tuning: Literal["none", "singular_values", "all"] = "none"
     levels: Literal["pyramid", "stride8"] = "pyramid"
     behaviour: Literal["sound", "published"] = "sound"
@@ -59,8 +61,14 @@ class MMFormerSegmenterConfig:
     importance_ratio: Share = 0.75
 
     def __post_init__(self) -> None:
-        check_options(self, backbone=backbones_with(4, 8, options=("deep_stem",)))
+        check_options(self)
+        check_backbone(self)
         check_width(self)
+        if self.tuning == "singular_values" and not self.backbone.startswith("resnet"):
+            raise ValueError(
+                f"{type(self).__name__}: tuning must be none or all with a backbone that is no ResNet, got "
+                f"'singular_values' with {self.backbone!r}"
+            )
 
 
 @dataclass(frozen=True)

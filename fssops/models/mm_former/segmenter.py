@@ -17,7 +17,8 @@ from fssops.losses import proposals as proposal_losses
 from fssops.losses.mask_criterion import LossWeights
 from fssops.losses.point_criterion import PointSetCriterion
 from fssops.losses.point_sources import ItemPoints, PointSource
-from fssops.models.backbones.build import build_backbone
+from fssops.models.backbones.backbone import STAGES
+from fssops.models.backbones.build import build_backbone, finest_stride
 from fssops.models.checks import check_images
 from fssops.models.layers.image_input import images_a_pass
 from fssops.models.layers.singular_values import tune_singular_values
@@ -28,6 +29,9 @@ from fssops.structures import IGNORE, MaskPredictions, MaskTargets, ProposalBatc
 
 DIVISOR = 32
 """Images are padded right and below to a multiple of this."""
+
+MAP_STRIDES = dict(zip(STAGES, (4, 8, 8, 8), strict=True))
+"""Of the published backbone's maps; those of others are resized to them."""
 
 TUNED_STAGES = ("res3", "res4", "res5")
 """Stages whose singular values are tuned."""
@@ -49,11 +53,13 @@ class MMFormerSegmenter(nn.Module):
         moving = self.published or config.tuning == "all"
         self.backbone = build_backbone(
             config.backbone,
-            stride=8,
+            taps=STAGES,
+            stride=finest_stride(config.backbone, 8),
             dilations=(1, 1, (1, 2), (2, 4)),
             deep_stem=True,
             width=config.backbone_width,
             norm="batch" if moving else "frozen",
+            drop_path=config.drop_path,
             frozen=config.tuning != "all",
         )
         self.stride: int = self.backbone.strides["res5"]
@@ -128,6 +134,10 @@ class MMFormerSegmenter(nn.Module):
         images = F.pad(images, (0, padded[1] - images.shape[-1], 0, padded[0] - images.shape[-2]))
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.tuning != "none"):
             maps: dict[str, Tensor] = self.backbone(images.contiguous(memory_format=torch.channels_last))
+        for name, stride in MAP_STRIDES.items():
+            size = (padded[0] // stride, padded[1] // stride)
+            if tuple(maps[name].shape[-2:]) != size:
+                maps[name] = F.interpolate(maps[name], size=size, mode="bilinear", align_corners=False)
         return maps
 
     def pixel_inputs(self, maps: dict[str, Tensor]) -> tuple[list[Tensor], Tensor]:

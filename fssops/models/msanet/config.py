@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from fssops.models.backbones.build import backbones_with
+from fssops.models.backbones.build import check_backbone
 from fssops.models.checks import Count, Natural, Positive, check_options
 from fssops.models.pspnet import PSPNetConfig
 
@@ -15,7 +15,8 @@ class MSANetConfig:
     """Options of :class:`MSANet`; the defaults are the published network on Pascal-5i, 1-shot.
 
     Attributes:
-        backbone: of :class:`fssops.models.pspnet.PSPNet`, if its layers can be watched.
+        backbone: as of :class:`fssops.models.pspnet.PSPNet`; which of its layers are compared says
+            :class:`fssops.models.msanet.frozen_backbone.FrozenBackbone`.
         base_classes: of the base learner, background not counted: 15 on Pascal-5i, 60 on COCO-20i.
         shots: number of supports that the learnt shot weights are for; 1 has none. Other numbers of supports are
             weighted equally.
@@ -42,7 +43,8 @@ class MSANetConfig:
     foreground_weight: Positive = 1.0
 
     def __post_init__(self) -> None:
-        check_options(self, backbone=backbones_with(8, watchable=True))
+        check_options(self)
+        check_backbone(self)
 
     def base_learner(self) -> PSPNetConfig:
         """The options of the first stage, which comes frozen."""

@@ -24,7 +24,8 @@ class FrozenBackbone:
     """The backbone of a base learner, with the layers that are compared.
 
     With a ResNet these are all blocks of the last three stages; with VGG-16 all convolutions of the last two stages and
-    the output of the last.
+    the output of the last. These are published. With a transformer of one scale they are all blocks of the last three
+    quarters, and with a backbone whose layers cannot be watched the outputs of the last three stages.
 
     Args:
         network: the base learner.
@@ -35,11 +36,12 @@ class FrozenBackbone:
 
     def __init__(self, network: PSPNet) -> None:
         self.network, self.backbone = network, network.backbone
-        self.is_vgg = network.config.backbone == "vgg16"
-        self.watched_stages = self.backbone.taps[1:] if self.is_vgg else self.backbone.taps
-        counts = self.backbone.layer_counts
+        self.is_vgg, self.is_resnet = (self.backbone.name == name for name in ("vgg16", "resnet"))
+        counts, taps = self.backbone.layer_counts, self.backbone.taps
+        self.watched_stages = () if not counts else taps[1:] if self.is_vgg else taps
         names = [f"{stage}.{number}" for stage in self.watched_stages for number in range(counts[stage])]
-        self.layer_names: tuple[str, ...] = (*names, network.feature) if self.is_vgg else tuple(names)
+        self.compared_outputs = (network.feature,) if self.is_vgg else () if counts else taps
+        self.layer_names: tuple[str, ...] = (*names, *self.compared_outputs)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> dict[str, Tensor]:
@@ -65,7 +67,7 @@ class FrozenBackbone:
         layers: list[Tensor] = []
         outputs, gram = self._run(images, layers.append)
         features = dict(zip(self.layer_names, layers, strict=True))
-        if self.is_vgg:
+        if not self.is_resnet:
             features.update(outputs)
         return {**features, "gram": gram}
 
@@ -82,10 +84,11 @@ class FrozenBackbone:
 
     def _run(self, images: Tensor, on_layer: Callable[[Tensor], None]) -> tuple[dict[str, Tensor], Tensor]:
         """Outputs of the backbone and the gram of the second layer; ``on_layer`` gets the compared layers in order."""
+        images = images.contiguous(memory_format=torch.channels_last)
         watchers = dict.fromkeys(self.watched_stages, on_layer)
-        outputs = self.backbone(images.contiguous(memory_format=torch.channels_last), watchers)
-        if self.is_vgg:
-            on_layer(outputs[self.network.feature])
+        outputs = self.backbone(images, watchers) if watchers else self.backbone(images)
+        for name in self.compared_outputs:
+            on_layer(outputs[name])
         with torch.autocast(images.device.type, enabled=False):
             rows = outputs[self.backbone.taps[0]].flatten(2).float()
             lengths = torch.linalg.vector_norm(rows, dim=2)
@@ -108,7 +111,7 @@ class FrozenBackbone:
         return self._of_one_size({stage: self._output(features, stage) for stage in self.backbone.taps})
 
     def _output(self, features: dict[str, Tensor], stage: str) -> Tensor:
-        if self.is_vgg:
+        if not self.is_resnet:
             return features[stage]
         # The output of a stage is its last block's after ReLU: it need not be kept beside it.
         return F.relu(features[f"{stage}.{self.backbone.layer_counts[stage] - 1}"])

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from fssops.models.backbones.backbone import Backbone
+from fssops.models.backbones.backbone import STAGES, Backbone
 from fssops.models.layers.convolution import ConvNorm
 from fssops.models.msanet.compared_layers import QueryLayers, SupportLayers, mean_over_shots
 from fssops.models.msanet.config import MSANetConfig
@@ -37,7 +37,7 @@ class MSANet(nn.Module):
         super().__init__()
         self.config = config = config or MSANetConfig()
         self.published = published = config.behaviour == "published"
-        self.base_learner = PSPNet(config.base_learner()).requires_grad_(False)
+        self.base_learner = PSPNet(config.base_learner(), taps=STAGES[1:]).requires_grad_(False)
         backbone = self.base_learner.backbone
         self.stride: int = self.base_learner.stride
         low, middle, _ = backbone.taps

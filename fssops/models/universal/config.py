@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import Field
 
-from fssops.models.backbones.build import backbones_with
+from fssops.models.backbones.build import check_backbone
 from fssops.models.checks import Count, Natural, Positive, Rate, Share, check_options, check_width
 from fssops.models.layers.convolution import Norm
 from fssops.models.pixel_decoders.features import STRIDES
@@ -21,9 +21,9 @@ class UniversalConfig:
     """Options that the universal systems share.
 
     Attributes:
-        backbone: any with maps at strides 4, 8, 16 and 32, of :data:`fssops.models.backbones.build.BACKBONES`.
+        backbone: any with maps at strides 4, 8, 16 and 32 or of one scale, of :mod:`fssops.models.backbones.build`.
         backbone_norm: normalisation of a ResNet backbone: "frozen" (published), "sync" or "batch".
-        drop_path: of a Swin backbone.
+        drop_path: of a Swin or vision transformer backbone.
         num_classes: C, without "no object".
         things: classes with countable objects; panoptic segmentation keeps their segments apart, and instance
             segmentation beside panoptic returns only them. None: every class.
@@ -61,7 +61,8 @@ class UniversalConfig:
     resize_before_inference: bool = False
 
     def __post_init__(self) -> None:
-        check_options(self, backbone=backbones_with(*STRIDES))
+        check_options(self)
+        check_backbone(self, *STRIDES)
         check_width(self)
         if self.things is not None and any(not 0 <= c < self.num_classes for c in self.things):
             raise ValueError(

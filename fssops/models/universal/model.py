@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from fssops.losses.mask_criterion import SetCriterion
-from fssops.models.backbones.build import build_backbone
+from fssops.models.backbones.feature_pyramid import build_multi_scale, multi_scale_maps
 from fssops.models.layers.image_input import ImageInput
-from fssops.models.pixel_decoders.features import STRIDES
 from fssops.models.universal import postprocessing
 from fssops.models.universal.config import TASKS, Task, UniversalConfig
 from fssops.structures import (
@@ -45,9 +44,14 @@ class UniversalModel(nn.Module, ABC):
         self.config: UniversalConfig = config
         self.image_input = ImageInput(config.size_divisor)
         self.criterion = criterion
-        self.backbone = build_backbone(
-            config.backbone, taps=STRIDES, norm=config.backbone_norm, drop_path=config.drop_path
+        self.backbone, self.pyramid = build_multi_scale(
+            config.backbone, config.channels, norm=config.backbone_norm, drop_path=config.drop_path
         )
+        self.map_channels = (self.pyramid or self.backbone).channels
+
+    def maps(self, images: Tensor) -> dict[str, Tensor]:
+        """Maps "res2".."res5" at strides 4, 8, 16, 32 of normalised images [B, 3, H, W]."""
+        return multi_scale_maps(self.backbone, self.pyramid, images)
 
     @abstractmethod
     def predict(self, images: Tensor, padding: Tensor | None, *, auxiliary: bool) -> MaskPredictions:

@@ -65,7 +65,7 @@ def test_cityscapes_instances_come_from_instance_ids(tmp_path: Path) -> None:
     objects = source.truth(source.names[0]).objects or []
     assert source.classes.names[2] == "car"
     assert [(source.classes.names[o.label], o.crowd) for o in objects] == [("bicycle", True), ("car", False)]
-    assert source.training_names("instance") == source.names
+    assert source.crowds(source.names[0], "instance") == [True, False]
 
 
 def test_cityscapes_panoptic_finds_images_by_city(tmp_path: Path) -> None:

@@ -84,7 +84,9 @@ def test_coco_crowds_are_ignored_or_part_of_the_class(coco_folder: Callable[...,
     ("field", "value", "reason"),
     [
         ("image_id", [1], r"image id \[1\] not in images"),
-        ("image_id", "1", "image id '1' not in images"),
+        ("image_id", "01", "image id '01' not in images"),
+        ("image_id", True, "image id True not in images"),
+        ("category_id", None, "category id None not in categories"),
         ("category_id", {"id": 1}, r"category id \{'id': 1\} not in categories"),
         ("iscrowd", "no", "iscrowd is neither 0 nor 1 but 'no'"),
     ],
@@ -110,14 +112,9 @@ def test_area_that_is_no_finite_number_counts_as_not_stated(coco_folder: Callabl
     [
         (lambda c: c.pop("images"), "must hold a list 'images', got no such table"),
         (lambda c: c["images"].append(c["images"][0]), "image ids must be unique, got 1 twice"),
-        (lambda c: c["categories"].append({"id": 4, "name": "x"}), "category ids must be unique, got 4 twice"),
-        (
-            lambda c: c["images"][1].pop("width"),
-            r"images\[1\] must have a field 'width', got only id, file_name, height",
-        ),
-        (lambda c: c["images"][0].update(height=0), "width and height must be positive integers, got 60 x 0"),
-        (lambda c: c["annotations"][0].pop("category_id"), r"annotations\[0\] must have a field 'category_id'"),
-        (lambda c: c["annotations"].append(5), r"annotations\[1\] must be an object, got int"),
+        (lambda c: c["categories"].append({"id": "4", "name": "x"}), "categories: ids must be unique, got 4 twice"),
+        (lambda c: c["categories"].append({"id": "x", "name": "x"}), r"categories\[3\] must have an integer id"),
+        (lambda c: [i.update(height=0) for i in c["images"]], "a row that can be used, got image 1: width and height"),
     ],
 )
 def test_broken_coco_structure_is_an_error_that_says_where(
@@ -142,10 +139,11 @@ def test_coco_json_cut_anywhere_is_an_error(coco_folder: Callable[..., Path]) ->
             open_data("coco", root, split="train", truth="few-shot")
 
 
-def test_coco_duplicate_annotation_id_is_warned_of(coco_folder: Callable[..., Path]) -> None:
+def test_coco_annotation_with_the_id_of_another_gets_a_free_one(coco_folder: Callable[..., Path]) -> None:
     one = {"id": 7, "image_id": 1, "category_id": 1, "segmentation": [square(0, 0, 9)]}
-    with pytest.warns(DataWarning, match="annotation id 7 occurs more than once"):
-        open_data("coco", coco_folder([one, one]), split="train", truth="few-shot")
+    with pytest.warns(DataWarning, match=r"annotations\[1\]: id must be .* no other .*, got 7; it is called 1"):
+        source = open_data("coco", coco_folder([one, one]), split="train", truth="few-shot")
+    assert [row.id for row in annotations_of(source)] == [7, 1]
 
 
 def test_coco_image_of_another_size_than_its_annotations_is_an_error(coco_folder: Callable[..., Path]) -> None:
@@ -179,8 +177,9 @@ def test_coco_image_that_is_listed_twice_is_drawn_once(coco_folder: Callable[...
     root = coco_folder([{"image_id": i, "category_id": 1, "segmentation": [square(0, 0, 9)]} for i in (1, 2)])
     file = root / "annotations" / "instances_train2017.json"
     file.write_text(file.read_text().replace("000000000002.jpg", "000000000001.jpg"))
-    with pytest.warns(DataWarning, match=r"images 1 and 2 share the file 000000000001\.jpg"):
+    with pytest.warns(DataWarning, match=r"images 1 and 2 share the file 000000000001\.jpg; the annotations of both"):
         source = open_data("coco", root, split="train", truth="few-shot")
+    assert [row.id for row in annotations_of(source)] == [1, 2]
     assert source.images_of_annotations(1) == ["000000000001.jpg"]
 
 
@@ -282,3 +281,156 @@ def test_training_on_nothing_but_crowds_is_refused(
     )
     with pytest.raises(ValueError, match=r"at least one object to learn from, got .* iscrowd 1, are none"):
         TrainingDataset(source, "instance", universal_chain("none"))
+
+
+def edited(root: Path, edit: Callable[[dict[str, Any]], Any]) -> Path:
+    file = root / "annotations" / "instances_train2017.json"
+    content = json.loads(file.read_text())
+    edit(content)
+    file.write_text(json.dumps(content))
+    return root
+
+
+@pytest.mark.parametrize("form", [float, str])
+def test_numbers_in_other_forms_are_the_same_data_set(
+    coco_folder: Callable[..., Path], form: Callable[..., Any]
+) -> None:
+    rows = [{"image_id": i, "category_id": c, "segmentation": [square(5, 5, c)]} for i, c in ((1, 4), (2, 9), (2, 1))]
+    truths = []
+    for change in (int, form):
+        root = coco_folder(rows)
+
+        def edit(content: dict[str, Any], change: Any = change) -> None:
+            for table, keys in (
+                ("images", ("id", "width", "height")),
+                ("annotations", ("id", "image_id", "category_id")),
+                ("categories", ("id",)),
+            ):
+                for row in content[table]:
+                    row.update({key: change(row[key]) for key in keys})
+
+        source = open_data("coco_instances", edited(root, edit), truth="instance")
+        assert list(source.problems()) == []
+        truths.append(
+            [(source.image_id(n), [(o.id, o.label) for o in source.truth(n).objects or ()]) for n in source.names]
+        )
+    assert truths[0] == truths[1] == [(1, [(1, 1)]), (2, [(2, 2), (3, 0)]), (3, [])]
+
+
+@pytest.mark.parametrize("names", [("a", "b c"), ("0001", "0002"), ("9" * 30, "-")])
+def test_images_may_be_called_by_texts(coco_folder: Callable[..., Path], names: tuple[str, str]) -> None:
+    rows = [{"image_id": name, "category_id": 4, "segmentation": [square(5, 5, 9)]} for name in names]
+    root = edited(
+        coco_folder(rows, images=2), lambda c: [i.update(id=n) for i, n in zip(c["images"], names, strict=True)]
+    )
+    source = open_data("coco_instances", root, truth="instance")
+    assert [source.image_id(name) for name in source.names] == list(names)
+    assert [len(source.truth(name).objects or ()) for name in source.names] == [1, 1]
+    assert source.images_of_annotations(1) == source.names
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"width": -60}, "image 1: width and height must be positive integers, got -60 x 40; left out"),
+        ({"height": 40.5}, "image 1: width and height must be positive integers, got 60 x 40.5; left out"),
+        (
+            {"width": 10**6, "height": "1000000"},
+            "image 1: there must be at most .* pixels, got 1000000 x 1000000; le",
+        ),
+        ({"file_name": 5}, "image 1: file_name must be a name below its folder, got 5; left out"),
+        ({"file_name": "a\nb"}, r"image 1: file_name must be a name below its folder, got 'a\\nb'; left out"),
+        ({"id": None}, r"images\[0\] must be an object whose id is a number or a name, got .*; left out"),
+        ({"id": True}, r"images\[0\] must be an object whose id is a number or a name, got .*; left out"),
+    ],
+)
+def test_a_broken_image_is_left_out_with_its_annotations_and_told(
+    coco_folder: Callable[..., Path], change: dict[str, Any], told: str
+) -> None:
+    rows = [{"image_id": i, "category_id": 4, "segmentation": [square(5, 5, 9)]} for i in (1, 2)]
+    root = edited(coco_folder(rows), lambda c: c["images"][0].update(change))
+    with pytest.warns(DataWarning, match=rf"instances_train2017\.json: {told}"):
+        source = open_data("coco_instances", root, truth="instance")
+    assert [source.image_id(name) for name in source.names] == [2, 3]
+    messages = [message for _, message in source.problems()]
+    assert sum("left out" in message for message in messages) == 1
+    assert sum("annotation 1 dropped: image id 1 not in images" in message for message in messages) == 1
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [(7, r"annotations\[1\] must be an object, got 7; left out"), ({"id": [3]}, r"annotations\[1\]: id .* got \[3\]")],
+)
+def test_a_row_that_is_no_annotation_is_left_out(coco_folder: Callable[..., Path], row: Any, told: str) -> None:
+    good = {"image_id": 1, "category_id": 4, "segmentation": [square(5, 5, 9)]}
+    root = edited(coco_folder([good, good]), lambda c: c["annotations"].insert(1, row))
+    with pytest.warns(DataWarning, match=told):
+        source = open_data("coco", root, truth="few-shot")
+    assert [a.id for a in annotations_of(source)] == [1, 2]
+
+
+@pytest.mark.parametrize("value", [None, "uuid-4", 1.5, [1], {}])
+def test_an_object_without_an_id_of_its_own_is_kept_and_gets_one(coco_folder: Callable[..., Path], value: Any) -> None:
+    good = {"image_id": 1, "category_id": 4, "segmentation": [square(5, 5, 9)]}
+    root = edited(coco_folder([good, good, good]), lambda c: [c["annotations"][n].update(id=value) for n in (0, 2)])
+    source = open_data("coco", root, truth="few-shot")
+    assert [a.id for a in annotations_of(source)] == [1, 2, 3]
+    assert sum("it is called" in message for _, message in source.images.problems()) == 2
+
+
+def test_a_dropped_polygon_is_told_once_and_the_check_lists_it(coco_folder: Callable[..., Path]) -> None:
+    parts = [square(5, 5, 9), [1, 2, 3, 4], [9, 9, 9e9, 9, 9, 30]]
+    root = coco_folder([{"image_id": 1, "category_id": 4, "segmentation": parts}])
+    with pytest.warns(DataWarning) as caught:
+        open_data("coco", root, truth="few-shot")
+    told = [str(w.message) for w in caught if "annotation 1" in str(w.message)]
+    assert [text.split("annotation 1: ")[1] for text in told] == [
+        "polygon 1 left out: fewer than 3 points",
+        "polygon 2 cut: coordinates must be within the image's own size around it, got 9e+09",
+    ]
+    found = [f.message for f in check_data("coco", root).problems() if f.kind == "bad_annotation"]
+    assert found == told
+
+
+def test_many_of_one_kind_are_summed(coco_folder: Callable[..., Path]) -> None:
+    parts = [square(5, 5, 9), [1, 2, 3, 4]]
+    root = coco_folder([{"image_id": 1, "category_id": 4, "segmentation": parts}] * 120)
+    with pytest.warns(DataWarning) as caught:
+        open_data("coco", root, truth="few-shot")
+    told = [str(w.message) for w in caught if w.category is DataWarning]
+    assert len(told) == 51
+    assert told[-1].endswith("instances_train2017.json: 70 more problems")
+
+
+@pytest.mark.parametrize("name", ["sub\\a.jpg", "sub\\deeper\\b.jpg"])
+def test_folders_in_names_may_be_divided_as_on_windows(coco_folder: Callable[..., Path], name: str) -> None:
+    root = edited(coco_folder([], images=1), lambda c: c["images"][0].update(file_name=name))
+    target = root / "train2017" / name.replace("\\", "/")
+    target.parent.mkdir(parents=True)
+    (root / "train2017" / "000000000001.jpg").rename(target)
+    source = open_data("coco_instances", root, truth="instance")
+    assert source.image(source.names[0]).size == (60, 40)
+
+
+def test_one_file_under_two_ids_of_two_sizes_keeps_the_first(coco_folder: Callable[..., Path]) -> None:
+    rows = [{"image_id": i, "category_id": 1, "segmentation": [square(0, 0, 9)]} for i in (1, 2)]
+    root = edited(coco_folder(rows), lambda c: c["images"][1].update(file_name="000000000001.jpg", width=50))
+    with pytest.warns(DataWarning, match="images 1 and 2 share the file .* but not its size; 2 is left out"):
+        source = open_data("coco", root, truth="few-shot")
+    assert [a.id for a in annotations_of(source)] == [1]
+
+
+def test_many_large_objects_take_the_memory_of_one(coco_folder: Callable[..., Path]) -> None:
+    """Run lengths of 12 objects of 67 million pixels are 1 kB of text, and 800 MB when drawn."""
+    import tracemalloc
+
+    side = 1 << 13
+    whole = {"size": [side, side], "counts": [0, side * side]}
+    root = coco_folder([{"image_id": 1, "category_id": 4, "segmentation": whole}] * 12, images=1)
+    edited(root, lambda c: c["images"][0].update(width=side, height=side))
+    tracemalloc.start()
+    source = open_data("coco", root, truth="few-shot")
+    assert source.areas() == {source.names[0]: {2: side * side}}
+    assert (source.label_map(source.names[0])[::999, ::999] == 2).all()
+    assert tracemalloc.get_traced_memory()[1] < 500e6
+    tracemalloc.stop()

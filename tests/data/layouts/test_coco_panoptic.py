@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from example_folders import training_names
 from PIL import Image
 
 from fssops.data.errors import AnnotationError, DataError, DataWarning
@@ -81,13 +82,8 @@ def test_ids_and_pixels_are_inverse() -> None:
         (301, SEGMENTS, {}, r"must hold only ids of segments_info, got 301 \(301: 300 px\)"),
         (70000, SEGMENTS, {}, "must have a pixel in the panoptic map, got none of 300"),
         (300, SEGMENTS, {"width": 31}, "panoptic map must have the size that the JSON gives, 31 x 20, got 30 x 20"),
-        (300, [{**SEGMENTS[0], "category_id": 6}, SEGMENTS[1]], {}, "category_id must be one of the 2 .*, got 6"),
-        (300, [SEGMENTS[0], SEGMENTS[0]], {}, "segment ids must be unique, got 300 twice"),
-        (300, [{**SEGMENTS[0], "id": 0}], {}, "segment ids must be integers from 1"),
-        (300, [{**SEGMENTS[0], "category_id": [5]}], {}, r"category_id must be one of the 2 .*, got \[5\]"),
-        (300, [{**SEGMENTS[0], "iscrowd": "0"}, SEGMENTS[1]], {}, "segment 300: iscrowd must be 0 or 1, got '0'"),
-        (300, SEGMENTS, {"width": "30"}, "image 7: width must be a positive integer, got '30'"),
-        (300, SEGMENTS, {"id": [7]}, r"images\[0\]: id must be a number or a name, got \[7\]"),
+        (300, SEGMENTS, {"width": "x"}, "image 7: width and height must be positive integers, got 'x' x 20"),
+        (300, SEGMENTS, {"id": [7]}, r"images\[0\] must be an object whose id is a number or a name, got .*\[7\]"),
     ],
 )
 def test_panoptic_json_and_png_that_disagree(
@@ -96,6 +92,39 @@ def test_panoptic_json_and_png_that_disagree(
     root = panoptic_folder(tmp_path, halves(left, 70000), segments, **image)
     with pytest.raises(DataError, match=told):
         open_data("coco_panoptic", root, split="val2017", truth="panoptic").truth("a.jpg")
+
+
+@pytest.mark.parametrize(
+    ("broken", "void", "told"),
+    [
+        ([{**SEGMENTS[0], "category_id": 6}], 300, "category_id must be one of the 2 categories, got 6"),
+        ([{**SEGMENTS[0], "category_id": [5]}], 300, r"category_id must be one of the 2 categories, got \[5\]"),
+        ([SEGMENTS[0], {**SEGMENTS[0], "category_id": 90}], 300, "segment ids must be unique, got 300 twice"),
+        ([{**SEGMENTS[0], "iscrowd": "no"}], 300, "segment 300: iscrowd must be 0 or 1, got 'no'"),
+        ([SEGMENTS[0], {"id": 1 << 24, "category_id": 5}], 0, "segment ids must be integers from 1 to 16777215, got"),
+        ([SEGMENTS[0], 7], 0, "segment ids must be integers from 1 to 16777215, got 7"),
+    ],
+)
+def test_a_broken_segment_is_void_and_the_others_are_read(
+    tmp_path: Path, broken: list[Any], void: int, told: str
+) -> None:
+    root = panoptic_folder(tmp_path, halves(300, 70000), [*broken, SEGMENTS[1]])
+    with pytest.warns(DataWarning, match=rf"panoptic_val2017.json: image 7: .*{told}.*; its pixels are read as void"):
+        source = open_data("coco_panoptic", root, split="val2017", truth="panoptic")
+    ids = source.truth("a.jpg").segment_ids
+    assert ids is not None
+    assert np.unique(ids).tolist() == ([0, 70000] if void else [300, 70000])
+    assert [told for kind, told in source.problems() if "read as void" in told]
+
+
+@pytest.mark.parametrize("form", [float, str])
+def test_numbers_in_other_forms_are_the_same_panoptic_truth(tmp_path: Path, form: Any) -> None:
+    segments = [{**row, **{key: form(row[key]) for key in ("id", "category_id", "iscrowd")}} for row in SEGMENTS]
+    root = panoptic_folder(tmp_path, halves(300, 70000), segments, id=form(7), width=form(W), height=form(H))
+    source = open_data("coco_panoptic", root, split="val2017", truth="panoptic")
+    truth = source.truth("a.jpg")
+    assert [(s.id, s.label, s.crowd) for s in truth.segments] == [(300, 0, False), (70000, 1, False)]
+    assert list(source.problems()) == []
 
 
 def test_image_of_another_size_than_the_json_is_told(tmp_path: Path) -> None:
@@ -143,10 +172,10 @@ def with_instances(root: Path, rows: list[dict[str, Any]]) -> ImageSource:
 def test_instances_of_panoptic_truth_train_on_images_that_have_some(tmp_path: Path) -> None:
     row = {"id": 1, "category_id": 5, "iscrowd": 0, "segmentation": [[0, 0, 9, 0, 9, 9, 0, 9]]}
     objects = with_instances(panoptic_folder(tmp_path, halves(300, 70000), SEGMENTS), [{**row, "image_id": 8}])
-    assert objects.training_names("instance") == ["b.jpg"]
-    assert objects.training_names("panoptic") == ["a.jpg", "b.jpg"]
+    assert training_names(objects, "instance") == ["b.jpg"]
+    assert training_names(objects, "panoptic") == ["a.jpg", "b.jpg"]
     segments = open_data("coco_panoptic", tmp_path, split="val2017", truth="panoptic")
-    assert segments.training_names("instance") == ["a.jpg"]
+    assert training_names(segments, "instance") == ["a.jpg"]
 
 
 def test_faults_of_the_instances_beside_a_panoptic_file_are_found_by_the_check(tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ def test_hidden_folders_are_neither_splits_nor_images(tmp_path: Path) -> None:
 def test_class_lists_nested_without_end_are_told(tmp_path: Path) -> None:
     root = label_folder(tmp_path, halves(0, 1).astype(np.uint8), [])
     (root / "classes.json").write_text("[" * 100_000)
-    with pytest.raises(AnnotationError, match="class list must be complete JSON"):
+    with pytest.raises(AnnotationError, match="class list must be JSON text"):
         open_data("label_folder", root, truth="semantic")
 
 
@@ -154,7 +154,7 @@ def test_without_class_file_folders_are_splits_only_where_all_are_called_so(tmp_
     for folder in ("train", "val"):
         numbered(tmp_path, f"{folder}/images", f"{folder}/masks", 1)
     (tmp_path / "classes.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"classes\.json: class names must be listed there"):
+    with pytest.raises(FileNotFoundError, match=r"classes\.json: class list must exist, got nothing of that name"):
         open_data("auto", tmp_path, truth="few-shot")
     numbered(tmp_path, "bus/images", "bus/masks", 1)
     (tmp_path / "classes.json").unlink()
@@ -210,3 +210,57 @@ def test_few_shot_numbers_are_the_ids_moved_up_where_0_is_a_class(tmp_path: Path
     assert sorted(np.unique(kept.label_map("a"))) == [0, 5]
     with pytest.raises(DataError, match="class ids 5 and 255"):
         open_data("label_folder", root, truth="semantic").truth("a")
+
+
+def binary_folder(root: Path, maps: list[np.ndarray], classes: Any = ("background", "building")) -> Path:
+    for number, labels in enumerate(maps):
+        save(root / "images" / f"{number}.png", picture(number))
+        save(root / "labels" / f"{number}.png", labels.astype(np.uint8))
+    (root / "classes.json").write_text(json.dumps(classes))
+    return root
+
+
+@pytest.mark.parametrize("maps", [[halves(0, 255), halves(0, 0)], [halves(0, 0), halves(0, 0), halves(255, 255)]])
+@pytest.mark.parametrize("truth", ["semantic", "few-shot"])
+def test_255_beside_nothing_but_0_is_the_one_class_that_is_listed(
+    tmp_path: Path, maps: list[np.ndarray], truth: Any
+) -> None:
+    root = binary_folder(tmp_path, maps)
+    with pytest.warns(DataWarning, match=r"beside 0, got 0 and 255 alone: 255 is read as 'building'; say ignore=255"):
+        source: Any = open_data("label_folder", root, truth=truth)
+    read = source.truth if truth == "semantic" else source.label_map
+    found = [read(str(number)) for number in range(len(maps))]
+    for labels, stored in zip(found, maps, strict=True):
+        labels = labels.semantic() if truth == "semantic" else labels
+        assert (labels == (stored == 255)).all()
+    notes = [f for f in check_data("label_folder", root, truth=truth).findings if f.kind == "read_as"]
+    assert [note.severity for note in notes] == ["note"]
+    assert source.describe()["white"] == "object" if truth == "few-shot" else source.identity() == {"white": "object"}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("other", [np.where(halves(0, 1) == 1, 1, halves(255, 0)), halves(0, 1), halves(1, 1)])
+def test_255_is_ignored_where_any_label_map_shows_the_class_or_settings_say_so(
+    tmp_path: Path, other: np.ndarray
+) -> None:
+    root = binary_folder(tmp_path / "shown", [halves(0, 255), other])
+    assert set(np.unique(open_data("label_folder", root, truth="semantic").truth("0").semantic())) == {0, 255}
+    white = binary_folder(tmp_path / "white", [halves(0, 255)])
+    source = open_data("label_folder", white, truth="semantic", ignore=255)
+    assert set(np.unique(source.truth("0").semantic())) == {0, 255}
+    assert open_data("folder", white, truth="few-shot", ignore=255).label_map("0").max() == 255
+    assert not source.identity()
+
+
+def test_255_beside_nothing_but_0_is_refused_where_it_may_be_several_classes(tmp_path: Path) -> None:
+    root = binary_folder(tmp_path, [halves(0, 255)], ("background", "building", "tree"))
+    with pytest.raises(DataError, match=r"labels: label maps must show a class of classes\.json beside 0"):
+        open_data("label_folder", root, truth="semantic")
+    with pytest.raises(ValueError, match="ignore must be 255 or left out, got 0"):
+        open_data("label_folder", root, truth="semantic", ignore=0)
+
+
+def test_settings_of_masks_that_have_no_effect_are_refused(tmp_path: Path) -> None:
+    root = binary_folder(tmp_path, [halves(0, 1)])
+    with pytest.raises(ValueError, match="object must be left out for label maps, where it says nothing, got 1"):
+        open_data("folder", root, truth="few-shot", object=1)

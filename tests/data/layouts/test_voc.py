@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from example_folders import training_names
 from PIL import Image
 
 from fssops.data.check import check_data
@@ -145,7 +146,7 @@ def test_voc_instances_are_regions_of_segmentation_object_with_the_class_below(v
     found = source.truth("im00").instances(source.classes.things)
     assert [(o.id, o.label, int(o.mask(40, 60).sum())) for o in found] == [(1, 0, 200), (2, 0, 200)]
     assert source.truth("im01").objects == []
-    assert source.training_names("instance") == [f"im{number:02d}" for number in range(9) if number != 1]
+    assert training_names(source, "instance") == [f"im{number:02d}" for number in range(9) if number != 1]
     save(voc_folder / "SegmentationObject" / "im00.png", np.pad(np.full((1, 1), 3), ((35, 4), (2, 57))))
     with pytest.raises(MaskValueError, match=r"im00\.png: object 3 must lie on a class of the label map"):
         source.truth("im00")

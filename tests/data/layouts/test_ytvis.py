@@ -93,11 +93,7 @@ def bad(change: Any) -> Any:
     [
         (lambda row: row.update(segmentations=None), "segmentations must be a list with an entry a frame, got None"),
         (lambda row: row["segmentations"].pop(), r"segmentations must be one a frame \(4\), got 3"),
-        (
-            lambda row: row["segmentations"][2].update(size=[9, 9]),
-            r"frame 2: RLE size \[9, 9\] is not that of the image",
-        ),
-        (lambda row: row["segmentations"][0]["counts"].append(5), "frame 0: RLE counts cover 773 pixels"),
+        (lambda row: [s.update(size=[9, 9]) for s in row["segmentations"] if s], r"frame 0: RLE size \[9, 9\] is not"),
         (lambda row: row.update(video_id=9), "video id 9 not in videos"),
         (lambda row: row.update(category_id=4), "category id 4 not in categories"),
         (lambda row: row.update(category_id=[3]), r"category id \[3\] not in categories"),
@@ -125,13 +121,8 @@ def test_broken_objects_are_left_out_with_a_warning_and_found_by_the_check(
         ),
         (lambda body: body["videos"][1].update(id=1), "video ids must be unique, got 1 twice"),
         (
-            lambda body: body["videos"][0].update(width=0),
-            "video 1: width and height must be positive integers, got 0 x 24",
-        ),
-        (lambda body: body["videos"][0].update(file_names=["a", None]), "video 1: file_names must be a list of names"),
-        (
-            lambda body: body["annotations"].append({"video_id": 1}),
-            r"annotations\[1\] must be an object with an integer id",
+            lambda body: [video.update(width=0) for video in body["videos"]],
+            "a row that can be used, got video 1: width and height must be positive integers, got 0 x 24",
         ),
     ],
 )
@@ -204,3 +195,86 @@ def test_real_videos_are_read(data_root: Path) -> None:
     report = check_data("ytvis", data_root / "davis_mini")
     assert not report.problems()
     assert {k: (v["videos"], v["objects"]) for k, v in report.splits.items()} == {"train": (12, 12), "val": (4, 4)}
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda masks: masks[2].update(size=[9, 9]), r"frame 2: RLE size \[9, 9\] is not that of the image"),
+        (lambda masks: masks[2]["counts"].append(5), "frame 2: RLE counts cover 773 pixels"),
+        (lambda masks: masks.__setitem__(2, {}), "frame 2: RLE size None is not that"),
+        (lambda masks: masks.__setitem__(2, [[1, 2, 3, 4]]), "frame 2: fewer than 3 points"),
+        (lambda masks: masks.__setitem__(2, "x"), "frame 2: segmentation is neither polygons nor RLE but str"),
+    ],
+)
+def test_a_broken_frame_is_left_out_alone_and_told(change: Any, told: str, tmp_path: Path) -> None:
+    root = write_videos(tmp_path, [bad(lambda row: change(row["segmentations"]))])
+    with pytest.warns(DataWarning, match=rf"train\.json: annotation 1: {told}.*; left out of that frame"):
+        source = open_data("ytvis", root, truth="video")
+    (track,) = source.tracks("a")
+    assert [mask is None for mask in (track.mask(frame, *SIZE) for frame in range(4))] == [False, True, True, False]
+    assert [f.kind for f in check_data("ytvis", root).problems()] == ["bad_annotation"]
+
+
+def test_a_broken_polygon_of_a_frame_is_left_out_alone(tmp_path: Path) -> None:
+    parts = [[2.0, 2.0, 10.0, 2.0, 10.0, 9.0, 2.0, 9.0], [1, 2, 3, 4]]
+    root = write_videos(tmp_path, [bad(lambda row: row["segmentations"].__setitem__(0, parts))])
+    with pytest.warns(DataWarning, match="annotation 1: frame 0: polygon 1 left out: fewer than 3 points$"):
+        (track,) = open_data("ytvis", root, truth="video").tracks("a")
+    drawn = track.mask(0, *SIZE)
+    assert drawn is not None
+    assert drawn.sum() == 56
+
+
+@pytest.mark.parametrize("crowd", ["0", 0.0, None, False])
+def test_iscrowd_of_a_video_is_the_number_that_it_plainly_is(crowd: object, tmp_path: Path) -> None:
+    (track,) = open_data("ytvis", write_videos(tmp_path, [cat_that_leaves(iscrowd=crowd)]), truth="video").tracks("a")
+    assert track.crowd is False
+
+
+@pytest.mark.parametrize("area", [10**400, float("nan"), True, "64", [64]])
+def test_areas_that_are_no_numbers_count_as_not_stated(area: object, tmp_path: Path) -> None:
+    root = write_videos(tmp_path, [cat_that_leaves(areas=[64, None, area, 64])])
+    (track,) = open_data("ytvis", root, truth="video").tracks("a")
+    assert track.areas == [64.0, None, None, 64.0]
+
+
+@pytest.mark.parametrize("form", [float, str])
+def test_numbers_in_other_forms_are_the_same_videos(form: Any, tmp_path: Path) -> None:
+    root = write_videos(tmp_path, [cat_that_leaves(id=form(1), video_id=form(1), category_id=form(3), iscrowd=form(0))])
+    body = json.loads((root / "train.json").read_text())
+    for row in body["videos"]:
+        row.update({key: form(row[key]) for key in ("id", "width", "height", "length")})
+    (root / "train.json").write_text(json.dumps(body))
+    source = open_data("ytvis", root, truth="video")
+    assert list(source.problems()) == []
+    assert (source.size("a"), source.video_id("a"), [track.id for track in source.tracks("a")]) == (SIZE, 1, [1])
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"width": 0}, "video 1: width and height must be positive integers, got 0 x 24; left out"),
+        ({"file_names": ["a", None]}, "video 1: file_names must be a name below its folder, got None; left out"),
+        ({"file_names": "a"}, "video 1: file_names must be a list of names, got 'a'; left out"),
+        ({"id": 1.5}, r"videos\[0\] must be an object whose id is a number or a name, got .*; left out"),
+    ],
+)
+def test_a_broken_video_is_left_out_alone_and_told(change: dict[str, Any], told: str, tmp_path: Path) -> None:
+    root = write_videos(tmp_path, [cat_that_leaves(), annotation(2, 2, 7, [box(5)])])
+    body = json.loads((root / "train.json").read_text())
+    body["videos"][0].update(change)
+    (root / "train.json").write_text(json.dumps(body))
+    with pytest.warns(DataWarning, match=told):
+        source = open_data("ytvis", root, truth="video")
+    assert (source.names, [track.id for track in source.tracks("b")]) == (["b"], [2])
+
+
+def test_videos_whose_folders_are_called_alike_do_not_replace_each_other(tmp_path: Path) -> None:
+    root = write_videos(tmp_path, [], lengths=(1, 1, 1))
+    body = json.loads((root / "train.json").read_text())
+    for row, folder in zip(body["videos"], ("shot-3", "x/shot", "y/shot"), strict=True):
+        row["file_names"] = [f"{folder}/00000.png"]
+    (root / "train.json").write_text(json.dumps(body))
+    source = open_data("ytvis", root, truth="video")
+    assert [source.video_id(name) for name in source.names] == [1, 2, 3]

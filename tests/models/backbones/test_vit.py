@@ -191,7 +191,8 @@ def test_features_are_the_patch_tokens_of_the_blocks_written_out(form: ViTForm) 
     features = model(images)
     assert list(features) == ["block2"]
     assert model.taps == ("block2",)
-    assert model.channels == {"block0": 32, "block1": 32, "block2": 32}
+    assert set(model.channels) == {"block0", "block1", "block2", "res2", "res3", "res4", "res5"}
+    assert set(model.channels.values()) == {32}
     assert set(model.strides.values()) == {form.patch}
     expected = by_hand(model, images)[:, form.prefix :].transpose(1, 2).unflatten(2, (3, 4))
     assert torch.allclose(features["block2"], expected, atol=1e-10)
@@ -288,19 +289,69 @@ def test_keys_have_no_bias_in_dinov3() -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "trained"),
-    [(0, set()), (1, {"blocks.2", "norm"}), (2, {"blocks.1", "blocks.2", "norm"}), (None, None)],
+    ("layers", "trained"),
+    [
+        (0, {"cls_token", "pos_embed", "patch_embed", "blocks.0", "blocks.1", "blocks.2", "norm"}),
+        (1, {"blocks.0", "blocks.1", "blocks.2", "norm"}),
+        (3, {"blocks.2", "norm"}),
+        (4, {"norm"}),
+        ("all", set()),
+    ],
 )
-def test_the_last_blocks_are_trained_and_the_rest_is_frozen(count: int | None, trained: set[str] | None) -> None:
-    model = network(DINOV2, trained_blocks=count)
+def test_the_first_layers_are_frozen_embeddings_first(layers: Any, trained: set[str]) -> None:
+    model = network(DINOV2, drop_path=0.5).train()
+    model.freeze(layers)
     open_names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    if trained is None:
-        assert len(open_names) == len(list(model.parameters()))
-    else:
-        stems = {
-            ".".join(name.split(".")[:2]) if name.startswith("blocks") else name.split(".")[0] for name in open_names
-        }
-        assert stems == trained
+    stems = {".".join(name.split(".")[:2]) if name.startswith("blocks") else name.split(".")[0] for name in open_names}
+    assert stems == trained
+    # Whatever is frozen stays in evaluation mode, so that no path of it drops.
+    assert [block.training for block in model.train().blocks] == [f"blocks.{n}" in trained for n in range(3)]
+
+
+def test_blocks_after_the_last_map_are_neither_run_nor_trained() -> None:
+    model = network(DINOV2, taps=("block1",))
+    assert {n.split(".")[1] for n, p in model.named_parameters() if n.startswith("blocks") and p.requires_grad} == {
+        "0",
+        "1",
+    }
+    model.blocks[2] = torch.nn.Identity()  # would fail if it were called with two arguments
+    assert list(model(picture(28, 28))) == ["block1"]
+
+
+def test_levels_are_the_last_blocks_of_the_quarters() -> None:
+    form = replace(DINOV2, depth=12)
+    levels = network(form, taps=("res2", "res3", "res4", "res5"))
+    blocks = network(form, taps=("block2", "block5", "block8", "block11"))
+    images = picture(28, 42)
+    for level, block in zip(levels(images).values(), blocks(images).values(), strict=True):
+        assert torch.equal(level, block)
+    assert levels.layer_counts == {"res2": 3, "res3": 3, "res4": 3, "res5": 3}
+
+
+def test_levels_of_a_padded_image_cover_it_and_nothing_more() -> None:
+    model = network(DINOV2, taps=("res5", "block2"))
+    with pytest.warns(UserWarning, match="padded"):
+        maps = model(picture(30, 28))
+    assert maps["block2"].shape[-2:] == maps["res5"].shape[-2:] == (3, 2)
+    # By hand: cell i of 3 spans 10 pixels, so its centre lies at 10 i + 5, in cells of 14 at (10 i + 5) / 14 - 1/2.
+    rows = maps["block2"]
+    for i in range(3):
+        place = max((10 * i + 5) / 14 - 0.5, 0.0)
+        low = int(place)
+        wanted = rows[:, :, low] * (1 - place + low) + rows[:, :, min(low + 1, 2)] * (place - low)
+        assert torch.allclose(maps["res5"][:, :, i], wanted, atol=1e-5)
+
+
+def test_watchers_see_every_block_of_their_quarter() -> None:
+    form = replace(DINOV2, depth=8)
+    seen: dict[str, list[Tensor]] = {"res3": [], "res5": []}
+    images = picture(28, 28)
+    maps = network(form, taps=("res5",))(images, {name: taken.append for name, taken in seen.items()})
+    every = network(form, taps=tuple(f"block{n}" for n in range(8)))(images)
+    for name, numbers in (("res3", (2, 3)), ("res5", (6, 7))):
+        assert len(seen[name]) == 2
+        assert all(torch.equal(x, every[f"block{n}"]) for x, n in zip(seen[name], numbers, strict=True))
+    assert torch.equal(maps["res5"], seen["res5"][-1])
 
 
 def test_learning_rates_may_decay_by_layer() -> None:
@@ -353,8 +404,7 @@ def test_half_precision_stays_close(form: ViTForm) -> None:
     [
         ({"taps": ("block3",)}, "taps must be among block0 to block2"),
         ({"taps": ()}, "taps must be among block0 to block2"),
-        ({"trained_blocks": 4}, "trained_blocks must be 0 to 3"),
-        ({"taps": ("block1",), "trained_blocks": 3}, "trained_blocks must be 0 to 2"),
+        ({"taps": ("res1",)}, "taps must be among block0 to block2 and res2, res3, res4, res5"),
         ({"drop_path": 1.0}, "drop_path must be at least 0 and less than 1"),
         ({"rope_rescale": 0.5}, "rope_rescale must be at least 1"),
     ],
