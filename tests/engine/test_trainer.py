@@ -238,6 +238,24 @@ def test_too_many_nan_steps_in_a_row_stop(trainer_of: Any) -> None:
         trainer.fit()
 
 
+def test_the_bad_module_is_sought_with_the_random_numbers_of_the_bad_step(trainer_of: Any) -> None:
+    class Moody(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.drawn: list[float] = []
+
+        def forward(self, values: Tensor) -> Tensor:
+            self.drawn.append(float(torch.rand(())))
+            return values * (NAN if len(self.drawn) > 2 else 1.0)
+
+    model = ToyModel()
+    model.norm = nn.Sequential(model.norm, Moody())  # type: ignore[assignment]
+    with pytest.raises(NonFiniteError, match=r"first bad module: norm\.1"):
+        trainer_of("run", model=model).fit()
+    drawn = model.norm[1].drawn  # type: ignore[index]
+    assert drawn[3] == drawn[2] != drawn[1]
+
+
 class BadGradient(ToyModel):
     def losses(self, batch: ToyBatch) -> dict[str, Tensor]:
         # sqrt at 0 has a finite value and an infinite slope.
