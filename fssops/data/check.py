@@ -288,6 +288,7 @@ def _look_at_image(source: FewShotSource | ImageSource, name: str) -> _Look:
     try:
         picture = images.image(name)
         size, look.pictures = (picture.height, picture.width), [_hash(picture)]
+        del picture  # a large one takes 270 MB, and its truth is read next
         file = images.image_file(name)
         orientation = 1 if file is None else exif_orientation(file)
         if orientation in (2, 3, 4):

@@ -12,6 +12,7 @@ import numpy as np
 
 from fssops import run_lengths
 from fssops.data import class_index
+from fssops.data.images import value_counts
 from fssops.data.source import ImageSource, Source
 from fssops.labels import IGNORE
 from fssops.truth import ObjectTruth, Segment, Truth, draw, labels_of_segments
@@ -225,7 +226,7 @@ class FewShotSource(Source):
                 counts = np.bincount(self._segment_map(truth, self._numbers).reshape(-1))
                 numbers = np.arange(len(counts))
             else:
-                counts, numbers = np.bincount(truth.label_map.reshape(-1)), self._numbers
+                counts, numbers = value_counts(truth.label_map), self._numbers
             areas = {int(n): int(c) for n, c in zip(numbers, counts, strict=False) if c and int(n) in self.classes}
         else:
             outlines: dict[int, list[Any]] = {}

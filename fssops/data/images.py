@@ -22,7 +22,7 @@ from fssops.labels import IGNORE
 
 MAX_PIXELS = 1 << 26
 """Pictures of more pixels than this (67 million) are refused before they are decoded: a few kilobytes of PNG can
-announce gigabytes."""
+announce gigabytes. Of WebP half as many, since its decoder takes 16 bytes a pixel."""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 """Formats that are tried; others of Pillow's decoders (EPS, WMF, ...) start programs or are no photographs."""
@@ -63,9 +63,11 @@ def _open(path: str | os.PathLike[str], max_pixels: int, what: str = "image") ->
             f"{file}: {what} must be one of {', '.join(FORMATS)}, got {size} bytes of something else ({error})"
         ) from error
     width, height = image.size
-    if width * height > max_pixels:
+    limit = max_pixels // 2 if image.format == "WEBP" else max_pixels
+    if width * height > limit:
+        kind = f" as {image.format}" if limit < max_pixels else ""
         image.close()
-        raise ImageFileError(f"{file}: {what} must have at most {max_pixels} pixels, got {width} x {height}")
+        raise ImageFileError(f"{file}: {what} must have at most {limit} pixels{kind}, got {width} x {height}")
     return image
 
 
@@ -210,7 +212,7 @@ def read_mask(
     check_size(values, size, file)
     if allowed is None:
         return values
-    counts = np.array(Image.fromarray(values).histogram())  # numpy would count a copy of eight times the size
+    counts = value_counts(values)
     listed = np.zeros(256, dtype=bool)
     listed[[value for value in (*allowed, IGNORE) if 0 <= value < 256]] = True
     bad = np.flatnonzero((counts > 0) & ~listed)
@@ -222,6 +224,11 @@ def read_mask(
         raise MaskValueError(fault)
     warnings.warn(f"{fault}; mapped to {IGNORE}", DataWarning, 2)
     return np.where(listed[values], values, np.uint8(IGNORE))
+
+
+def value_counts(values: np.ndarray) -> np.ndarray:
+    """How often each number occurs: uint8 [H, W] -> [256]; numpy would count a copy of eight times the size."""
+    return np.array(Image.fromarray(values).histogram())
 
 
 def palette_of(picture: str | os.PathLike[str] | Image.Image) -> np.ndarray | None:

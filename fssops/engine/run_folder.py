@@ -220,7 +220,7 @@ def _is_preparation(path: Path) -> bool:
     """Whether a run has this before its first step: settings, and logs that are still empty."""
     if path.name == "metrics.jsonl":
         return path.stat().st_size == 0
-    prepared = {"classes.json", "run.lock", SETTINGS_FILE, "settings.toml", "versions.json"}
+    prepared = {"classes.json", "facts.json", "run.lock", SETTINGS_FILE, "settings.toml", "versions.json"}
     return path.is_dir() or path.name in prepared or path.name.startswith("events.out.tfevents")
 
 

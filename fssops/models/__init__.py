@@ -109,6 +109,14 @@ MODELS: dict[str, ModelRow] = {
             weights=("fssops", "official ViT (facebookresearch/dino, dinov2, dinov3)", "transformers ViT"),
         ),
         ModelRow(
+            name="prototype_matching",
+            module="fssops.models.prototype_matching",
+            model="PrototypeMatching",
+            task="few-shot",
+            paper="after PANet (Wang et al., ICCV 2019) and self-support matching (Fan et al., ECCV 2022)",
+            weights=("fssops", "a backbone's alone"),
+        ),
+        ModelRow(
             name="maskformer",
             module="fssops.models.maskformer",
             model="MaskFormer",

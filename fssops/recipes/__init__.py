@@ -20,6 +20,9 @@ from fssops.spelling import did_you_mean
 FOLDER = Path(__file__).parent
 DEFAULT = "panet_generated"
 """What ``python -m fssops.train`` runs without arguments."""
+FEW_SHOT_DEFAULT = "prototype_matching_pascal5i"
+"""The few-shot system of ``python -m fssops.predict`` and :func:`fssops.load` where none is named; its weights can be
+installed (extra ``fssops[pretrained]``)."""
 
 
 def list_recipes() -> list[str]:

@@ -149,6 +149,38 @@ def test_decompression_bomb_is_refused_before_decoding(tmp_path: Path, side: int
         images.read_image(file)
 
 
+@pytest.mark.parametrize(("limit", "fits"), [(2 * 96, True), (2 * 96 - 1, False)])
+def test_webp_may_have_half_as_many_pixels(tmp_path: Path, limit: int, fits: bool) -> None:
+    file = tmp_path / "x.webp"
+    Image.fromarray(PIXELS).save(file, lossless=True)
+    if fits:
+        assert images.read_image(file, max_pixels=limit).size == (12, 8)
+        return
+    with pytest.raises(
+        ImageFileError, match=rf"x\.webp: image must have at most {limit // 2} pixels as WEBP, got 12 x 8"
+    ):
+        images.read_image(file, max_pixels=limit)
+
+
+@pytest.mark.parametrize("error", [MemoryError, OverflowError])
+def test_a_decoder_that_asks_for_too_much_is_a_broken_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    def load(_: object) -> None:
+        raise error("4294967295 bytes")
+
+    file = save(tmp_path / "x.png", PIXELS)
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", load)
+    with pytest.raises(ImageFileError, match=r"x\.png: image must decode completely, got .* \(4294967295 bytes\)"):
+        images.read_image(file)
+
+
+def test_values_are_counted_without_a_wide_copy() -> None:
+    values = np.array([[0, 7, 7], [255, 7, 0]], dtype=np.uint8)
+    counts = images.value_counts(values)
+    assert {value: int(counts[value]) for value in np.flatnonzero(counts).tolist()} == {0: 2, 7: 3, 255: 1}
+
+
 def test_larger_limit_can_be_asked_for(tmp_path: Path) -> None:
     file = save(tmp_path / "x.png", PIXELS)
     with pytest.raises(ImageFileError, match="at most 95 pixels, got 12 x 8"):

@@ -119,8 +119,8 @@ def test_model_without_trained_parameters_is_refused() -> None:
 def test_the_named_optimiser_gets_its_own_settings(
     settings: OptimSettings, kind: type, wanted: dict[str, object]
 ) -> None:
-    for fused in (False, True):
-        optimizer = build_optimizer(Net(), settings, fused=fused)
+    for options, fused in (({}, False), ({"fused": False}, False), ({"fused": True}, True)):
+        optimizer = build_optimizer(Net(), settings, **options)
         assert type(optimizer) is kind
         for group in optimizer.param_groups:
             assert {name: group[name] for name in wanted} == wanted
@@ -141,6 +141,19 @@ def test_weight_decay_of_biases_and_of_a_position_is_its_own_where_it_is_set() -
         "head.bias": 0.4,
     }
     assert {decay for _, decay in groups_by_name(OptimSettings(weight_decay=0.05)).values()} == {0.05}
+
+
+@pytest.mark.parametrize("name", ["pos_embed", "relative_position_bias_table", "absolute_pos_embed"])
+def test_positions_that_are_plain_parameters_decay_as_embeddings_do(name: str) -> None:
+    class Transformer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(2, 2)
+            self.register_parameter(name, nn.Parameter(torch.zeros(3)))
+
+    settings = OptimSettings(lr=1.0, weight_decay=0.05, weight_decay_embedding=0.0)
+    found = {n: g["weight_decay"] for g in parameter_groups(Transformer(), settings) for n in g["names"]}
+    assert found == {name: 0.0, "layer.weight": 0.05, "layer.bias": 0.05}
 
 
 def test_rules_of_a_name_multiply_their_rates_and_the_last_decay_counts() -> None:

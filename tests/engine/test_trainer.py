@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from fssops.engine import checkpoints
 from fssops.engine.checkpoints import RunCheckpointError, newest_good_checkpoint, read_checkpoint
 from fssops.engine.interrupts import Interrupted
-from fssops.engine.metrics_log import read_metrics
+from fssops.engine.metrics_log import MetricsLog, read_metrics
 from fssops.engine.nonfinite import NonFiniteError, load_replay
+from fssops.engine.progress import ProgressBar
 from fssops.engine.run_folder import RunFolder
 from fssops.engine.settings import SettingsError
 
@@ -237,6 +238,24 @@ def test_too_many_nan_steps_in_a_row_stop(trainer_of: Any) -> None:
         trainer.fit()
 
 
+def test_the_bad_module_is_sought_with_the_random_numbers_of_the_bad_step(trainer_of: Any) -> None:
+    class Moody(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.drawn: list[float] = []
+
+        def forward(self, values: Tensor) -> Tensor:
+            self.drawn.append(float(torch.rand(())))
+            return values * (NAN if len(self.drawn) > 2 else 1.0)
+
+    model = ToyModel()
+    model.norm = nn.Sequential(model.norm, Moody())  # type: ignore[assignment]
+    with pytest.raises(NonFiniteError, match=r"first bad module: norm\.1"):
+        trainer_of("run", model=model).fit()
+    drawn = model.norm[1].drawn  # type: ignore[index]
+    assert drawn[3] == drawn[2] != drawn[1]
+
+
 class BadGradient(ToyModel):
     def losses(self, batch: ToyBatch) -> dict[str, Tensor]:
         # sqrt at 0 has a finite value and an infinite slope.
@@ -309,6 +328,16 @@ def test_weights_of_another_model_are_refused(trainer_of: Any) -> None:
     trainer.fit()
     other = trainer_of("run", model=NormFreeModel())
     with pytest.raises(ValueError, match="must be those of this NormFreeModel, got another model"):
+        other.restore(newest_good_checkpoint(other.run.checkpoints)[1])
+
+
+def test_weights_of_another_width_are_refused_with_both_shapes(trainer_of: Any) -> None:
+    trainer = trainer_of("run")
+    trainer.fit()
+    wide = ToyModel()
+    wide.head = nn.Linear(8, 2)
+    other = trainer_of("run", model=wide)
+    with pytest.raises(ValueError, match=r"checkpoint: head\.weight must have shape \[2, 8\], got \[1, 8\]"):
         other.restore(newest_good_checkpoint(other.run.checkpoints)[1])
 
 
@@ -389,6 +418,44 @@ def test_good_steps_between_bad_ones_start_their_count_anew(trainer_of: Any) -> 
         "run", "engine.on_nonfinite=skip", "engine.max_skips=2", "schedule.steps=60", data=ToyData(bad=3)
     )
     assert trainer.fit().steps == 60
+
+
+def test_bad_steps_before_a_checkpoint_count_after_it(trainer_of: Any) -> None:
+    trainer = trainer_of("run")
+    trainer.fit()
+    state = newest_good_checkpoint(trainer.run.checkpoints)[1]
+    options = ["engine.on_nonfinite=skip", "engine.max_skips=3"]
+    again = trainer_of("again", *options, data=ToyData(length=1, bad=0))
+    again.restore({**state, "step": 20, "skips": 2})
+    with pytest.raises(NonFiniteError, match=r"at step 20.*3 bad steps in a row"):
+        again.fit()
+
+
+@pytest.mark.parametrize("bad", [None, 3])
+def test_the_log_is_closed_and_the_bar_moves_with_every_step(
+    trainer_of: Any, monkeypatch: pytest.MonkeyPatch, bad: int | None
+) -> None:
+    closed, steps = [], []
+
+    class Log(MetricsLog):
+        def close(self) -> None:
+            super().close()
+            closed.append(self._file.closed)
+
+    class Bar(ProgressBar):
+        def update(self, done: int, values: Any = None) -> None:
+            steps.append(done)
+
+    monkeypatch.setattr("fssops.engine.trainer.MetricsLog", Log)
+    monkeypatch.setattr("fssops.engine.trainer.ProgressBar", Bar)
+    trainer = trainer_of("run", "engine.log_every=100", data=ToyData(bad=bad))
+    if bad is None:
+        trainer.fit()
+        assert steps == [*range(1, 31), 30]
+    else:
+        with pytest.raises(NonFiniteError):
+            trainer.fit()
+    assert closed == [True]
 
 
 def test_model_without_losses_is_refused(trainer_of: Any) -> None:

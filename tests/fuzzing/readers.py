@@ -4,8 +4,8 @@
 
 A try writes the smallest sound folder of a layout, damages one of its files, and reads everything: opened for each of
 its truths, every image, truth and mask, and ``check_data``. It runs in a process that may take 1 GB beyond its imports,
-for at most 20 seconds. It must be read (with or without warnings), or refused in one line that names the folder or a
-file of it; everything else is a fault. ``--show`` prints each fault with the seed that makes it again.
+for at most 20 seconds of a processor. It must be read (with or without warnings), or refused in one line that names the
+folder or a file of it; everything else is a fault. ``--show`` prints each fault with the seed that makes it again.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import os
 os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MALLOC_ARENA_MAX="1", FSSOPS_CACHE="off")
 
 import argparse
+import copy
 import io
 import json
 import random
@@ -49,7 +50,7 @@ from fssops.engine.metrics_log import read_metrics
 from fssops.engine.run_folder import RunFolder, RunFolderError
 from fssops.engine.settings import SettingsError
 from fssops.run_lengths import encode
-from fssops.tasks.class_names import names_of_run
+from fssops.tasks.class_names import classes_of_run
 
 MEMORY, SECONDS = 1 << 30, 20.0
 OUTCOMES = ("read", "read, told", "refused", "raw error", "memory", "time", "killed")
@@ -118,7 +119,7 @@ def read_episodes(root: Path) -> None:
 
 def read_run(root: Path) -> None:
     """What is read back of a run."""
-    names_of_run(root)
+    classes_of_run(root)
     RunFolder(root).load_settings()
     read_metrics(root / "metrics.jsonl")
 
@@ -228,7 +229,7 @@ _OTHERS += [[[n % 2 * 1e9, n, (n + 1) % 2 * 1e9, n] * 2 for n in range(40)], RUN
 
 def any_value(rng: random.Random) -> Any:
     """A value that a careless program may have written, or a careful attacker."""
-    return rng.choice(rng.choice([_NUMBERS, _LARGE, _TEXTS, _OTHERS]))
+    return copy.deepcopy(rng.choice(rng.choice([_NUMBERS, _LARGE, _TEXTS, _OTHERS])))
 
 
 def places(value: Any) -> list[tuple[Any, Any]]:
@@ -256,11 +257,11 @@ def damage_json(text: str, rng: random.Random) -> bytes:
         if act == 0:
             del container[key]
         elif act == 1 and isinstance(container, list):
-            container.append(container[key])
+            container.append(copy.deepcopy(container[key]))
         elif act == 2 and isinstance(container[key], (int, float, str)):
             container[key] = rng.choice([str, float, lambda v: [v], lambda v: {"": v}])(_number(container[key]))
         elif act == 3 and isinstance(container[key], list):
-            container[key] = container[key] * rng.choice([2, 50])
+            container[key] = copy.deepcopy(container[key] * rng.choice([2, 50]))
         else:
             container[key] = any_value(rng)
     depth = rng.choice([60, 400, 900, 960, 990, 100_000])
@@ -350,7 +351,7 @@ def one_try(reader: str, seed: int, templates: Path) -> tuple[str, str]:
     root = Path(tempfile.mkdtemp(prefix="fuzz_", dir=templates))
     shutil.copytree(template, root, dirs_exist_ok=True)
     file = damage(root, random.Random(f"{reader} {seed}")) if seed >= 0 else ""
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
@@ -367,7 +368,7 @@ def one_try(reader: str, seed: int, templates: Path) -> tuple[str, str]:
     except Exception:
         return "raw error", f"{file}: {traceback.format_exc()}"
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         shutil.rmtree(root, ignore_errors=True)
 
 
@@ -381,7 +382,7 @@ def worker(reader: str, seeds: list[int], pipe: int, templates: Path) -> None:
     limit = pages * resource.getpagesize() + MEMORY
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    signal.signal(signal.SIGALRM, _alarm)
+    signal.signal(signal.SIGPROF, _alarm)
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 2)
     for seed in seeds:
@@ -406,8 +407,8 @@ def outcomes(reader: str, seeds: list[int], templates: Path) -> list[tuple[int, 
         os.close(sink)
         with os.fdopen(source, encoding="utf-8") as lines:
             while True:
-                # Twice the time, for code that no signal interrupts.
-                if not select.select([lines], [], [], 2 * SECONDS)[0]:
+                # For code that no signal interrupts; other programs may take most of a processor.
+                if not select.select([lines], [], [], 10 * SECONDS)[0]:
                     os.kill(child, signal.SIGKILL)
                     done.append((seeds[len(done)], "time", "not to be interrupted"))
                     break

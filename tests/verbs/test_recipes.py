@@ -211,4 +211,4 @@ def test_recipes_of_one_file_are_listed_on_one_line() -> None:
     assert "msanet_coco20i{,_resnet101,_vgg16}" in lines
     assert "panet_generated" in lines
     assert compact(["mm_former_coco20i_svf"]) == ["mm_former_coco20i_svf"]
-    assert len(list_recipes()) == 135
+    assert len(set(list_recipes())) == sum(line.count(",") + 1 for line in lines)

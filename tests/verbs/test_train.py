@@ -126,7 +126,10 @@ def test_resume_passes_over_a_truncated_checkpoint(tiny_run: Path, tmp_path: Pat
         (["--set", "model.weights=none.pth"], "none.pth"),
         (["--resume", "nowhere"], "nowhere must hold settings.json, got No such file"),
         (["--resume", "nowhere", "--out", "elsewhere"], "--out: a run goes on in its own folder"),
-        (["panet_pascal5i", "--set", "data.root=nowhere"], "nowhere: root must be a folder, got no such folder"),
+        (
+            ["panet_pascal5i", "--set", "data.root=nowhere", "--set", "model.weights="],
+            "nowhere: root must be a folder, got no such folder",
+        ),
         (["msanet_pascal5i", "--set", "data.root=nowhere"], "nowhere: root must be a folder, got no such folder"),
         (["--set", "data.size=[5,5]"], "images must be at least 8 pixels a side"),
         (["--bogus"], "unrecognized arguments: --bogus"),

@@ -148,9 +148,9 @@ def test_prediction_writes_every_form(universal_run: Path, photos: Path, tmp_pat
                 assert picture.size == size
     found = panoptic_json.read(out / "panoptic.json")
     (entry,) = (e for e in found.images.values() if e.id == 17)
-    ids, segments = panoptic_json.read_map(out / "panoptic" / entry.map, entry, found.classes)
+    ids = panoptic_json.read_map(out / "panoptic" / entry.map, entry)
     assert ids.shape == (40, 50)
-    assert len(segments) == len(set(np.unique(ids)) - {0})
+    assert len(entry.segments) == len(set(np.unique(ids)) - {0})
     rows = json.loads((out / "instances.json").read_text())
     assert {row["image_id"] for row in rows} <= {17, "street"}
     assert all(coco_mask.area(row["segmentation"]) > 0 and row["category_id"] in range(3, 8) for row in rows)

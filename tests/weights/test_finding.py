@@ -66,7 +66,7 @@ def test_a_path_wins_over_a_name_and_it_is_told(
     [("resnet5-imagenet", "resnet50-imagenet"), ("mask2former-r50-coco-panoptc", "mask2former-r50-coco-panoptic")],
 )
 def test_an_unknown_name_is_told_with_the_nearest(given: str, nearest: str) -> None:
-    with pytest.raises(FileNotFoundError, match=f"did you mean {nearest}") as error:
+    with pytest.raises(FileNotFoundError, match=f"did you mean {nearest!r}") as error:
         find_weights(given)
     assert one_line(error)
 

@@ -53,9 +53,20 @@ def test_a_malicious_file_is_refused_and_nothing_runs(tmp_path: Path, suffix: st
         b"cnumpy\nndarray\n((I1\ntS'O'\ntR.",
         b"cnumpy\ndtype\n(S'O8'\nI0\nI1\ntR.",
         b"c_codecs\nencode\n(S'x'\nS'rot13'\ntR.",
+        b"c__builtin__\nbytes\n(I99\ntR.",
         b"P1\n.",
     ],
-    ids=["eval", "numpy.load", "list as array", "getattr", "array call", "object dtype", "codec", "persistent id"],
+    ids=[
+        "eval",
+        "numpy.load",
+        "list as array",
+        "getattr",
+        "array call",
+        "object dtype",
+        "codec",
+        "bytes",
+        "persistent id",
+    ],
 )
 def test_a_pickle_may_name_nothing_but_plain_arrays_and_containers(tmp_path: Path, code: bytes) -> None:
     (tmp_path / "x.pkl").write_bytes(code)

@@ -24,7 +24,7 @@ from functools import partial
 from typing import Any
 
 from fssops.models.backbones.backbone import STAGES, Backbone
-from fssops.models.backbones.efficientnet_lite import EFFICIENTNET_LITE, EfficientNetLite, LiteForm
+from fssops.models.backbones.efficientnet_lite import EFFICIENTNET_LITE, STAGE_NAMES, EfficientNetLite, LiteForm
 from fssops.models.backbones.resnet import Dilations, ResNet
 from fssops.models.backbones.swin import SWIN, SwinForm, SwinTransformer
 from fssops.models.backbones.vgg import VGG16
@@ -43,6 +43,7 @@ class BackboneRow:
         strides: of the same maps, where it is built for its largest stride.
         built_for: strides that its coarsest map can have, the usual one first.
         options: further arguments of :func:`build_backbone` that mean something to it.
+        further: names of maps between those of ``channels``, returned only where they are asked for.
     """
 
     build: Callable[..., Backbone]
@@ -50,6 +51,7 @@ class BackboneRow:
     strides: dict[str, int]
     built_for: tuple[int, ...]
     options: tuple[str, ...]
+    further: tuple[str, ...] = ()
 
     @property
     def one_scale(self) -> bool:
@@ -83,7 +85,9 @@ def swin_row(form: SwinForm) -> BackboneRow:
 def _efficientnet_lite(form: LiteForm, *channels: int) -> BackboneRow:
     """Published at stride 32; at 16 its last stages are dilated."""
     build = partial(EfficientNetLite, form)
-    return BackboneRow(build, _by_stage(channels), _by_stage((4, 8, 16, 32)), (32, 16), ("stride", "norm"))
+    return BackboneRow(
+        build, _by_stage(channels), _by_stage((4, 8, 16, 32)), (32, 16), ("stride", "norm"), further=STAGE_NAMES
+    )
 
 
 def vit_row(form: ViTForm) -> BackboneRow:
@@ -221,8 +225,9 @@ def build_backbone(
         raise ValueError(f"build_backbone: width of {name} must be 64, got {width}")
     wanted = tuple(row.channels) if taps is None else taps
     names = [row.tap_at(tap, built_for) if isinstance(tap, int) else tap for tap in wanted]
-    if None in names or set(names) - set(row.channels):
-        raise ValueError(f"build_backbone: taps of {name} must be among {', '.join(row.channels)}, got {wanted}")
+    known = (*row.channels, *row.further)
+    if None in names or set(names) - set(known):
+        raise ValueError(f"build_backbone: taps of {name} must be among {', '.join(known)}, got {wanted}")
     given: dict[str, Any] = {
         "stride": built_for,
         "dilations": dilations,

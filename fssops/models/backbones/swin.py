@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fssops.models.backbones.backbone import STAGES, Backbone
+from fssops.models.layers.stochastic_depth import drop_path
 from fssops.models.layers.tensor_cache import TensorCache
 
 LAYER_NORM_EPS = 1e-5
@@ -114,14 +115,6 @@ class SwinBlock(nn.Module):
         self.mlp.add_module("act", nn.GELU())
         self.mlp.add_module("fc2", nn.Linear(4 * channels, channels))
 
-    def _dropped(self, branch: Tensor) -> Tensor:
-        """Stochastic depth: in training, leave the branch out for some samples and scale the others up."""
-        if not (self.training and self.drop_path):
-            return branch
-        share = 1 - self.drop_path
-        stays = torch.rand(len(branch), 1, 1, 1, device=branch.device, dtype=branch.dtype) < share
-        return branch * (stays / share)
-
     def forward(self, x: Tensor, regions: Tensor | None) -> Tensor:
         """x [B, h, w, C]; regions of :func:`shift_regions` at the padded size, in shifted blocks."""
         batch, height, width, channels = x.shape
@@ -137,8 +130,8 @@ class SwinBlock(nn.Module):
         y = y.reshape(batch, rows, columns, channels)
         if self.shift:
             y = y.roll((self.shift, self.shift), (1, 2))
-        x = x + self._dropped(y[:, :height, :width])
-        return x + self._dropped(self.mlp(self.norm2(x)))
+        x = x + drop_path(y[:, :height, :width], self.drop_path, self.training)
+        return x + drop_path(self.mlp(self.norm2(x)), self.drop_path, self.training)
 
 
 class PatchMerging(nn.Module):

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fssops.models.backbones.backbone import STAGES, Backbone, Watchers, padded_to, quarters, without_padding
+from fssops.models.layers.stochastic_depth import drop_path
 
 ROTARY_BASE = 100.0
 Rotation = tuple[Tensor, Tensor]
@@ -231,17 +232,10 @@ class ViTBlock(nn.Module):
         self.mlp = SwiGLU(form) if form.swiglu else Mlp(form)
         self.ls2 = LayerScale(form.width) if form.layer_scale else nn.Identity()
 
-    def _dropped(self, branch: Tensor) -> Tensor:
-        if not (self.training and self.drop_path):
-            return branch
-        keep = 1 - self.drop_path
-        kept_samples = torch.rand(len(branch), 1, 1, device=branch.device, dtype=branch.dtype) < keep
-        return branch * (kept_samples / keep)
-
     def forward(self, tokens: Tensor, rotation: Rotation | None) -> Tensor:
         """[B, S, D] to the same."""
-        tokens = tokens + self._dropped(self.ls1(self.attn(self.norm1(tokens), rotation)))
-        return tokens + self._dropped(self.ls2(self.mlp(self.norm2(tokens))))
+        tokens = tokens + drop_path(self.ls1(self.attn(self.norm1(tokens), rotation)), self.drop_path, self.training)
+        return tokens + drop_path(self.ls2(self.mlp(self.norm2(tokens))), self.drop_path, self.training)
 
 
 class PatchEmbedding(nn.Module):
