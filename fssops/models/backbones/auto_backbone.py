@@ -1,9 +1,9 @@
 """Any backbone of transformers' AutoBackbone, by its name on the hub or a folder; needs the extra fssops[transformers].
 
-It comes with its weights, read from safetensors alone; code of a repository is never run. Its stages are cut into quarters: "res2".."res5" are their last
-outputs, which of a backbone with four stages are these. Images are padded to a multiple of its coarsest stride and come
-out as maps that cover the image alone; colours are normalised as its ``preprocessor_config.json`` says, where it has
-one, else by ImageNet's mean and standard deviation.
+It comes with its weights, read from safetensors alone; code of a repository is never run. Its stages are cut into
+quarters: "res2".."res5" are their last outputs, which of a backbone with four stages are these. Images are padded to a
+multiple of its coarsest stride and come out as maps that cover the image alone; colours are normalised as its
+``preprocessor_config.json`` says, where it has one, else by ImageNet's mean and standard deviation.
 """
 
 from __future__ import annotations
