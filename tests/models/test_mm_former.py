@@ -340,7 +340,7 @@ def test_some_steps_of_training_lower_the_loss_of_an_episode() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"backbone": "vgg16"}, "backbone must be one of resnet18"),
+        ({"backbone": "vgg19"}, "backbone must be one of vgg16, resnet18"),
         ({"num_queries": 0}, "num_queries must be at least 1"),
         ({"align_heads": 3}, "align_heads must divide channels"),
         ({"channels": 48}, "channels must be divisible by 32"),

@@ -1,9 +1,9 @@
 """Any backbone of transformers' AutoBackbone, by its name on the hub or a folder; needs the extra fssops[transformers].
 
-It comes with its weights, read from safetensors alone. Its stages are cut into quarters: "res2".."res5" are their last
-outputs, which of a backbone with four stages are these. Images are padded to a multiple of its coarsest stride and come
-out as maps that cover the image alone; colours are normalised as its ``preprocessor_config.json`` says, where it has
-one, else by ImageNet's mean and standard deviation.
+It comes with its weights, read from safetensors alone; code of a repository is never run. Its stages are cut into
+quarters: "res2".."res5" are their last outputs, which of a backbone with four stages are these. Images are padded to a
+multiple of its coarsest stride and come out as maps that cover the image alone; colours are normalised as its
+``preprocessor_config.json`` says, where it has one, else by ImageNet's mean and standard deviation.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def _configuration(source: str) -> tuple[Any, dict[str, str]]:
             f"backbone transformers:{source} needs the package transformers: pip install 'fssops[transformers]'"
         ) from None
     try:
-        config = AutoConfig.from_pretrained(source)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"backbone transformers:{source} must be a name on the hub or a folder with a config.json, got: "

@@ -110,6 +110,16 @@ def test_what_is_no_backbone_is_told_in_one_line(tmp_path: Path) -> None:
         row_of(f"transformers:{tmp_path / 'short'}")
 
 
+def test_code_of_a_folder_is_never_run(tmp_path: Path) -> None:
+    folder = tmp_path / "own"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"model_type": "own", "auto_map": {"AutoConfig": "code.Own"}}))
+    (folder / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Own: pass\n")
+    with pytest.raises(ValueError, match="must be a name on the hub or a folder with a config"):
+        row_of(f"transformers:{folder}")
+    assert not (tmp_path / "ran").exists()
+
+
 def test_a_folder_without_weights_or_with_others_is_refused(tmp_path: Path) -> None:
     _, name = saved(tmp_path, "resnet")
     folder = tmp_path / "resnet"
