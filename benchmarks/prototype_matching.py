@@ -2,12 +2,14 @@
 
     python benchmarks/prototype_matching.py choose --data ../shared/data/coco_mini [--results FILE]
     python benchmarks/prototype_matching.py other --data ../shared/data/coco_mini [--results FILE]
+    python benchmarks/prototype_matching.py time [--results FILE]
 
 1-way 1-shot episodes of COCO classes that are not among VOC's 20: "choose" draws from every second of these 60 in the
 order of their ids, beginning with the first, "other" from the rest. Half of the episodes are of the training images,
 half of the validation images. Scores on VOC come from ``python -m fssops.evaluate --recipe
 prototype_matching_pascal5i``, which nothing here looks at. Weights: ``efficientnet_lite2-imagenet`` (extra
-``fssops[pretrained]``). Outputs of the backbone are kept, so that a variant costs its matching alone.
+``fssops[pretrained]``). Outputs of the backbone are kept, so that a variant costs its matching alone. "time" is of one
+picture with ``fssops.load()``, and of the process's memory.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import machine
+from measuring import fastest, machine, peak_megabytes
 from torch import Tensor, nn
 
 from fssops.data.datasets.episodes import EpisodeDataset
@@ -133,15 +135,43 @@ def score(model: PrototypeMatching, runs: list[EpisodeDataset]) -> dict[str, Any
     }
 
 
+def time_of_one_picture() -> dict[str, float]:
+    """Seconds of each step on a picture of 640 x 480 pixels, and peak resident memory."""
+    import fssops
+
+    started = time.perf_counter()
+    predictor = fssops.load(device="cpu")
+    assert isinstance(predictor, fssops.FewShotPredictor)
+    loaded = time.perf_counter() - started
+    generator = torch.Generator().manual_seed(0)
+    support, query = torch.randint(0, 256, (2, 3, 480, 640), dtype=torch.uint8, generator=generator)
+    mask = torch.zeros(480, 640, dtype=torch.bool)
+    mask[100:300, 200:400] = True
+    supported = fastest(lambda: predictor.set_support(support, mask), 3)
+    # A picture that was segmented before costs its matching alone, so each is another.
+    pictures = iter([(query + shift) for shift in range(4)])
+    segmented = fastest(lambda: predictor.segment(next(pictures)), 3)
+    found = {"load_s": loaded, "set_support_s": supported, "segment_s": segmented, "peak_mb": peak_megabytes()}
+    return {name: round(value, 2) for name, value in found.items()}
+
+
 @torch.inference_mode()
 def main() -> int:
     """Measure and report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("choose", "other"))
-    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("what", choices=("choose", "other", "time"))
+    parser.add_argument("--data", type=Path)
     parser.add_argument("--episodes", type=int, default=200)
     parser.add_argument("--results", type=Path)
     options = parser.parse_args()
+    if options.what == "time":
+        told = {"machine": machine(), **time_of_one_picture()}
+        print(json.dumps(told))
+        if options.results:
+            options.results.write_text(json.dumps(told, indent=1) + "\n")
+        return 0
+    if options.data is None:
+        parser.error("--data: give the folder of coco_mini")
     torch.set_num_threads(1)
     half = ("choose", "other").index(options.what)
     variants = VARIANTS if options.what == "choose" else dict(list(VARIANTS.items())[:4])
