@@ -264,8 +264,8 @@ def test_padding_to_the_largest_image_is_an_option(name: str) -> None:
 @pytest.mark.parametrize(
     ("image", "got"),
     [
-        (torch.rand(3, 8, 8), "floats of 0.* to 0.*; multiply what is 0..1 by 255"),
-        (torch.rand(3, 8, 8) * 4 - 2, "floats of -"),
+        (torch.linspace(0.1, 0.9, 192).view(3, 8, 8), "floats of 0.1 to 0.9; multiply what is 0..1 by 255"),
+        (torch.linspace(-2, 2, 192).view(3, 8, 8), "floats of -2 to 2; "),
         (torch.full((3, 8, 8), float("nan")), "floats of nan"),
         (torch.full((3, 8, 8), 65535.0), "floats of 6.55e"),
     ],

@@ -171,7 +171,7 @@ def test_each_stage_runs_and_is_evaluated_alone(recipe: Path, run: Path, verb: V
 @pytest.mark.parametrize(
     ("override", "told"),
     [
-        ("segmenter.weights=nowhere.pt", "segmenter.weights: nowhere.pt must be a checkpoint or a run folder"),
+        ("segmenter.weights=nowhere.pt", "segmenter.weights: path must exist, or be a name"),
         ("segmenter.weights={run}", "must be a training of mm_former_segmenter, got one of mm_former"),
         ("segmenter.weights={stage}", "fold 0, which has seen classes that are novel here"),
         ("model.channels=33", "channels must be divisible by 32"),
