@@ -115,6 +115,7 @@ def datasets(root: Path, half: int, episodes: int, size: int) -> list[EpisodeDat
     return found
 
 
+@torch.inference_mode()
 def score(model: PrototypeMatching, runs: list[EpisodeDataset]) -> dict[str, Any]:
     """MIoU over the classes that were drawn, and binary IoU, of all episodes together, at the size of the images."""
     protocol, episodes = PROTOCOLS["fssops"], len(runs[0])
@@ -155,7 +156,6 @@ def time_of_one_picture() -> dict[str, float]:
     return {name: round(value, 2) for name, value in found.items()}
 
 
-@torch.inference_mode()
 def main() -> int:
     """Measure and report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -261,6 +261,7 @@ class PrototypeMatching(nn.Module):
 
     def _features(self, images: Tensor) -> Tensor:
         """[n, C, h, w]: the taps at the last one's resolution, of equal lengths."""
+        images = images.contiguous(memory_format=torch.channels_last)
         levels = self.backbone(images)
         mirrored = self.backbone(images.flip(3)) if self.config.flip else None
         grid = levels[self.config.taps[-1]].shape[-2:]
