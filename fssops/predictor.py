@@ -225,13 +225,15 @@ class FewShotPredictor:
     def _features(self, image: Tensor) -> dict[str, Tensor]:
         """Of one image [3, H, W]; kept, unless the model's weights have changed meanwhile."""
         weights = self._versions()
-        if weights != self._weights:
+        if weights is None or weights != self._weights:
             self._kept.close()
             self._weights = weights
         return self._kept.features(image[None], self.model.query_features)
 
-    def _versions(self) -> tuple[int, ...]:
-        return tuple(tensor._version for tensor in (*self.model.parameters(), *self.model.buffers()))
+    def _versions(self) -> tuple[int, ...] | None:
+        """How often each tensor was changed; None of a model built in inference mode, where it is not counted."""
+        tensors = (*self.model.parameters(), *self.model.buffers())
+        return None if any(tensor.is_inference() for tensor in tensors) else tuple(t._version for t in tensors)
 
     def _picture(self, image: ImageLike, where: str) -> np.ndarray[Any, Any]:
         """[H, W, 3] uint8 RGB."""

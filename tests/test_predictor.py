@@ -141,6 +141,14 @@ def test_an_opened_photo_is_turned_upright_as_its_file_is(tmp_path: Path, orient
     assert results[1].labels.shape == (mask.shape if orientation == 3 else mask.T.shape)
 
 
+def test_a_model_that_was_built_in_inference_mode_segments() -> None:
+    image, mask = scene(RED)
+    with torch.inference_mode():
+        predictor = FewShotPredictor(ColourModel(), size=48)
+    predictor.set_support([image], [mask])
+    assert overlap(predictor.segment(image), mask) > 0.9
+
+
 def test_a_list_of_images_gives_a_list_and_the_support_is_encoded_once() -> None:
     model = ColourModel()
     predictor = FewShotPredictor(model, size=48)
