@@ -167,8 +167,8 @@ PROTOCOLS: dict[str, FewShotProtocol] = {
             size="network",
         ),
         # Pascal-5i is no part of their evaluation. On COCO their images are those of lists made elsewhere (Matcher's),
-        # which leave out small objects by a rule that is not told; PFENet's 2,048 pixels stand for it, and lists in
-        # another order give other episodes of the same law.
+        # which leave out small objects and paint overlaps and crowds by rules that are not told; PFENet's 2,048 pixels
+        # and MM-Former's painting stand for them, and lists in another order give other episodes of the same law.
         FewShotProtocol(
             "insid3",
             "visinf/INSID3 inference_segmentation.py at f1c9622",

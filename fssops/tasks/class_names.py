@@ -14,14 +14,14 @@ CLASS_FILE = "classes.json"
 """In a run folder: the classes of the data that the model was trained with."""
 
 
-def folder_with_classes(checkpoint: Path) -> Path | None:
-    """The run folder of a checkpoint (or the folder itself) if it says which classes the model has.
+def file_of_run(checkpoint: Path, name: str) -> Path | None:
+    """A file in the run folder of a checkpoint (or in the folder itself); None where it keeps none.
 
     Other folders are passed over: a data set's ``classes.json`` may lie beside a weights file.
     """
     folders = (checkpoint, *checkpoint.parents[:2])
     run = next((folder for folder in folders if (folder / SETTINGS_FILE).is_file()), None)
-    return run if run is not None and (run / CLASS_FILE).is_file() else None
+    return run / name if run is not None and (run / name).is_file() else None
 
 
 def numbered_names(content: Any) -> dict[int, str]:
@@ -47,14 +47,14 @@ def classes_of_run(checkpoint: Path) -> dict[str, Any] | None:
     Raises:
         SettingsError: the file is damaged.
     """
-    folder = folder_with_classes(checkpoint)
-    if folder is None:
+    file = file_of_run(checkpoint, CLASS_FILE)
+    if file is None:
         return None
     try:
-        content = json.loads((folder / CLASS_FILE).read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise SettingsError(f"{folder / CLASS_FILE}: must list the classes of the run, got {error}") from None
-    return checked_classes(content, str(folder / CLASS_FILE))
+        raise SettingsError(f"{file}: must list the classes of the run, got {error}") from None
+    return checked_classes(content, str(file))
 
 
 def checked_classes(content: Any, where: str) -> dict[str, Any]:

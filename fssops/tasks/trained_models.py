@@ -19,7 +19,7 @@ from fssops.facts import Facts
 from fssops.models import MODELS
 from fssops.recipes import read_named_recipe
 from fssops.tasks import load_task, task_from_tables
-from fssops.tasks.class_names import checked_classes, classes_of_run, folder_with_classes
+from fssops.tasks.class_names import checked_classes, classes_of_run, file_of_run
 from fssops.tasks.described_models import described_tables
 from fssops.tasks.task import Task
 from fssops.weights import find_weights, load_weights, read_weights
@@ -140,14 +140,14 @@ def facts_of_run(checkpoint: Path) -> Facts:
     Raises:
         SettingsError: the file is damaged.
     """
-    folder = folder_with_classes(checkpoint)
-    if folder is None or not (folder / FACT_FILE).is_file():
+    file = file_of_run(checkpoint, FACT_FILE)
+    if file is None:
         return Facts()
     try:
-        rows = json.loads((folder / FACT_FILE).read_text(encoding="utf-8"))
+        rows = json.loads(file.read_text(encoding="utf-8"))
         return Facts({name: (row["count"], row["of"]) for name, row in rows.items()})
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-        raise SettingsError(f"{folder / FACT_FILE}: must hold the counts of the run's data, got {error}") from None
+        raise SettingsError(f"{file}: must hold the counts of the run's data, got {error}") from None
 
 
 def load_unsettled(name: str, options: Sequence[str], weights: str | Path) -> TrainedModel:

@@ -14,6 +14,7 @@ import os
 import re
 import sys
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from urllib.error import HTTPError, URLError
 from urllib.parse import unquote, urlsplit
@@ -175,15 +176,22 @@ def _check(path: Path, digest: str, to_do: str, called: str = "") -> None:
     algorithm, _, wanted = digest.partition(":")
     if not wanted:
         return
-    hashed = hashlib.new(algorithm, usedforsecurity=False)
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            hashed.update(chunk)
-    got = hashed.hexdigest()[: len(wanted)]
+    state = path.stat()
+    got = _hash_of(path, algorithm, state.st_size, state.st_mtime_ns)[: len(wanted)]
     if got != wanted:
         raise UnavailableWeightsError(
             f"weights: {called or path} must have {algorithm} {wanted}, got {got}: damaged, or another file; {to_do}"
         )
+
+
+@lru_cache
+def _hash_of(path: Path, algorithm: str, size: int, changed: int) -> str:
+    """Digest of a file in its state of ``size`` and ``changed``: a training looks before its start and loads later."""
+    hashed = hashlib.new(algorithm, usedforsecurity=False)
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            hashed.update(chunk)
+    return hashed.hexdigest()
 
 
 # -- the Hugging Face Hub -----------------------------------------------------------------------------------------
