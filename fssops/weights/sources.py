@@ -234,13 +234,3 @@ SOURCES: dict[str, Source] = {
     )
 }
 """Weights by name."""
-
-
-def markdown_table() -> str:
-    """The table of ``docs/weights.md``."""
-    lines = ["| name | of | licence | size | checked by | address |", "|---|---|---|---|---|---|"]
-    for row in SOURCES.values():
-        of = f"backbone `{row.backbone}`" if row.backbone else f"recipe `{row.recipe}`"
-        digest = row.digest if len(row.digest) < 20 else f"{row.digest[:15]}..."
-        lines.append(f"| `{row.name}` | {of} | {row.licence} | {row.size} | {digest} | {row.address} |")
-    return "\n".join(lines)
