@@ -76,9 +76,9 @@ def build_model(
         table = settings.first_stage
         if table and report.target not in ("model", table) and not getattr(settings, table).weights:
             raise SettingsError(
-                f"model.weights: must be of all of {settings.model.name}, or of what its first stage makes, got {weights},"
-                f" which are of the {report.target} alone; start the first stage from them: --set model.weights= --set"
-                f" '{table}.overrides=[\"model.weights={weights}\"]'"
+                f"model.weights: must be of all of {settings.model.name}, or of what its first stage makes, got"
+                f" {weights}, which are of the {report.target} alone; start the first stage from them: --set"
+                f" model.weights= --set '{table}.overrides=[\"model.weights={weights}\"]'"
             )
         for tensor, old, new in report.reinitialised:
             logger.info("               starts anew, other classes: %s %s -> %s", tensor, list(old), list(new))
