@@ -92,7 +92,7 @@ def settings(row: Row, pack: str, options: Any) -> list[str]:
 
 
 def measured(row: Row, pack: str, seed: int, options: Any) -> list[dict[str, Any]]:
-    """A line for each number of shots, and one for a trained row's untrained start; trains first where it is trained."""
+    """A line for each number of shots, and one for a trained row's untrained start; trains first if need be."""
     recipe = row.recipe.format(pack=pack.removesuffix("_mini"))
     stem = f"{row.system} {row.features}".lower().replace(",", "").replace(" ", "-").replace("/", "")
     base, sets = options.out / pack / stem, settings(row, pack, options)
