@@ -1,4 +1,4 @@
-"""Equations of the documentation as MathML, made when the site is built: readers' browsers need no script and no network."""
+"""Equations of the documentation as MathML, made when the site is built: browsers need no script and no network."""
 
 from __future__ import annotations
 
