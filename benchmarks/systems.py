@@ -3,8 +3,8 @@
     python benchmarks/systems.py --results FILE
 
 Runs the measurements of bench_panet, bench_msanet, bench_mm_former and bench_mask2former (the last one against
-transformers, which must be installed) and prints the table of docs/results.md. Two threads; seconds are the best of a few
-runs after a first one. Some five minutes on an idle machine.
+transformers, which must be installed) and prints the table of docs/results.md. Two threads; seconds are the best of a
+few runs after a first one. Some five minutes on an idle machine.
 """
 
 from __future__ import annotations
