@@ -92,6 +92,9 @@ __device__ __forceinline__ uint32_t pack_pair(float first, float second) {
 }
 
 // ---- launch shapes ---------------------------------------------------------------------------------------------
+// Shared memory that every GPU from 8.0 on can give one block: 8.6, 8.9 and 12.0 have no more.
+constexpr int kMostSharedBytes = 99 * 1024;
+
 constexpr int64_t kMaxGridYZ = 65535;
 
 // Blocks of a kernel that walks on by gridDim: at most `most`, at least one.

@@ -200,7 +200,7 @@ void launch(dim3 grid, dim3 threads, size_t shared_bytes, Body body) {
   const int count = static_cast<int>(threads.x * threads.y * threads.z);
   if (count < 1 || count > 1024) die("a block must have 1 to 1024 threads");
   if (grid.x < 1 || grid.y < 1 || grid.z < 1 || grid.y > 65535 || grid.z > 65535) die("grid size out of range");
-  if (shared_bytes > 227 * 1024) die("more than 227 KiB of shared memory");
+  if (shared_bytes > 99 * 1024) die("more than 99 KiB of shared memory");  // what 8.6, 8.9 and 12.0 give a block
   b.threads.resize(static_cast<size_t>(count));
   for (Thread& t : b.threads) t.stack.reset(new char[kStackBytes]);
   b.body = body;

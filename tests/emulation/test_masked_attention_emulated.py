@@ -31,15 +31,20 @@ def _heads_last(case: AttentionCase, rows: int, dtype: torch.dtype) -> Tensor:
 
 
 def _run(
-    case: AttentionCase, dtype: torch.dtype, *, parts: int, scale: float, seed: int
+    case: AttentionCase, dtype: torch.dtype, *, parts: int, scale: float, seed: int, past_the_end: int = 0
 ) -> tuple[dict[str, Tensor], ...]:
-    """What the kernels give, and what the definition gives in float64."""
+    """What the kernels give, and what the definition gives in float64.
+
+    ``past_the_end``: bits to set in the last word of every mask row, where no key is.
+    """
     library = emulated("masked_attention")
     library.set_order_seed(seed)
     generator = torch.Generator().manual_seed(7)
     query, key, value, grad = draw_inputs(case, dtype, generator)
     closed = draw_closed(case, generator)
     bits = None if closed is None else pack_bits(closed)
+    if past_the_end and bits is not None:
+        bits[..., -1] |= past_the_end
     accumulator = torch.float64 if dtype == torch.float64 else torch.float32
     rows = case.batch * case.heads * case.queries
     got = {"out": _heads_last(case, case.queries, dtype)}
@@ -92,6 +97,14 @@ def test_half_types_accumulate_in_float32(case: AttentionCase, dtype: torch.dtyp
 @pytest.mark.parametrize("parts", [2, 5])
 def test_keys_may_be_split_into_parts(name: str, dtype: torch.dtype, parts: int) -> None:
     got, expected = _run(CASES[name], dtype, parts=parts, scale=0.3, seed=5)
+    _assert_close(got, expected, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ["small", "head_128", "head_64_odd"])
+def test_bits_past_the_last_key_are_not_read(name: str, dtype: torch.dtype) -> None:
+    case = {**CASES, "head_64_odd": AttentionCase("head_64_odd", 1, 2, 18, 97, 64, 0.3, "runs")}[name]
+    got, expected = _run(case, dtype, parts=1, scale=0.3, seed=5, past_the_end=-(1 << case.keys % 32))
     _assert_close(got, expected, TOLERANCE[dtype])
 
 
