@@ -3,8 +3,8 @@
 //
 // What it shows: index errors (under AddressSanitizer; shared memory is a heap block of exactly the size asked for,
 // filled with NaN before each block), missing barriers (another order gives another result), barriers that not all
-// threads reach (a message and abort). What it does not show: races inside one run between barriers, memory
-// ordering, speed. Launches are synchronous.
+// threads reach (a message and abort), and, with late copies, asynchronous copies that are read before they were waited
+// for. What it does not show: races inside one run between barriers, memory ordering, speed. Launches are synchronous.
 #pragma once
 
 #include <algorithm>
@@ -13,6 +13,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <functional>
 #include <map>
 #include <memory>
@@ -76,6 +77,30 @@ inline int4 make_int4(int x, int y, int z, int w) { return {x, y, z, w}; }
 
 inline dim3 threadIdx, blockIdx, blockDim, gridDim;
 
+// What launching asks of the CUDA runtime. A test sets what is answered.
+enum cudaError_t { cudaSuccess = 0, cudaErrorLaunchOutOfResources = 701, cudaErrorIllegalAddress = 700 };
+enum cudaStreamCaptureStatus { cudaStreamCaptureStatusNone, cudaStreamCaptureStatusActive };
+constexpr int cudaFuncAttributeMaxDynamicSharedMemorySize = 8;
+using cudaStream_t = void*;
+namespace emulation {
+inline cudaError_t on_launch = cudaSuccess, on_synchronize = cudaSuccess;
+inline cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
+}  // namespace emulation
+inline cudaError_t cudaGetLastError() { return emulation::on_launch; }
+inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return emulation::on_synchronize; }
+inline cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus* status) {
+  *status = emulation::capture;
+  return cudaSuccess;
+}
+inline const char* cudaGetErrorString(cudaError_t status) {
+  return status == cudaErrorIllegalAddress ? "an illegal memory access was encountered"
+                                           : "too many resources requested for launch";
+}
+template <class Kernel>
+cudaError_t cudaFuncSetAttribute(Kernel, int, int) {
+  return cudaSuccess;
+}
+
 namespace emulation {
 
 constexpr size_t kStackBytes = 64 * 1024;
@@ -89,6 +114,11 @@ struct Warp {
   std::map<unsigned, Collective> by_mask;
 };
 
+struct Copy {
+  void* shared;
+  const void* global;  // null: zeros
+};
+
 struct Thread {
   enum class State { ready, at_barrier, in_warp, done };
   ucontext_t context;
@@ -97,8 +127,10 @@ struct Thread {
   dim3 index;
   int flat;
   unsigned waits_for_mask;
-  unsigned waits_for_generation;
   void* fake_stack;
+  // Copies under way: those of each group that was committed and not waited for yet, oldest first, and at the end those
+  // that belong to none yet.
+  std::deque<std::vector<Copy>> copies;
 };
 
 struct Block {
@@ -119,10 +151,10 @@ inline Block* block = nullptr;
 inline std::mt19937 order{12345};
 // Set the seed of the order in which threads run; 0 runs them in index order.
 inline unsigned order_seed = 1;
-inline void set_order_seed(unsigned seed) {
-  order_seed = seed;
-  order.seed(seed);
-}
+
+// Whether an asynchronous copy is made when it is waited for (the last moment at which CUDA may make it) and not at
+// once.
+inline bool late_copies = false;
 
 inline void to_scheduler(bool finished = false) {
   Thread& self = *block->current;
@@ -220,6 +252,7 @@ void launch(dim3 grid, dim3 threads, size_t shared_bytes, Body body) {
           t.index = dim3(u % threads.x, u / threads.x % threads.y, u / (threads.x * threads.y));
           t.state = Thread::State::ready;
           t.fake_stack = nullptr;
+          t.copies.assign(1, {});
           getcontext(&t.context);
           t.context.uc_stack.ss_sp = t.stack.get();
           t.context.uc_stack.ss_size = kStackBytes;
@@ -277,6 +310,30 @@ T shuffle(unsigned mask, T value, int source) {
   T out;
   std::memcpy(&out, values[source & 31], sizeof out);
   return out;
+}
+
+inline void make(const Copy& copy) {
+  if (copy.global != nullptr)
+    std::memcpy(copy.shared, copy.global, 16);
+  else
+    std::memset(copy.shared, 0, 16);
+}
+
+inline void copy_16_bytes_async(void* shared, const void* global) {
+  if (reinterpret_cast<uintptr_t>(shared) % 16 != 0 || reinterpret_cast<uintptr_t>(global) % 16 != 0)
+    die("an asynchronous copy between addresses that are no multiples of 16");
+  if (late_copies)
+    block->current->copies.back().push_back({shared, global});
+  else
+    make({shared, global});
+}
+
+inline void commit_copies() { block->current->copies.emplace_back(); }
+
+inline void wait_copies(int pending) {
+  auto& copies = block->current->copies;
+  for (; copies.size() > static_cast<size_t>(pending) + 1; copies.pop_front())
+    for (const Copy& copy : copies.front()) make(copy);
 }
 
 inline int lane() { return block->current->flat % 32; }
@@ -432,12 +489,15 @@ inline float __int_as_float(int x) { return fssops::soft::from_bits(static_cast<
 using std::max;
 using std::min;
 
-#define FSSOPS_STRIP_PARENTHESES(...) __VA_ARGS__
-#define FSSOPS_LAUNCH(kernel, grid, block_size, shared_bytes, stream, ...)               \
-  do {                                                                                   \
-    (void)(stream);                                                                      \
-    ::emulation::launch(dim3(grid), dim3(block_size), static_cast<size_t>(shared_bytes), \
-                        [&] { (FSSOPS_STRIP_PARENTHESES kernel)(__VA_ARGS__); });        \
-  } while (0)
+#define FSSOPS_START(kernel, grid, block_size, shared_bytes, stream, ...) \
+  ::emulation::launch(dim3(grid), dim3(block_size), static_cast<size_t>(shared_bytes), [&] { (kernel)(__VA_ARGS__); })
 #define FSSOPS_DYNAMIC_SHARED(type, name) \
   type* name = reinterpret_cast<type*>(::emulation::block->dynamic_shared.data())
+
+// What every emulated library can be told.
+#define FSSOPS_EXPORT extern "C" __attribute__((visibility("default"), used)) inline
+FSSOPS_EXPORT void set_order_seed(unsigned seed) {
+  emulation::order_seed = seed;
+  emulation::order.seed(seed);
+}
+FSSOPS_EXPORT void set_late_copies(bool late) { emulation::late_copies = late; }
