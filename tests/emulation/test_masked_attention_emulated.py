@@ -42,7 +42,8 @@ def _run(
 ) -> tuple[dict[str, Tensor], ...]:
     """What the kernels give, and what the definition gives in float64.
 
-    ``late``: asynchronous copies are made at the last moment, and not at once. ``past_the_end``: bits to set in the last word of every mask row, where no key is.
+    ``late``: asynchronous copies are made at the last moment, and not at once.
+    ``past_the_end``: bits to set in the last word of every mask row, where no key is.
     """
     library = emulated("masked_attention")
     library.set_order_seed(seed)
