@@ -21,6 +21,7 @@ class BaseClassData(FoldedTable):
     geometry: Literal["square", "letterbox"] = "letterbox"
     """Of evaluation, and of training where ``augment`` does not crop."""
     augment: Literal["none", "flip", "msanet_base"] = "msanet_base"
+    """Of training images, see :data:`fssops.data.augmentation.chains.CHAINS`."""
 
 
 class BaseClassEval(Table):
@@ -37,6 +38,7 @@ class BaseClassEval(Table):
     validation_images: int = Field(default=0, ge=0)
     """The same during training."""
     pictures: int = Field(default=4, ge=0)
+    """Number of images drawn."""
     baseline: bool = False
     """Training also evaluates the model as it was before the first step."""
     checkpoint: Literal["last", "best"] = "last"
