@@ -168,6 +168,7 @@ class EngineSettings(Table):
     devices: int = Field(default=1, ge=1)
     """Processes on this machine; under torchrun it must equal ``--nproc-per-node``."""
     nodes: int = Field(default=1, ge=1)
+    """Machines of the job."""
     strategy: Literal["auto", "ddp", "fsdp"] = "auto"
     """``auto``: one process, or DDP; ``fsdp`` shards weights, gradients and optimiser state over the processes."""
     timeout: int = Field(default=1800, ge=1)

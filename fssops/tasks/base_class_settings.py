@@ -16,6 +16,7 @@ class BaseClassData(FoldedTable):
     definition: Literal["panet", "msanet"] = "msanet"
     """Which papers' COCO-20i."""
     size: Size = (417, 417)
+    """Height and width of the network's input."""
     drop_novel: bool = False
     """Leave out training images that hold novel classes; otherwise they are background there, as published."""
     geometry: Literal["square", "letterbox"] = "letterbox"
