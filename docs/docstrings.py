@@ -1,4 +1,4 @@
-"""Docstrings as the site's markdown: their roles and equations are those of reStructuredText, which editors show as well."""
+"""Docstrings as the site's markdown: their roles and equations are those of reStructuredText, which editors show."""
 
 from __future__ import annotations
 
