@@ -54,6 +54,8 @@ IDS = spans("1-11 13-25 27-28 31-44 46-65 67 70 72-82 84-90")
 def find_split(root: Path, prefix: str, split: str) -> tuple[Path, str]:
     """Annotation file of a split, and the split's full name; ``val`` finds val2017 where one year is there.
 
+    ``train`` finds ``default``, CVAT's name of a set without splits, where nothing else is there.
+
     Raises:
         FileNotFoundError: none.
         AnnotationError: several.
@@ -68,6 +70,8 @@ def find_split(root: Path, prefix: str, split: str) -> tuple[Path, str]:
     if of_years:
         fitting = ", ".join(path.stem.removeprefix(f"{prefix}_") for path in of_years)
         raise AnnotationError(f"{folder}: split must name one annotation file, got {split!r} (fits {fitting})")
+    if split == "train" and splits_with(root, prefix) == ["default"]:
+        return folder / f"{prefix}_default.json", "default"
     there = ", ".join(splits_with(root, prefix)) or "none"
     raise FileNotFoundError(f"{exact}: annotation file must exist, got no such file (splits there: {there})")
 
