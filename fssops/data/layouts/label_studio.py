@@ -48,7 +48,7 @@ class LabelStudioSource(COCOSource):
             raise FileNotFoundError(f"{base}: split must be all or train, which is the same here, got {split!r}")
         folder = base / "images" if (base / "images").is_dir() else base
         self._there = {file.name for file in pictures_in(folder, below=False).files}
-        super().__init__(None, split, annotations=path, images=folder)
+        super().__init__(None, "all", annotations=path, images=folder)
 
     def adapt(self, content: dict[str, Any]) -> list[Problem]:
         missing: list[Problem] = []
