@@ -48,7 +48,7 @@ examples of few-shot systems:
       weights of any known layout instead of a run
 
 universal systems leave semantic/NAME.png, panoptic/NAME.png with panoptic.json, instances.json (COCO's results, with
-box and polygons of each), overlays/ and classes.json. Video systems leave results.json in the submission format of
+boxes and polygons), overlays/ and classes.json. Video systems leave results.json in the submission format of
 YouTube-VIS, frames/VIDEO/ with each object in a colour that stays, VIDEO.webp or .mp4, and classes.json. Few-shot
 systems leave for each query NAME: NAME_labels.png (palette; 0 background, n = class n), NAME_overlay.jpg and
 NAME_probability.png (probability of the class, 0..255; of several classes NAME_probabilities.npz). Of videos and

@@ -156,7 +156,7 @@ class Segmentation:
             from supervision import Detections
         except ImportError:
             raise ImportError(
-                "to_detections: the package supervision must be installed (pip install supervision), got none"
+                "to_detections: the package supervision must be installed (fssops[detections]), got none"
             ) from None
         seen = np.flatnonzero(self.masks.any(axis=(1, 2)))
         return Detections(

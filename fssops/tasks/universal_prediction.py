@@ -2,7 +2,8 @@
 
 OUT/semantic/NAME.png      palette picture, values are class indices
 OUT/panoptic/NAME.png      RGB picture of segment ids, with OUT/panoptic.json in COCO's panoptic format
-OUT/instances.json         COCO's results format: category id, score, run lengths; also box and polygons, in pixels
+OUT/instances.json         COCO's results format: category id, score, run lengths; also box and, of those of --score,
+                           polygons, in pixels
 OUT/overlays/NAME.jpg      regions with class names; of several tasks OUT/overlays/TASK/NAME.jpg
 OUT/overlays/VIDEO.webp    the overlays of a video's frames (mp4 with the extra fssops[video])
 OUT/npz/NAME.npz           with --npz the arrays of the result
@@ -24,6 +25,7 @@ from fssops.data.panoptic_json import encode_ids
 from fssops.evaluation.regions import SHOWN_SCORE
 from fssops.fixed_class_predictors import UniversalPredictor
 from fssops.pictures import label_image
+from fssops.polygons import polygons
 from fssops.segmentations import PanopticSegmentation, Segmentation
 from fssops.tasks.prediction import PicturePrediction
 from fssops.tasks.prediction_inputs import Picture
@@ -37,7 +39,8 @@ class UniversalPrediction(PicturePrediction):
     Args:
         predictor: of the model, and of the tasks that are asked for.
         out: folder.
-        least_score: instances below it are left out of overlays and of ``summary.csv`` (not of the JSON).
+        least_score: instances below it are left out of overlays and of ``summary.csv``, and have no polygons in the
+            JSON, which has all.
         **writing: arguments of :class:`PicturePrediction`.
     """
 
@@ -71,7 +74,7 @@ class UniversalPrediction(PicturePrediction):
         if found.panoptic is not None:
             self._save_panoptic(one.name, identifier, found.panoptic)
         if found.instance is not None:
-            self._instances += instance_rows(identifier, found.instance)
+            self._instances += instance_rows(identifier, found.instance, self.least_score)
         for task in self.tasks:
             part: Segmentation = getattr(found, task)
             folder = ("overlays",) if len(self.tasks) == 1 else ("overlays", task)
@@ -115,10 +118,12 @@ class UniversalPrediction(PicturePrediction):
         return f"{', '.join(FILES[task] for task in self.tasks)}, overlays/, classes.json, summary.json, summary.csv"
 
 
-def instance_rows(identifier: int | str, found: Segmentation) -> list[dict[str, Any]]:
-    """Rows of ``instances.json`` for one picture."""
+def instance_rows(identifier: int | str, found: Segmentation, least_score: float) -> list[dict[str, Any]]:
+    """Rows of ``instances.json`` for one picture; outlines are traced of instances of at least a score."""
     rows = []
-    for row, polygons in zip(found.to_coco(identifier), found.to_polygons(), strict=True):
+    for row, mask in zip(found.to_coco(identifier), found.masks, strict=True):
         kept = {key: row[key] for key in ("image_id", "category_id", "segmentation", "score")}
-        rows.append({**kept, "box": row["bbox"], "polygons": [polygon.ravel().tolist() for polygon in polygons]})
+        rows.append({**kept, "box": row["bbox"]})
+        if row["score"] >= least_score:
+            rows[-1]["polygons"] = [polygon.ravel().tolist() for polygon in polygons(mask)]
     return rows
