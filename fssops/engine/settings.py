@@ -14,7 +14,7 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -187,6 +187,9 @@ class EngineSettings(Table):
 
 class Settings(Table):
     """A whole recipe. Tasks subclass it to give ``data`` and ``eval`` their schema."""
+
+    first_stage: ClassVar[str] = ""
+    """Table of the training that comes first, also the model's part that it makes; "" for systems of one stage."""
 
     name: str
     description: str = ""
