@@ -146,7 +146,7 @@ def train(
         tables["schedule"] = {**tables.get("schedule", {}), "epochs": epochs}
     overrides = _overrides("train", tables)
     if resume is None:
-        if data is not None and recipe is None:
+        if isinstance(data, (str, os.PathLike)) and recipe is None:
             raise SettingsError(f"train: recipe must say what is trained on {data}, got none")
         folder, earlier = None, None
         task = load_task(os.fspath(recipe or DEFAULT), overrides)
