@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from fssops.fixed_class_predictors import UniversalPredictor, VideoPredictor
     from fssops.predictor import FewShotPredictor
     from fssops.tasks.trained_models import TrainedModel
+
+logger = logging.getLogger(__name__)
 
 PathLike = str | os.PathLike[str]
 
@@ -197,7 +200,7 @@ def evaluate(
         SettingsError, FileNotFoundError, DataError: as the verb says in its one line.
     """
     from fssops.engine.launch import build_fabric
-    from fssops.tasks.scoring import score
+    from fssops.tasks.scoring import score, seen_folds
     from fssops.tasks.trained_models import load_trained
 
     tables = _tables("evaluate", settings, data, None)
@@ -217,6 +220,8 @@ def evaluate(
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
     [result], _ = score([loaded], wanted, fabric, folder)
+    for line in seen_folds([loaded], wanted):
+        logger.warning(line)
     return Scores(result.scores(), result.line(), result.as_json())
 
 

@@ -114,7 +114,7 @@ def _evaluate(
     folder: Path,
 ) -> None:
     """Score models, and print what the files in the folder say."""
-    from fssops.tasks.scoring import score
+    from fssops.tasks.scoring import score, seen_folds
 
     results, written = score(loaded, wanted, fabric, folder)
     if not fabric.is_global_zero:
@@ -122,18 +122,14 @@ def _evaluate(
     kind = type(results[0])
     for title, rows in kind.report_tables(results, options.classes):
         print_table(rows[1:], rows[0], title=title)
-    for line in kind.report_lines(results):
+    for line in [*kind.report_lines(results), *(seen_folds(loaded, wanted) if options.checkpoints else ())]:
         print(line)
-    for place, fold in wanted:
-        if options.checkpoints and fold is not None and fold != loaded[place].task.settings.data.fold:
-            print(f"warning: fold {fold} is not the fold that was trained: its classes may have been seen in training")
     print(f"written: {folder}/ ({', '.join(str(path.relative_to(folder)) for path in written)})")
 
 
 @contextmanager
 def _results_folder(options: Any, name: str, rules: str, fabric: Fabric) -> Iterator[Path]:
     """The folder of the results, the same on every process; it keeps how far evaluation has come until it is done."""
-    from fssops.engine.evaluation_progress import discard_progress
     from fssops.engine.launch import run_on_first
     from fssops.engine.run_folder import missing_folders, remove_empty
 
@@ -156,7 +152,6 @@ def _results_folder(options: Any, name: str, rules: str, fabric: Fabric) -> Iter
     except Exception:
         remove_empty(made)
         raise
-    discard_progress(folder, fabric)
 
 
 def _default_folder(checkpoints: Sequence[str], name: str, rules: str) -> Path:

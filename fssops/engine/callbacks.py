@@ -22,6 +22,7 @@ class Callback(Protocol):
             step: updates made, from 1.
             losses: "loss", the terms that it is the sum of, and "grad_norm", of this step and process.
         """
+        return
 
     def on_validation(self, step: int, scores: Mapping[str, float]) -> None:
         """After each validation.
@@ -30,6 +31,7 @@ class Callback(Protocol):
             step: updates made.
             scores: metrics by name, e.g. "val/miou", in [0, 1].
         """
+        return
 
     def on_end(self, run: Run) -> None:
         """After the evaluation that ends a training.
@@ -37,3 +39,4 @@ class Callback(Protocol):
         Args:
             run: what :func:`fssops.train` returns then.
         """
+        return

@@ -192,7 +192,8 @@ def frames_of(path: Path) -> Iterator[tuple[np.ndarray | None, str]]:
         else:
             yield from _decoded(path)
     except (OSError, ValueError, IndexError) as error:
-        yield None, f"{path}: video must decode, got {error}"
+        rule = "camera must show pictures" if is_camera(path) else "video must decode"
+        yield None, f"{path}: {rule}, got {error}"
 
 
 def _decoded(path: Path) -> Iterator[tuple[np.ndarray, str]]:

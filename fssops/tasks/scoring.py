@@ -9,6 +9,7 @@ from pathlib import Path
 from lightning_fabric import Fabric
 
 from fssops.engine.checkpoints import write_text_atomically
+from fssops.engine.evaluation_progress import discard_progress
 from fssops.evaluation.results import Result
 from fssops.tasks.trained_models import TrainedModel
 
@@ -23,7 +24,7 @@ def score(
         wanted: pairs of (place of the model, fold or None), as ``Task.evaluations`` gives them.
         fabric: launched.
         folder: where the first process writes ``results.json``, pictures and files, of several models into a folder
-            each; None writes nothing.
+            each, and how far evaluation has come until it is done; None writes nothing.
 
     Returns:
         a result a pair, and the files written.
@@ -47,4 +48,15 @@ def score(
         body = json.dumps(type(results[0]).report_json(results), indent=2, allow_nan=False)
         write_text_atomically(folder / "results.json", body + "\n")
         written.insert(0, folder / "results.json")
+    if folder is not None:
+        discard_progress(folder, fabric)
     return results, written
+
+
+def seen_folds(loaded: Sequence[TrainedModel], wanted: Sequence[tuple[int, int | None]]) -> list[str]:
+    """A warning for each trained model that is scored on another fold than its own."""
+    others = [fold for place, fold in wanted if fold is not None and fold != loaded[place].task.settings.data.fold]
+    return [
+        f"warning: fold {fold} is not the fold that was trained: its classes may have been seen in training"
+        for fold in others
+    ]

@@ -89,7 +89,7 @@ class Watch(fssops.Callback):
 
 
 def test_training_from_python_is_that_of_the_verb(
-    tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     watch = Watch()
     run = fssops.train(out=tmp_path / "run", callbacks=[watch], **TABLES)
@@ -124,6 +124,9 @@ def test_training_from_python_is_that_of_the_verb(
     fewer = fssops.evaluate(run, eval={"episodes": 4, "pictures": 0}, out=tmp_path / "scores")
     assert json.loads((tmp_path / "scores" / "results.json").read_text())["folds"][0]["line"] == fewer.line
     assert "4 episodes" in fewer.line
+    assert not [path for path in (tmp_path / "scores").iterdir() if path.is_dir()]  # no progress is left
+    fssops.evaluate(run, fold=1, eval={"episodes": 4})
+    assert "fold 1 is not the fold that was trained" in caplog.text
     model = run.predictor(device="cpu").model
     recipe = run.path / "settings.toml"
     assert fssops.evaluate(model, recipe=recipe) == pytest.approx(run.scores)
@@ -331,7 +334,7 @@ def test_a_camera_is_seen_until_its_frames_are_enough(
     code, out, _ = verb(*given, "camera:0", "--out", tmp_path / "whole")
     assert (code, "4 images segmented" in out) == (1, True)
     (failed,) = json.loads((tmp_path / "whole" / "summary.json").read_text())["failed"]
-    assert failed["error"] == "camera:0: video must decode, got no further picture"
+    assert failed["error"] == "camera:0: camera must show pictures, got no further picture"
     # Ctrl-C is how a camera is ended: what was seen is written.
     read = Camera.read
 
