@@ -164,8 +164,8 @@ class FewShotPredictor(ImagePredictor[FewShotSegmentation]):
             features = self.model.encode(torch.stack(pictures).to(self.device))
             self._support = self.model.summarise(features, (area_maps == 1).float(), (area_maps == 0).float())
         self.classes = ("background", *shots)
-        colours = [(0, 0, 0), *map(way_colour, range(ways))]
-        self._categories = Classes.from_names(self.classes, range(1, ways + 1), colours)
+        colours = [(0, 0, 0), *map(way_colour, range(len(shots)))]
+        self._categories = Classes.from_names(self.classes, range(1, len(shots) + 1), colours)
 
     def _found_in(self, image: ImageLike, where: str, origin: str) -> FewShotSegmentation:
         if self._support is None:
