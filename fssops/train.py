@@ -1,12 +1,16 @@
-"""``python -m fssops.train``: train a recipe, evaluate what it has made, leave everything in one folder."""
+"""``python -m fssops.train``: train a recipe, evaluate what it has made, leave everything in one folder.
+
+From Python ``fssops.train(...)`` does the same, see :func:`fssops.api.train`.
+"""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fssops.command_line import Parser, run_verb
+from fssops.command_line import CallableVerb, Parser, run_verb
 from fssops.engine.settings import SettingsError
 from fssops.recipes import DEFAULT, compact, list_recipes
 
@@ -79,28 +83,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         print(to_toml(task.settings.as_tables()), end="")
         return 0
-    from fssops.engine.launch import build_fabric
-    from fssops.engine.run_folder import locked_run
-    from fssops.tasks.training import check_trainable, train
+    from fssops.tasks.training import train_in_folder
 
-    check_trainable(task, resumed=earlier is not None)
-    fabric = build_fabric(task.settings.engine)
-    fabric.launch()
-    with locked_run(fabric, lambda: folder or _new_folder(options.out, task.settings.name)) as run:
-        return train(task, fabric, run, earlier, evaluate=not options.no_eval)
-
-
-def _new_folder(given: Path | None, name: str) -> Path:
-    from fssops.engine.checkpoints import has_checkpoint
-    from fssops.engine.run_folder import new_run_path
-
-    folder = given or new_run_path(Path("runs"), name)
-    # A first stage's checkpoints count too: it may have been trained with other settings.
-    if any(has_checkpoint(below) for below in (folder / "checkpoints", *folder.glob("*/checkpoints"))):
-        raise SettingsError(
-            f"--out: {folder} must be a new folder, got one with a run in it; continue it with --resume"
-        )
-    return folder
+    code, _ = train_in_folder(task, earlier, folder, out=options.out, evaluate=not options.no_eval)
+    return code
 
 
 def _folder_to_resume(options: Any) -> Path | None:
@@ -133,3 +119,5 @@ def _task(options: Any, folder: Path | None) -> tuple[Task, Mapping[str, Any] | 
 
 if __name__ == "__main__":
     run_verb("train", main)
+else:
+    sys.modules[__name__].__class__ = CallableVerb

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 
 from fssops.engine import nonfinite, step_synchronisation
+from fssops.engine.callbacks import Callback
 from fssops.engine.checkpoints import copy_checkpoint, write_checkpoint
 from fssops.engine.interrupts import Interrupted, StopRequest
 from fssops.engine.metrics_log import MetricsLog
@@ -93,6 +94,7 @@ class Trainer:
         collate: stacks items into the dataclass that ``model.losses`` takes.
         run: folder, held by the first process.
         validation: gives the metrics that ``engine.best_metric`` may name.
+        callbacks: told of steps and validations, on the first process.
 
     Raises:
         SettingsError: ``best_metric`` can never be measured, or a batch cannot be shared among the processes.
@@ -108,6 +110,7 @@ class Trainer:
         collate: Callable[[Sequence[Any]], Any],
         run: RunFolder,
         validation: Validation | None = None,
+        callbacks: Sequence[Callback] = (),
     ) -> None:
         if not isinstance(model, Trainable):
             raise TypeError(f"Trainer: model must have losses(batch), got {type(model).__name__}")
@@ -124,6 +127,7 @@ class Trainer:
         self.settings, self.fabric, self.model, self.run = settings, fabric, model, run
         self._validation = validation if engine.validate_every else None
         self._dataset, self._collate = dataset, collate
+        self._callbacks = callbacks if fabric.is_global_zero else ()
         if engine.deterministic:
             torch.use_deterministic_algorithms(True)
         if engine.channels_last:
@@ -277,6 +281,9 @@ class Trainer:
             self._saved.add({"loss": values["loss"]})
         self.step += 1
         bar.update(self.step)
+        if not problem:
+            for callback in self._callbacks:
+                callback.on_step(self.step, values)
         return asked
 
     def _handle_nonfinite(
@@ -354,6 +361,8 @@ class Trainer:
             metrics = dict(self._validation.measure(self.model, self.step))
         if log is not None:
             log.write(self.step, metrics)
+        for callback in self._callbacks:
+            callback.on_validation(self.step, metrics)
         logger.info("step %d: %s", self.step, "  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
         return metrics
 

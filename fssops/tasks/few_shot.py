@@ -77,7 +77,7 @@ class FewShotTask(FoldedTask):
     several = "few-shot systems"
     one = "a few-shot system"
     takes_supports = True
-    prediction_options = frozenset({"way", "no_probability", "object", "threshold", "ignore"})
+    prediction_options = frozenset({"way", "no_probability", "npz", "frames", "object", "threshold", "ignore"})
     title = "novel classes"
     collate = staticmethod(FewShotBatch.stack)
     unpack_batch = FewShotBatch
@@ -418,12 +418,19 @@ class FewShotTask(FoldedTask):
     def predictor(self, model: nn.Module, label: str, options: Any) -> Any:
         """Return what segments pictures with the labelled images of ``options.supports``."""
         from fssops.tasks.few_shot_prediction import FewShotPrediction
+        from fssops.tasks.prediction import writing
 
         predictor = self.python_predictor(model, label, options.size)
         probability = not options.no_probability
         mask_values = {name: getattr(options, name) for name in ("object", "threshold", "ignore")}
         return FewShotPrediction(
-            predictor, options.supports, options.out, label, probability=probability, mask_values=mask_values
+            predictor,
+            options.supports,
+            options.out,
+            label,
+            probability=probability,
+            mask_values=mask_values,
+            **writing(options),
         )
 
 

@@ -191,8 +191,8 @@ class Task(ABC):
         """
 
     def result_entries(self, trained: Result, before: Result | None) -> dict[str, Any]:
-        """What ``result.json`` says of the evaluation at the end of a training."""
-        entries: dict[str, Any] = {"scores": trained.scores(), "trained": trained.as_json()}
+        """What ``result.json`` says of the evaluation at the end of a training, beside scores and their line."""
+        entries: dict[str, Any] = {"trained": trained.as_json()}
         if before is not None:
             entries["untrained"] = before.as_json()
         return entries

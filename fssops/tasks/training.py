@@ -6,7 +6,7 @@ import copy
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from fssops.engine import nonfinite
+from fssops.engine.callbacks import Callback
 from fssops.engine.checkpoints import has_checkpoint, newest_good_checkpoint, read_checkpoint, write_text_atomically
 from fssops.engine.curves import draw_curves
 from fssops.engine.evaluation_progress import discard_progress
@@ -23,7 +24,7 @@ from fssops.engine.interrupts import Interrupted
 from fssops.engine.launch import build_fabric
 from fssops.engine.memory import peak_memory
 from fssops.engine.random_state import preserved_random_state, restore_random_state, seed_everything
-from fssops.engine.run_folder import RunFolder, locked_run
+from fssops.engine.run_folder import RunFolder, locked_run, new_run_path
 from fssops.engine.settings import SettingsError, changed_settings
 from fssops.engine.trainer import FitResult, Trainer
 from fssops.evaluation.scores import percent, without_nan
@@ -99,6 +100,48 @@ def check_trainable(task: Task, resumed: bool = False) -> None:
             ) from None
 
 
+def train_in_folder(
+    task: Task,
+    earlier: Mapping[str, Any] | None = None,
+    folder: Path | None = None,
+    *,
+    out: Path | None = None,
+    evaluate: bool = True,
+    callbacks: Sequence[Callback] = (),
+) -> tuple[int, Path]:
+    """Train and evaluate: what the verb ``train`` and :func:`fssops.train` do once their settings are known.
+
+    Args:
+        task: what to train.
+        earlier: settings that the run in ``folder`` had, to go on with it; None starts anew.
+        folder: of a run that goes on.
+        out: of a new run; None: one below ``runs/``.
+        evaluate: evaluate the trained model.
+        callbacks: told of steps and validations.
+
+    Returns:
+        exit code, 0 or 130 when it was interrupted, and the run's folder.
+
+    Raises:
+        SettingsError: there is a run in ``out``, or the system cannot be trained.
+    """
+    check_trainable(task, resumed=earlier is not None)
+    fabric = build_fabric(task.settings.engine)
+    fabric.launch()
+    with locked_run(fabric, lambda: folder or _new_folder(out, task.settings.name)) as run:
+        return train(task, fabric, run, earlier, evaluate=evaluate, callbacks=callbacks), run.path
+
+
+def _new_folder(given: Path | None, name: str) -> Path:
+    folder = given or new_run_path(Path("runs"), name)
+    # A first stage's checkpoints count too: it may have been trained with other settings.
+    if any(has_checkpoint(below) for below in (folder / "checkpoints", *folder.glob("*/checkpoints"))):
+        raise SettingsError(
+            f"--out: {folder} must be a new folder, got one with a run in it; continue it with --resume"
+        )
+    return folder
+
+
 def train(
     task: Task,
     fabric: Fabric,
@@ -107,6 +150,7 @@ def train(
     *,
     evaluate: bool,
     outer: tuple[RunFolder, Task] | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> int:
     """Train and evaluate in a folder, what must be trained first included.
 
@@ -117,6 +161,7 @@ def train(
         earlier: settings that a run in this folder had, to go on with it; None starts anew.
         evaluate: evaluate the trained model.
         outer: of a first stage, the run and the task that it is trained for.
+        callbacks: told of steps and validations, not of those of a first stage.
 
     Returns:
         exit code: 0, or 130 when it was interrupted.
@@ -127,7 +172,7 @@ def train(
             return code
         if not has_checkpoint(run.checkpoints):
             earlier = None  # it was stopped in the first stage
-    prepared = prepare(task, fabric, run, earlier, evaluate=evaluate, outer=outer)
+    prepared = prepare(task, fabric, run, earlier, evaluate=evaluate, outer=outer, callbacks=callbacks)
     continuing = f"Continue with: python -m fssops.train --resume {prepared.whole.path}"
     try:
         fitted = prepared.trainer.fit()
@@ -150,6 +195,7 @@ def prepare(
     *,
     evaluate: bool,
     outer: tuple[RunFolder, Task] | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> Prepared:
     """Build model, data and trainer, restore the newest checkpoint, and write the settings; arguments as of train."""
     started, settings = time.perf_counter(), task.settings
@@ -167,7 +213,7 @@ def prepare(
     dataset, lines = task.training_data()
     _say([*lines, *(f"known of them  {text}" for text in task.training_facts.told())])
     untrained = copy.deepcopy(model) if evaluate and settings.eval.baseline else None
-    trainer = Trainer(settings, fabric, model, dataset, task.collate, run, task.validation(fabric))
+    trainer = Trainer(settings, fabric, model, dataset, task.collate, run, task.validation(fabric), callbacks)
     if earlier is not None and not has_checkpoint(run.checkpoints):
         logger.info("resumed        there is no checkpoint yet; from the beginning")
     elif earlier is not None:
@@ -237,7 +283,8 @@ def _evaluate(
         if fabric.is_global_zero:
             task.write(evaluation, model, fabric, folder, untrained)
     trained = evaluation.result
-    entries, levels = task.result_entries(trained, before), {}
+    entries = {"scores": trained.scores(), "line": trained.line(), **task.result_entries(trained, before)}
+    levels: dict[str, float] = {}
     if before is not None:
         logger.info("untrained      %s", before.line())
     logger.info("trained        %s", trained.line())

@@ -125,7 +125,7 @@ class UniversalTask(Task):
     settings_class = UniversalSettings
     several = "universal systems"
     one = "a universal system"
-    prediction_options = frozenset({"task", "score"})
+    prediction_options = frozenset({"task", "score", "npz", "frames"})
     collate = staticmethod(UniversalItem.stack)
     unpack_batch = staticmethod(unpack_batch)
     items: ClassVar[str] = "images"
@@ -517,21 +517,20 @@ class UniversalTask(Task):
 
     def python_predictor(self, model: nn.Module, label: str, size: int | None = None) -> Any:
         """Return a :class:`fssops.UniversalPredictor`."""
-        from fssops.api import UniversalPredictor
+        from fssops.fixed_class_predictors import UniversalPredictor
 
         return UniversalPredictor(self, model, label, size)
 
     def predictor(self, model: nn.Module, label: str, options: Any) -> Any:
         """Return what segments pictures and frames of videos."""
+        from fssops.tasks.prediction import writing
         from fssops.tasks.universal_prediction import UniversalPrediction
 
-        return UniversalPrediction(
-            self,
-            model,
-            self.classes(),
-            options.out,
-            label,
-            tasks=options.task or (),
-            least_score=options.score,
-            short_side=options.size,
-        )
+        wrong = [name for name in options.task or () if name not in self.possible_tasks]
+        if wrong:
+            raise SettingsError(
+                f"--task: must be among {', '.join(self.possible_tasks)} for this model, got {wrong[0]}"
+            )
+        predictor = self.python_predictor(model, label, options.size)
+        predictor.tasks = options.task or predictor.tasks
+        return UniversalPrediction(predictor, options.out, least_score=options.score, **writing(options))
