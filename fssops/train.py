@@ -34,7 +34,7 @@ examples:
   python -m fssops.train my_recipe.toml --out runs/mine
       a recipe of one's own
 
-a run leaves in its folder: settings.toml, versions.json, metrics.jsonl, tensorboard/, checkpoints/{last,best}.pt,
+a run leaves in its folder: settings.toml, versions.json, metrics.{jsonl,csv}, tensorboard/, checkpoints/{last,best}.pt,
 curves.png and result.json; evaluated also grid.png, best.png and worst.png."""
 
 

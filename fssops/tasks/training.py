@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 
 _RUN_FILES = [
-    *("result.json", "metrics.jsonl", "curves.png", "grid.png", "best.png", "worst.png"),
+    *("result.json", "metrics.jsonl", "metrics.csv", "curves.png", "grid.png", "best.png", "worst.png"),
     *("settings.toml", "checkpoints/last.pt", "checkpoints/best.pt"),
 ]
 
