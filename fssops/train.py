@@ -27,8 +27,9 @@ examples:
       processes that torchrun starts, here with weights sharded over them; the losses are those of one process
   python -m fssops.train mask2former_camvid --set data.root=/data/camvid
       a universal system: semantic, instance or panoptic segmentation of fixed classes
-  python -m fssops.train mask2former_vis_ytvis2021_r50 --set data.root=/data/ytvis_2021 --set model.weights=coco.pkl
-      a video system, started from an image checkpoint; mask2former_vis_generated takes minutes on a CPU
+  python -m fssops.train mask2former_vis_ytvis2021_r50 --set data.root=/data/ytvis_2021 --set model.weights=coco.pkl \\
+      --set model.new_classes=true
+      a video system, from an image checkpoint of other classes; mask2former_vis_generated takes minutes on a CPU
   python -m fssops.train --resume runs/panet_generated-20260101-120000
       go on exactly where a run stopped; --resume alone takes the newest run of the recipe
   python -m fssops.train my_recipe.toml --out runs/mine

@@ -75,6 +75,11 @@ class FewShotSource(Source):
         self._dtype: Any = np.uint8 if greatest < IGNORE else np.uint16
         self._areas: dict[str, dict[int, int]] | None = None
 
+    def keep(self, names: Sequence[str], split: str) -> None:
+        self.images.keep(names, split)
+        super().keep(names, split)
+        self._areas = None
+
     # Images and masks.
 
     def image(self, name: str) -> Image.Image:
@@ -261,7 +266,8 @@ class FewShotSource(Source):
 
     def images_of_annotations(self, class_id: int) -> list[str] | None:
         """Images with any annotation of a class, crowds included, in PANet's order; None where it has no such list."""
-        return self.images.images_of_annotations(self._index_of[class_id])
+        found = self.images.images_of_annotations(self._index_of[class_id])
+        return None if found is None else [name for name in found if name in self]
 
     def classes_of(self, name: str, min_area: int = 1) -> list[int]:
         """Classes with at least ``min_area`` pixels in an image, ascending."""

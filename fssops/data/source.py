@@ -46,6 +46,17 @@ class Source:
         if name not in self._listed:
             raise ValueError(f"{self.label}: name must be one of its {len(self.names)} {self.items}, got {name!r}")
 
+    def keep(self, names: Sequence[str], split: str) -> None:
+        """Narrow to some items, in their order here, and call them ``split``.
+
+        Raises:
+            ValueError: one is none of this split.
+        """
+        for name in names:
+            self.check_name(name)
+        kept = frozenset(names)
+        self.split, self.names, self._listed = split, [name for name in self.names if name in kept], kept
+
     @property
     def label(self) -> str:
         """Short name for reports, e.g. ``coco_panoptic val2017``."""

@@ -48,7 +48,7 @@ class ModelSettings(Table):
     """Weights of the whole model or of its backbone: a run's folder, a file or folder of any layout that
     ``load_weights`` knows, or a name, address or owner/repository of such. Empty: random."""
     new_classes: bool = False
-    """Take weights for other classes: all but the tensors that depend on the classes, which start anew. Off: an error."""
+    """Take weights for other classes: all but the tensors that depend on the classes, which start anew."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Options of the model's ``Config``; in a recipe they stand directly in ``[model]``."""
     _config: Any = PrivateAttr(None)

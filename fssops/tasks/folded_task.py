@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 from fssops.data import folds
 from fssops.data.check_facts import Limits
 from fssops.data.few_shot_source import FewShotSource
-from fssops.data.layouts import open_data
+from fssops.data.image_lists import open_listed
 from fssops.engine.settings import SettingsError
 from fssops.facts import Facts
 from fssops.tasks.class_names import CLASS_FILE, compare_names
@@ -46,7 +46,7 @@ class FoldedTask(Task):
         root = rules.root if evaluation and rules.root is not None else data.root
         split = split or (rules.split if evaluation and rules.split is not None else data.split)
         if (root, split) not in self._sources:
-            source = open_data(data.source, root or None, split=split or None, truth="few-shot", **data.options)
+            source = open_listed(data.lists, data.source, root or None, split or None, "few-shot", data.options)
             self.compare_with_model(source)
             for opened in self._sources.values():
                 compare_names(opened.classes, source.classes, source.label)
@@ -59,7 +59,9 @@ class FoldedTask(Task):
 
     def count_novel_images(self, source: FewShotSource, fold: folds.FoldClasses) -> None:
         """Count the training images that hold a novel class of a fold."""
-        novel = set(fold.test)
+        novel = set(fold.novel)
+        if not novel:
+            return
         found = sum(not novel.isdisjoint(areas) for areas in source.areas().values())
         self.training_facts = Facts({f"novel_images_{self._novel_images_fact}": (found, len(source.names))})
 
@@ -70,7 +72,8 @@ class FoldedTask(Task):
         def fold(classes: Sequence[int]) -> folds.FoldClasses:
             return folds.by_name(data.folds, data.fold, data.definition, sorted(classes))
 
-        return {**super().data_demands(), "truth": "few-shot", "fold": fold, "limits": limits}
+        demands = {**super().data_demands(), "truth": "few-shot", "limits": limits}
+        return demands if data.folds == "all" else {**demands, "fold": fold}
 
     def compare_with_model(self, source: FewShotSource) -> None:
         """See that numbers stand for the classes that the model's run had.

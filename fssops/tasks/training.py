@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning_fabric import Fabric
@@ -121,8 +121,10 @@ def train(
     Returns:
         exit code: 0, or 130 when it was interrupted.
     """
+    count_steps(task)
     stage = task.first_stage(run.path)
     if stage is not None:
+        count_steps(stage.task)
         if code := _train_first_stage(stage, task, fabric, run, evaluate=evaluate):
             return code
         if not has_checkpoint(run.checkpoints):
@@ -142,6 +144,24 @@ def train(
     return 0
 
 
+def count_steps(task: Task) -> None:
+    """Say ``schedule.epochs`` of a task in steps, for which its data are opened.
+
+    Raises:
+        SettingsError, DataError, FileNotFoundError: as :meth:`Task.training_data`.
+    """
+    schedule, batch_size = task.settings.schedule, task.settings.engine.batch_size
+    if schedule.epochs:
+        items = task.items_of_pass()
+        steps = max(1, round(schedule.epochs * items / batch_size))
+        logger.info(
+            "length         %g epochs of %s items in batches of %s: %s steps",
+            *(schedule.epochs, items, batch_size, steps),
+        )
+        said = schedule.model_copy(update={"epochs": 0.0, "steps": steps})
+        task.settings = task.settings.model_copy(update={"schedule": said})
+
+
 def prepare(
     task: Task,
     fabric: Fabric,
@@ -156,7 +176,8 @@ def prepare(
     seed_everything(settings.engine.seed)
     goes_on = earlier is not None and has_checkpoint(run.checkpoints)
     first = not goes_on or settings.eval.baseline  # else the checkpoint has all weights
-    model = build_model(settings, new_head="tell", weights=settings.model.weights if first else "")
+    new_head: Literal["refuse", "tell"] = "tell" if settings.model.new_classes else "refuse"
+    model = build_model(settings, new_head=new_head, weights=settings.model.weights if first else "")
     _say(task.take_first_stage(model, run.path))
     count = sum(parameter.numel() for parameter in model.parameters())
     logger.info("run            %s", run.path)
@@ -193,7 +214,7 @@ def report(prepared: Prepared, fitted: FitResult) -> None:
     logger.info("trained        %s steps", fitted.steps)
     memory = peak_memory(fabric.device)
     logger.info("peak memory    %s", ", ".join(f"{name.replace('_', ' ')} {size} MB" for name, size in memory.items()))
-    model = prepared.model
+    model = prepared.trainer.scored_model
     if prepared.trainer.sharded:
         weights = prepared.trainer.whole_model()
         model = empty_model(settings).to(fabric.device)
