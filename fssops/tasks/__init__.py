@@ -54,10 +54,10 @@ def task_from_tables(tables: Mapping[str, Any], where: str, overrides: Sequence[
     Raises:
         SettingsError: one line that names what is wrong.
     """
-    return task_of(settings_from_tables(apply_overrides(_without_replaced(tables, overrides), overrides), where))
+    return task_of(settings_from_tables(apply_overrides(without_replaced(tables, overrides), overrides), where))
 
 
-def _without_replaced(tables: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+def without_replaced(tables: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """Drop what overrides replace under another key: the old data set's settings, and steps or epochs by the other."""
     given = apply_overrides({}, overrides)
     source, length = given.get("data", {}).get("source"), given.get("schedule", {})
