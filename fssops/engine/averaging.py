@@ -13,7 +13,8 @@ class WeightAverage:
     """A copy of a model whose weights follow it: ``average += (1 - decay) * (weight - average)`` after each update.
 
     The decay begins at a half or less and rises, ``min(decay, (1 + n) / (10 + n))`` after n updates, so that an average
-    of a short training is not one of its beginning. Buffers, such as running statistics, are the model's own.
+    of a short training is not one of its beginning. Running statistics of normalisation, which go with the weights, are
+    averaged too; other buffers are the model's own.
 
     Args:
         model: before it is compiled or trained.
@@ -33,8 +34,11 @@ class WeightAverage:
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         torch._foreach_lerp_(list(self.model.parameters()), list(model.parameters()), 1 - decay)
-        for average, buffer in zip(self.model.buffers(), model.buffers(), strict=True):
-            average.copy_(buffer)
+        for (name, average), buffer in zip(self.model.named_buffers(), model.buffers(), strict=True):
+            if name.endswith(("running_mean", "running_var")):
+                average.lerp_(buffer, 1 - decay)
+            else:
+                average.copy_(buffer)
 
     def load(self, state: Mapping[str, Tensor], updates: int) -> None:
         """Go on from a state dict of :attr:`model` after ``updates`` updates."""
