@@ -11,7 +11,7 @@ import os
 import re
 import statistics
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,7 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 
-from fssops.data.errors import DataError
-from fssops.data.few_shot_source import FewShotSource
 from fssops.data.image_lists import write_lists
-from fssops.data.images import image_size
-from fssops.data.layout import TRUTHS
-from fssops.data.layouts import LAYOUTS, open_data, recognise
-from fssops.data.source import VideoSource
-from fssops.data.splits import stratified_split
 from fssops.engine.checkpoints import write_text_atomically
 from fssops.engine.launch import run_on_first
 from fssops.engine.memory import available_memory
@@ -38,6 +31,7 @@ from fssops.recipes import read_named_recipe
 from fssops.spelling import did_you_mean
 from fssops.tasks import task_from_tables, without_replaced
 from fssops.tasks.described_models import described_tables
+from fssops.tasks.looked_data import Division, LookedAt, divide, look
 from fssops.tasks.task import Task
 from fssops.weights import UnavailableWeightsError, find_weights, read_weights
 from fssops.weights.sources import SOURCES
@@ -106,10 +100,6 @@ SYSTEMS = {"few-shot": "panet", "semantic": "mask2former", "instance": "mask2for
 SYSTEMS |= {"video": "mask2former_vis"}
 """Truth -> what is trained where nothing is asked for."""
 
-_KINDS = {"universal": ("panoptic", "instance", "semantic"), "semantic": ("semantic",)}
-_KINDS |= {"video": ("video",), "few-shot": ("few-shot",)}
-"""Task of a model -> what it can be trained on, the most specific first."""
-
 _TASKS = {"semantic": ["semantic"], "instance": ["instance"], "panoptic": ["panoptic", "instance", "semantic"]}
 _METRICS = {
     "few-shot": "val/miou",
@@ -120,19 +110,10 @@ _METRICS = {
 }
 _BACKBONE = "efficientnet_lite2"
 _STRIDE = 32
-_SAMPLE = 200
-"""Items that are looked at for sizes and numbers of objects."""
-_COUNTED = 5000
-"""Up to so many images, which classes each one shows is counted."""
 _RARE = 0.01
 _MEMORY = 0.5
 """Share of the free memory that a step may be estimated to take."""
 _VALIDATIONS, _PATIENCE = 20, 8
-_PARTS = {
-    "train": re.compile(r"(train|training|trn)\d*", re.IGNORECASE),
-    "val": re.compile(r"(val|valid|validation|dev)\d*", re.IGNORECASE),
-    "test": re.compile(r"(test|testing|tst)\d*", re.IGNORECASE),
-}
 
 
 @dataclass
@@ -141,15 +122,13 @@ class OwnRecipe:
 
     Attributes:
         tables: the recipe, as :func:`fssops.tasks.task_from_tables` takes it once it has its place.
+        division: of the data; what was made here is written with the recipe.
         choices: (what, the choice and why) of each.
-        lists: names of the items of each split that was made here; None where the data have splits.
-        of: split of the layout that these divide.
     """
 
     tables: dict[str, Any]
+    division: Division
     choices: list[tuple[str, str]] = field(default_factory=list)
-    lists: dict[str, list[str]] | None = None
-    of: str | None = None
 
     def say(self) -> None:
         """Tell the choices, a line each."""
@@ -173,7 +152,7 @@ class OwnRecipe:
 
     def tables_in(self, run: Path) -> dict[str, Any]:
         """The recipe of a run in this folder, which will hold its lists."""
-        if self.lists is None:
+        if self.division.lists is None:
             return self.tables
         return {**self.tables, "data": {**self.tables["data"], "lists": str(run.resolve() / LIST_FILE)}}
 
@@ -187,39 +166,10 @@ class OwnRecipe:
         Raises:
             OSError: they cannot be written.
         """
-        if self.lists is not None:
-            write_lists(run / LIST_FILE, self.of, self.lists)
+        if self.division.lists is not None:
+            write_lists(run / LIST_FILE, self.division.of, self.division.lists)
         write_text_atomically(run / RECIPE_FILE, self.text(run))
         logger.info("recipe         %s: edit it, and train it with python -m fssops.train FILE", run / RECIPE_FILE)
-
-
-@dataclass
-class _Data:
-    """A folder as it will be trained on.
-
-    Attributes:
-        folder: which.
-        truth: what it is read for.
-        layout: its name.
-        splits: those of the layout.
-        source: of training.
-        classes: names.
-        things: indices of the countable ones.
-        sizes: (height, width) of a sample.
-        objects: most of an item of the sample.
-        shown: numbers of the classes that each item shows; empty where there are too many items to look.
-    """
-
-    folder: Path
-    truth: str
-    layout: str
-    splits: list[str]
-    source: Any
-    classes: list[str]
-    things: list[int]
-    sizes: list[tuple[int, int]]
-    objects: int
-    shown: dict[str, Collection[int]]
 
 
 def recipe_for(
@@ -255,6 +205,9 @@ def recipe_for(
         DataError, FileNotFoundError: the folder is of no layout, or cannot be read.
         UnavailableWeightsError: weights that were asked for cannot be had.
     """
+    for name, value in {"epochs": epochs, "batch": batch}.items():
+        if value is not None and not value > 0:
+            raise SettingsError(f"--{name}: must be above 0, got {value}")
     given = apply_overrides({}, overrides)
     if model is not None and model not in MODELS:
         if model not in SOURCES or not SOURCES[model].recipe or weights is not None:
@@ -265,12 +218,15 @@ def recipe_for(
             )
         model, weights = None, model
     start = {} if weights is None else _described(weights)
+    if weights is not None and os.path.exists(weights):
+        weights = str(Path(weights).resolve())
     system = model or start.get("name")
     if start and model not in (None, start["name"]):
         raise SettingsError(f"--weights: must be of --model {model} or of a backbone, got weights of {start['name']}")
-    data, skipped = _look(Path(folder), task, system, given)
+    data, skipped = look(Path(folder), task, system, given)
     system = system or SYSTEMS[data.truth]
-    recipe = OwnRecipe({})
+    division = divide(data, given, given.get("engine", {}).get("seed", 1234))
+    recipe, count = OwnRecipe({}, division), division.count
     choose = recipe.choices.append
     choose(("data", f"{data.source.label}: {len(data.source.names)} {data.source.items} in {folder}"))
     choose(("task", f"{data.truth}, {'as asked for' if task else 'the most specific that the files have truth for'}"))
@@ -280,8 +236,7 @@ def recipe_for(
     engine = given.get("engine", {})
     cuda = torch.cuda.is_available() and engine.get("accelerator", "auto") != "cpu"
     machine = MACHINES["cuda" if cuda else "cpu"]
-    splits, count, lines = _split(data, recipe, given, engine.get("seed", 1234))
-    recipe.choices += [("split", text) for text in lines]
+    recipe.choices += [("split", text) for text in division.lines]
     table, lines = _model(system, start, weights, data, machine, given.get("model", {}).get("backbone"))
     recipe.choices += zip(("model", "weights"), lines, strict=True)
     side, line = _side(data, machine, size)
@@ -310,21 +265,21 @@ def recipe_for(
         "name": re.sub(r"[^\w.+-]", "_", f"{system}_{title}"),
         "description": f"{system} on {title}, chosen by python -m fssops.train --data",
         "model": table,
-        "data": {"source": data.layout, "root": str(Path(folder).resolve()), "split": splits["train"]},
+        "data": {"source": data.layout, "root": str(Path(folder).resolve()), "split": division.train},
         "optim": _optim(system, machine, table, lr, freeze),
         "schedule": {"epochs": length, "name": "cosine" if small else "poly", "warmup_steps": min(100, steps // 10)},
         "engine": {"batch_size": batch_size, "accumulate": accumulate, "workers": min(4, (os.cpu_count() or 2) // 2)},
-        "eval": {"split": splits["test"]},
+        "eval": {"split": division.test},
     }
     tables["data"] |= _augmentation(data.truth, side)
     tables["eval"] |= _evaluation(data.truth, side)
     if cuda:
         tables["engine"]["precision"] = "bf16" if torch.cuda.is_bf16_supported() else "fp16"
-    if splits["val"] != splits["train"]:
+    if division.val != division.train:
         every = max(1, min(steps, max(round(count / batch_size), steps // _VALIDATIONS)))
         tables["engine"] |= {"validate_every": every, "save_every": every, "patience": _PATIENCE}
         tables["engine"] |= {"best_metric": _METRICS[data.truth], "best_mode": "max"}
-        tables["eval"] |= {"validation_split": splits["val"], "checkpoint": "best"}
+        tables["eval"] |= {"validation_split": division.val, "checkpoint": "best"}
         told = f"every {every} steps by {_METRICS[data.truth]}; training ends after {_PATIENCE} without a gain"
         choose(("validation", told))
     else:
@@ -335,139 +290,6 @@ def recipe_for(
         choose(("rare classes", f"some are in less than {100 * _RARE:g} % of the images, which come more often"))
     recipe.tables = apply_overrides(without_replaced(tables, overrides), overrides)
     return recipe
-
-
-# -- the data -----------------------------------------------------------------------------------------------------
-
-
-def _look(folder: Path, task: str | None, system: str | None, given: Mapping[str, Any]) -> tuple[_Data, list[str]]:
-    """Open a folder for the most specific truth that it has; and why more specific ones cannot be read."""
-    kinds: tuple[str, ...] = ("video", "panoptic", "instance", "semantic", "few-shot")
-    if system is not None:
-        if MODELS[system].task not in _KINDS:
-            raise SettingsError(f"--model: {system} is not trained on a folder alone, but by its recipes")
-        kinds = _KINDS[MODELS[system].task]
-    if task is not None:
-        if task not in TRUTHS:
-            raise SettingsError(f"--task: must be one of {', '.join(TRUTHS)}, got {task!r}")
-        if task not in kinds:
-            raise SettingsError(f"--task: must be {' or '.join(kinds)} for {system}, got {task!r}")
-        kinds = (task,)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"--data: {folder} must be a folder, got no such folder")
-    skipped: list[str] = []
-    first: Exception | None = None
-    layouts: dict[str, str] = {}
-    for kind in kinds:
-        try:
-            layouts[kind] = given.get("data", {}).get("source") or recognise(folder, kind)  # type: ignore[arg-type]
-        except DataError as error:
-            first = first or error
-    for kind, layout in layouts.items():
-        try:
-            return _opened(folder, kind, layout, given), skipped
-        except (DataError, OSError) as error:
-            if not skipped:
-                first = error
-            skipped.append(f"not {kind}: {error}")
-    if layouts or task is not None or system is not None:
-        raise first or DataError(f"--data: {folder} must have truth of {', '.join(kinds)}, got none")
-    recognise(folder)  # says for every layout why not
-    raise first or DataError(f"--data: {folder} must be of a layout that can be trained, got none")
-
-
-def _opened(folder: Path, truth: Any, layout: str, given: Mapping[str, Any]) -> _Data:
-    table = given.get("data", {})
-    options, splits = table.get("options", {}), LAYOUTS[layout].splits(folder)
-    split = table.get("split") or _part("train", splits) or (splits[0] if len(splits) == 1 else None)
-    if split is None and splits:
-        raise SettingsError(
-            f"--data: {folder} must have a split train, got {', '.join(splits)}; say --set data.split=... and --set "
-            "eval.split=..."
-        )
-    source = open_data(layout, folder, split=split, truth=truth, **options)  # type: ignore[call-overload]
-    if not source.names:
-        raise DataError(f"{folder}: {source.label} must hold an item, got none")
-    sample = source.names[:: math.ceil(len(source.names) / _SAMPLE)]
-    images = source.images if isinstance(source, FewShotSource) else source
-    if isinstance(source, VideoSource):
-        sizes = [source.size(name) for name in sample]
-        objects = max(len(source.tracks(name)) for name in sample)
-        shown: dict[str, Collection[int]] = {}
-        if len(source.names) <= _COUNTED:
-            shown = {name: {track.label for track in source.tracks(name)} for name in source.names}
-    else:
-        images.truth(sample[0])
-        sizes = [_size(images, name) for name in sample]
-        crowds = [] if truth in ("semantic", "few-shot") else [images.crowds(name, truth) for name in sample]
-        objects = max((of_image.count(False) for of_image in crowds), default=0)
-        view, shown = source if isinstance(source, FewShotSource) else FewShotSource(source), {}
-        if len(source.names) <= _COUNTED or truth == "few-shot":
-            shown = {name: areas.keys() for name, areas in view.areas().items()}
-    classes = list(source.classes.values()) if isinstance(source, FewShotSource) else list(source.classes.names)
-    things = [] if isinstance(source, FewShotSource) else list(source.classes.things)
-    return _Data(folder, truth, layout, splits, source, classes, things, sizes, objects, shown)
-
-
-def _size(images: Any, name: str) -> tuple[int, int]:
-    """(height, width)."""
-    file = images.image_file(name)
-    width, height = images.image(name).size if file is None else image_size(file)
-    return height, width
-
-
-def _part(part: str, splits: Sequence[str]) -> str | None:
-    """The split that is called as a part usually is; the plain name before others."""
-    fitting = [split for split in splits if _PARTS[part].fullmatch(split)]
-    return part if part in fitting else next(iter(fitting), None)
-
-
-def _split(
-    data: _Data, recipe: OwnRecipe, given: Mapping[str, Any], seed: int
-) -> tuple[dict[str, str], int, list[str]]:
-    """Names of the splits to train, validate and test on, the number of items to train on, and what is said of it."""
-    source, rules = data.source, given.get("eval", {})
-    train, count = source.split, len(source.names)
-    others = {part: _part(part, [name for name in data.splits if name != train]) for part in ("val", "test")}
-    test = rules.get("split") or _usable(data, others["test"], given) or others["val"]
-    val = rules.get("validation_split") or others["val"] or test
-    if test and val:
-        chosen = f", the best checkpoint is chosen by {val}" if val != test else ""
-        lines = [f"trained on {train} ({count}){chosen}, scored on {test}: the data's own"]
-        if val == test:
-            lines.append(f"the best checkpoint is chosen by {val} too, so its scores there flatter a little")
-        return {"train": train, "val": val, "test": test}, count, lines
-    shown = dict(data.shown) or dict.fromkeys(source.names, ())
-    fractions = {"train": 0.8, "val": 0.1, "test": 0.1} if count >= 100 else {"train": 0.8, "val": 0.2}
-    if data.truth == "few-shot":
-        least = min((n for n in Counter(c for of in shown.values() for c in of).values() if n >= 4), default=0)
-        # A class is tested with a support and a query of its own.
-        held = min(0.5, max(0.2, 2 / least)) if least else 0.0
-        fractions = {"train": 1 - held, "val": held}
-    if count < 5 or not fractions["val"]:
-        words = f"{count} {source.items} are too few to hold any out: scores are of what was trained on"
-        return dict.fromkeys(("train", "val", "test"), train), count, [words]
-    recipe.lists, recipe.of = stratified_split(shown, fractions, seed), train or None
-    sizes = ", ".join(f"{part} {len(names)}" for part, names in recipe.lists.items())
-    why = "the data have none of their own"
-    lines = [f"{sizes}; each class in proportion, seed {seed}, names in {LIST_FILE}: {why}"]
-    if "test" not in fractions:
-        lines.append("the best checkpoint is chosen by val too, so its scores there flatter a little")
-    parts = {"train": "train", "val": "val", "test": "test" if "test" in fractions else "val"}
-    return parts, len(recipe.lists["train"]), lines
-
-
-def _usable(data: _Data, split: str | None, given: Mapping[str, Any]) -> str | None:
-    """The split where it has truth; those of challenges have not."""
-    if split is None:
-        return None
-    options = given.get("data", {}).get("options", {})
-    try:
-        source: Any = open_data(data.layout, data.folder, split=split, truth=data.truth, **options)  # type: ignore
-        source.truth(source.names[0])
-    except (DataError, OSError):
-        return None
-    return split
 
 
 # -- the model and how it is trained ------------------------------------------------------------------------------
@@ -490,7 +312,7 @@ def _model(
     system: str,
     start: Mapping[str, Any],
     weights: str | None,
-    data: _Data,
+    data: LookedAt,
     machine: Machine,
     backbone: str | None,
 ) -> tuple[dict[str, Any], list[str]]:
@@ -499,18 +321,19 @@ def _model(
     if start:
         table = {key: value for key, value in start.items() if key != "things"}
         table |= {"weights": weights, "new_classes": True}
-        lines = [f"{system}, as its weights say", f"{weights}, of the whole model; its class head starts anew"]
+        head = "its class head starts anew where the number of classes differs"
+        lines = [f"{system}, as its weights say", f"{weights}, of the whole model; {head}"]
     else:
         row = SOURCES.get(weights or "")
         backbone = backbone or (row.backbone if row else "") or _BACKBONE
-        table = {"name": system, "backbone": backbone, **{k: v for k, v in machine.decoder.items() if k in known}}
-        weights, said = (weights, "as asked for") if weights else _installed(backbone)
-        if weights:
-            table["weights"] = weights
+        decoder = {key: value for key, value in machine.decoder.items() if key in known}
+        table = {"name": system, "backbone": backbone, **decoder}
+        named, said = (weights, f"{weights}, as asked for") if weights else _installed(backbone)
+        if named:
+            table["weights"] = named
         elif "norm" in row_of(backbone).options:
             table["backbone_norm"] = "batch"
-        lines = [f"{system} on {backbone}, {'smaller than published' if machine.decoder else 'as published'}", said]
-        lines[1] = f"{weights}, {said}" if weights else said
+        lines = [f"{system} on {backbone}{', with a smaller decoder than published' if decoder else ''}", said]
     if "num_classes" in known:
         table["num_classes"] = len(data.classes)
     if "tasks" in known and data.truth in _TASKS:
@@ -537,11 +360,11 @@ def _installed(backbone: str) -> tuple[str, str]:
                 find_weights(row.name)
             except UnavailableWeightsError as error:
                 return "", f"random: {error}"
-            return row.name, "which are installed"
+            return row.name, f"{row.name}, which are installed"
     return "", f"random; nothing is downloaded unasked (--weights {' or '.join(r.name for r in rows) or 'FILE'})"
 
 
-def _side(data: _Data, machine: Machine, size: int | None) -> tuple[int, str]:
+def _side(data: LookedAt, machine: Machine, size: int | None) -> tuple[int, str]:
     """Side of training images, and what is said of it."""
     if size is not None:
         if size < _STRIDE:
