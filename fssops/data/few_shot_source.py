@@ -75,10 +75,9 @@ class FewShotSource(Source):
         self._dtype: Any = np.uint8 if greatest < IGNORE else np.uint16
         self._areas: dict[str, dict[int, int]] | None = None
 
-    def keep(self, names: Sequence[str], split: str) -> None:
-        self.images.keep(names, split)
+    def keep(self, names: Collection[str], split: str) -> None:
         super().keep(names, split)
-        self._areas = None
+        self.images.keep(names, split)
 
     # Images and masks.
 
@@ -266,8 +265,7 @@ class FewShotSource(Source):
 
     def images_of_annotations(self, class_id: int) -> list[str] | None:
         """Images with any annotation of a class, crowds included, in PANet's order; None where it has no such list."""
-        found = self.images.images_of_annotations(self._index_of[class_id])
-        return None if found is None else [name for name in found if name in self]
+        return self.images.images_of_annotations(self._index_of[class_id])
 
     def classes_of(self, name: str, min_area: int = 1) -> list[int]:
         """Classes with at least ``min_area`` pixels in an image, ascending."""

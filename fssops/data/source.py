@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -37,6 +37,11 @@ class Source:
     def __contains__(self, name: object) -> bool:
         return name in self._listed
 
+    def keep(self, names: Collection[str], split: str) -> None:
+        """Leave only some of the items, as a split of this name."""
+        self.split, self._listed = split, frozenset(names)
+        self.names = [name for name in self.names if name in self._listed]
+
     def check_name(self, name: str) -> None:
         """Refuse what is no item of this split.
 
@@ -45,17 +50,6 @@ class Source:
         """
         if name not in self._listed:
             raise ValueError(f"{self.label}: name must be one of its {len(self.names)} {self.items}, got {name!r}")
-
-    def keep(self, names: Sequence[str], split: str) -> None:
-        """Narrow to some items, in their order here, and call them ``split``.
-
-        Raises:
-            ValueError: one is none of this split.
-        """
-        for name in names:
-            self.check_name(name)
-        kept = frozenset(names)
-        self.split, self.names, self._listed = split, [name for name in self.names if name in kept], kept
 
     @property
     def label(self) -> str:

@@ -64,7 +64,7 @@ def without_replaced(tables: Mapping[str, Any], overrides: Sequence[str]) -> dic
     result = {key: dict(value) if isinstance(value, Mapping) else value for key, value in tables.items()}
     if source is not None and source != result.get("data", {}).get("source"):
         for table, keys in (
-            ("data", ("root", "split", "lists", "options", "folds", "definition")),
+            ("data", ("root", "split", "options", "folds", "definition")),
             ("eval", ("root", "split", "options")),
         ):
             for key in keys:

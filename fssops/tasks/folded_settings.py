@@ -31,8 +31,6 @@ class FoldedTable(Table):
     """Folder of the data set; refused by ``generated``."""
     split: str = ""
     """Part that training draws from; empty takes the layout's usual one."""
-    lists: str = ""
-    """JSON file that says which images form each split, see :mod:`fssops.data.image_lists`; splits are then its own."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of the layout, e.g. ``{ crowd = "object" }`` for coco."""
     folds: Literal["pascal5i", "coco20i", "generated", "custom", "all"] = "custom"

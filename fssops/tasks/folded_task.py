@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 from fssops.data import folds
 from fssops.data.check_facts import Limits
 from fssops.data.few_shot_source import FewShotSource
-from fssops.data.image_lists import open_listed
+from fssops.data.layouts import open_data
 from fssops.engine.settings import SettingsError
 from fssops.facts import Facts
 from fssops.tasks.class_names import CLASS_FILE, compare_names
@@ -46,7 +46,7 @@ class FoldedTask(Task):
         root = rules.root if evaluation and rules.root is not None else data.root
         split = split or (rules.split if evaluation and rules.split is not None else data.split)
         if (root, split) not in self._sources:
-            source = open_listed(data.lists, data.source, root or None, split or None, "few-shot", data.options)
+            source = open_data(data.source, root or None, split=split or None, truth="few-shot", **data.options)
             self.compare_with_model(source)
             for opened in self._sources.values():
                 compare_names(opened.classes, source.classes, source.label)

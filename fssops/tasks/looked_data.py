@@ -16,7 +16,7 @@ from fssops.data.images import image_size
 from fssops.data.layout import TRUTHS
 from fssops.data.layouts import LAYOUTS, open_data, recognise
 from fssops.data.source import VideoSource
-from fssops.data.splits import stratified_split
+from fssops.data.splits import Split, stratified_split
 from fssops.engine.settings import SettingsError
 from fssops.models import MODELS
 
@@ -155,8 +155,7 @@ class Division:
         train, val, test: names of the splits; all the same where nothing can be held out.
         count: items to train on.
         lines: what is said of it.
-        lists: names of the items of each split that was made here; None where the data have splits.
-        of: split of the layout that these divide.
+        made: the split that was made here; None where the data have their own.
     """
 
     train: str
@@ -164,8 +163,7 @@ class Division:
     test: str
     count: int
     lines: list[str]
-    lists: dict[str, list[str]] | None = None
-    of: str | None = None
+    made: Split | None = None
 
 
 def divide(data: LookedAt, given: Mapping[str, Any], seed: int) -> Division:
@@ -185,23 +183,23 @@ def divide(data: LookedAt, given: Mapping[str, Any], seed: int) -> Division:
         chosen = f", the best checkpoint is chosen by {val}" if val != test else ""
         lines = [f"trained on {train} ({count}){chosen}, scored on {test}: the data's own"]
         return Division(train, val, test, count, [*lines, *([] if val != test else [_FLATTERS.format(val)])])
-    shown: Mapping[str, Collection[int]] = data.shown or dict.fromkeys(source.names, ())
-    fractions = {"train": 0.8, "val": 0.1, "test": 0.1} if count >= 100 else {"train": 0.8, "val": 0.2}
+    shares = {"val": 0.1, "test": 0.1} if count >= 100 else {"val": 0.2}
     if data.truth == "few-shot":
-        images = Counter(number for numbers in shown.values() for number in numbers).values()
+        images = Counter(number for numbers in data.shown.values() for number in numbers).values()
         least = min((n for n in images if n >= 4), default=0)
         # A class is tested with a support and a query of its own.
-        held = min(0.5, max(0.2, 2 / least)) if least else 0.0
-        fractions = {"train": 1 - held, "val": held}
-    if count < 5 or not fractions["val"]:
+        shares = {"val": min(0.5, max(0.2, 2 / least)) if least else 0.0}
+    if count < 5 or not shares["val"]:
         told = f"{count} {source.items} are too few to hold any out: scores are of what was trained on"
         return Division(train, train, train, count, [told])
-    lists = stratified_split(shown, fractions, seed)
-    sizes = ", ".join(f"{part} {len(names)}" for part, names in lists.items())
+    made = stratified_split(source, shares, seed=seed)
+    sizes = ", ".join(f"{part} {len(names)}" for part, names in made.parts.items())
     lines = [f"{sizes}; each class in proportion, seed {seed}: the data have none of their own"]
-    test = "test" if "test" in fractions else "val"
+    if made.copies:
+        lines.append(f"{made.copies} {source.items} show the same picture as another and stay in one part with it")
+    test = "test" if "test" in shares else "val"
     lines += [] if test == "test" else [_FLATTERS.format(test)]
-    return Division("train", "val", test, len(lists["train"]), lines, lists, train or None)
+    return Division("train", "val", test, len(made.parts["train"]), lines, made)
 
 
 def _with_truth(data: LookedAt, split: str | None, given: Mapping[str, Any]) -> str | None:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 
-from fssops.data.image_lists import write_lists
+from fssops.data.splits import SUFFIX, write_lists
 from fssops.engine.checkpoints import write_text_atomically
 from fssops.engine.launch import run_on_first
 from fssops.engine.memory import available_memory
@@ -38,7 +38,7 @@ from fssops.weights.sources import SOURCES
 
 logger = logging.getLogger(__name__)
 
-RECIPE_FILE, LIST_FILE = "recipe.toml", "split.json"
+RECIPE_FILE, LIST_FOLDER = "recipe.toml", "splits"
 """What a run keeps of its choices: the recipe, and the lists of a split that was made for it."""
 
 
@@ -152,9 +152,13 @@ class OwnRecipe:
 
     def tables_in(self, run: Path) -> dict[str, Any]:
         """The recipe of a run in this folder, which will hold its lists."""
-        if self.division.lists is None:
+        if self.division.made is None:
             return self.tables
-        return {**self.tables, "data": {**self.tables["data"], "lists": str(run.resolve() / LIST_FILE)}}
+        placed = {name: dict(table) if isinstance(table, dict) else table for name, table in self.tables.items()}
+        for table, key in (("data", "split"), ("eval", "split"), ("eval", "validation_split")):
+            if (part := placed[table].get(key)) in self.division.made.parts:
+                placed[table][key] = str(run.resolve() / LIST_FOLDER / f"{part}{SUFFIX}")
+        return placed
 
     def text(self, run: Path) -> str:
         """The recipe of a run in this folder as a file, the choices as comments."""
@@ -166,8 +170,8 @@ class OwnRecipe:
         Raises:
             OSError: they cannot be written.
         """
-        if self.division.lists is not None:
-            write_lists(run / LIST_FILE, self.division.of, self.division.lists)
+        if self.division.made is not None:
+            write_lists(self.division.made, run / LIST_FOLDER, overwrite=True)
         write_text_atomically(run / RECIPE_FILE, self.text(run))
         logger.info("recipe         %s: edit it, and train it with python -m fssops.train FILE", run / RECIPE_FILE)
 

@@ -17,8 +17,7 @@ from fssops.data.augmentation.chains import universal_chain
 from fssops.data.check_facts import Limits, facts_of
 from fssops.data.datasets.universal import TrainingDataset, UniversalItem, check_size, target_at
 from fssops.data.few_shot_source import FewShotSource
-from fssops.data.image_lists import open_listed
-from fssops.data.layouts import known_classes
+from fssops.data.layouts import known_classes, open_data
 from fssops.data.preparation import UniversalPreparation
 from fssops.data.repeat_factors import repeat_factors
 from fssops.data.source import ImageSource
@@ -159,7 +158,7 @@ class UniversalTask(Task):
             split, options = rules.split, options if rules.options is None else rules.options
         key = f"{root} {split} {options}"
         if key not in self._sources:
-            source = open_listed(data.lists, data.source, root or None, split, self.truth, options)
+            source = open_data(data.source, root or None, split=split, truth=self.truth, **options)
             self.check_classes(source)
             trained = self.trained_names
             if trained is None and self._sources:

@@ -25,8 +25,6 @@ class UniversalData(Table):
     root: str = ""
     """Folder of the data set; refused by ``generated``."""
     split: str = "train"
-    lists: str = ""
-    """JSON file that says which images form each split, see :mod:`fssops.data.image_lists`; splits are then its own."""
     truth: Literal["semantic", "instance", "panoptic"] = "panoptic"
     """Which masks are trained: one a class present, one an object, or one a panoptic segment."""
     options: dict[str, Any] = Field(default_factory=dict)

@@ -23,8 +23,6 @@ class VideoData(Table):
     root: str = ""
     """Folder of the data set; not used by ``generated_videos``."""
     split: str = "train"
-    lists: str = ""
-    """JSON file that says which videos form each split, see :mod:`fssops.data.image_lists`; splits are then its own."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of the layout, e.g. ``{ annotations = "my.json", frames = "pictures" }``."""
     frames: int = Field(default=2, ge=1)

@@ -72,14 +72,15 @@ def test_one_line_trains_and_leaves_a_recipe_that_trains_again(tmp_path: Path, v
         "mIoU",
     ):
         assert said in out, said
-    lists = json.loads((run / "split.json").read_text())["splits"]
+    lists = {part: (run / "splits" / f"{part}.txt").read_text().splitlines()[1:] for part in ("train", "val")}
     assert sorted(lists["train"] + lists["val"]) == sorted(["a", *(f"n{number}" for number in range(9))])
     settings = json.loads((run / "settings.json").read_text())
     assert (settings["schedule"]["steps"], settings["schedule"]["epochs"]) == (2, 0)
     assert settings["optim"]["ema"] == 0.999
     assert (run / "metrics.csv").read_text().startswith("step,")
     recipe = read_recipe(run / "recipe.toml")
-    assert recipe["data"]["lists"] == str(run / "split.json")
+    assert recipe["data"]["split"] == str(run / "splits" / "train.txt")
+    assert recipe["eval"]["split"] == settings["eval"]["split"] == str(run / "splits" / "val.txt")
     assert recipe["schedule"]["epochs"] == 1
     assert recipe["model"]["backbone_norm"] == "batch"  # frozen statistics of random weights would be wrong
     again = tmp_path / "again"
@@ -148,7 +149,7 @@ def test_splits_of_the_data_are_kept(tmp_path: Path) -> None:
     for split in ("train", "valid", "test"):
         folders.label_folder(tmp_path, f"{split}/images", f"{split}/masks")
     own = recipe_for(tmp_path, overrides=["model.backbone=resnet18"])
-    assert own.division.lists is None
+    assert own.division.made is None
     assert own.tables["data"]["split"] == "train"
     assert (own.tables["eval"]["split"], own.tables["eval"]["validation_split"]) == ("test", "valid")
     assert "flatter" not in str(own.choices)
@@ -165,9 +166,9 @@ def test_few_shot_trains_on_all_classes_and_is_scored_on_other_images_of_them(tm
     assert "no class is held out; scores are of other images" in out
     assert "all (no class held out)" in out
     assert "novel" not in out
-    lists = json.loads((run / "split.json").read_text())["splits"]
+    held = (run / "splits" / "val.txt").read_text().splitlines()
     for name in ("cup", "pen"):
-        assert sum(image.startswith(name) for image in lists["val"]) >= 2
+        assert sum(image.startswith(name) for image in held) >= 2
     code, _, err = verb(
         "predict", "--checkpoint", run, "--support", data, "--query", data / "cup", "--out", tmp_path / "o"
     )
