@@ -221,7 +221,7 @@ def _is_preparation(path: Path) -> bool:
     if path.name == "metrics.jsonl":
         return path.stat().st_size == 0
     prepared = {"classes.json", "facts.json", "run.lock", SETTINGS_FILE, "settings.toml", "versions.json"}
-    prepared |= {"recipe.toml"}
+    prepared |= {"recipe.toml"}  # and lists of a split, beside it
     return (
         path.is_dir()
         or path.name in prepared
