@@ -107,23 +107,36 @@ def train(
     data: PathLike | Mapping[str, Any] | None = None,
     model: str | Mapping[str, Any] | None = None,
     recipe: PathLike | None = None,
+    task: str | None = None,
+    weights: str | None = None,
     epochs: float | None = None,
+    size: int | None = None,
+    batch: int | None = None,
+    lr: float | None = None,
+    freeze: int | str | None = None,
     out: PathLike | None = None,
     resume: PathLike | None = None,
     evaluate: bool = True,
     callbacks: Sequence[Callback] = (),
     **settings: Any,
 ) -> Run:
-    """Train a recipe and evaluate what it has made, as ``python -m fssops.train`` does.
+    """Train a folder of one's own or a recipe, and evaluate it, as ``python -m fssops.train`` does.
 
     It prints nothing; ``logging.getLogger("fssops").setLevel("INFO")`` shows a bar of progress, and with
     ``logging.basicConfig`` what the verb says.
 
     Args:
-        data: folder of the data set (``data.root``), or settings of ``[data]``.
+        data: folder of the data set, or settings of ``[data]``. With a folder and no recipe, task, system, split, size
+            and length are chosen by the data, as ``--data`` does (docs/own_data.md).
         model: name of the system, or settings of ``[model]``.
         recipe: name or file; None: the default of the verb.
+        task: what to train on the folder: ``semantic``, ``instance``, ``panoptic``, ``video`` or ``few-shot``.
+        weights: that it starts from, instead of those that are chosen for the folder.
         epochs: passes over the training images, instead of steps.
+        size: side of training images in pixels, instead of what the folder's images suggest.
+        batch: items of a step, instead of what memory suggests.
+        lr: learning rate for the folder.
+        freeze: layers of the backbone that are not trained on the folder, from the first; ``all``.
         out: folder of the run, a new one; None: one below ``runs/``.
         resume: run that goes on where it stopped; its settings are its own, but for those that are given.
         evaluate: evaluate the trained model.
@@ -142,25 +155,44 @@ def train(
     from fssops.engine.run_folder import RunFolder
     from fssops.recipes import DEFAULT
     from fssops.tasks import load_task, task_from_tables
+    from fssops.tasks.own_data import recipe_for
     from fssops.tasks.training import train_in_folder
 
-    tables = _tables("train", settings, data, model)
-    if epochs is not None:
-        tables["schedule"] = {**tables.get("schedule", {}), "epochs": epochs}
-    overrides = _overrides("train", tables)
-    if resume is None:
-        if isinstance(data, (str, os.PathLike)) and recipe is None:
-            raise SettingsError(f"train: recipe must say what is trained on {data}, got none")
-        folder, earlier = None, None
-        task = load_task(os.fspath(recipe or DEFAULT), overrides)
+    chosen = {"task": task, "weights": weights, "size": size, "batch": batch, "lr": lr, "freeze": freeze}
+    chosen = {name: value for name, value in chosen.items() if value is not None}
+    own, folder, earlier = None, None, None
+    if isinstance(data, (str, os.PathLike)) and recipe is None and resume is None:
+        tables = _tables("train", settings, None, model if isinstance(model, Mapping) else None)
+        chosen |= {"model": model if isinstance(model, str) else None, "epochs": epochs}
+        own = recipe_for(data, overrides=_overrides("train", tables), **chosen)  # type: ignore[arg-type]
+        own.say()
+        trained = own.task()
     else:
-        if recipe is not None or out is not None:
+        if chosen:
+            raise SettingsError(
+                f"train: {', '.join(chosen)} must come with data=FOLDER and without recipe and resume; keys of a "
+                "recipe are given in their tables: optim={'lr': 1e-4}"
+            )
+        tables = _tables("train", settings, data, model)
+        if epochs is not None:
+            tables["schedule"] = {**tables.get("schedule", {}), "epochs": epochs}
+        overrides = _overrides("train", tables)
+        if resume is None:
+            trained = load_task(os.fspath(recipe or DEFAULT), overrides)
+        elif recipe is not None or out is not None:
             raise SettingsError(f"train: resume must come without recipe and out, got {recipe or out} beside it")
-        folder = Path(resume)
-        earlier = RunFolder(folder).load_settings()
-        task = task_from_tables(earlier, f"run {folder}", overrides)
+        else:
+            folder = Path(resume)
+            earlier = RunFolder(folder).load_settings()
+            trained = task_from_tables(earlier, f"run {folder}", overrides)
     code, path = train_in_folder(
-        task, earlier, folder, out=None if out is None else Path(out), evaluate=evaluate, callbacks=callbacks
+        trained,
+        earlier,
+        folder,
+        out=None if out is None else Path(out),
+        evaluate=evaluate,
+        callbacks=callbacks,
+        settle=None if own is None else own.settled,
     )
     run = Run(path)
     if code:

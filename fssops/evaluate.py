@@ -71,7 +71,9 @@ def parser() -> Parser:
     arguments.add_argument("--protocol", help=f"one of {', '.join(PROTOCOLS)} (default: the recipe's)")
     arguments.add_argument("--fold", help="0, 1, 2, 3 or all (default: the fold that was trained)")
     arguments.add_argument(
-        "--which", choices=("last", "best"), default="last", help="checkpoint of a run folder (default: last)"
+        "--which",
+        choices=("last", "best"),
+        help="checkpoint of a run folder (default: the one that its training evaluated)",
     )
     arguments.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="override a setting"

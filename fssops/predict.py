@@ -43,7 +43,10 @@ examples of few-shot systems:
       a scribble: 0 background stroke, 255 unlabelled, any other value a stroke on the object
   python -m fssops.predict --checkpoint runs/mine --class cup --support a.jpg a.png \\
       --class plate --support b.jpg b.png --query table.jpg --out out/
-      two classes at once; --class names those that follow, each class needs the same number of supports
+      two classes at once; --class names those that follow
+  python -m fssops.predict --support labelled/ --query photos/ --out out/
+      a folder of labelled images: NAME.jpg with NAME_mask.png or NAME.png, or images/ with masks/; or of folders of
+      these, each a class
   python -m fssops.predict --model panet --weights authors.pth --support a.jpg a.png --query b.jpg --out out/
       weights of any known layout instead of a run
 
@@ -67,6 +70,11 @@ def parser() -> Parser:
         metavar="RUN|FILE|NAME",
         help="run folder or checkpoint of fssops.train, or weights that say what they are of: the name of a published "
         "system (python -m fssops.models --weights), a folder or owner/repository of transformers, save_pretrained's",
+    )
+    model.add_argument(
+        "--which",
+        choices=("last", "best"),
+        help="checkpoint of a run folder (default: the one that its training evaluated)",
     )
     model.add_argument("--model", help="name of a few-shot model, see python -m fssops.models")
     model.add_argument("--recipe", help="for weights without settings: name of a recipe or a .toml file")
@@ -167,7 +175,9 @@ def _load(options: Any) -> TrainedModel:
     if options.checkpoint is not None:
         if options.weights is not None or options.option:
             raise SettingsError("--checkpoint: a run knows its model, got --weights or --option as well")
-        return load_trained(options.checkpoint, options.recipe, options.overrides, where="--checkpoint")
+        return load_trained(options.checkpoint, options.recipe, options.overrides, options.which, "--checkpoint")
+    if options.which is not None:
+        raise SettingsError(f"--which: must come with --checkpoint, got {options.which} without it")
     if options.model is None:
         if options.weights is not None or options.option or options.recipe:
             raise SettingsError("--model: give the model that --weights, --option or --recipe are for, got none")

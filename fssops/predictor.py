@@ -7,6 +7,7 @@ result = predictor.segment("table.jpg")      # result.label_map, result.probabil
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Collection, Mapping, Sequence
@@ -34,6 +35,8 @@ FITS = {"stretch": "square", "stretch_by_corners": "square_by_corners", "pad": "
 """How images get the model's size -> the geometry of evaluation that is the same."""
 
 PANET_SIDE = 417
+MOST_REPEATED = 64
+"""Images of a class, repeated, where classes have different numbers of them."""
 
 MaskLike: TypeAlias = ImageLike
 BoxLike: TypeAlias = "Sequence[float] | Sequence[Sequence[float]] | np.ndarray[Any, Any] | Tensor"
@@ -106,7 +109,7 @@ class FewShotPredictor(ImagePredictor[FewShotSegmentation]):
         """Set the labelled images; exactly one of masks, boxes and scribbles says where the class is.
 
         Args:
-            images: K images of one class, or a name of each class with its K images.
+            images: images of one class, or a name of each class with its images.
             masks: for each image a mask of its size: booleans, 0 and one other value, or 0, 1 and 255 (neither); see
                 :mod:`fssops.data.object_masks` for all others.
             boxes: for each image one box (x0, y0, x1, y1) in its pixels, or several; x1 and y1 are exclusive. Inside
@@ -139,8 +142,14 @@ class FewShotPredictor(ImagePredictor[FewShotSegmentation]):
                 f"{list(image_sets)} and {list(annotation_sets)}"
             )
         shots = {name: len(found) for name, found in image_sets.items()}
-        if not shots or min(shots.values()) == 0 or len(set(shots.values())) != 1:
-            raise ValueError(f"set_support: every class must have the same number of images, at least 1, got {shots}")
+        if not shots or min(shots.values()) == 0:
+            raise ValueError(f"set_support: every class must have at least 1 image, got {shots}")
+        common = math.lcm(*shots.values())
+        if common > MOST_REPEATED and len(set(shots.values())) > 1:
+            raise ValueError(
+                "set_support: numbers of images of classes must have a common multiple of at most "
+                f"{MOST_REPEATED}, got {shots}; leave some out"
+            )
         if "background" in shots or len(shots) > 254:
             raise ValueError(f"set_support: classes must be at most 254, none called background, got {list(shots)}")
         pictures: list[Tensor] = []
@@ -158,10 +167,17 @@ class FewShotPredictor(ImagePredictor[FewShotSegmentation]):
                 image_tensor, area_map = self._prepared_support(picture, area, where)
                 pictures.append(image_tensor)
                 maps.append(area_map)
-        ways, count = len(shots), next(iter(shots.values()))
-        area_maps = torch.stack(maps).view(1, ways, count, *self.size).to(self.device)
+        # Models take equally many images of each class; repeated equally often, they change no mean over a class.
+        order, first = [], 0
+        for count in shots.values():
+            order += [*range(first, first + count)] * (common // count)
+            first += count
+        area_maps = torch.stack([maps[place] for place in order]).view(1, len(shots), common, *self.size)
+        area_maps = area_maps.to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
             features = self.model.encode(torch.stack(pictures).to(self.device))
+            if len(order) > len(pictures):
+                features = {name: values[order] for name, values in features.items()}
             self._support = self.model.summarise(features, (area_maps == 1).float(), (area_maps == 0).float())
         self.classes = ("background", *shots)
         colours = [(0, 0, 0), *map(way_colour, range(len(shots)))]

@@ -209,6 +209,25 @@ def test_padding_belongs_to_neither_side() -> None:
     assert model.background[..., :24, :].sum() == 24 * 40 - 120
 
 
+def test_classes_with_different_numbers_of_images_weigh_each_image_of_a_class_the_same() -> None:
+    model = ColourModel()
+    predictor = FewShotPredictor(model, size=48)
+    (red, mask), (green, other) = scene(RED), scene(GREEN)
+    dark = (red // 2).astype(np.uint8)
+    predictor.set_support({"a": [red, dark], "b": [green]}, {"a": [mask, mask], "b": [other]})
+    uneven = predictor.segment(red)
+    assert model.encoded[0][0] == 3  # no image is encoded twice
+    assert model.foreground.shape[1:3] == (2, 2)
+    predictor.set_support({"a": [red, dark], "b": [green] * 2}, {"a": [mask, mask], "b": [other] * 2})
+    np.testing.assert_array_equal(uneven.probabilities, predictor.segment(red).probabilities)
+    predictor.set_support({"a": [red, dark] * 3, "b": [green] * 6}, {"a": [mask] * 6, "b": [other] * 6})
+    expected = predictor.segment(red).probabilities
+    predictor.set_support({"a": [red, dark], "b": [green] * 3}, {"a": [mask, mask], "b": [other] * 3})
+    np.testing.assert_allclose(predictor.segment(red).probabilities, expected, atol=1e-6)
+    with pytest.raises(ValueError, match=r"at most 64, got \{'a': 9, 'b': 8\}; leave some out"):
+        predictor.set_support({"a": [red] * 9, "b": [green] * 8}, {"a": [mask] * 9, "b": [other] * 8})
+
+
 def call(name: str, **changes: Any) -> Any:
     """Support and segmentation with something wrong in it."""
     image, mask = scene(RED)
@@ -225,7 +244,7 @@ def call(name: str, **changes: Any) -> Any:
         ({"support": {"masks": [np.ones((10, 40), np.uint8)]}}, ValueError, "is 40 x 24, and its mask .* got 40 x 10"),
         ({"support": {"masks": [np.ones((24, 40, 3), np.uint8)]}}, ValueError, r"must have a mask \[H, W\]"),
         ({"support": {"masks": []}}, ValueError, "must have one of masks an image, got 0 for 1"),
-        ({"support": {"images": [], "masks": []}}, ValueError, "same number of images, at least 1"),
+        ({"support": {"images": [], "masks": []}}, ValueError, "every class must have at least 1 image"),
         ({"support": {"masks": None}}, ValueError, "exactly one of masks, boxes, scribbles, got none"),
         ({"support": {"boxes": [(0, 0, 2, 2)]}}, ValueError, r"exactly one of .* got \['masks', 'boxes'\]"),
         ({"support": {"masks": None, "boxes": [(8, 6, 50, 16)]}}, ValueError, "boxes with 0 <= x0 < x1 <= 40"),

@@ -6,10 +6,10 @@ import copy
 import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning_fabric import Fabric
@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 
 _RUN_FILES = [
-    *("result.json", "metrics.jsonl", "curves.png", "grid.png", "best.png", "worst.png"),
+    *("result.json", "metrics.jsonl", "metrics.csv", "curves.png", "grid.png", "best.png", "worst.png"),
     *("settings.toml", "checkpoints/last.pt", "checkpoints/best.pt"),
 ]
 
@@ -108,6 +108,7 @@ def train_in_folder(
     out: Path | None = None,
     evaluate: bool = True,
     callbacks: Sequence[Callback] = (),
+    settle: Callable[[Fabric, Path], Task] | None = None,
 ) -> tuple[int, Path]:
     """Train and evaluate: what the verb ``train`` and :func:`fssops.train` do once their settings are known.
 
@@ -118,6 +119,7 @@ def train_in_folder(
         out: of a new run; None: one below ``runs/``.
         evaluate: evaluate the trained model.
         callbacks: told of steps and validations.
+        settle: gives the task its place in the run's folder (:meth:`fssops.tasks.own_data.OwnRecipe.settled`).
 
     Returns:
         exit code, 0 or 130 when it was interrupted, and the run's folder.
@@ -129,6 +131,8 @@ def train_in_folder(
     fabric = build_fabric(task.settings.engine)
     fabric.launch()
     with locked_run(fabric, lambda: folder or _new_folder(out, task.settings.name)) as run:
+        if settle is not None:
+            task = settle(fabric, run.path)
         return train(task, fabric, run, earlier, evaluate=evaluate, callbacks=callbacks), run.path
 
 
@@ -166,8 +170,10 @@ def train(
     Returns:
         exit code: 0, or 130 when it was interrupted.
     """
+    count_steps(task)
     stage = task.first_stage(run.path)
     if stage is not None:
+        count_steps(stage.task)
         if code := _train_first_stage(stage, task, fabric, run, evaluate=evaluate):
             return code
         if not has_checkpoint(run.checkpoints):
@@ -187,6 +193,24 @@ def train(
     return 0
 
 
+def count_steps(task: Task) -> None:
+    """Say ``schedule.epochs`` of a task in steps, for which its data are opened.
+
+    Raises:
+        SettingsError, DataError, FileNotFoundError: as :meth:`Task.training_data`.
+    """
+    schedule, batch_size = task.settings.schedule, task.settings.engine.batch_size
+    if schedule.epochs:
+        items = task.items_of_pass()
+        steps = max(1, round(schedule.epochs * items / batch_size))
+        logger.info(
+            "length         %g epochs of %s items in batches of %s: %s steps",
+            *(schedule.epochs, items, batch_size, steps),
+        )
+        said = schedule.model_copy(update={"epochs": 0.0, "steps": steps})
+        task.settings = task.settings.model_copy(update={"schedule": said})
+
+
 def prepare(
     task: Task,
     fabric: Fabric,
@@ -202,7 +226,8 @@ def prepare(
     seed_everything(settings.engine.seed)
     goes_on = earlier is not None and has_checkpoint(run.checkpoints)
     first = not goes_on or settings.eval.baseline  # else the checkpoint has all weights
-    model = build_model(settings, new_head="tell", weights=settings.model.weights if first else "")
+    new_head: Literal["refuse", "tell"] = "tell" if settings.model.new_classes else "refuse"
+    model = build_model(settings, new_head=new_head, weights=settings.model.weights if first else "")
     _say(task.take_first_stage(model, run.path))
     count = sum(parameter.numel() for parameter in model.parameters())
     logger.info("run            %s", run.path)
@@ -239,7 +264,7 @@ def report(prepared: Prepared, fitted: FitResult) -> None:
     logger.info("trained        %s steps", fitted.steps)
     memory = peak_memory(fabric.device)
     logger.info("peak memory    %s", ", ".join(f"{name.replace('_', ' ')} {size} MB" for name, size in memory.items()))
-    model = prepared.model
+    model = prepared.trainer.scored_model
     if prepared.trainer.sharded:
         weights = prepared.trainer.whole_model()
         model = empty_model(settings).to(fabric.device)

@@ -16,9 +16,12 @@ from torch.utils.data import DataLoader
 from fssops.data.augmentation.chains import universal_chain
 from fssops.data.check_facts import Limits, facts_of
 from fssops.data.datasets.universal import TrainingDataset, UniversalItem, check_size, target_at
+from fssops.data.few_shot_source import FewShotSource
 from fssops.data.layouts import known_classes, open_data
 from fssops.data.preparation import UniversalPreparation
+from fssops.data.repeat_factors import repeat_factors
 from fssops.data.source import ImageSource
+from fssops.engine.sampling import pass_length
 from fssops.engine.settings import SettingsError
 from fssops.engine.trainer import Validation
 from fssops.evaluation.confusion_picture import confusion_picture
@@ -259,10 +262,16 @@ class UniversalTask(Task):
         dataset = TrainingDataset(
             source, data.truth, chain, keep_empty=data.keep_empty, label_maps=self.config.trains_on_label_maps
         )
+        repeated = ""
+        if data.rare_classes:
+            areas = FewShotSource(source).areas()
+            dataset.repeats = repeat_factors([areas[name].keys() for name in dataset.names], data.rare_classes)
+            repeated = f", {pass_length(dataset.repeats)} a pass with repeats for rare classes"
         left_out = len(source.names) - len(dataset)
         lines = [
             f"training data  {source.label}, {len(dataset)} images"
             + (f" ({left_out} without an object left out)" if left_out else "")
+            + repeated
             + self.count_objects(dataset.crowds)
             + f", {len(source.classes)} classes, {data.truth} masks, augment {data.augment}"
         ]
