@@ -1,4 +1,4 @@
-"""What a call hands to PyTorch's dispatcher: how many operations, and whether one makes the host wait for the device."""
+"""What a call hands to PyTorch's dispatcher: how many operations, and whether the host waits for one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ HOST_READS = frozenset(("aten::_local_scalar_dense", "aten::nonzero", "aten::equ
 
 
 class DispatchedOperations(TorchDispatchMode):
-    """Counts the operations that are dispatched while it is entered; views, which run nothing on a device, are left out.
+    """Counts the operations that are dispatched while it is entered; views, which run nothing, are left out.
 
     Attributes:
         counts: operations by name, such as "aten::convolution".

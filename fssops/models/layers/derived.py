@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ def autocast_type(like: Tensor) -> torch.dtype | None:
 
 
 def cast(tensor: Tensor | None, dtype: torch.dtype | None) -> Tensor | None:
-    """A tensor as autocast would give it to a product: in ``dtype``, but for None and float64, which it leaves alone."""
+    """A tensor as autocast gives it to a product: in ``dtype``, but for float64, which it leaves alone, and None."""
     return tensor if tensor is None or dtype is None or tensor.dtype == torch.float64 else tensor.to(dtype)
 
 
@@ -58,9 +59,13 @@ class DerivingModule(nn.Module):
         if torch.is_grad_enabled() and any(source is not None and source.requires_grad for source in sources):
             return None
         kept = self._kept
-        if kept is not None and kept.key == key and all(map(_same, kept.sources, sources)):
-            if kept.states == tuple(map(_state, sources)):
-                return kept.made
+        if (
+            kept is not None
+            and kept.key == key
+            and all(map(operator.is_, kept.sources, sources))
+            and kept.states == tuple(map(_state, sources))
+        ):
+            return kept.made
         if torch._C._are_functorch_transforms_active() or not all(map(_tells_its_changes, sources)):
             return None
         states = tuple(map(_state, sources))
@@ -119,16 +124,12 @@ class Conv2d(DerivingModule, nn.Conv2d):
 _PLAIN = (Tensor, nn.Parameter)
 
 
-def _same(one: object, other: object) -> bool:
-    return one is other
-
-
 def _state(source: Tensor | None) -> object:
     return None if source is None else (source.data_ptr(), source._version, source.shape, source.stride())
 
 
 def _tells_its_changes(source: Tensor | None) -> bool:
-    """Whether a change of a tensor can be noticed: not if it was made in inference mode, or other processes write it."""
+    """Whether a change can be noticed: not of a tensor made in inference mode, or that other processes may write."""
     if source is None:
         return True
     plain = type(source) in _PLAIN and not source.is_inference()

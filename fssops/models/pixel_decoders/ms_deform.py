@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from fssops.models.layers.convolution import ConvNorm
+from fssops.models.layers.derived import Conv2d
 from fssops.models.layers.feed_forward import FeedForward
 from fssops.models.layers.initialisation import xavier_fill
 from fssops.models.layers.ms_deform_attn import MSDeformAttn
@@ -93,7 +94,7 @@ class MSDeformPixelDecoder(nn.Module):
         )
         self.adapter_1 = ConvNorm(in_channels["res2"], channels, 1, norm="group")
         self.layer_1 = ConvNorm(channels, channels, 3, norm="group", activation=True)
-        self.mask_features = nn.Conv2d(channels, mask_channels, 1)
+        self.mask_features = Conv2d(channels, mask_channels, 1)
         for module in (self.adapter_1, self.layer_1, self.mask_features):
             xavier_fill(module)
         self._positions = PositionEncodingCache(channels)

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from fssops import ops
 from fssops.models.layers.attention import MultiheadAttention
+from fssops.models.layers.derived import Linear
 from fssops.models.layers.feed_forward import MLP, FeedForward
 from fssops.models.layers.initialisation import xavier_fill
 from fssops.models.layers.position_encoding import PositionEncodingCache
@@ -128,7 +129,7 @@ class MaskedTransformerDecoder(nn.Module):
             for conv in projections:
                 xavier_fill(conv)
             self.input_proj = nn.ModuleList(projections)
-        self.class_embed = None if num_classes is None else nn.Linear(channels, num_classes + 1)
+        self.class_embed = None if num_classes is None else Linear(channels, num_classes + 1)
         self.mask_embed = MLP(channels, channels, channels, mask_channels)
         self._positions = PositionEncodingCache(channels)
 
