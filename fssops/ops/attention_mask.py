@@ -234,7 +234,9 @@ def attention_mask_from_embeddings(
             f"{list(mask_features.shape)}"
         )
     mask_embeddings, mask_features = mask_embeddings.detach(), mask_features.detach()
-    common = torch.promote_types(mask_embeddings.dtype, mask_features.dtype)
+    common, other = mask_embeddings.dtype, mask_features.dtype
+    if common != other:
+        common = torch.float64 if torch.float64 in (common, other) else torch.float32
     if mask_embeddings.device.type == "cpu" and common in (torch.float16, torch.bfloat16):
         common = torch.float32
     mask_embeddings, mask_features = mask_embeddings.to(common), mask_features.to(common)

@@ -44,6 +44,8 @@ class MultiheadAttention(DerivingModule):
         """Projections ``first``..``last - 1`` (0 query, 1 key, 2 value) of tokens, each [B, M, S, D]."""
         rows = slice(first * self.channels, last * self.channels)
         weight, bias = self.in_autocast_type(tokens, self.in_proj_weight, self.in_proj_bias)
+        assert weight is not None
+        assert bias is not None
         projected = F.linear(tokens, weight[rows], bias[rows])
         batch, length, _ = tokens.shape
         parts = projected.view(batch, length, last - first, self.heads, -1).permute(2, 0, 3, 1, 4)

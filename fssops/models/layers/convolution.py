@@ -141,7 +141,7 @@ class ConvNorm(DerivingModule, nn.Conv2d):
 
         def make() -> Tensors:
             weight, bias = self.folded() if folds else (self.kernel(), self.bias)
-            return cast(weight, dtype), cast(bias, dtype)
+            return cast(weight, dtype), None if bias is None else cast(bias, dtype)
 
         sources: Tensors = (*self.kernel_sources(), self.bias)
         key: tuple[object, ...] = (folds, dtype)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 Tensors = tuple[Tensor | None, ...]
 
@@ -15,12 +16,21 @@ Tensors = tuple[Tensor | None, ...]
 def autocast_type(like: Tensor) -> torch.dtype | None:
     """The type that autocast computes products in on a tensor's device; None where it is off."""
     kind = like.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+    on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.get_autocast_dtype(kind) if on else None
 
 
-def cast(tensor: Tensor | None, dtype: torch.dtype | None) -> Tensor | None:
-    """A tensor as autocast gives it to a product: in ``dtype``, but for float64, which it leaves alone, and None."""
-    return tensor if tensor is None or dtype is None or tensor.dtype == torch.float64 else tensor.to(dtype)
+def cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """A tensor as autocast gives it to a product: in ``dtype``, but for float64, which it leaves alone."""
+    return tensor if dtype is None or tensor.dtype == torch.float64 else tensor.to(dtype)
+
+
+def for_products(tensor: Tensor) -> Tensor:
+    """A tensor as autocast would give it to each of several products, once.
+
+    Where gradients are recorded it stays as it is: what the products send back is then added up in its own type.
+    """
+    return tensor if torch.is_grad_enabled() else cast(tensor, autocast_type(tensor))
 
 
 class _Kept(NamedTuple):
@@ -50,7 +60,7 @@ class DerivingModule(nn.Module):
         would not be noticed. One result is kept.
 
         Args:
-            sources: all tensors that it is made of; they must not be replaced by views of others.
+            sources: all tensors that it is made of, the same objects in every call.
             key: what it depends on beside them.
             make: in float32 whatever autocast says, without gradients.
         """
@@ -86,7 +96,11 @@ class DerivingModule(nn.Module):
         dtype = autocast_type(like)
         if dtype is None:
             return tensors
-        return self.kept(tensors, dtype, lambda: tuple(cast(tensor, dtype) for tensor in tensors)) or tensors
+
+        def make() -> Tensors:
+            return tuple(None if tensor is None else cast(tensor, dtype) for tensor in tensors)
+
+        return self.kept(tensors, dtype, make) or tensors
 
     def train(self, mode: bool = True) -> Any:
         """As in ``nn.Module``; what is kept is forgotten."""
@@ -108,7 +122,7 @@ class Linear(DerivingModule, nn.Linear):
         """[..., C] to [..., C']."""
         weight, bias = self.in_autocast_type(x, self.weight, self.bias)
         assert weight is not None
-        return nn.functional.linear(x, weight, bias)
+        return F.linear(x, weight, bias)
 
 
 class Conv2d(DerivingModule, nn.Conv2d):
@@ -118,7 +132,8 @@ class Conv2d(DerivingModule, nn.Conv2d):
         """[B, C, h, w] to [B, C', h', w']."""
         weight, bias = self.in_autocast_type(x, self.weight, self.bias)
         assert weight is not None
-        return self._conv_forward(x, weight, bias)
+        out: Tensor = self._conv_forward(x, weight, bias)
+        return out
 
 
 _PLAIN = (Tensor, nn.Parameter)
@@ -129,8 +144,8 @@ def _state(source: Tensor | None) -> object:
 
 
 def _tells_its_changes(source: Tensor | None) -> bool:
-    """Whether a change can be noticed: not of a tensor made in inference mode, or that other processes may write."""
+    """Whether a change can be noticed: not of what inference mode made, has no values, or other processes may write."""
     if source is None:
         return True
-    plain = type(source) in _PLAIN and not source.is_inference()
+    plain = type(source) in _PLAIN and not source.is_inference() and not source.is_meta
     return plain and not (source.device.type == "cpu" and source.is_shared())
