@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
 import torch
-from torch import nn
 
 import fssops
-from fssops.structures import FewShotBatch, ImageBatch
-from fssops.testing.dispatched import DispatchedOperations, dispatched
-
-SIDE = 64
-"""Of the images; the counts are those of any size."""
+from fssops.testing.dispatched import DispatchedOperations, dispatched, one_prediction
 
 
 class Counted(NamedTuple):
@@ -44,33 +38,13 @@ UNCOUNTED = {"insid3"}
 """What they dispatch goes with the clusters that they find."""
 
 
-def prediction(name: str, model: nn.Module) -> Callable[[], Any]:
-    """One prediction: of an episode with a support, of an image, or of a clip of two frames."""
-    task, image = fssops.models.MODELS[name].task, torch.randn(1, 3, SIDE, SIDE)
-    if task.startswith("few-shot"):
-        mask = torch.zeros(1, 1, 1, SIDE, SIDE)
-        mask[..., 10:30, 15:45] = 1
-        labels = torch.zeros(1, 1, SIDE, SIDE, dtype=torch.int64)
-        batch = FewShotBatch(
-            image[None, None], mask, 1 - mask, image[None], labels, torch.ones(1, 1, dtype=torch.int64)
-        )
-        return lambda: model(batch)
-    if name in ("pspnet", "mm_former_segmenter"):
-        return lambda: model(image)
-    if name == "per_pixel_baseline":
-        return lambda: model(ImageBatch([torch.zeros(3, SIDE, SIDE, dtype=torch.uint8)]))
-    if task == "video":
-        return lambda: model.predict(image.expand(2, -1, -1, -1), None, auxiliary=False, frames=2)
-    return lambda: model.predict(image, None, auxiliary=False)
-
-
 def test_every_system_is_counted() -> None:
     assert set(MOST) | UNCOUNTED == set(fssops.list_models())
 
 
 @pytest.mark.parametrize("name", MOST)
 def test_a_prediction_dispatches_no_more_than_it_did(name: str) -> None:
-    run = prediction(name, fssops.create_model(name).eval())
+    run = one_prediction(name)
     most, plain, autocast = MOST[name], dispatched(run), dispatched(run, torch.bfloat16)
     assert plain.total <= most.float32
     assert autocast.total <= most.bfloat16

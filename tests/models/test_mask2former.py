@@ -108,10 +108,8 @@ def test_the_pixel_decoder_is_in_float32_where_it_is_published_so_and_in_bfloat1
     """Trained, and under float16, it gives the values of float32; predicting under bfloat16 its tokens stay float32."""
     model = small_model("mask2former").eval()
     assert isinstance(model, Mask2Former)
-    maps = {
-        name: torch.rand(1, c, 64 // s, 96 // s) for (name, c), s in zip(model.map_channels.items(), (4, 8, 16, 32))
-    }
-    maps = {name: features.detach() for name, features in maps.items()}
+    with torch.no_grad():
+        maps = model.maps(torch.rand(1, 3, 64, 96))
     plain = model.pixel_decoder(maps)
 
     def under(dtype: torch.dtype) -> PixelFeatures:
