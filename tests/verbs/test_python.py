@@ -158,10 +158,30 @@ def test_an_interrupted_training_says_how_to_go_on(tmp_path: Path) -> None:
     assert torch.load(tmp_path / "run" / "checkpoints" / "last.pt", weights_only=False)["step"] in (3, 4)
 
 
+def test_a_folder_alone_is_looked_at_and_trained_on(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    for kind, split in itertools.product(("images", "labels"), ("train", "val")):
+        (tmp_path / "data" / kind / split).mkdir(parents=True)
+        for number in range(3):
+            shape = (40, 60, 3) if kind == "images" else (40, 60)
+            values = random.integers(0, 256 if kind == "images" else 2, shape, dtype=np.uint8)
+            Image.fromarray(values).save(tmp_path / "data" / kind / split / f"{number}.png")
+    (tmp_path / "data" / "classes.json").write_text('["road", "tree"]')
+    tiny = {"backbone": "resnet18", "channels": 16, "mask_channels": 16, "encoder_layers": 1, "decoder_layers": 1}
+    run = fssops.train(
+        data=tmp_path / "data", model=tiny, size=64, batch=2, out=tmp_path / "run", **{"schedule.steps": 1}
+    )
+    assert run.scores
+    recipe = (tmp_path / "run" / "recipe.toml").read_text()
+    assert 'name = "mask2former"' in recipe
+    assert 'tasks = ["semantic"]' in recipe
+
+
 @pytest.mark.parametrize(
     ("call", "told"),
     [
-        (lambda: fssops.train(lr=1e-3), r"train: settings must be given by table, as optim=.* got lr=0.001"),
+        (lambda: fssops.train(rate=1e-3), r"train: settings must be given by table, as optim=.* got rate=0.001"),
+        (lambda: fssops.train(lr=1e-3), r"train: lr must come with data=FOLDER and without recipe and resume"),
         (lambda: fssops.train(optim={"rate": 1e-3}), "unknown key 'optim.rate'"),
         (lambda: fssops.train(**{"optim.rate": 1e-3}), "unknown key 'optim.rate'"),
         (lambda: fssops.train(optim={"lr": None}), "train: optim.lr must be a text, number, .* got None"),
