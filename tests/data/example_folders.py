@@ -157,6 +157,54 @@ def ytvis_called_like_coco(root: Path) -> None:
     (root / "train.json").rename(root / "annotations" / "instances_train.json")
 
 
+ROW = {"file_name": "a.jpg", "height": H, "width": W}
+SQUARE = {"image_id": 1, "category_id": 3, "iscrowd": 0, "area": 81, "segmentation": [[0, 0, 9, 0, 9, 9, 0, 9]]}
+RUNS = {"size": [H, W], "counts": [100, 200, 300]}
+
+
+def roboflow(root: Path) -> None:
+    categories = [{"id": 0, "name": "pets", "supercategory": "none"}]
+    categories += [{"id": n, "name": name, "supercategory": "pets"} for n, name in ((1, "cat"), (2, "dog"))]
+    for split in ("train", "valid"):
+        save(root / split / "a_jpg.rf.0b1c.jpg", picture())
+        coco_json(
+            root / split / "_annotations.coco.json",
+            categories=categories,
+            images=[{**ROW, "id": 0, "file_name": "a_jpg.rf.0b1c.jpg"}],
+            annotations=[{**SQUARE, "id": 0, "image_id": 0, "category_id": 2}],
+        )
+
+
+def cvat(root: Path) -> None:
+    """One object as a polygon, and one drawn with the brush."""
+    save(root / "images" / "a.jpg", picture())
+    brushed = {**SQUARE, "id": 2, "category_id": 7, "iscrowd": 1, "segmentation": RUNS}
+    coco_json(root / "annotations" / "instances_default.json", annotations=[{**SQUARE, "id": 1}, brushed])
+
+
+def cvat_by_subset(root: Path) -> None:
+    """With the head that CVAT writes, by which it is told from COCO."""
+    names = ("contributor", "date_created", "description", "url", "version", "year")
+    head = {"licenses": [{"name": "", "id": 0, "url": ""}], "info": dict.fromkeys(names, "")}
+    for subset in ("Train", "Validation"):
+        save(root / "images" / subset / "a.jpg", picture())
+        file = root / "annotations" / f"instances_{subset}.json"
+        coco_json(file)
+        file.write_text(json.dumps({**head, **json.loads(file.read_text())}))
+
+
+def label_studio(root: Path) -> None:
+    save(root / "images" / "3f2a91c0-a.jpg", picture())
+    coco_json(root / "result.json", images=[{**ROW, "id": 1, "file_name": "images\\1/3f2a91c0-a.jpg"}])
+
+
+def lvis(root: Path) -> None:
+    save(root / "train2017" / "a.jpg", picture())
+    facts = {"neg_category_ids": [7], "not_exhaustive_category_ids": [3]}
+    image = {"id": 1, "height": H, "width": W, "coco_url": "http://images.cocodataset.org/train2017/a.jpg", **facts}
+    coco_json(root / "lvis_v1_train.json", images=[image])
+
+
 EXAMPLES: dict[Callable[[Path], None], dict[str, str]] = {
     voc: dict.fromkeys(("few-shot", "semantic", "instance"), "voc"),
     coco: {"few-shot": "coco", "instance": "coco_instances", "semantic": "coco"},
@@ -179,6 +227,11 @@ EXAMPLES: dict[Callable[[Path], None], dict[str, str]] = {
     class_folders: {"few-shot": "folder"},
     class_folders_with_masks_beside: {"few-shot": "folder"},
     fss1000: {"few-shot": "fss1000"},
+    roboflow: dict.fromkeys(("instance", "semantic", "few-shot"), "roboflow"),
+    cvat: dict.fromkeys(("instance", "semantic", "few-shot"), "cvat"),
+    cvat_by_subset: dict.fromkeys(("instance", "semantic", "few-shot"), "cvat"),
+    label_studio: dict.fromkeys(("instance", "semantic", "few-shot"), "label_studio"),
+    lvis: dict.fromkeys(("instance", "few-shot"), "lvis"),
     ytvis: {"video": "ytvis"},
     ytvis_called_like_coco: {"video": "ytvis"},
 }
