@@ -28,9 +28,6 @@ from fssops.truth import Classes
 
 ImageId = int | str
 
-Adapt = Callable[[dict[str, Any]], list[Problem]]
-"""Brings the tables of a tool's file, which nothing has checked yet, to COCO's form; returns what is to be told."""
-
 
 @dataclass
 class Annotation:
@@ -81,12 +78,16 @@ class CocoFile:
         return [*dropped, *self.problems]
 
 
+Adapt = Callable[[dict[str, Any]], list[Problem]]
+"""Brings what one tool writes into COCO's form, in place, and tells what it left out; rows are not checked yet."""
+
+
 def read(path: str | os.PathLike[str], *, adapt: Adapt | None = None, warn: bool = True) -> CocoFile:
     """Read and check a COCO instances file.
 
     Args:
         path: the JSON file.
-        adapt: changes its tables before they are looked at.
+        adapt: of a tool that writes COCO's tables in a way of its own.
         warn: warn of what is left out (the first fifty one by one). ``dropped`` and ``problems`` are filled either way.
 
     Raises:
@@ -101,8 +102,7 @@ def read(path: str | os.PathLike[str], *, adapt: Adapt | None = None, warn: bool
     rows = [
         {key: row.get(key) for key in ("id", "name")} if isinstance(row, dict) else row for row in content["categories"]
     ]
-    classes = Classes.from_rows(rows, str(file), things=True) if rows else Classes(())
-    result = CocoFile(file, classes, problems=problems)
+    result = CocoFile(file, Classes.from_rows(rows, str(file), things=True) if rows else Classes(()), problems=problems)
     same = _read_images(content["images"], result)
     _read_annotations(content["annotations"], same, result)
     if warn:

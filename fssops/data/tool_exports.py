@@ -34,8 +34,7 @@ def chosen_split(root: Path, split: str | None, listed: Sequence[str]) -> str:
     if not meant and len(listed) == 1 and (split is None or (wanted in ("train", "all") and listed[0] in _WHOLE)):
         return listed[0]
     if len(meant) != 1:
-        there = ", ".join(listed) or "none"
-        raise FileNotFoundError(f"{root}: split must be one of those there ({there}), got {split or wanted!r}")
+        raise FileNotFoundError(f"{root}: split must be one of {', '.join(listed) or 'none'}, got {split or wanted!r}")
     return meant[0]
 
 

@@ -67,6 +67,26 @@ def coco_with_images_in_one_folder(root: Path) -> None:
     coco_json(root / "annotations" / "instances_train.json")
 
 
+def roboflow(root: Path) -> None:
+    """As the tool writes it: the project's name is category 0, above the others."""
+    save(root / "train" / "a.jpg", picture())
+    categories = [{"id": 0, "name": "pets", "supercategory": "none"}, {"id": 3, "name": "cat", "supercategory": "pets"}]
+    coco_json(root / "train" / "_annotations.coco.json", categories=categories)
+
+
+def label_studio(root: Path) -> None:
+    """As the tool writes it: digits before the uploaded name, folders with back-slashes."""
+    save(root / "images" / "0a1b2c3d-a.jpg", picture())
+    images = [{"id": 1, "file_name": "images\\0a1b2c3d-a.jpg", "height": H, "width": W}]
+    coco_json(root / "result.json", images=images)
+
+
+def lvis(root: Path) -> None:
+    save(root / "val2017" / "a.jpg", picture())
+    url = "http://images.cocodataset.org/val2017/a.jpg"
+    coco_json(root / "lvis_v1_train.json", images=[{"id": 1, "coco_url": url, "height": H, "width": W}])
+
+
 def coco_panoptic(root: Path) -> None:
     save(root / "train" / "a.jpg", picture())
     save(
@@ -157,22 +177,8 @@ def ytvis_called_like_coco(root: Path) -> None:
     (root / "train.json").rename(root / "annotations" / "instances_train.json")
 
 
-ROW = {"file_name": "a.jpg", "height": H, "width": W}
 SQUARE = {"image_id": 1, "category_id": 3, "iscrowd": 0, "area": 81, "segmentation": [[0, 0, 9, 0, 9, 9, 0, 9]]}
 RUNS = {"size": [H, W], "counts": [100, 200, 300]}
-
-
-def roboflow(root: Path) -> None:
-    categories = [{"id": 0, "name": "pets", "supercategory": "none"}]
-    categories += [{"id": n, "name": name, "supercategory": "pets"} for n, name in ((1, "cat"), (2, "dog"))]
-    for split in ("train", "valid"):
-        save(root / split / "a_jpg.rf.0b1c.jpg", picture())
-        coco_json(
-            root / split / "_annotations.coco.json",
-            categories=categories,
-            images=[{**ROW, "id": 0, "file_name": "a_jpg.rf.0b1c.jpg"}],
-            annotations=[{**SQUARE, "id": 0, "image_id": 0, "category_id": 2}],
-        )
 
 
 def cvat(root: Path) -> None:
@@ -193,22 +199,13 @@ def cvat_by_subset(root: Path) -> None:
         file.write_text(json.dumps({**head, **json.loads(file.read_text())}))
 
 
-def label_studio(root: Path) -> None:
-    save(root / "images" / "3f2a91c0-a.jpg", picture())
-    coco_json(root / "result.json", images=[{**ROW, "id": 1, "file_name": "images\\1/3f2a91c0-a.jpg"}])
-
-
-def lvis(root: Path) -> None:
-    save(root / "train2017" / "a.jpg", picture())
-    facts = {"neg_category_ids": [7], "not_exhaustive_category_ids": [3]}
-    image = {"id": 1, "height": H, "width": W, "coco_url": "http://images.cocodataset.org/train2017/a.jpg", **facts}
-    coco_json(root / "lvis_v1_train.json", images=[image])
-
-
 EXAMPLES: dict[Callable[[Path], None], dict[str, str]] = {
     voc: dict.fromkeys(("few-shot", "semantic", "instance"), "voc"),
     coco: {"few-shot": "coco", "instance": "coco_instances", "semantic": "coco"},
     coco_with_images_in_one_folder: {"few-shot": "coco", "instance": "coco_instances", "semantic": "coco"},
+    roboflow: dict.fromkeys(("instance", "semantic", "few-shot"), "roboflow"),
+    label_studio: dict.fromkeys(("instance", "semantic", "few-shot"), "label_studio"),
+    lvis: dict.fromkeys(("instance", "semantic", "few-shot"), "lvis"),
     coco_panoptic: dict.fromkeys(("panoptic", "semantic", "instance", "few-shot"), "coco_panoptic"),
     coco_with_both: {
         "few-shot": "coco",
@@ -227,11 +224,8 @@ EXAMPLES: dict[Callable[[Path], None], dict[str, str]] = {
     class_folders: {"few-shot": "folder"},
     class_folders_with_masks_beside: {"few-shot": "folder"},
     fss1000: {"few-shot": "fss1000"},
-    roboflow: dict.fromkeys(("instance", "semantic", "few-shot"), "roboflow"),
     cvat: dict.fromkeys(("instance", "semantic", "few-shot"), "cvat"),
     cvat_by_subset: dict.fromkeys(("instance", "semantic", "few-shot"), "cvat"),
-    label_studio: dict.fromkeys(("instance", "semantic", "few-shot"), "label_studio"),
-    lvis: dict.fromkeys(("instance", "few-shot"), "lvis"),
     ytvis: {"video": "ytvis"},
     ytvis_called_like_coco: {"video": "ytvis"},
 }

@@ -2,7 +2,7 @@
 
     ROOT/annotations/instances_train2017.json    ROOT/train2017/000000000009.jpg
     ROOT/annotations/instances_val2014.json      ROOT/val2014/COCO_val2014_000000000042.jpg  (or ROOT/images/val2014)
-    ROOT/annotations/instances_train.json        ROOT/images/a.jpg
+    ROOT/annotations/instances_train.json        ROOT/images/NAME.jpg
 
 Few-shot classes are numbered 1..80 in the order of the category ids, as PANet, BAM and MSANet number them. Label maps
 are those of few-shot data: the smaller object on top, crowds ignored, everything else background.
@@ -54,6 +54,8 @@ IDS = spans("1-11 13-25 27-28 31-44 46-65 67 70 72-82 84-90")
 def find_split(root: Path, prefix: str, split: str) -> tuple[Path, str]:
     """Annotation file of a split, and the split's full name; ``val`` finds val2017 where one year is there.
 
+    ``train`` finds ``default``, CVAT's name of a set without splits, where nothing else is there.
+
     Raises:
         FileNotFoundError: none.
         AnnotationError: several.
@@ -68,6 +70,8 @@ def find_split(root: Path, prefix: str, split: str) -> tuple[Path, str]:
     if of_years:
         fitting = ", ".join(path.stem.removeprefix(f"{prefix}_") for path in of_years)
         raise AnnotationError(f"{folder}: split must name one annotation file, got {split!r} (fits {fitting})")
+    if split == "train" and splits_with(root, prefix) == ["default"]:
+        return folder / f"{prefix}_default.json", "default"
     there = ", ".join(splits_with(root, prefix)) or "none"
     raise FileNotFoundError(f"{exact}: annotation file must exist, got no such file (splits there: {there})")
 
@@ -118,7 +122,9 @@ def find_places(
             return path, folder, split
     if holds_pictures(base / "images"):
         return path, base / "images", split
-    raise FileNotFoundError(f"{base / split}: the images of split {split!r} must be there, in images/{split} or images")
+    raise FileNotFoundError(
+        f"{base / split}: the images of split {split!r} must be there, under images/{split} or images"
+    )
 
 
 # Sources.
@@ -157,7 +163,7 @@ class COCOSource(ImageSource):
         super().__init__("instance", split, self.file.classes, list(self._ids))
 
     def adapt(self, content: dict[str, Any]) -> list[Problem]:
-        """Bring the tables of another tool's file to COCO's form; returns what is to be told (for subclasses)."""
+        """Bring a tool's tables into COCO's form; see :data:`fssops.data.coco_json.Adapt`."""
         return []
 
     def _entry(self, name: str) -> tuple[int | str, int, int]:
@@ -242,14 +248,11 @@ class COCOLabelMapSource(ImageSource):
         return self.objects.images.problems()
 
 
-Kin = Callable[..., COCOSource]
-
-
-def readers(source: Kin) -> dict[DataTruth, Reader]:
-    """All readings of objects in COCO's form, the usual first: instances, label maps and few-shot classes.
+def readers_of_objects(source: Callable[..., ImageSource]) -> dict[DataTruth, Reader]:
+    """Objects for instance segmentation, painted as label maps for semantic, as numbered classes for few-shot.
 
     Args:
-        source: opens the objects.
+        source: opens the objects; its options stay, ``crowd`` and ``overlap`` of label maps come with them.
     """
     few_shot = few_shot_view(source, options=("crowd", "overlap"))
 
@@ -258,6 +261,10 @@ def readers(source: Kin) -> dict[DataTruth, Reader]:
         return COCOLabelMapSource(few_shot(*arguments, **options))
 
     return {"instance": source, "semantic": semantic, "few-shot": few_shot}
+
+
+_READERS = readers_of_objects(COCOSource)
+few_shot = _READERS["few-shot"]
 
 
 # The layouts.
@@ -287,7 +294,6 @@ def _classes(truth: DataTruth) -> Classes:
 
 
 _FILES = "annotations/instances_SPLIT.json, SPLIT/ or images/SPLIT/ or images/"
-_READERS = readers(COCOSource)
 _GIVEN = ("annotations", "images")
 LAYOUTS = (
     Layout(

@@ -90,7 +90,7 @@ def _recognise(root: Path) -> str:
 LAYOUT = Layout(
     name="cvat",
     files="annotations/instances_default.json (or a file a subset), images/ or images/SUBSET/",
-    readers=coco.readers(CVATSource),
+    readers=coco.readers_of_objects(CVATSource),
     recognise=_recognise,
     splits=_splits,
 )

@@ -1,6 +1,6 @@
 """Label Studio's COCO export: one file, and a folder of images.
 
-    ROOT/result.json (or result_coco.json)    ROOT/images/3f2a91c0-a.jpg
+    ROOT/result.json (or result_coco.json)    ROOT/images/3f2a91c0-a.jpg  (or ROOT/*.jpg)
 
 It calls an image by where it found it: ``images\\\\1/3f2a91c0-a.jpg``, ``..\\\\media\\\\upload\\\\4\\\\a.png``,
 ``/data/local-files/?d=shots/a.jpg``, ``https://host/a.jpg?token=..``. The last part of it is looked for in ``images``:
@@ -19,10 +19,10 @@ from fssops.data.coco_json import rows_of
 from fssops.data.errors import AnnotationError
 from fssops.data.json_values import name, shown
 from fssops.data.layout import Layout
-from fssops.data.layouts.coco import COCOSource, readers
+from fssops.data.layouts.coco import COCOSource, readers_of_objects
 from fssops.data.listing import pictures_in
 from fssops.data.source import PathLike
-from fssops.data.tool_exports import check_outlined, check_some_image, chosen_split
+from fssops.data.tool_exports import check_outlined, chosen_split
 
 FILES = ("result_coco.json", "result.json")
 _UPLOAD = re.compile(r"^[0-9a-f]{8}-(?=.)")
@@ -42,7 +42,7 @@ class LabelStudioSource(COCOSource):
         warn: warn of annotations that are dropped.
 
     Raises:
-        FileNotFoundError: no file, no folder of images, or none of the images.
+        FileNotFoundError: no file, no such split, or none of the images; single ones are left out and told.
         AnnotationError: the file is broken, marks objects by boxes alone, or a name fits several images.
     """
 
@@ -52,44 +52,54 @@ class LabelStudioSource(COCOSource):
         path = _file(base)
         if path is None:
             raise FileNotFoundError(f"{base / FILES[1]}: annotation file must exist, got no such file")
-        self._path, images = path, base / "images"
-        if not images.is_dir():
-            raise FileNotFoundError(f"{images}: the images of {path.name} must be there, got no such folder; {_REMEDY}")
+        self._path, self._images = path, base / "images" if (base / "images").is_dir() else base
         self._places: dict[str, list[str]] = {}
-        for place in pictures_in(images).files:
+        for place in pictures_in(self._images).files:
             for called in {place.name, _UPLOAD.sub("", place.name)}:
-                self._places.setdefault(called, []).append(place.relative_to(images).as_posix())
-        super().__init__(None, split, annotations=path, images=images, warn=warn)
-        check_some_image(self, path, _REMEDY)
+                self._places.setdefault(called, []).append(place.relative_to(self._images).as_posix())
+        super().__init__(None, split, annotations=path, images=self._images, warn=warn)
 
     def adapt(self, content: dict[str, Any]) -> list[Problem]:
         check_outlined(self._path, content, "label by polygons or brush, not by rectangles")
-        for row in rows_of(content, "images"):
-            called = name(row.get("file_name"))
-            if called is not None:
-                row["file_name"] = self._found(called)
-        return []
+        named = [(row, stated) for row in rows_of(content, "images") if (stated := name(row.get("file_name")))]
+        problems: list[Problem] = []
+        missing: set[int] = set()
+        for row, stated in named:
+            place = self._place_of(stated)
+            if place is not None:
+                row["file_name"] = place
+                continue
+            missing.add(id(row))
+            text = f"image {shown(row.get('id'))}: {shown(stated)} is not in {self._images}; left out"
+            problems.append(("bad_annotation", text))
+        if named and len(problems) == len(named):
+            raise FileNotFoundError(
+                f"{self._images}: the images of {self._path.name} must be there, got none of {len(named)}, e.g. "
+                f"{shown(named[0][1])}; {_REMEDY}"
+            )
+        content["images"] = [row for row in content["images"] if id(row) not in missing]
+        return problems
 
-    def _found(self, called: str) -> str:
-        """The image that a name of the file means, below the folder of images; else its last part."""
-        whole = called.replace("\\", "/")
-        link = "://" in whole or "?d=" in whole
-        if link:
-            whole = whole.rpartition("?d=")[2] if "?d=" in whole else whole.partition("?")[0].partition("#")[0]
+    def _place_of(self, stated: str) -> str | None:
+        """The image that a name of the file means, below the folder of images; None: there is none."""
+        whole = stated.replace("\\", "/")
+        if "?d=" in whole:
+            whole = whole.rpartition("?d=")[2]
+        elif "://" in whole:
+            whole = whole.partition("?")[0].partition("#")[0]
         base = whole.rpartition("/")[2]
         for part in dict.fromkeys((base, unquote(base), _UPLOAD.sub("", base), _UPLOAD.sub("", unquote(base)))):
             places = self._places.get(part, [])
-            exact = [place for place in places if place.rpartition("/")[2] == part]
-            fitting = exact or places
-            if len(fitting) > 1:
+            places = [place for place in places if place.rpartition("/")[2] == part] or places
+            if len(places) > 1:
                 # Of images in sub-folders the one whose path the name ends with.
-                fitting = [place for place in fitting if f"/{whole}".endswith(f"/{place}")] or fitting
-            if len(fitting) > 1:
-                few = ", ".join(fitting[:3])
-                raise AnnotationError(f"{self._path}: file_name must mean one image, got {shown(called)} (fits {few})")
-            if fitting:
-                return fitting[0]
-        return base or called
+                places = [place for place in places if f"/{whole}".endswith(f"/{place}")] or places
+            if len(places) > 1:
+                few = ", ".join(places[:3])
+                raise AnnotationError(f"{self._path}: file_name must mean one image, got {shown(stated)} (fits {few})")
+            if places:
+                return places[0]
+        return None
 
 
 def _recognise(root: Path) -> str:
@@ -97,7 +107,7 @@ def _recognise(root: Path) -> str:
     if file is None:
         return f"no {FILES[1]} or {FILES[0]}"
     if not mentions(file, "categories") or not mentions(file, "annotations"):
-        return f"{file.name} is no COCO; export from Label Studio as COCO with images"
+        return f"{file.name} is no COCO export of Label Studio; export again as COCO with images"
     return ""
 
 
@@ -108,7 +118,7 @@ def _splits(root: Path) -> list[str]:
 LAYOUT = Layout(
     name="label_studio",
     files="result.json or result_coco.json, images/",
-    readers=readers(LabelStudioSource),
+    readers=readers_of_objects(LabelStudioSource),
     recognise=_recognise,
     splits=_splits,
 )

@@ -5,11 +5,13 @@
 An image is where its ``coco_url`` ends: split and name, since images of LVIS's validation are also of COCO's training.
 What an image says of classes beside its objects is kept: which are not in it (``neg_category_ids``), and of which not
 every object is outlined (``not_exhaustive_category_ids``). Of all other classes it says nothing.
+LVIS's own evaluation needs that, ours does not know it, and says so. 1,203 classes are too many for label maps.
+
+Source: Gupta, Dollár and Girshick, "LVIS: A dataset for large vocabulary instance segmentation", CVPR 2019.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from fssops.data.annotation_json import Problem
 from fssops.data.coco_json import rows_of
 from fssops.data.json_values import name, shown, whole_number
 from fssops.data.layout import Layout
-from fssops.data.layouts.coco import COCOSource, readers
+from fssops.data.layouts.coco import COCOSource, readers_of_objects
 from fssops.data.listing import folders_in
 from fssops.data.source import PathLike
 from fssops.data.tool_exports import check_some_image, chosen_split
@@ -38,6 +40,7 @@ class LVISSource(COCOSource):
     Args:
         root: the folder.
         split: ``train``, ``val``, ``minival``, as files are called. None: train, or the only one.
+        images: folder that holds ``train2017`` and ``val2017``, instead of ROOT or ROOT/images.
         warn: warn of annotations that are dropped.
 
     Raises:
@@ -45,17 +48,22 @@ class LVISSource(COCOSource):
         AnnotationError: the file is broken.
     """
 
-    def __init__(self, root: PathLike, split: str | None = None, *, warn: bool = True) -> None:
+    def __init__(
+        self, root: PathLike, split: str | None = None, *, images: PathLike | None = None, warn: bool = True
+    ) -> None:
         base = Path(root)
         files = _files(base)
         split = chosen_split(base, split, list(files))
-        images = base / "images" if any(n.startswith(("train", "val")) for n in folders_in(base / "images")) else base
+        if images is None:
+            below = any(name.startswith(("train", "val")) for name in folders_in(base / "images"))
+            images = base / "images" if below else base
         self._said: dict[str, dict[str, list[int]]] = {}
         super().__init__(None, split, annotations=files[split], images=images, warn=warn)
         check_some_image(self, self.file.path, "they are those of COCO 2017: train2017.zip and val2017.zip")
 
     def adapt(self, content: dict[str, Any]) -> list[Problem]:
         problems: list[Problem] = []
+        partly = 0
         known = {whole_number(row.get("id")) for row in rows_of(content, "categories")}
         for row in rows_of(content, "images"):
             url = name(row.get("coco_url"))
@@ -69,8 +77,12 @@ class LVISSource(COCOSource):
                 if len(said[fact]) != len(numbers):
                     text = f"image {shown(row.get('id'))}: {fact} must be ids of categories, got {shown(given)}"
                     problems.append(("unknown_id", f"{text}; others are left out"))
+            partly += bool(said["not_exhaustive_category_ids"])
             if isinstance(row.get("file_name"), str):
                 self._said[row["file_name"]] = said
+        if partly:
+            text = f"{partly} images are not labelled with all objects of some classes"
+            problems.append(("read_as", f"{text}; objects found there count as wrong"))
         return problems
 
     def negative(self, name: str) -> list[int]:
@@ -85,10 +97,6 @@ class LVISSource(COCOSource):
         self.check_name(name)
         return [self.classes.index_of[number] for number in self._said[name][fact]]
 
-    def left_out(self) -> Iterator[str]:
-        rule = "of classes that an image neither shows nor excludes nothing is known"
-        yield f"{self.file.path}: {rule}; training and AP take them as absent"
-
 
 def _recognise(root: Path) -> str:
     return "" if _files(root) else "no lvis_v1_*.json"
@@ -98,11 +106,10 @@ def _splits(root: Path) -> list[str]:
     return list(_files(root))
 
 
-_READERS = readers(LVISSource)
 LAYOUT = Layout(
     name="lvis",
     files="lvis_v1_SPLIT.json (or in annotations/), train2017/, val2017/ (or in images/)",
-    readers={"instance": _READERS["instance"], "few-shot": _READERS["few-shot"]},  # too many classes for label maps
+    readers=readers_of_objects(LVISSource),
     recognise=_recognise,
     splits=_splits,
 )

@@ -17,7 +17,7 @@ from fssops.data.annotation_json import Problem
 from fssops.data.coco_json import rows_of
 from fssops.data.json_values import shown, whole_number
 from fssops.data.layout import Layout
-from fssops.data.layouts.coco import COCOSource, readers
+from fssops.data.layouts.coco import COCOSource, readers_of_objects
 from fssops.data.listing import folders_in
 from fssops.data.source import PathLike
 from fssops.data.tool_exports import check_outlined, check_some_image, chosen_split
@@ -64,7 +64,7 @@ class RoboflowSource(COCOSource):
         if any(_OF_CATEGORY_0.search(file.read_bytes()) for file in self._files.values()):
             return []
         content["categories"].remove(first)
-        text = f"category 0, {shown(first.get('name'))}, only groups the others and is left out"
+        text = f"category 0, {shown(first.get('name'))}, has no object and is above the others; left out"
         return [("read_as", text)]
 
 
@@ -79,7 +79,7 @@ def _splits(root: Path) -> list[str]:
 LAYOUT = Layout(
     name="roboflow",
     files=f"train/{FILE}, train/*.jpg; valid/ and test/ alike",
-    readers=readers(RoboflowSource),
+    readers=readers_of_objects(RoboflowSource),
     recognise=_recognise,
     splits=_splits,
 )
