@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -199,6 +200,22 @@ def cvat_by_subset(root: Path) -> None:
         file.write_text(json.dumps({**head, **json.loads(file.read_text())}))
 
 
+def parquet(root: Path) -> None:
+    """As Hugging Face's ``datasets`` writes pictures; pyarrow must be there."""
+    import pyarrow
+    from pyarrow.parquet import write_table
+
+    save(root / "a.png", picture())
+    save(root / "label.png", halves(1, 2))
+    content = {column: (root / f"{file}.png").read_bytes() for column, file in (("image", "a"), ("label", "label"))}
+    table = pyarrow.Table.from_pylist([{column: {"bytes": b, "path": None} for column, b in content.items()}])
+    (root / "data").mkdir()
+    write_table(table, root / "data" / "train-00000-of-00001.parquet")
+    for file in ("a.png", "label.png"):
+        (root / file).unlink()
+    (root / "id2label.json").write_text('{"0": "background", "1": "road", "2": "tree"}')
+
+
 EXAMPLES: dict[Callable[[Path], None], dict[str, str]] = {
     voc: dict.fromkeys(("few-shot", "semantic", "instance"), "voc"),
     coco: {"few-shot": "coco", "instance": "coco_instances", "semantic": "coco"},
@@ -230,3 +247,6 @@ EXAMPLES: dict[Callable[[Path], None], dict[str, str]] = {
     ytvis_called_like_coco: {"video": "ytvis"},
 }
 """What writes a folder, and its layout for each kind of truth that it has."""
+
+if importlib.util.find_spec("pyarrow"):
+    EXAMPLES[parquet] = dict.fromkeys(("semantic", "few-shot"), "parquet")

@@ -44,38 +44,46 @@ def _files(root: Path) -> dict[str, list[Path]]:
     return found
 
 
-def _parquet() -> Any:
+def _opened(file: Path) -> Any:
+    """A file, of which the end alone is read.
+
+    Raises:
+        ImportError: pyarrow is not installed.
+        AnnotationError: it is no Parquet file.
+    """
     try:
+        import pyarrow
         from pyarrow import parquet
     except ImportError as error:
         raise ImportError("reading Parquet files needs pyarrow: pip install 'fssops[datasets]'") from error
-    return parquet
+    try:
+        return parquet.ParquetFile(file)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise AnnotationError(f"{file}: file must be Parquet, got {str(error).splitlines()[0]}") from error
 
 
 @functools.lru_cache(maxsize=4)
 def _group(file: Path, changed: int, group: int, column: str) -> Any:
     """A column of a group of rows of a file, which was changed then; the last few are kept."""
-    return _parquet().ParquetFile(file).read_row_group(group, columns=[column]).column(0)
-
-
-def _picture_columns(file: Path) -> tuple[list[str], list[int]]:
-    """Names of the columns that may hold pictures, and rows of each group.
-
-    Raises:
-        AnnotationError: it is no Parquet file.
-    """
-    parquet = _parquet()
     import pyarrow
 
     try:
-        opened = parquet.ParquetFile(file)
+        return _opened(file).read_row_group(group, columns=[column]).column(0)
     except (pyarrow.ArrowException, OSError) as error:
-        raise AnnotationError(f"{file}: file must be Parquet, got {str(error).splitlines()[0]}") from error
-    is_struct, is_binary = pyarrow.types.is_struct, pyarrow.types.is_binary
+        text = str(error).splitlines()[0]
+        raise AnnotationError(f"{file}: rows must be readable, got {text} in group {group}") from error
+
+
+def _picture_columns(file: Path) -> tuple[list[str], list[int]]:
+    """Names of the columns that may hold pictures, and rows of each group."""
+    opened = _opened(file)
+    from pyarrow import types
+
     names = [
         field.name
         for field in opened.schema_arrow
-        if is_binary(field.type) or (is_struct(field.type) and {part.name for part in field.type} == {"bytes", "path"})
+        if types.is_binary(field.type)
+        or (types.is_struct(field.type) and {part.name for part in field.type} == {"bytes", "path"})
     ]
     return names, [opened.metadata.row_group(i).num_rows for i in range(opened.num_row_groups)]
 
