@@ -173,6 +173,12 @@ class _Writer:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(content) + "\n", encoding="utf-8")
 
+    def classes(self, source: ImageSource) -> list[int]:
+        """Indices of the classes that objects have: the countable ones; of label maps all but the background."""
+        if source.offers("instance"):
+            return list(source.classes.things)
+        return [index for index in range(len(source.classes)) if index != source.classes.background]
+
     def objects(self, source: ImageSource, truth: Truth) -> list[tuple[ObjectTruth, np.ndarray]]:
         """Objects with their masks, without empty ones; of label maps one for each class but the background."""
         if not source.offers("instance"):
@@ -223,10 +229,18 @@ class _COCO(_Writer):
             )
 
     def finish(self, source: ImageSource) -> None:
-        rows = [{"id": category.id, "name": category.name} for category in source.classes.categories]
+        listed = [source.classes.categories[index] for index in self.classes(source)]
+        rows = [{"id": category.id, "name": category.name} for category in listed]
         content = {"images": self._images, "annotations": self._annotations, "categories": rows}
         self.write(f"annotations/instances_{source.split}.json", content)
         self._images, self._annotations = [], []
+
+
+def _has_hole(mask: np.ndarray) -> bool:
+    """Whether a mask goes round pixels that are not of it."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    around = np.pad(mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1], 1)
+    return bool(ndimage.label(~around)[1] > 1)
 
 
 class _YOLO(_Writer):
@@ -239,19 +253,21 @@ class _YOLO(_Writer):
 
     def add(self, source: ImageSource, name: str) -> None:
         truth, below = source.truth(name), PurePosixPath(self.copy_image(source, name))
-        lines = []
+        lines, number_of = [], {index: number for number, index in enumerate(self.classes(source))}
         for one, mask in self.objects(source, truth):
             if one.crowd:
                 self.not_said["crowds"] += 1
                 continue
             parts = polygons(mask)
             self.not_said["parts"] += len(parts) > 1
-            self.not_said["holes"] += bool((ndimage.binary_fill_holes(mask) != mask).any())
+            self.not_said["holes"] += _has_hole(mask)
             # Back over the first points of the earlier parts, so that each of the joining lines is drawn twice.
             back = [part[:1] for part in reversed(parts[:-1])]
             joined = np.concatenate([*(np.concatenate([part, part[:1]]) for part in parts), *back])
             values = (joined / (truth.width, truth.height)).flatten()
-            lines.append(" ".join([str(one.label), *(f"{value:.6f}".rstrip("0").rstrip(".") for value in values)]))
+            lines.append(
+                " ".join([str(number_of[one.label]), *(f"{value:.6f}".rstrip("0").rstrip(".") for value in values)])
+            )
         path = self.root / "labels" / source.split / below.with_suffix(".txt")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
@@ -264,7 +280,8 @@ class _YOLO(_Writer):
         # JSON is YAML too. Without "path" places are below the file, wherever the folder is moved.
         lines = [f"{key}: {json.dumps(folders if folders[1:] else folders[0])}" for key, folders in places.items()]
         lines += ["names:"]
-        lines += [f"  {index}: {json.dumps(name)}" for index, name in enumerate(source.classes.names)]
+        names = [source.classes.names[index] for index in self.classes(source)]
+        lines += [f"  {number}: {json.dumps(name)}" for number, name in enumerate(names)]
         (self.root / "data.yaml").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
     @staticmethod

@@ -149,15 +149,20 @@ def test_classes_of_label_maps_become_objects_and_draw_the_same_label_maps(tmp_p
     not_said = convert(tmp_path / "a", tmp_path / "b", "coco")
     assert {what: count for what, count in not_said.items() if count} == {"regions": 2, "void": 1}
     after = open_data("coco", tmp_path / "b", truth="semantic", split="all")
-    assert after.classes.names[1:] == ["background", "road", "tree"]
-    drawn = after.truth("x.jpg").semantic()
-    assert (drawn == np.where(labels == 255, 0, np.where(labels == 0, 0, labels + 1))).all()
+    assert after.classes.names == ["background", "road", "tree"]
+    assert (after.truth("x.jpg").semantic() == np.where(labels == 255, 0, labels)).all()
+    convert(tmp_path / "a", tmp_path / "c", "yolo")
+    text = (tmp_path / "c" / "data.yaml").read_text()
+    assert text == 'train: "images/all"\nnames:\n  0: "road"\n  1: "tree"\n'
+    lines = (tmp_path / "c" / "labels" / "all" / "x.txt").read_text().splitlines()
+    assert [line.split()[0] for line in lines] == ["0", "1"]
 
 
 def test_what_coco_cannot_hold_of_segments_is_told(tmp_path: Path) -> None:
     coco_panoptic(tmp_path / "a")
     not_said = convert(tmp_path / "a", tmp_path / "b", "coco")
     assert {what: count for what, count in not_said.items() if count} == {"stuff": 1}
+    assert open_data("coco", tmp_path / "b", truth="instance", split="train").classes.names == ["cat"]
 
 
 def test_objects_beside_segments_are_taken_as_they_are_annotated(tmp_path: Path) -> None:
