@@ -209,7 +209,9 @@ class COCOSource(ImageSource):
         # The order of a set of texts differs from run to run.
         ordered = set(images) if all(isinstance(image, int) for image in images) else dict.fromkeys(images)
         names = dict.fromkeys(self.file.images[identifier][0] for identifier in ordered)
-        return [name for name in names if any(row.category == category for row in self.annotations_of(name))]
+        # Of a list of names some are left out.
+        listed = [name for name in names if name in self]
+        return [name for name in listed if any(row.category == category for row in self.annotations_of(name))]
 
     def problems(self) -> Iterator[tuple[str, str]]:
         for kind, text in self.file.told():
