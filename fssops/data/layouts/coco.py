@@ -10,7 +10,7 @@ are those of few-shot data: the smaller object on top, crowds ignored, everythin
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -225,12 +225,18 @@ class COCOLabelMapSource(ImageSource):
         return self.objects.images.problems()
 
 
+def label_map_view(reader: Callable[..., FewShotSource]) -> Callable[..., COCOLabelMapSource]:
+    """A reader of the label maps that a few-shot reader of outlined objects paints; its options stay."""
+
+    @functools.wraps(reader)
+    def read(*arguments: Any, **options: Any) -> COCOLabelMapSource:
+        return COCOLabelMapSource(reader(*arguments, **options))
+
+    return read
+
+
 few_shot = few_shot_view(COCOSource, options=("crowd", "overlap"))
-
-
-@functools.wraps(few_shot)
-def _semantic(*arguments: Any, **options: Any) -> COCOLabelMapSource:
-    return COCOLabelMapSource(few_shot(*arguments, **options))
+_semantic = label_map_view(few_shot)
 
 
 # The layouts.
