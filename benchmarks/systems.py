@@ -3,8 +3,8 @@
     python benchmarks/systems.py --results FILE
 
 Runs the measurements of bench_panet, bench_msanet, bench_mm_former and bench_mask2former (the last one against
-transformers, which must be installed) and prints the README's table. Two threads; seconds are the best of a few runs
-after a first one. Some five minutes on an idle machine.
+transformers, which must be installed) and prints the table of docs/results.md. Two threads; seconds are the best of a
+few runs after a first one. Some five minutes on an idle machine.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def measure_all() -> dict[str, dict[str, Measured]]:
 
 
 def table(found: dict[str, dict[str, Measured]]) -> list[str]:
-    """Lines of the README's table."""
+    """Lines of the table in docs/results.md."""
     lines = ["| work | variant | seconds | times faster | peak MB | share of the peak |", "|---|---|---|---|---|---|"]
     for work, variants in found.items():
         base = next(iter(variants.values()))

@@ -1,4 +1,4 @@
-"""Print the README's table of operators from the results of ``pytest benchmarks --results FILE``.
+"""Print the table of operators in docs/results.md from the results of ``pytest benchmarks --results FILE``.
 
 python benchmarks/table.py benchmarks/results/cpu_2026-11-20
 """

@@ -29,6 +29,7 @@ VERBS = {
     "train": ("fssops.train", "train a model from a recipe and evaluate it"),
     "evaluate": ("fssops.evaluate", "score trained models by a named protocol"),
     "predict": ("fssops.predict", "segment images or videos: fixed classes, or new ones from a few examples"),
+    "compare": ("fssops.compare", "put runs side by side: settings, scores, curves"),
     "convert": ("fssops.convert", "write a checkpoint of any known layout as safetensors"),
     "models": ("fssops.models.__main__", "list the systems, their recipes and the weights each accepts"),
     "data": ("fssops.data.__main__", "look at a data set, check it, fix its episodes"),

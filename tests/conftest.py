@@ -38,8 +38,21 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
+def pytest_configure() -> None:
+    """Several workers (``-n``) share the cores: more threads than cores would spin for each other."""
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    if workers > 1:
+        threads = max(1, (os.cpu_count() or 1) // workers)
+        os.environ["OMP_NUM_THREADS"] = str(threads)  # of the processes that tests start
+        torch.set_num_threads(threads)
+
+
+@pytest.hookimpl(tryfirst=True)  # before groups are read
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip GPU tests, by name, where no GPU is."""
+    """Skip GPU tests, by name, where no GPU is; keep tests of many processes in one worker, not beside each other."""
+    for item in items:
+        if item.path.stem.endswith("many_processes"):
+            item.add_marker(pytest.mark.xdist_group("many processes"))
     if torch.cuda.is_available():
         return
     for item in items:

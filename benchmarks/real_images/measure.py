@@ -58,16 +58,24 @@ class Row:
 
 
 VGG16 = ("model.backbone=vgg16", "model.weights={weights}/vgg16_imagenet.safetensors")
-VIT = ("model.weights={weights}/vit_small14_real.safetensors",)
+VIT = ("model.backbone=dinov2_vits14", "model.weights={weights}/vit_small14_real.safetensors")
+LITE2, VIT_NAME = "EfficientNet-Lite2", "ViT-S/14"
 ROWS = (
-    Row("PANet, untrained", "VGG-16", "panet_mini_{pack}", (*VGG16, "data.size=[417,417]")),
-    Row("PANet, untrained", "EfficientNet-Lite2", "panet_mini_{pack}", ("data.size=[417,417]",)),
-    Row("prototype matching", "EfficientNet-Lite2", "prototype_matching_pascal5i"),
-    Row("INSID3", "ViT-S/14", "insid3_pascal5i", (*VIT, "model.backbone=dinov2_vits14", "data.size=[518,518]")),
-    Row("PANet at 241 px, untrained", "EfficientNet-Lite2", "panet_mini_{pack}"),
-    Row("PANet at 241 px, trained", "EfficientNet-Lite2", "panet_mini_{pack}", trained=True),
-    Row("PANet at 241 px, untrained", "VGG-16", "panet_mini_{pack}", VGG16),
-    Row("PANet at 241 px, trained", "VGG-16", "panet_mini_{pack}", VGG16, trained=True),
+    Row("prototype matching", LITE2, "prototype_matching_pascal5i"),
+    Row("INSID3", VIT_NAME, "insid3_pascal5i", (*VIT, "data.size=[518,518]")),
+    Row("PANet at 417 px, untrained", "VGG-16", "panet_mini_{pack}", (*VGG16, "data.size=[417,417]")),
+    Row("PANet at 417 px, untrained", LITE2, "panet_mini_{pack}", ("data.size=[417,417]",)),
+    Row("PANet at 420 px, untrained", VIT_NAME, "panet_mini_{pack}", (*VIT, "data.size=[420,420]")),
+    Row("PANet", LITE2, "panet_mini_{pack}", trained=True),
+    Row("PANet", "VGG-16", "panet_mini_{pack}", VGG16, trained=True),
+    Row("MSANet", LITE2, "msanet_mini_{pack}", trained=True),
+    Row("MM-Former", LITE2, "mm_former_mini_{pack}", trained=True),
+)
+UNIVERSAL = (
+    ("mask2former_mini_camvid", "camvid"),
+    ("maskformer_mini_camvid", "camvid"),
+    ("mask2former_mini_coco", "coco_mini"),
+    ("mask2former_vis_mini_davis", "davis_mini"),
 )
 
 
@@ -83,55 +91,82 @@ def settings(row: Row, pack: str, options: Any) -> list[str]:
     return [part for text in sets for part in ("--set", text)]
 
 
-def measured(row: Row, pack: str, shots: int, seed: int, options: Any) -> dict[str, Any]:
-    """Scores of all folds; trains first where the row is trained."""
+def measured(row: Row, pack: str, seed: int, options: Any) -> list[dict[str, Any]]:
+    """A line for each number of shots, and one for a trained row's untrained start; trains first if need be."""
     recipe = row.recipe.format(pack=pack.removesuffix("_mini"))
     stem = f"{row.system} {row.features}".lower().replace(",", "").replace(" ", "-").replace("/", "")
     base, sets = options.out / pack / stem, settings(row, pack, options)
-    models, seconds = ["--recipe", recipe], 0.0
-    if row.trained:
-        runs = [base / f"seed{seed}-fold{fold}" for fold in FOLDS]
-        for fold, folder in zip(FOLDS, runs, strict=True):
-            if not (folder / "result.json").exists():
-                further = ["--set", f"data.fold={fold}", "--set", f"engine.seed={seed}", "--set", "eval.baseline=false"]
-                run("train", recipe, "--out", str(folder), *sets, *further)
-        seconds = sum(json.loads((folder / "result.json").read_text())["seconds"] for folder in runs)
-        models, sets = [str(folder) for folder in runs], [part for text in EPISODES for part in ("--set", text)]
-    scores = base / f"scores-seed{seed}-{shots}shot"
-    if not (scores / "results.json").exists():
-        run("evaluate", *models, "--fold", "all", *sets, "--set", f"eval.shots={shots}", "--out", str(scores))
-    folds = json.loads((scores / "results.json").read_text())["folds"]
-    return {
-        "system": row.system,
-        "features": row.features,
-        "pack": pack,
-        "shots": shots,
-        "seed": seed,
-        "mIoU": [round(100 * fold["mean_iou"], 2) for fold in folds],
-        "binary IoU": [round(100 * fold["fb_iou"], 2) for fold in folds],
-        "seconds of training": round(seconds),
-        "seconds of evaluation": round(sum(fold["seconds"] for fold in folds)),
-        "lines": [fold["line"] for fold in folds],
-    }
+    about = {"system": row.system, "features": row.features, "pack": pack, "seed": seed}
+
+    def line(shots: int, folds: list[dict[str, Any]], **further: Any) -> dict[str, Any]:
+        scores = {
+            "mIoU": [round(100 * fold["mean_iou"], 2) for fold in folds],
+            "binary IoU": [round(100 * fold["fb_iou"], 2) for fold in folds],
+            "lines": [fold["line"] for fold in folds],
+        }
+        return {**about, "shots": shots, **further, **scores}
+
+    def evaluated(shots: int, models: list[str], sets: list[str]) -> list[dict[str, Any]]:
+        scores = base / f"scores-seed{seed}-{shots}shot"
+        if not (scores / "results.json").exists():
+            run("evaluate", *models, "--fold", "all", *sets, "--set", f"eval.shots={shots}", "--out", str(scores))
+        return json.loads((scores / "results.json").read_text())["folds"]  # type: ignore[no-any-return]
+
+    if not row.trained:
+        return [line(shots, evaluated(shots, ["--recipe", recipe], sets)) for shots in options.shots]
+    runs = [base / f"seed{seed}-fold{fold}" for fold in FOLDS]
+    for fold, folder in zip(FOLDS, runs, strict=True):
+        if not (folder / "result.json").exists():
+            goes_on = ["--resume", str(folder)] if folder.exists() else [recipe, "--out", str(folder), *sets]
+            run("train", *goes_on, "--set", f"data.fold={fold}", "--set", f"engine.seed={seed}")
+    results = [json.loads((folder / "result.json").read_text()) for folder in runs]
+    costs = {name: [result[name] for result in results] for name in ("steps", "seconds")}
+    lines = [
+        line(1, [result["untrained"] for result in results], start=True),
+        line(1, [result["novel"] for result in results], **costs),
+    ]
+    sets = [part for text in EPISODES for part in ("--set", text)]
+    further = [shots for shots in options.shots if shots != 1]
+    return lines + [line(shots, evaluated(shots, [str(folder) for folder in runs], sets)) for shots in further]
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """A Markdown table: mIoU of each fold, of several seeds their mean, then the means and the spread over seeds."""
     lines = [
-        "| system | features | pack | shots | fold 0 | 1 | 2 | 3 | mean mIoU | binary IoU | seeds |",
-        "|" + "---|" * 11,
+        "| system | features | pack | shots | fold 0 | 1 | 2 | 3 | mean mIoU | binary IoU | seeds | steps | seconds |",
+        "|" + "---|" * 13,
     ]
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in rows:
-        groups.setdefault((row["system"], row["features"], row["pack"], row["shots"]), []).append(row)
+        system = row["system"] + (", its start" if row.get("start") else "")
+        groups.setdefault((system, row["features"], row["pack"], row["shots"]), []).append(row)
     for key, seeds in groups.items():
         folds = [f"{statistics.fmean(values):.2f}" for values in zip(*(row["mIoU"] for row in seeds), strict=True)]
         means = [statistics.fmean(row["mIoU"]) for row in seeds]
         spread = f" ({min(means):.2f} to {max(means):.2f})" if len(seeds) > 1 else ""
         binary = statistics.fmean(statistics.fmean(row["binary IoU"]) for row in seeds)
+        steps = str(seeds[0]["steps"][0]) if "steps" in seeds[0] else ""
+        seconds = f"{statistics.fmean(statistics.fmean(row['seconds']) for row in seeds):.0f}" if steps else ""
         cells = [*map(str, key), *folds, f"{statistics.fmean(means):.2f}{spread}", f"{binary:.2f}", str(len(seeds))]
-        lines.append("| " + " | ".join(cells) + " |")
+        lines.append("| " + " | ".join([*cells, steps, seconds]) + " |")
     return "\n".join(lines) + "\n"
+
+
+def universal(recipe: str, pack: str, options: Any) -> dict[str, Any]:
+    """The result of a recipe of fixed classes, trained where it is not there yet."""
+    folder = options.out / pack / recipe
+    if not (folder / "result.json").exists():
+        goes_on = ["--resume", str(folder)] if folder.exists() else [recipe, "--out", str(folder)]
+        run("train", *goes_on, "--set", f"data.root={options.data / pack}")
+    result = json.loads((folder / "result.json").read_text())
+    entries = [entry for entry in result.values() if isinstance(entry, dict) and "line" in entry]
+    return {
+        "recipe": recipe,
+        "pack": pack,
+        "steps": result["steps"],
+        "seconds": result["seconds"],
+        "lines": [entry["line"] for entry in entries],
+    }
 
 
 def main() -> int:
@@ -147,17 +182,31 @@ def main() -> int:
     parser.add_argument("--results", type=Path)
     options = parser.parse_args()
     rows = [row for row in ROWS if any(text in f"{row.system}, {row.features}" for text in options.only)]
-    found = []
-    for pack in options.packs:
-        for row in rows:
+    found: list[dict[str, Any]] = []
+    fixed: list[dict[str, Any]] = []
+
+    def write() -> None:
+        lines = [
+            f"- `{one['recipe']}`, {one['steps']} steps, {one['seconds']:.0f} s: {one['lines']}\n" for one in fixed
+        ]
+        text = table(found) + "\n" + "".join(lines)
+        if options.results:
+            body = {"machine": machine(), "date": time.strftime("%Y-%m-%d"), "rows": found, "fixed classes": fixed}
+            options.results.mkdir(parents=True, exist_ok=True)
+            (options.results / "real_images.json").write_text(json.dumps(body, indent=1) + "\n")
+            (options.results / "real_images.md").write_text(text)
+        else:
+            print(text)
+
+    for recipe, pack in UNIVERSAL:
+        if any(text in recipe for text in options.only):
+            fixed.append(universal(recipe, pack, options))
+    for row in rows:
+        for pack in options.packs:
             for seed in options.seeds if row.trained else options.seeds[:1]:
-                found += [measured(row, pack, shots, seed, options) for shots in options.shots]
-                body = {"machine": machine(), "date": time.strftime("%Y-%m-%d"), "rows": found}
-                if options.results:
-                    options.results.mkdir(parents=True, exist_ok=True)
-                    (options.results / "real_images.json").write_text(json.dumps(body, indent=1) + "\n")
-                    (options.results / "real_images.md").write_text(table(found))
-    print(table(found))
+                found += measured(row, pack, seed, options)
+                write()
+    write()
     return 0
 
 

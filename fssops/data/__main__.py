@@ -4,6 +4,7 @@
     list       classes, how many images each has, and which fold tests it
     episodes   draw an episode list and write it to a file with its hash
     preview    draw supports with their annotation and queries with their truth
+    convert    write the data set in the layout of COCO, YOLO, label folders or COCO panoptic
 
 PATH is a data set in the layout of PASCAL VOC, COCO instances, FSS-1000 or a folder of your own; without PATH the
 built-in generated data set is meant. `python -m fssops.data COMMAND --help` explains each.
@@ -176,6 +177,23 @@ def _run_preview(options: argparse.Namespace) -> int:
     return 0
 
 
+# convert
+
+
+def _run_convert(options: argparse.Namespace) -> int:
+    from fssops.data.conversion import NOT_SAID, convert
+
+    with command_options.progress_bar("converting") as progress:
+        left = convert(
+            options.path, options.out, options.to, layout=options.format, splits=options.split, progress=progress
+        )
+    for what, count in left.items():
+        if count:
+            print(f"{count} {NOT_SAID[what]}", file=sys.stderr)
+    print(f"{options.out}: {options.to}; look at it with python -m fssops.data check {options.out}")
+    return 0
+
+
 def _add_source(parser: argparse.ArgumentParser) -> None:
     group = command_options.add_source(parser, layouts.names_for("few-shot"))
     group.add_argument("--split", help="split (default: train, or all where there are none)")
@@ -230,6 +248,18 @@ def main(arguments: Sequence[str]) -> int:
     command.add_argument("--size", type=positive, default=192, help="side in pixels (default 192)")
     command.add_argument("-o", "--output", type=Path, default=Path("preview.png"), help="default: preview.png")
     command.set_defaults(run=_run_preview)
+
+    command = commands.add_parser("convert", help="write a data set in another layout")
+    command.add_argument("path", metavar="PATH", help="folder of the data set")
+    command.add_argument("out", metavar="OUT", type=Path, help="folder to make")
+    command.add_argument(
+        "--to", required=True, choices=["coco", "yolo", "label_folder", "coco_panoptic"], help="layout of OUT"
+    )
+    command.add_argument("--format", default="auto", choices=["auto", *layouts.LAYOUTS], help="layout of PATH")
+    command.add_argument(
+        "--split", action="append", default=[], help="one to convert, as often as needed (default: all)"
+    )
+    command.set_defaults(run=_run_convert)
 
     options = parser.parse_args(arguments)
     return int(options.run(options))

@@ -51,7 +51,7 @@ KINDS = {
     "panoptic_mismatch": "the PNG and the JSON of a panoptic data set disagree",
     "empty_video": "a video has no frame, or another number of them than it says",
     "class_mismatch": "a class has another number or name than in another split",
-    "read_as": "what a value of the label maps means was concluded from all of them",
+    "read_as": "what a file or a value of label maps means was concluded from all of it",
     "exif_orientation": "an image is turned by its EXIF data, which its size does not show",
     "left_out": "a file or folder of the data set is not read",
     "no_annotation": "an image or video holds no class at all",

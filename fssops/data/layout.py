@@ -42,7 +42,7 @@ class Layout:
         other_classes: whether files may list other classes than ``classes``.
         has_files: False where everything is drawn; then there is no folder to name.
         instead_of_root: options that together replace the folder.
-        own_tool: whether its files are one tool's; beside those of another layout it is not guessed which are meant.
+        family: what names of one form of files share, so that a folder may fit them all; "": the name.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Layout:
     other_classes: bool = False
     has_files: bool = True
     instead_of_root: tuple[str, ...] = ()
-    own_tool: bool = False
+    family: str = ""
 
     @property
     def offers(self) -> tuple[DataTruth, ...]:

@@ -85,7 +85,7 @@ MODELS: dict[str, ModelRow] = {
             module="fssops.models.mm_former",
             model="MMFormer",
             task="few-shot, proposals",
-            paper="Zhang et al., Mask matching transformer, NeurIPS 2022",
+            paper="Jiao et al., Mask matching transformer, NeurIPS 2022",
             weights=("fssops", "authors (Mask-Matching-Transformer, both steps)", "a segmenter trained here"),
         ),
         ModelRow(
@@ -93,7 +93,7 @@ MODELS: dict[str, ModelRow] = {
             module="fssops.models.mm_former",
             model="MMFormerSegmenter",
             task="proposals",
-            paper="Zhang et al., Mask matching transformer, NeurIPS 2022, first stage",
+            paper="Jiao et al., Mask matching transformer, NeurIPS 2022, first stage",
             weights=(
                 "fssops",
                 "authors (Mask-Matching-Transformer, step 1)",

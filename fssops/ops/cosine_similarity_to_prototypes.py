@@ -93,7 +93,7 @@ def prototype_similarity(a: Tensor, b: Tensor, *, eps: float = 1e-8, backend: st
     Raises:
         ValueError, TypeError: naming the argument, the rule and the value.
 
-    Source: MM-Former (Zhang et al., NeurIPS 2022), section 3.3.
+    Source: MM-Former (Jiao et al., NeurIPS 2022), section 3.3.
     """
     op = "prototype_similarity"
     if a.dim() != 3:

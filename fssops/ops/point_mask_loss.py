@@ -196,7 +196,9 @@ def pairwise_mask_cost(
             the points, and all T P values of a mask count alike.
         class_logits: [Q, classes]; None leaves the class term out.
         labels: [G] int64, given with class_logits.
-        mask_weight, class_weight, dice_weight: published: 5, 2, 5.
+        mask_weight: of the cross-entropy; published 5.
+        class_weight: of the class term; published 2.
+        dice_weight: of the dice; published 5.
         padded_size: (H, W) of the padded image that points span, when targets are its upper left corner.
         backend: ``native`` or ``reference``; by default what FSSOPS_BACKEND says.
 

@@ -27,6 +27,7 @@ class FoldedTable(Table):
     """The part of ``[data]`` that names the data set and the fold."""
 
     source: LayoutName = "generated"
+    """Layout, as ``python -m fssops.data --help`` lists them; ``auto`` tells it from the folder."""
     root: str = ""
     """Folder of the data set; refused by ``generated``."""
     split: str = ""

@@ -52,6 +52,7 @@ class MMFormerEval(FewShotEval):
 class MMFormerSettings(FewShotSettings):
     """A recipe of MM-Former."""
 
+    first_stage = "segmenter"
     segmenter: SegmenterStage = Field(default_factory=SegmenterStage)
     eval: MMFormerEval = Field(default_factory=MMFormerEval)
 

@@ -39,6 +39,7 @@ class BaseStage(Table):
 class MSANetSettings(FewShotSettings):
     """A recipe of MSANet."""
 
+    first_stage = "base"
     base: BaseStage = Field(default_factory=BaseStage)
 
 

@@ -60,6 +60,9 @@ def build_model(
         settings: of a recipe.
         new_head: what becomes of weights for other classes.
         weights: instead of the settings'; "" for random ones.
+
+    Raises:
+        SettingsError: they are of the backbone alone, and a first stage, which they would replace, would stay random.
     """
     model = empty_model(settings)
     freeze(model, settings.optim)  # before: a head that is frozen must not start anew
@@ -70,6 +73,13 @@ def build_model(
             logger.info("passed over    %s", line)
         tensors = f"{len(report.loaded)} tensors of the {report.target}"
         logger.info("weights        %s: %s, %s", report.source, tensors, report.layout)
+        table = settings.first_stage
+        if table and report.target not in ("model", table) and not getattr(settings, table).weights:
+            raise SettingsError(
+                f"model.weights: must be of all of {settings.model.name}, or of what its first stage makes, got"
+                f" {weights}, which are of the {report.target} alone; start the first stage from them: --set"
+                f" model.weights= --set '{table}.overrides=[\"model.weights={weights}\"]'"
+            )
         for tensor, old, new in report.reinitialised:
             logger.info("               starts anew, other classes: %s %s -> %s", tensor, list(old), list(new))
     return model

@@ -67,6 +67,31 @@ def coco_with_images_in_one_folder(root: Path) -> None:
     coco_json(root / "annotations" / "instances_train.json")
 
 
+def cvat_of_one_set(root: Path) -> None:
+    save(root / "images" / "a.jpg", picture())
+    coco_json(root / "annotations" / "instances_default.json")
+
+
+def roboflow(root: Path) -> None:
+    """As the tool writes it: the project's name is category 0, above the others."""
+    save(root / "train" / "a.jpg", picture())
+    categories = [{"id": 0, "name": "pets", "supercategory": "none"}, {"id": 3, "name": "cat", "supercategory": "pets"}]
+    coco_json(root / "train" / "_annotations.coco.json", categories=categories)
+
+
+def label_studio(root: Path) -> None:
+    """As the tool writes it: digits before the uploaded name, folders with back-slashes."""
+    save(root / "images" / "0a1b2c3d-a.jpg", picture())
+    images = [{"id": 1, "file_name": "images\\0a1b2c3d-a.jpg", "height": H, "width": W}]
+    coco_json(root / "result.json", images=images)
+
+
+def lvis(root: Path) -> None:
+    save(root / "val2017" / "a.jpg", picture())
+    url = "http://images.cocodataset.org/val2017/a.jpg"
+    coco_json(root / "lvis_v1_train.json", images=[{"id": 1, "coco_url": url, "height": H, "width": W}])
+
+
 def coco_panoptic(root: Path) -> None:
     save(root / "train" / "a.jpg", picture())
     save(
@@ -242,6 +267,10 @@ EXAMPLES: dict[Callable[[Path], None], dict[str, str]] = {
     voc: dict.fromkeys(("few-shot", "semantic", "instance"), "voc"),
     coco: {"few-shot": "coco", "instance": "coco_instances", "semantic": "coco"},
     coco_with_images_in_one_folder: {"few-shot": "coco", "instance": "coco_instances", "semantic": "coco"},
+    cvat_of_one_set: {"few-shot": "coco", "instance": "coco_instances", "semantic": "coco"},
+    roboflow: dict.fromkeys(("instance", "semantic", "few-shot"), "roboflow"),
+    label_studio: dict.fromkeys(("instance", "semantic", "few-shot"), "label_studio"),
+    lvis: dict.fromkeys(("instance", "semantic", "few-shot"), "lvis"),
     coco_panoptic: dict.fromkeys(("panoptic", "semantic", "instance", "few-shot"), "coco_panoptic"),
     coco_with_both: {
         "few-shot": "coco",

@@ -214,7 +214,21 @@ def test_what_the_second_stage_lacks_is_told_before_the_first_is_trained(
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("name", [n for n in list_recipes() if n.startswith("msanet_") and n != "msanet_generated"])
+def test_weights_of_a_backbone_alone_do_not_stand_for_the_base_learner(
+    recipe: Path, tmp_path: Path, verb: Verb
+) -> None:
+    from fssops.models.backbones.build import build_backbone
+
+    path = tmp_path / "resnet.pt"
+    torch.save(build_backbone("resnet18", width=8, deep_stem=True, norm="batch").state_dict(), path)
+    code, _, err = verb("train", recipe, "--out", tmp_path / "run", "--set", f"model.weights={path}")
+    assert code == 2
+    assert "must be of all of msanet" in err
+    assert f'base.overrides=["model.weights={path}"]' in err
+    assert not (tmp_path / "run" / "base").exists()
+
+
+@pytest.mark.parametrize("name", [n for n in list_recipes() if n.startswith(("msanet_pascal5i", "msanet_coco20i"))])
 def test_msanet_recipes_are_as_published_and_name_their_base_stage(name: str) -> None:
     settings = load_task(name).settings
     task = task_of(settings)

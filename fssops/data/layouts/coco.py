@@ -2,6 +2,7 @@
 
     ROOT/annotations/instances_train2017.json    ROOT/train2017/000000000009.jpg
     ROOT/annotations/instances_val2014.json      ROOT/val2014/COCO_val2014_000000000042.jpg  (or ROOT/images/val2014)
+    ROOT/annotations/instances_default.json      ROOT/images/NAME.jpg  (as CVAT and others write a single set)
 
 Few-shot classes are numbered 1..80 in the order of the category ids, as PANet, BAM and MSANet number them. Label maps
 are those of few-shot data: the smaller object on top, crowds ignored, everything else background.
@@ -17,12 +18,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fssops.data import coco_json
+from fssops.data.annotation_json import Problem
 from fssops.data.class_names import spans
 from fssops.data.errors import AnnotationError
 from fssops.data.few_shot_source import FewShotSource
 from fssops.data.images import read_sized
-from fssops.data.layout import DataTruth, Layout, few_shot_view
+from fssops.data.layout import DataTruth, Layout, Reader, few_shot_view
 from fssops.data.layouts import ytvis
+from fssops.data.listing import pictures_in
 from fssops.data.source import ImageSource, PathLike
 from fssops.truth import Classes, ObjectTruth, Truth, TruthKind
 
@@ -51,6 +54,8 @@ IDS = spans("1-11 13-25 27-28 31-44 46-65 67 70 72-82 84-90")
 def find_split(root: Path, prefix: str, split: str) -> tuple[Path, str]:
     """Annotation file of a split, and the split's full name; ``val`` finds val2017 where one year is there.
 
+    ``train`` finds ``default``, CVAT's name of a set without splits, where nothing else is there.
+
     Raises:
         FileNotFoundError: none.
         AnnotationError: several.
@@ -65,6 +70,8 @@ def find_split(root: Path, prefix: str, split: str) -> tuple[Path, str]:
     if of_years:
         fitting = ", ".join(path.stem.removeprefix(f"{prefix}_") for path in of_years)
         raise AnnotationError(f"{folder}: split must name one annotation file, got {split!r} (fits {fitting})")
+    if split == "train" and splits_with(root, prefix) == ["default"]:
+        return folder / f"{prefix}_default.json", "default"
     there = ", ".join(splits_with(root, prefix)) or "none"
     raise FileNotFoundError(f"{exact}: annotation file must exist, got no such file (splits there: {there})")
 
@@ -103,7 +110,11 @@ def find_places(
     for folder in (base / split, base / "images" / split):
         if folder.is_dir():
             return path, folder, split
-    raise FileNotFoundError(f"{base / split}: the images of split {split!r} must be there or under images/{split}")
+    if (base / "images").is_dir() and pictures_in(base / "images", below=False).files:
+        return path, base / "images", split
+    raise FileNotFoundError(
+        f"{base / split}: the images of split {split!r} must be there, under images/{split} or images"
+    )
 
 
 # Sources.
@@ -137,9 +148,13 @@ class COCOSource(ImageSource):
         warn: bool = True,
     ) -> None:
         path, self.image_folder, split = find_places("COCOSource", "instances", root, split, annotations, images)
-        self.file = coco_json.read(path, warn=warn)
+        self.file = coco_json.read(path, adapt=self.adapt, warn=warn)
         self._ids = {name: identifier for identifier, (name, _, _) in self.file.images.items()}
         super().__init__("instance", split, self.file.classes, list(self._ids))
+
+    def adapt(self, content: dict[str, Any]) -> list[Problem]:
+        """Bring a tool's tables into COCO's form; see :data:`fssops.data.coco_json.Adapt`."""
+        return []
 
     def _entry(self, name: str) -> tuple[int | str, int, int]:
         """Image id, width and height."""
@@ -225,18 +240,23 @@ class COCOLabelMapSource(ImageSource):
         return self.objects.images.problems()
 
 
-def label_map_view(reader: Callable[..., FewShotSource]) -> Callable[..., COCOLabelMapSource]:
-    """A reader of the label maps that a few-shot reader of outlined objects paints; its options stay."""
+def readers_of_objects(source: Callable[..., ImageSource]) -> dict[DataTruth, Reader]:
+    """Objects for instance segmentation, painted as label maps for semantic, as numbered classes for few-shot.
 
-    @functools.wraps(reader)
-    def read(*arguments: Any, **options: Any) -> COCOLabelMapSource:
-        return COCOLabelMapSource(reader(*arguments, **options))
+    Args:
+        source: opens the objects; its options stay, ``crowd`` and ``overlap`` of label maps come with them.
+    """
+    few_shot = few_shot_view(source, options=("crowd", "overlap"))
 
-    return read
+    @functools.wraps(few_shot)
+    def semantic(*arguments: Any, **options: Any) -> COCOLabelMapSource:
+        return COCOLabelMapSource(few_shot(*arguments, **options))
+
+    return {"instance": source, "semantic": semantic, "few-shot": few_shot}
 
 
-few_shot = few_shot_view(COCOSource, options=("crowd", "overlap"))
-_semantic = label_map_view(few_shot)
+_READERS = readers_of_objects(COCOSource)
+few_shot = _READERS["few-shot"]
 
 
 # The layouts.
@@ -269,21 +289,23 @@ LAYOUTS = (
     Layout(
         name="coco",
         files=_FILES,
-        readers={"few-shot": few_shot, "instance": COCOSource, "semantic": _semantic},
+        readers={truth: _READERS[truth] for truth in ("few-shot", "instance", "semantic")},
         recognise=_recognise,
         splits=_splits,
         classes=_classes,
         other_classes=True,
         instead_of_root=_GIVEN,
+        family="coco",
     ),
     Layout(
         name="coco_instances",
         files="as coco, with the rules of instance segmentation",
-        readers={"instance": COCOSource, "semantic": _semantic, "few-shot": few_shot},
+        readers=_READERS,
         recognise=_recognise_without_panoptic,
         splits=_splits,
         classes=_classes,
         other_classes=True,
         instead_of_root=_GIVEN,
+        family="coco",
     ),
 )

@@ -251,4 +251,5 @@ LAYOUT = Layout(
     readers={"few-shot": few_shot},
     recognise=_recognise,
     splits=_splits,
+    family="folder",
 )

@@ -219,4 +219,5 @@ LAYOUT = Layout(
     readers={"semantic": LabelFolderSource, "few-shot": few_shot},
     recognise=recognise,
     splits=splits,
+    family="folder",
 )

@@ -5,8 +5,8 @@
     ROOT/labels.txt                        labelme's list of labels, where present: their order
 
 Polygons, rectangles, circles and masks are read, shapes of one label and one ``group_id`` as one object; points and
-lines have no area and are left out. Classes are the labels of all splits in alphabetical order. Label maps paint later
-shapes over earlier ones, as labelme's own exporters do.
+lines have no area and are left out. Classes are the labels of all splits in alphabetical order. Of overlapping
+objects label maps show the smaller; labelme's exporters show the later one, which is ``overlap="later"``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import io
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,8 +30,8 @@ from fssops.data.images import SUFFIXES, image_size, read_sized
 from fssops.data.json_values import name as json_name
 from fssops.data.json_values import shown
 from fssops.data.label_maps import PairedSource, Pairs
-from fssops.data.layout import Layout, few_shot_view
-from fssops.data.layouts.coco import label_map_view
+from fssops.data.layout import Layout
+from fssops.data.layouts.coco import readers_of_objects
 from fssops.data.layouts.label_folder import SPLIT_NAMES
 from fssops.data.listing import folders_in, pictures_in
 from fssops.data.outlines import drawable
@@ -232,13 +231,10 @@ def _mask(text: Any, corners: np.ndarray, width: int, height: int) -> tuple[Any,
     return (run_lengths.encode(whole), "") if whole.any() else (None, "mask is empty, or outside the image")
 
 
-_few_shot = partial(few_shot_view(LabelmeSource, options=("overlap",)), overlap="later")
-
 LAYOUT = Layout(
     name="labelme",
     files="NAME.json NAME.jpg (or SPLIT/...), labels.txt for the order of classes",
-    readers={"instance": LabelmeSource, "semantic": label_map_view(_few_shot), "few-shot": _few_shot},
+    readers=readers_of_objects(LabelmeSource),
     recognise=_recognise,
     splits=_splits,
-    own_tool=True,
 )

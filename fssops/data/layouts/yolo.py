@@ -23,8 +23,8 @@ from fssops.data.images import SUFFIXES, image_size
 from fssops.data.json_values import name as json_name
 from fssops.data.json_values import shown, whole_number
 from fssops.data.label_maps import PairedSource, Pairs
-from fssops.data.layout import Layout, few_shot_view
-from fssops.data.layouts.coco import label_map_view
+from fssops.data.layout import Layout
+from fssops.data.layouts.coco import readers_of_objects
 from fssops.data.listing import pictures_in
 from fssops.data.outlines import HIDDEN, drawable
 from fssops.data.source import PathLike
@@ -234,13 +234,10 @@ def _recognise(root: Path) -> str:
     return "" if _settings_file(root) else "no data.yaml with names and train, nor classes.txt beside images and labels"
 
 
-_few_shot = few_shot_view(YOLOSource, options=("overlap",))
-
 LAYOUT = Layout(
     name="yolo",
     files="data.yaml, images/SPLIT/ labels/SPLIT/NAME.txt (polygons); or SPLIT/images/ SPLIT/labels/",
-    readers={"instance": YOLOSource, "semantic": label_map_view(_few_shot), "few-shot": _few_shot},
+    readers=readers_of_objects(YOLOSource),
     recognise=_recognise,
     splits=_splits,
-    own_tool=True,
 )

@@ -1,6 +1,6 @@
 """Feature alignment of MM-Former: channels gated by their own image, tokens of one image attending to the other's.
 
-Source: Zhang et al., "Mask matching transformer for few-shot segmentation", NeurIPS 2022, section 3.2, and its code.
+Source: Jiao et al., "Mask matching transformer for few-shot segmentation", NeurIPS 2022, section 3.2, and its code.
 """
 
 from __future__ import annotations
