@@ -139,7 +139,7 @@ def read_colour_map(
     codes = np.array([(r << 16) + (g << 8) + b for r, g, b in code.index_of], dtype=np.int32)
     order = codes.argsort()
     place = np.searchsorted(codes[order], packed).clip(max=len(codes) - 1)
-    labels = np.array(list(code.index_of.values()), dtype=np.uint8)[order][place]
+    labels: np.ndarray = np.array(list(code.index_of.values()), dtype=np.uint8)[order][place]
     strange = codes[order][place] != packed
     if strange.any():
         if unknown == "error":
@@ -161,7 +161,8 @@ def read_packed(file: Path, size: tuple[int, int] | None) -> np.ndarray:
     elif values.ndim == 2:
         values = np.repeat(values[..., None].clip(0, 255), 3, axis=2)
     channels = values.astype(np.int32)
-    return np.asarray(channels @ np.array((1 << 16, 1 << 8, 1), dtype=np.int32))
+    packed: np.ndarray = np.dot(channels, np.array((1 << 16, 1 << 8, 1), dtype=np.int32))
+    return packed
 
 
 def _told(packed: np.ndarray, most: int = 6) -> str:

@@ -133,9 +133,11 @@ def _item(
             found += [(labels == IGNORE, -1, False)] if (labels == IGNORE).any() else []
         found = [entry for entry in found if entry[1] != source.classes.background or entry[1] < 0]
         picture = source.image(name)
-    few_shot = isinstance(source, FewShotSource)
-    names = list(source.classes.values()) if isinstance(source, FewShotSource) else source.classes.names
-    colours = distinct_colours(len(names)) if few_shot else source.classes.colours
+    if isinstance(source, FewShotSource):
+        names = list(source.classes.values())
+        colours = distinct_colours(len(names))
+    else:
+        names, colours = source.classes.names, source.classes.colours
     regions = []
     for mask, label, crowd in found:
         text, colour = ("ignored", UNKNOWN) if label < 0 else (names[label], colours[label])

@@ -56,7 +56,7 @@ class MVTecSource(PairedSource):
             start = "" if product == base else f"{product.name}/"
             defects = [name for name in folders_in(product / "test") if name != _GOOD]
             classes += [f"{start}{name}" for name in defects]
-            for part in ("train", "test") if split == "all" else (split,):
+            for part in ("test", "train") if split == "all" else (split,):
                 for kind in folders_in(product / part):
                     if kind != _GOOD and kind not in defects:
                         raise DataError(
