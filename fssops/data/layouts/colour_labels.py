@@ -15,8 +15,6 @@ from pathlib import Path
 from fssops.data.colour_maps import (
     FILES,
     ColourCode,
-    is_coloured,
-    names_colours,
     read_code,
     read_colour_map,
     read_packed,
@@ -97,13 +95,9 @@ class ColourLabelSource(PairedSource):
 
 
 def _recognise(root: Path) -> str:
-    labels = label_folder.first_labels(root)
-    if not labels:
-        return "no images beside labels, masks or annotations with pictures"
-    listed = [root / name for name in FILES if (root / name).is_file()]
-    if any(map(is_coloured, labels)) or (listed and listed[0].suffix != ".json" and names_colours(listed[0])):
+    if label_folder.are_coloured(root):
         return ""
-    return "label maps hold no colours, and no file names any"
+    return "no images beside labels, masks or annotations that hold colours, or beside a file of colours"
 
 
 LAYOUT = Layout(

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from fssops.data.class_names import read_classes
-from fssops.data.colour_maps import is_coloured
+from fssops.data.colour_maps import FILES, is_coloured, names_colours
 from fssops.data.errors import AnnotationError, DataError, DataWarning, MaskValueError
 from fssops.data.few_shot_source import FewShotSource
 from fssops.data.images import read_mask
@@ -69,6 +69,14 @@ def are_binary(root: Path) -> bool:
     return white_is_object(_readable(Pairs({file.name: (file, file) for file in labels}))) if labels else False
 
 
+def are_coloured(root: Path) -> bool:
+    """Whether the first labels hold colours, or a file of colours stands in the place of classes.json."""
+    labels, listed = first_labels(root), [root / name for name in FILES if (root / name).is_file()]
+    if not labels or any(map(is_coloured, labels)):
+        return bool(labels)
+    return not (root / "classes.json").is_file() and any(map(names_colours, listed))
+
+
 def split_folders(root: Path) -> list[str]:
     """Folders SPLIT that hold images and labels; none where they are classes, or images lie in ROOT/images."""
     if (root / "images").is_dir():
@@ -85,7 +93,7 @@ def recognise(root: Path) -> str:
     if labels_beside(root) or split_folders(root):
         if are_binary(root):
             return "masks hold 0 and 255 alone, and no classes.json says what they are"
-        if any(map(is_coloured, first_labels(root))):
+        if are_coloured(root):
             return "label maps hold colours"
         return ""
     return f"no images beside {', '.join(LABELS[:-1])} or {LABELS[-1]} with label maps"

@@ -52,7 +52,7 @@ def _read_settings(root: Path) -> tuple[Path, dict[str, Any]]:
     """The file and what it says, as of data.yaml."""
     file = _settings_file(root)
     if file is None:
-        raise FileNotFoundError(f"{root / 'data.yaml'}: data.yaml must name the classes and splits, got no such file")
+        raise FileNotFoundError(f"{root / 'data.yaml'}: data.yaml must say names, train and val, got no file that does")
     if file.name == "classes.txt":
         names = [line.strip() for line in read_lines(file, "list of classes") if line.strip()]
         return file, {"names": names, "all": "images"}
