@@ -217,7 +217,8 @@ def _run_split(options: argparse.Namespace) -> int:
         [name, *map(str, counts.values())] for name, counts in [*split.classes.items(), (f"all {source.items}", total)]
     ]
     print_table(rows, ["class", *split.parts])
-    missing = [f"{name} in {part}" for name, counts in split.classes.items() for part, n in counts.items() if not n]
+    there = {name: counts for name, counts in split.classes.items() if any(counts.values())}
+    missing = [f"{name} in {part}" for name, counts in there.items() for part, count in counts.items() if not count]
     if missing:
         print(f"no {source.items} of {', '.join(missing[:6])}{', ...' if len(missing) > 6 else ''}", file=sys.stderr)
     if split.copies:

@@ -94,7 +94,7 @@ def open_any(options: argparse.Namespace) -> FewShotSource | ImageSource | Video
     layout, split = layouts.layout_of(name), options.split
     if split is None and layout.has_files and not extra:
         listed = layout.splits(Path(options.path))
-        split = next((None for part in listed if part.startswith("train")), next(iter(listed), None))
+        split = min(listed, key=lambda part: (part != "train", not part.startswith("train")), default=None)
     truth = options.truth or layout.offers[0]
     if truth == "video" and "images" in extra:
         extra["frames"] = extra.pop("images")

@@ -36,7 +36,7 @@ def test_one_product_is_a_data_set_of_its_own(tmp_path: Path) -> None:
     source = open_data("auto", tmp_path / "bottle", split="test", truth="semantic")
     assert source.classes.names == ["background", "dent", "scratch"]
     assert source.names == ["test/dent/000.png", "test/good/000.png", "test/scratch/000.png"]
-    assert LAYOUTS["mvtec"].splits(tmp_path / "bottle") == ["train", "test"]
+    assert LAYOUTS["mvtec"].splits(tmp_path / "bottle") == ["all"]
     good = open_data("mvtec", tmp_path / "bottle", split="train", truth="semantic")
     assert (good.names, good.classes) == (["train/good/000.png"], source.classes)
 
