@@ -48,6 +48,8 @@ class ModelSettings(Table):
     weights: str = ""
     """Weights of the whole model or of its backbone: a run's folder, a file or folder of any layout that
     ``load_weights`` knows, or a name, address or owner/repository of such. Empty: random."""
+    new_classes: bool = False
+    """Take weights for other classes: all but the tensors that depend on the classes, which start anew."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Options of the model's ``Config``; in a recipe they stand directly in ``[model]``."""
     _config: Any = PrivateAttr(None)
@@ -113,6 +115,9 @@ class OptimSettings(Table):
     layer_decay: float = Field(default=1.0, gt=0, le=1)
     """Factor of the learning rate from each layer of the backbone to the one before it; what follows its last layer,
     the rest of the model too, keeps ``lr``. Layers are those of ``frozen_layers``."""
+    ema: float = Field(default=0.0, ge=0, lt=1)
+    """Decay of a moving average of the weights, which is then what is scored and kept to predict with; 0 has none. It
+    begins lower: at most (1 + n) / (10 + n) after n updates."""
     frozen: list[str] = Field(default_factory=list)
     """Shell patterns of parameter names that are not trained."""
     frozen_layers: int | str = 0
@@ -139,6 +144,9 @@ class ScheduleSettings(Table):
 
     steps: int = Field(default=1000, ge=0)
     """Updates of the weights in the whole training."""
+    epochs: float = Field(default=0.0, ge=0)
+    """Passes over the training items, instead of ``steps``; a run says the steps that they come to. An episode of a
+    few-shot system counts as an item, a pass as many as there are training images."""
     name: Literal["constant", "step", "poly", "cosine"] = "constant"
     """Factor of the learning rate after t updates: 1; ``gamma`` to the number of ``milestones`` passed;
     (1 - t / ``steps``) to the ``power``; or half a cosine from 1 to ``end_factor``."""
@@ -156,6 +164,12 @@ class ScheduleSettings(Table):
     """Whether that factor rises to 1 or stays."""
     warmup_factor: float = Field(default=0.001, ge=0, le=1)
     """What it begins with."""
+
+    @model_validator(mode="after")
+    def _length_is_said_once(self) -> ScheduleSettings:
+        if self.epochs and "steps" in self.model_fields_set:
+            raise ValueError(f"epochs must be 0 beside steps, got epochs {self.epochs:g} and steps {self.steps}")
+        return self
 
 
 class EngineSettings(Table):
@@ -195,6 +209,8 @@ class EngineSettings(Table):
     """What `best` is judged by: a validation metric, or `loss` (mean training loss between two checkpoints)."""
     best_mode: Literal["min", "max"] = "min"
     """Whether a larger or a smaller value is better."""
+    patience: int = Field(default=0, ge=0)
+    """Training ends after so many validations in a row that are no better than the best before them; 0 never."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """A loss or gradient that is no number ends the run, or the step is left out; it is kept for ``--replay``."""
     max_skips: int = Field(default=10, ge=1)
@@ -216,6 +232,15 @@ class EngineSettings(Table):
         if self.batch_size % micro:
             raise ValueError(
                 f"batch_size must be a multiple of devices * nodes * accumulate = {micro}, got {self.batch_size}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _patience_has_validations(self) -> EngineSettings:
+        if self.patience and (self.best_metric == "loss" or not self.validate_every):
+            raise ValueError(
+                f"patience must be 0 without validate_every and a best_metric that validation measures, "
+                f"got {self.patience}"
             )
         return self
 
@@ -258,6 +283,8 @@ class Settings(Table):
         tables = self.model_dump(mode="json")
         options = tables["model"].pop("options")
         tables["model"].update(options)
+        if self.schedule.epochs:
+            del tables["schedule"]["steps"]
         return tables
 
 

@@ -49,6 +49,9 @@ class UniversalData(Table):
     """Least and largest factor of ``large_scale_jitter``, above 0."""
     keep_empty: bool = False
     """Keep objects of which augmentation leaves no pixel."""
+    rare_classes: float = Field(default=0.0, ge=0, le=1)
+    """Share of images that a class should have: images with one of a lesser share f occur sqrt(share / f) times in a
+    pass (repeat-factor sampling of LVIS, whose baselines take 0.001); 0 never."""
 
     @model_validator(mode="after")
     def _sizes_are_given(self) -> UniversalData:
