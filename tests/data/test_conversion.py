@@ -211,6 +211,18 @@ def test_images_whose_labels_would_be_one_file_are_refused(tmp_path: Path) -> No
     assert not (tmp_path / "b").exists()
 
 
+def test_folders_of_names_that_the_target_has_itself_are_left_out(tmp_path: Path) -> None:
+    names = ["images/train/x.jpg", "b/y.jpg", "train/z.jpg"]
+    for name in names:
+        save(tmp_path / "a" / "train" / name, picture())
+    images = [{"id": n, "file_name": name, "height": H, "width": W} for n, name in enumerate(names)]
+    coco_json(tmp_path / "a" / "annotations" / "instances_train.json", images=images)
+    convert(tmp_path / "a", tmp_path / "b", "yolo")
+    below = [path.relative_to(tmp_path / "b").as_posix() for path in (tmp_path / "b").rglob("*.???")]
+    images_and_labels = [(f"images/train/{n}.jpg", f"labels/train/{n}.txt") for n in ("x", "b/y", "z")]
+    assert sorted(below) == sorted(path for pair in images_and_labels for path in pair)
+
+
 def test_a_folder_inside_the_one_that_is_read_is_refused(tmp_path: Path) -> None:
     coco(tmp_path / "a")
     with pytest.raises(DataError, match="out must not lie in the folder that is read"):
