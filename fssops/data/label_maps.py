@@ -35,8 +35,13 @@ class Pairs:
     left_out: list[str] = field(default_factory=list)
 
 
-def paired(images: Path, labels: Path) -> Pairs:
+def paired(images: Path, labels: Path, ending: str = "") -> Pairs:
     """Pair images with labels of the same path below their folders, whatever their suffixes.
+
+    Args:
+        images: folder.
+        labels: folder.
+        ending: that names of labels may have behind those of their images, e.g. ``_mask``.
 
     Raises:
         FileNotFoundError: a folder is missing.
@@ -46,7 +51,7 @@ def paired(images: Path, labels: Path) -> Pairs:
         if not folder.is_dir():
             raise FileNotFoundError(f"{folder}: {what} must be a folder, got no such folder")
     listed, listed_labels = pictures_in(images), pictures_in(labels)
-    stored = {name: paths[-1] for name, paths in listed_labels.by_stem().items()}
+    stored = {name.removesuffix(ending): paths[-1] for name, paths in listed_labels.by_stem().items()}
     files: dict[str, tuple[Path, Path]] = {}
     for name, paths in listed.by_stem().items():
         if len(paths) > 1:

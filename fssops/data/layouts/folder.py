@@ -232,7 +232,7 @@ def _recognise(root: Path) -> str:
     folders = class_folders(root)
     if any(map(numbered_as_fss1000, folders)):
         return "sub-folders hold 1.jpg and 1.png as FSS-1000's"
-    if any((folder / "images").is_dir() or _holds_a_pair(folder) for folder in folders):
+    if any(label_folder.labels_beside(folder) or _holds_a_pair(folder) for folder in folders):
         return ""
     return "no images beside labels, and no sub-folder that holds images with masks"
 
