@@ -96,6 +96,21 @@ def test_objects_become_yolo_polygons_that_draw_the_same(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
+    "write", [w for w in EXAMPLES if "instance" in EXAMPLES[w] and w.__name__ not in ("ade20k", "cityscapes")]
+)
+def test_objects_become_yolo_and_are_read_back_the_same(write: Write, tmp_path: Path) -> None:
+    write(tmp_path / "a")
+    layout = of(write, "instance")
+    convert(tmp_path / "a", tmp_path / "b", "yolo", layout=layout)
+    before = open_data(layout, tmp_path / "a", truth="instance", split=first_split(layout, tmp_path / "a"))
+    after = open_data("auto", tmp_path / "b", truth="instance", split="train")
+    assert isinstance(before, ImageSource)
+    assert isinstance(after, ImageSource)
+    assert after.format == "yolo"
+    assert objects(after, after.names[0]) == objects(before, before.names[0]) != []
+
+
+@pytest.mark.parametrize(
     "write", [w for w in EXAMPLES if "semantic" in EXAMPLES[w] and w is not splits_without_a_class_file]
 )
 def test_classes_of_pixels_become_a_label_folder_and_stay_the_same(write: Write, tmp_path: Path) -> None:
