@@ -207,7 +207,7 @@ def evaluate(
     data: PathLike | Mapping[str, Any] | None = None,
     *,
     recipe: PathLike | None = None,
-    which: Literal["last", "best"] = "last",
+    which: Literal["last", "best"] | None = None,
     protocol: str | None = None,
     fold: int | None = None,
     out: PathLike | None = None,
@@ -219,7 +219,7 @@ def evaluate(
         model: a run, or weights as :func:`load` takes them; or a model, which needs ``recipe``.
         data: folder of the data set, instead of the settings'; or settings of ``[data]``.
         recipe: name or file that says on what, and how, a model is scored that does not say it itself.
-        which: checkpoint of a run.
+        which: checkpoint of a run; None: the one that its training evaluated.
         protocol: of few-shot systems, one of :data:`fssops.protocols.PROTOCOLS`; None: the recipe's.
         fold: of few-shot systems; None: the one that was trained.
         out: folder for ``results.json``, pictures and files; None writes nothing.

@@ -99,14 +99,12 @@ class Run:
         """The trained model as a predictor.
 
         Args:
-            which: checkpoint; None: the one that was scored (``eval.checkpoint``).
+            which: checkpoint; None: the one that was scored, as :func:`fssops.load` takes of a run.
             **options: of :func:`fssops.load`: ``device``, ``size``, ...
 
         Raises:
             RunCheckpointError, SettingsError: as of :func:`fssops.load`.
         """
         from fssops.api import load
-        from fssops.engine.run_folder import RunFolder
 
-        which = which or RunFolder(self.path).load_settings().get("eval", {}).get("checkpoint", "last")
-        return load(self.path / "checkpoints" / f"{which}.pt", **options)
+        return load(self.path / "checkpoints" / f"{which}.pt" if which else self, **options)

@@ -110,6 +110,11 @@ def read(path: str | os.PathLike[str], *, adapt: Adapt | None = None, warn: bool
     return result
 
 
+def rows_of(content: dict[str, Any], table: str) -> list[dict[str, Any]]:
+    """The rows of a table that are objects, for functions that adapt them."""
+    return [row for row in content[table] if isinstance(row, dict)]
+
+
 def _read_images(rows: list[Any], result: CocoFile) -> dict[ImageId, ImageId]:
     """Fill ``images``; returns for every id the one under which its file is listed first."""
     same: dict[ImageId, ImageId] = {}

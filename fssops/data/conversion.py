@@ -5,6 +5,7 @@ The new folder appears under its name when it is whole. What the target cannot s
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import tempfile
@@ -15,11 +16,13 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from scipy import ndimage
 
 from fssops import run_lengths
 from fssops.data import layouts
-from fssops.data.errors import DataError
+from fssops.data.errors import DataError, DuplicateError
 from fssops.data.few_shot_source import Progress
+from fssops.data.layout import Layout
 from fssops.data.source import ImageSource, PathLike
 from fssops.labels import IGNORE
 from fssops.polygons import polygons
@@ -29,6 +32,10 @@ NOT_SAID = {
     "crowds": "crowd regions, which the target cannot mark; left out",
     "empty": "objects without a pixel; left out",
     "parts": "objects of several parts, which are written as one polygon joined by lines of no width",
+    "holes": "objects with holes, whose outlines go into each hole and back by lines of no width",
+    "regions": "objects that are all of a class in an image, which the data do not tell apart",
+    "stuff": "regions of classes that are not counted (stuff), which the target cannot hold; left out",
+    "void": "images with pixels of no known class, which the target cannot mark; background there",
 }
 """What a target cannot say, and what is done with it."""
 
@@ -41,6 +48,7 @@ def convert(
     layout: str = "auto",
     splits: Sequence[str] = (),
     progress: Progress | None = None,
+    **options: Any,
 ) -> dict[str, int]:
     """Write a data set in another layout.
 
@@ -51,6 +59,7 @@ def convert(
         layout: of ``root``; ``auto`` tells it.
         splits: to convert; none are all, without ``trainval`` beside its parts.
         progress: is told (images done, images).
+        **options: of the layout's reader.
 
     Returns:
         how often each of :data:`NOT_SAID` occurred.
@@ -58,22 +67,28 @@ def convert(
     Raises:
         FileExistsError: there is something at ``out``.
         ValueError: no such target or layout.
-        DataError: the data set has no truth of the form that the target holds, or a file of it is broken.
+        DataError: the data set has no truth that the target holds, its splits have other classes, two of its images
+            would be one file, or a file of it is broken.
     """
     if to not in TARGETS:
         raise ValueError(f"convert: to must be {', '.join(TARGETS)}, got {to!r}")
-    target, base, kind = Path(out), Path(root), TARGETS[to].kind
+    target, base = Path(out), Path(root)
     if target.exists():
         raise FileExistsError(f"{target}: out must be a new folder, got one that exists")
-    if layout == "auto":
-        layout = layouts.recognise(base)
-    rules = layouts.layout_of(layout, kind)
-    if kind not in rules.offers:
-        raise DataError(f"{base}: {to} holds {kind} truth, and layout {layout} has {' and '.join(rules.offers)}")
+    if target.resolve().is_relative_to(base.resolve()):
+        raise DataError(f"{target}: out must not lie in the folder that is read, got {base}")
+    rules, kind = _reading(base, layout, to)
+    if layout == "auto" and "instances" in rules.options(kind):
+        options.setdefault("instances", "auto")  # objects as annotated, which may overlap, before those of segments
     there = rules.splits(base)
     if not splits and "train" in there:
         there = [split for split in there if split != "trainval"]  # its images are in train and val already
-    sources = [rules.open(base, split, kind) for split in splits or there]
+    sources = [rules.open(base, split, kind, **options) for split in splits or there]
+    classes = [source.classes for source in sources if isinstance(source, ImageSource)]
+    differing = next((number for number, one in enumerate(classes) if one != classes[0]), None)
+    if differing is not None:
+        wrong, first = sources[differing].split, sources[0].split
+        raise DataError(f"{base}: all splits must have one list of classes, got others in {wrong} than in {first}")
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as temporary:
         writer = TARGETS[to](Path(temporary))
@@ -93,15 +108,37 @@ def convert(
     return dict(writer.not_said)
 
 
+def _reading(base: Path, layout: str, to: str) -> tuple[Layout, TruthKind]:
+    """The layout of a folder, and for which truth it is opened: the first of the target's kinds that it has.
+
+    Raises:
+        DataError: it has none of them.
+    """
+    kinds = TARGETS[to].kinds
+    if layout != "auto":
+        rules = layouts.layout_of(layout)
+        kind = next((kind for kind in kinds if kind in rules.offers), None)
+        if kind is None:
+            held = " or ".join(kinds)
+            raise DataError(f"{base}: {to} holds {held} truth, and layout {layout} has {' and '.join(rules.offers)}")
+        return rules, kind
+    for kind in kinds[:-1]:
+        with contextlib.suppress(DataError):
+            return layouts.layout_of(layouts.recognise(base, kind)), kind
+    return layouts.layout_of(layouts.recognise(base, kinds[-1])), kinds[-1]
+
+
 class _Writer:
     """Writes one layout into a folder."""
 
-    kind: TruthKind
+    kinds: tuple[TruthKind, ...]
+    """Truth that it is made of, the best first."""
     images: Callable[[str], str]
     """Folder of a split's images."""
 
     def __init__(self, root: Path) -> None:
         self.root, self.not_said = root, Counter[str]()
+        self._stems: set[PurePosixPath] = set()
 
     def add(self, source: ImageSource, name: str) -> None:
         """Write an image and its truth."""
@@ -117,6 +154,12 @@ class _Writer:
         suffix = ".png" if file is None else file.suffix
         below = name if name.endswith(suffix) else name + suffix
         path = self.root / type(self).images(source.split) / below
+        stem = PurePosixPath(source.split, below).with_suffix("")
+        if stem in self._stems:
+            raise DuplicateError(
+                f"{file or name}: images must differ in name but for the suffix, got {stem.name} twice"
+            )
+        self._stems.add(stem)
         path.parent.mkdir(parents=True, exist_ok=True)
         if file is None:
             source.image(name).save(path)
@@ -130,15 +173,30 @@ class _Writer:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(content) + "\n", encoding="utf-8")
 
+    def classes(self, source: ImageSource) -> list[int]:
+        """Indices of the classes that objects have: the countable ones; of label maps all but the background."""
+        if source.offers("instance"):
+            return list(source.classes.things)
+        return [index for index in range(len(source.classes)) if index != source.classes.background]
+
     def objects(self, source: ImageSource, truth: Truth) -> list[tuple[ObjectTruth, np.ndarray]]:
-        """Objects with their masks, without empty ones."""
-        found = [(one, one.mask(truth.height, truth.width)) for one in truth.instances(source.classes.things)]
-        self.not_said["empty"] += sum(not mask.any() for _, mask in found)
-        return [(one, mask) for one, mask in found if mask.any()]
+        """Objects with their masks, without empty ones; of label maps one for each class but the background."""
+        if not source.offers("instance"):
+            labels = truth.semantic()
+            self.not_said["void"] += bool((labels == IGNORE).any())
+            present = [int(value) for value in np.unique(labels) if value not in (IGNORE, source.classes.background)]
+            self.not_said["regions"] += len(present)
+            return [(ObjectTruth(0, value, labels == value), labels == value) for value in present]
+        if truth.segment_ids is not None:
+            self.not_said["stuff"] += sum(one.label not in source.classes.things for one in truth.segments)
+            self.not_said["void"] += bool((truth.segment_ids == 0).any())
+        drawn = [(one, one.mask(truth.height, truth.width)) for one in truth.instances(source.classes.things)]
+        self.not_said["empty"] += sum(not mask.any() for _, mask in drawn)
+        return [(one, mask) for one, mask in drawn if mask.any()]
 
 
 class _COCO(_Writer):
-    kind = "instance"
+    kinds = ("instance", "semantic")
     images = staticmethod(lambda split: split)
 
     def __init__(self, root: Path) -> None:
@@ -171,14 +229,22 @@ class _COCO(_Writer):
             )
 
     def finish(self, source: ImageSource) -> None:
-        rows = [{"id": category.id, "name": category.name} for category in source.classes.categories]
+        listed = [source.classes.categories[index] for index in self.classes(source)]
+        rows = [{"id": category.id, "name": category.name} for category in listed]
         content = {"images": self._images, "annotations": self._annotations, "categories": rows}
         self.write(f"annotations/instances_{source.split}.json", content)
         self._images, self._annotations = [], []
 
 
+def _has_hole(mask: np.ndarray) -> bool:
+    """Whether a mask goes round pixels that are not of it."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    around = np.pad(mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1], 1)
+    return bool(ndimage.label(~around)[1] > 1)
+
+
 class _YOLO(_Writer):
-    kind = "instance"
+    kinds = ("instance", "semantic")
     images = staticmethod(lambda split: f"images/{split}")
 
     def __init__(self, root: Path) -> None:
@@ -187,36 +253,47 @@ class _YOLO(_Writer):
 
     def add(self, source: ImageSource, name: str) -> None:
         truth, below = source.truth(name), PurePosixPath(self.copy_image(source, name))
-        lines = []
+        lines, number_of = [], {index: number for number, index in enumerate(self.classes(source))}
         for one, mask in self.objects(source, truth):
             if one.crowd:
                 self.not_said["crowds"] += 1
                 continue
             parts = polygons(mask)
             self.not_said["parts"] += len(parts) > 1
+            self.not_said["holes"] += _has_hole(mask)
             # Back over the first points of the earlier parts, so that each of the joining lines is drawn twice.
             back = [part[:1] for part in reversed(parts[:-1])]
             joined = np.concatenate([*(np.concatenate([part, part[:1]]) for part in parts), *back])
             values = (joined / (truth.width, truth.height)).flatten()
-            lines.append(" ".join([str(one.label), *(f"{value:.6f}".rstrip("0").rstrip(".") for value in values)]))
+            lines.append(
+                " ".join([str(number_of[one.label]), *(f"{value:.6f}".rstrip("0").rstrip(".") for value in values)])
+            )
         path = self.root / "labels" / source.split / below.with_suffix(".txt")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
 
     def finish(self, source: ImageSource) -> None:
         self._splits.append(source.split)
-        # What YOLO's tools call the splits; JSON's strings are YAML's too.
-        keys = [
-            next((key for key in ("train", "val", "test") if split.startswith(key)), split) for split in self._splits
-        ]
-        places = [f"{key}: images/{split}" for key, split in zip(keys, self._splits, strict=True)]
-        lines = ["path: .", *places, "names:"]
-        lines += [f"  {index}: {json.dumps(name)}" for index, name in enumerate(source.classes.names)]
+        places: dict[str, list[str]] = {}
+        for split in self._splits:
+            places.setdefault(self._key(split), []).append(f"images/{split}")
+        # JSON is YAML too. Without "path" places are below the file, wherever the folder is moved.
+        lines = [f"{key}: {json.dumps(folders if folders[1:] else folders[0])}" for key, folders in places.items()]
+        lines += ["names:"]
+        names = [source.classes.names[index] for index in self.classes(source)]
+        lines += [f"  {number}: {json.dumps(name)}" for number, name in enumerate(names)]
         (self.root / "data.yaml").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+    @staticmethod
+    def _key(split: str) -> str:
+        """What YOLO's tools call a split; a set without splits is for training."""
+        keys = ("train", "val", "test")
+        name = split.lower()
+        return next((key for key in keys if name.startswith(key)), "train" if name in ("all", "default") else split)
 
 
 class _LabelFolder(_Writer):
-    kind = "semantic"
+    kinds = ("semantic",)
     images = staticmethod(lambda split: f"images/{split}")
 
     def add(self, source: ImageSource, name: str) -> None:
@@ -236,7 +313,7 @@ class _LabelFolder(_Writer):
 
 
 class _Panoptic(_Writer):
-    kind = "panoptic"
+    kinds = ("panoptic",)
     images = staticmethod(lambda split: split)
 
     def __init__(self, root: Path) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from fssops.data.errors import DataError, DuplicateError
-from fssops.data.images import image_size, read_image, read_mask
+from fssops.data.images import Picture, image_size, read_image, read_mask
 from fssops.data.listing import pictures_in
 from fssops.data.source import ImageSource
 from fssops.labels import IGNORE
@@ -89,11 +89,15 @@ class PairedSource(ImageSource):
         self.check_name(name)
         return self._pairs.files[name]
 
-    def image_file(self, name: str) -> Path:
+    def pictures(self, name: str) -> tuple[Picture, Picture]:
+        """What image and truth are read from: their files."""
+        return self.paths(name)
+
+    def image_file(self, name: str) -> Path | None:
         return self.paths(name)[0]
 
     def image(self, name: str) -> Image.Image:
-        return read_image(self.paths(name)[0])
+        return read_image(self.pictures(name)[0])
 
     def truth_files(self, name: str) -> tuple[Path, ...]:
         return (self._pairs.files[name][1],)
@@ -138,7 +142,7 @@ class LabelMapSource(PairedSource):
             self._table[list(rule)] = list(rule.values())
 
     def truth(self, name: str) -> Truth:
-        image, label = self.paths(name)
+        image, label = self.pictures(name)
         values = read_mask(label, size=image_size(image), allowed=self._allowed, unknown=self._unknown)
         indices = values if self._table is None else self._table.take(values)
         return Truth(values.shape[0], values.shape[1], label_map=indices)

@@ -338,7 +338,7 @@ def known_keys(schema: type[BaseModel], model_options: Sequence[str] = (), prefi
     for name, info in schema.model_fields.items():
         table = _table_of(info.annotation)
         if table is ModelSettings:
-            keys += [f"{prefix}{name}.{key}" for key in ("name", "weights", *model_options)]
+            keys += [f"{prefix}{name}.{key}" for key in ("name", "weights", "new_classes", *model_options)]
         elif table is not None:
             keys += known_keys(table, (), f"{prefix}{name}.")
         else:

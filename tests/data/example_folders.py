@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -65,11 +66,6 @@ def coco_with_images_in_one_folder(root: Path) -> None:
     """``images`` beside ``annotations``, as folders of label maps have them."""
     save(root / "images" / "train" / "a.jpg", picture())
     coco_json(root / "annotations" / "instances_train.json")
-
-
-def cvat_of_one_set(root: Path) -> None:
-    save(root / "images" / "a.jpg", picture())
-    coco_json(root / "annotations" / "instances_default.json")
 
 
 def roboflow(root: Path) -> None:
@@ -263,11 +259,48 @@ def ytvis_called_like_coco(root: Path) -> None:
     (root / "train.json").rename(root / "annotations" / "instances_train.json")
 
 
+SQUARE = {"image_id": 1, "category_id": 3, "iscrowd": 0, "area": 81, "segmentation": [[0, 0, 9, 0, 9, 9, 0, 9]]}
+RUNS = {"size": [H, W], "counts": [100, 200, 300]}
+
+
+def cvat(root: Path) -> None:
+    """One object as a polygon, and one drawn with the brush."""
+    save(root / "images" / "a.jpg", picture())
+    brushed = {**SQUARE, "id": 2, "category_id": 7, "iscrowd": 1, "segmentation": RUNS}
+    coco_json(root / "annotations" / "instances_default.json", annotations=[{**SQUARE, "id": 1}, brushed])
+
+
+def cvat_by_subset(root: Path) -> None:
+    """With the head that CVAT writes, by which it is told from COCO."""
+    names = ("contributor", "date_created", "description", "url", "version", "year")
+    head = {"licenses": [{"name": "", "id": 0, "url": ""}], "info": dict.fromkeys(names, "")}
+    for subset in ("Train", "Validation"):
+        save(root / "images" / subset / "a.jpg", picture())
+        file = root / "annotations" / f"instances_{subset}.json"
+        coco_json(file)
+        file.write_text(json.dumps({**head, **json.loads(file.read_text())}))
+
+
+def parquet(root: Path) -> None:
+    """As Hugging Face's ``datasets`` writes pictures; pyarrow must be there."""
+    import pyarrow
+    from pyarrow.parquet import write_table
+
+    save(root / "a.png", picture())
+    save(root / "label.png", halves(1, 2))
+    content = {column: (root / f"{file}.png").read_bytes() for column, file in (("image", "a"), ("label", "label"))}
+    table = pyarrow.Table.from_pylist([{column: {"bytes": b, "path": None} for column, b in content.items()}])
+    (root / "data").mkdir()
+    write_table(table, root / "data" / "train-00000-of-00001.parquet")
+    for file in ("a.png", "label.png"):
+        (root / file).unlink()
+    (root / "id2label.json").write_text('{"0": "background", "1": "road", "2": "tree"}')
+
+
 EXAMPLES: dict[Callable[[Path], None], dict[str, str]] = {
     voc: dict.fromkeys(("few-shot", "semantic", "instance"), "voc"),
     coco: {"few-shot": "coco", "instance": "coco_instances", "semantic": "coco"},
     coco_with_images_in_one_folder: {"few-shot": "coco", "instance": "coco_instances", "semantic": "coco"},
-    cvat_of_one_set: {"few-shot": "coco", "instance": "coco_instances", "semantic": "coco"},
     roboflow: dict.fromkeys(("instance", "semantic", "few-shot"), "roboflow"),
     label_studio: dict.fromkeys(("instance", "semantic", "few-shot"), "label_studio"),
     lvis: dict.fromkeys(("instance", "semantic", "few-shot"), "lvis"),
@@ -289,6 +322,8 @@ EXAMPLES: dict[Callable[[Path], None], dict[str, str]] = {
     class_folders: {"few-shot": "folder"},
     class_folders_with_masks_beside: {"few-shot": "folder"},
     fss1000: {"few-shot": "fss1000"},
+    cvat: dict.fromkeys(("instance", "semantic", "few-shot"), "cvat"),
+    cvat_by_subset: dict.fromkeys(("instance", "semantic", "few-shot"), "cvat"),
     labelme: dict.fromkeys(("instance", "semantic", "few-shot"), "labelme"),
     yolo: dict.fromkeys(("instance", "semantic", "few-shot"), "yolo"),
     yolo_of_roboflow: dict.fromkeys(("instance", "semantic", "few-shot"), "yolo"),
@@ -304,3 +339,6 @@ EXAMPLES: dict[Callable[[Path], None], dict[str, str]] = {
     ytvis_called_like_coco: {"video": "ytvis"},
 }
 """What writes a folder, and its layout for each kind of truth that it has."""
+
+if importlib.util.find_spec("pyarrow"):
+    EXAMPLES[parquet] = dict.fromkeys(("semantic", "few-shot"), "parquet")

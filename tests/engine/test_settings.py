@@ -130,11 +130,15 @@ def test_changed_settings_are_listed_by_dotted_key() -> None:
     assert changed_settings(before, before) == []
 
 
-@pytest.mark.parametrize("key", ["patience", "epochs", "early_stopping"])
+@pytest.mark.parametrize("key", ["callbacks", "wall_clock", "early_stopping"])
 def test_an_unknown_key_that_is_like_no_other_is_told_what_there_is(key: str) -> None:
     text = message(f"engine.{key}=3")
     assert "keys of [engine] are engine." in text
     assert "did you mean" not in text
+
+
+def test_epochs_are_pointed_to_where_they_are_said() -> None:
+    assert "did you mean 'schedule.epochs'?" in message("engine.epochs=3")
 
 
 def test_settings_survive_writing_and_reading() -> None:

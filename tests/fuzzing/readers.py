@@ -196,6 +196,11 @@ Reader = tuple[Callable[[Path], None], Callable[..., None], tuple[str, ...]]
 READERS: dict[str, Reader] = {
     "coco": (with_instances(folders.coco, "annotations/instances_train.json"), read_layout, ("coco", "coco_instances")),
     "coco_panoptic": (folders.coco_panoptic, read_layout, ("coco_panoptic",)),
+    "roboflow": (with_instances(folders.roboflow, "train/_annotations.coco.json"), read_layout, ("roboflow",)),
+    "cvat": (with_instances(folders.cvat, "annotations/instances_default.json"), read_layout, ("cvat",)),
+    "label_studio": (folders.label_studio, read_layout, ("label_studio",)),
+    "lvis": (folders.lvis, read_layout, ("lvis",)),
+    **({"parquet": (folders.parquet, read_layout, ("parquet",))} if folders.parquet in folders.EXAMPLES else {}),
     "ytvis": (folders.ytvis, read_layout, ("ytvis",)),
     "voc": (folders.voc, read_layout, ("voc",)),
     "cityscapes": (cityscapes, read_layout, ("cityscapes",)),

@@ -2,7 +2,7 @@
 
     ROOT/annotations/instances_train2017.json    ROOT/train2017/000000000009.jpg
     ROOT/annotations/instances_val2014.json      ROOT/val2014/COCO_val2014_000000000042.jpg  (or ROOT/images/val2014)
-    ROOT/annotations/instances_default.json      ROOT/images/NAME.jpg  (as CVAT and others write a single set)
+    ROOT/annotations/instances_train.json        ROOT/images/NAME.jpg
 
 Few-shot classes are numbered 1..80 in the order of the category ids, as PANet, BAM and MSANet number them. Label maps
 are those of few-shot data: the smaller object on top, crowds ignored, everything else background.
@@ -25,7 +25,7 @@ from fssops.data.few_shot_source import FewShotSource
 from fssops.data.images import read_sized
 from fssops.data.layout import DataTruth, Layout, Reader, few_shot_view
 from fssops.data.layouts import ytvis
-from fssops.data.listing import pictures_in
+from fssops.data.listing import holds_pictures
 from fssops.data.source import ImageSource, PathLike
 from fssops.truth import Classes, ObjectTruth, Truth, TruthKind
 
@@ -81,6 +81,16 @@ def splits_with(root: Path, prefix: str) -> list[str]:
     return sorted(p.stem.removeprefix(f"{prefix}_") for p in (root / "annotations").glob(f"{prefix}_*.json"))
 
 
+def is_from_datumaro(root: Path) -> bool:
+    """Whether the instances files are CVAT's: of its default subset, or with the head that Datumaro writes."""
+    for split in splits_with(root, "instances"):
+        with (root / "annotations" / f"instances_{split}.json").open("rb") as file:
+            head = b"".join(file.read(256).split())
+        if split == "default" or head.startswith(b'{"licenses":[{"name":"","id":0,"url":""}],"info":{"contributor":""'):
+            return True
+    return False
+
+
 def find_places(
     where: str,
     prefix: str,
@@ -110,7 +120,7 @@ def find_places(
     for folder in (base / split, base / "images" / split):
         if folder.is_dir():
             return path, folder, split
-    if (base / "images").is_dir() and pictures_in(base / "images", below=False).files:
+    if holds_pictures(base / "images"):
         return path, base / "images", split
     raise FileNotFoundError(
         f"{base / split}: the images of split {split!r} must be there, under images/{split} or images"
@@ -265,6 +275,8 @@ few_shot = _READERS["few-shot"]
 def _recognise(root: Path) -> str:
     if not splits_with(root, "instances"):
         return "no annotations/instances_*.json"
+    if is_from_datumaro(root):
+        return "annotations/instances_*.json are CVAT's"
     return "annotations/instances_*.json lists videos" if ytvis.lists_videos(root) else ""
 
 
@@ -283,7 +295,7 @@ def _classes(truth: DataTruth) -> Classes:
     return Classes.from_names(NAMES, range(len(NAMES)), ids=IDS)
 
 
-_FILES = "annotations/instances_SPLIT.json, SPLIT/ or images/SPLIT/"
+_FILES = "annotations/instances_SPLIT.json, SPLIT/ or images/SPLIT/ or images/"
 _GIVEN = ("annotations", "images")
 LAYOUTS = (
     Layout(

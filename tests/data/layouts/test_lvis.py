@@ -8,7 +8,8 @@ import pytest
 from example_folders import H, W, coco_json, lvis, picture, save
 
 from fssops.data.errors import DataWarning
-from fssops.data.layouts import open_data
+from fssops.data.layouts import LAYOUTS, open_data
+from fssops.data.layouts.lvis import LVISSource
 
 
 def test_images_are_found_by_the_end_of_their_address(tmp_path: Path) -> None:
@@ -38,3 +39,23 @@ def test_a_split_that_is_not_there_is_refused(tmp_path: Path) -> None:
     lvis(tmp_path)
     with pytest.raises(FileNotFoundError, match="split must be one of train, got 'val'"):
         open_data("lvis", tmp_path, split="val", truth="instance")
+
+
+def test_what_an_image_says_of_classes_is_kept(tmp_path: Path) -> None:
+    lvis(tmp_path)
+    row = {"id": 1, "coco_url": "http://x/val2017/a.jpg", "height": H, "width": W}
+    facts = {"neg_category_ids": [7], "not_exhaustive_category_ids": [3, 99]}
+    coco_json(tmp_path / "lvis_v1_train.json", images=[{**row, **facts}])
+    with pytest.warns(DataWarning, match="image 1: not_exhaustive_category_ids must be ids of categories"):
+        source = open_data("lvis", tmp_path, split="train", truth="instance")
+    assert isinstance(source, LVISSource)
+    name = source.names[0]
+    assert (source.negative(name), source.not_exhaustive(name)) == ([1], [0])
+
+
+def test_lists_of_images_are_no_splits_and_minival_is_one(tmp_path: Path) -> None:
+    lvis(tmp_path)
+    (tmp_path / "lvis_v1_train.json").rename(tmp_path / "lvis_v1_minival.json")
+    (tmp_path / "lvis_v1_image_info_test_dev.json").write_text("{}")
+    assert LAYOUTS["lvis"].splits(tmp_path) == ["minival"]
+    assert open_data("lvis", tmp_path, truth="instance").split == "minival"

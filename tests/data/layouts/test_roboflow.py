@@ -49,3 +49,29 @@ def test_json_that_is_no_coco_is_refused(tmp_path: Path) -> None:
     (tmp_path / "train" / "_annotations.coco.json").write_text('{"shapes": []}')
     with pytest.raises(AnnotationError, match=r"_annotations.coco.json: annotation file must hold a list 'images'"):
         open_data("roboflow", tmp_path, split="train", truth="instance")
+
+
+def test_a_category_that_another_split_uses_stays_in_all(tmp_path: Path) -> None:
+    roboflow(tmp_path)
+    save(tmp_path / "valid" / "a.jpg", picture(1))
+    content = json.loads((tmp_path / "train" / "_annotations.coco.json").read_text())
+    content["annotations"][0]["category_id"] = 0
+    (tmp_path / "valid" / "_annotations.coco.json").write_text(json.dumps(content))
+    names = [open_data("roboflow", tmp_path, split=split, truth="instance").classes.names for split in ("train", "val")]
+    assert names == [["pets", "cat"]] * 2
+
+
+def test_an_export_of_boxes_or_without_its_images_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    roboflow(tmp_path)
+    file = tmp_path / "train" / "_annotations.coco.json"
+    content = json.loads(file.read_text())
+    (tmp_path / "train" / "a.jpg").unlink()
+    with (
+        pytest.warns(DataWarning),
+        pytest.raises(FileNotFoundError, match=r"a\.jpg: the images of .* got none of 1; put the export's images"),
+    ):
+        open_data("roboflow", tmp_path, truth="instance")
+    content["annotations"][0]["segmentation"] = []
+    file.write_text(json.dumps(content))
+    with pytest.raises(AnnotationError, match="outlines, got 1 boxes alone; export again as COCO Segmentation"):
+        open_data("roboflow", tmp_path, truth="instance")
