@@ -191,10 +191,10 @@ def _outline(row: dict[str, Any], width: int, height: int) -> tuple[Any, str]:
     kind, points = row.get("shape_type") or "polygon", row.get("points")
     try:
         corners = np.array(points, dtype=np.float64).reshape(-1, 2)
-    except (TypeError, ValueError):
+    except (OverflowError, TypeError, ValueError):
         return None, f"points must be pairs of numbers, got {shown(points)}"
-    if not np.isfinite(corners).all():
-        return None, f"points must be finite, got {shown(points)}"
+    if not (np.abs(corners) < 1e15).all():
+        return None, f"points must be finite, and places, got {shown(points)}"
     if kind in ("rectangle", "circle", "mask") and len(corners) != 2 and (kind, len(corners)) != ("rectangle", 4):
         return None, f"a {kind} must have 2 points, got {len(corners)}"
     if kind == "mask":
@@ -204,7 +204,7 @@ def _outline(row: dict[str, Any], width: int, height: int) -> tuple[Any, str]:
         corners = np.array([(left, top), (right, top), (right, bottom), (left, bottom)])
     elif kind == "circle":
         radius = math.dist(*corners)
-        angles = np.linspace(0, 2 * np.pi, max(16, min(512, round(4 * radius))), endpoint=False)
+        angles = np.linspace(0, 2 * np.pi, round(max(16, min(512, 4 * radius))), endpoint=False)
         corners = corners[0] + radius * np.stack([np.cos(angles), np.sin(angles)], 1)
     elif kind not in ("polygon", "rectangle", "rotation"):
         return None, f"a {shown(kind)} has no area"

@@ -153,6 +153,8 @@ def test_missing_images_other_sizes_and_free_images_are_told(tmp_path: Path) -> 
         (shape("cat", [[1, 1], [5, 1]], "line"), "a 'line' has no area"),
         (shape("cat", [[1, 1], [5, "x"], [3, 3]]), "points must be pairs of numbers"),
         (shape("cat", [[1, 1], [5, float("nan")], [3, 3]]), "points must be finite"),
+        (shape("cat", [[1, 1], [10**400, 2], [3, 3]]), "points must be pairs of numbers"),
+        (shape("cat", [[1, 1], [1e300, 2]], "circle"), "points must be finite"),
         (shape("cat", [[1, 1]], "circle"), "a circle must have 2 points, got 1"),
         (shape("cat", [[90, 90], [95, 90], [95, 95]]), "outside the image"),
         (shape("cat", [[1, 1], [3, 3]], "mask", mask="no"), "mask must be a PNG in base64"),
