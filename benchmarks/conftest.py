@@ -3,15 +3,20 @@
 Every benchmark runs the same work in several implementations, under one group name: ``fssops``, ``composition`` (the
 PyTorch calls that the published code makes), and where there are any ``compiled`` and ``peer`` ones. What counts is the
 ratio within one run on one machine. On the CPU pytest-benchmark times; on a GPU device events do, with the L2 cache
-flushed before every call, as in real use. Peak memory is what the call allocates above what was there before it.
+flushed before every call, as in real use, and the device held back until the host has asked for all of it: figures are
+the device's time, not Python's. Where that cannot be had (a call that waits for the device itself, or asks for more
+than the queue holds) the row says so. float32 is float32: TF32 is off. Peak memory is what the call allocates above
+what was there before it.
 
-Options: --device cpu|cuda, --threads N, --results FILE (JSON with machine, date and versions).
+Options: --device cpu|cuda, --threads N, --results FILE (JSON with machine, date and versions; what another run on the
+same machine left there is kept).
 """
 
 from __future__ import annotations
 
 import json
 import statistics
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -34,6 +39,8 @@ class Measurement:
     bytes_moved: float
     operations: float
     rounds: int
+    without_host: bool = True
+    """Whether the seconds hold no time of the host: always on a CPU, where it does the work."""
 
 
 _RESULTS: list[Measurement] = []
@@ -53,6 +60,7 @@ def device(request: pytest.FixtureRequest) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         pytest.skip("--device cuda needs a CUDA device")
     torch.set_num_threads(request.config.getoption("--threads"))
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     return torch.device(name)
 
 
@@ -79,24 +87,44 @@ def _cuda_peak(function: Callable[[], Any]) -> int:
     return torch.cuda.max_memory_allocated() - before
 
 
-def _cuda_times(function: Callable[[], Any], budget: float = 0.5) -> list[float]:
-    """Seconds of each call, by device events, after warming up; the L2 cache is flushed between calls."""
+def _spins_a_second() -> float:
+    """What torch.cuda._sleep counts to in a second."""
+    count, start, end = 20_000_000, torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    torch.cuda._sleep(count)
+    start.record()
+    torch.cuda._sleep(count)
+    end.record()
+    torch.cuda.synchronize()
+    return count / (start.elapsed_time(end) / 1e3)
+
+
+def _cuda_times(function: Callable[[], Any], budget: float = 0.5) -> tuple[list[float], bool]:
+    """Seconds of each call, by device events, after warming up; and whether they hold no time of the host.
+
+    Before each call the L2 cache is flushed, and the device spins for as long as the host needs to ask for it.
+    """
     flush = torch.empty(256 * 2**20, dtype=torch.int8, device="cuda")
+    spins = _spins_a_second()
     for _ in range(3):
         function()
     torch.cuda.synchronize()
+    began = time.perf_counter()
+    function()
+    host = time.perf_counter() - began
+    torch.cuda.synchronize()
     times: list[float] = []
-    spent = 0.0
-    while len(times) < 10 or (spent < budget and len(times) < 200):
-        flush.zero_()
+    without_host, began = True, time.perf_counter()
+    while len(times) < 10 or (time.perf_counter() - began < budget and len(times) < 200):
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        flush.zero_()
+        torch.cuda._sleep(int((2 * host + 1e-4) * spins))
         start.record()
         function()
         end.record()
+        without_host = without_host and not start.query()  # the device had not begun when all had been asked for
         torch.cuda.synchronize()
         times.append(start.elapsed_time(end) / 1e3)
-        spent += times[-1]
-    return times
+    return times, without_host
 
 
 def _limits(device: torch.device) -> dict[str, float]:
@@ -110,7 +138,7 @@ def _limits(device: torch.device) -> dict[str, float]:
 
     def seconds(function: Callable[[], Any]) -> float:
         if device.type == "cuda":
-            return statistics.median(_cuda_times(function, 0.2))
+            return statistics.median(_cuda_times(function, 0.2)[0])
         import timeit
 
         function()
@@ -141,8 +169,9 @@ def measure(benchmark: Any, device: torch.device) -> Callable[..., None]:
     ) -> None:
         benchmark.group = group
         _limits(device)
+        without_host = True
         if device.type == "cuda":
-            times = _cuda_times(function)
+            times, without_host = _cuda_times(function)
             peak = _cuda_peak(function)
             benchmark.pedantic(lambda: None, rounds=1)  # keeps pytest-benchmark's own table in step
         else:
@@ -155,9 +184,10 @@ def measure(benchmark: Any, device: torch.device) -> Callable[..., None]:
             benchmark.pedantic(function, rounds=rounds, warmup_rounds=1)
             times = list(benchmark.stats.stats.data)
         benchmark.extra_info.update(implementation=implementation, peak_bytes=peak)
+        seconds = statistics.median(times)
         _RESULTS.append(
             Measurement(
-                group, implementation, device.type, statistics.median(times), peak, bytes_moved, operations, len(times)
+                group, implementation, device.type, seconds, peak, bytes_moved, operations, len(times), without_host
             )
         )
 
@@ -195,10 +225,21 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
             write(
                 f"{group[:58]:58} {m.implementation[:16]:16} {m.seconds * 1e3:9.3f} "
                 f"{'' if times is None else f'{times:.2f}':>7} {m.peak_bytes / 1e6:9.2f} "
-                f"{'' if share is None else f'{share:.0%}':>6}"
+                f"{'' if share is None else f'{share:.0%}':>6}{'' if m.without_host else ' with the host'}"
             )
     path = config.getoption("--results")
     if path:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_text(json.dumps({"machine": where, "measurements": rows}, indent=1) + "\n")
+        _write(Path(path), where, rows)
         write(f"wrote {path}")
+
+
+def _write(path: Path, where: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    """Write the rows, after what another run on this machine left in the file and this one did not measure."""
+    content: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    earlier = content.get("machine", where)["device"]
+    if earlier != where["device"]:
+        raise pytest.UsageError(f"--results: {path} must be of {where['device']}, got {earlier}")
+    measured = {(row["group"], row["implementation"]) for row in rows}
+    kept = [row for row in content.get("measurements", []) if (row["group"], row["implementation"]) not in measured]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({**content, "machine": where, "measurements": kept + rows}, indent=1) + "\n")

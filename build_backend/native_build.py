@@ -28,6 +28,12 @@ ROOT = Path(__file__).resolve().parents[1]
 TARGET_TORCH = (2, 11)
 """The oldest torch that the libraries run on: what TORCH_TARGET_VERSION promises."""
 
+OLDEST_CUDA_TOOLKIT = (12, 0)
+"""The first whose nvcc compiles C++20."""
+
+OLDEST_CUDA_ARCHITECTURE = (8, 0)
+"""The first with asynchronous copies and the matrix products that the kernels use."""
+
 DEFAULT_CUDA_ARCHITECTURES = "8.0;9.0+PTX"
 """Ampere (8.6 and 8.9 run 8.0 code) and Hopper as machine code, PTX for what comes after."""
 
@@ -104,7 +110,10 @@ def cuda_toolkit_version(nvcc: Path) -> tuple[int, int]:
     match = re.search(r"release (\d+)\.(\d+)", text)
     if match is None:
         raise SystemExit(f"fssops: {nvcc} --version must state a release, got {text!r}")
-    return int(match.group(1)), int(match.group(2))
+    version = int(match.group(1)), int(match.group(2))
+    if version < OLDEST_CUDA_TOOLKIT:
+        raise SystemExit(f"fssops: nvcc must be of CUDA 12.0 or newer, got {match.group(1)}.{match.group(2)} in {nvcc}")
+    return version
 
 
 def cuda_home(nvcc: Path) -> Path:
@@ -126,6 +135,8 @@ def cuda_architectures() -> list[str]:
         match = re.fullmatch(r"(\d+)\.(\d+)([af]?)(\+PTX)?", item)
         if match is None:
             raise SystemExit(f"fssops: TORCH_CUDA_ARCH_LIST must be items like 8.0 or 9.0a+PTX, got {item!r}")
+        if (int(match.group(1)), int(match.group(2))) < OLDEST_CUDA_ARCHITECTURE:
+            raise SystemExit(f"fssops: TORCH_CUDA_ARCH_LIST must name architectures from 8.0 on, got {item!r}")
         number = f"{match.group(1)}{match.group(2)}{match.group(3)}"
         flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
         if match.group(4):

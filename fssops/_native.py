@@ -26,6 +26,7 @@ INSTALL = "pip install -c constraints.txt ."
 """The command that mends a missing or stale build, typed in the repository's root."""
 
 OLDEST_TORCH = (2, 11)
+OLDEST_GPU = (8, 0)
 _PACKAGE = Path(__file__).resolve().parent
 
 
@@ -140,6 +141,52 @@ def extension() -> ModuleType:
     raise NativeLibraryError(f"{folder} has libraries but no _C module for this Python; rebuild it with: {INSTALL}")
 
 
+def _driver_version() -> tuple[int, int]:
+    """The newest CUDA that the driver knows."""
+    number = ctypes.c_int()
+    ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(number))
+    return number.value // 1000, number.value % 1000 // 10
+
+
+def _has_code(architectures: str, capability: tuple[int, int], with_ptx: bool) -> bool:
+    """Whether code built for "sm_80 sm_90a compute_90" runs on a GPU of this compute capability."""
+    for kind, digits, suffix in re.findall(r"(sm|compute)_(\d+)([af]?)", architectures):
+        built = int(digits[:-1]), int(digits[-1])
+        if kind == "compute":
+            runs = with_ptx and (built == capability if suffix else built <= capability)
+        else:
+            runs = built == capability or (suffix != "a" and built[0] == capability[0] and built[1] < capability[1])
+        if runs:
+            return True
+    return False
+
+
+def why_not_gpu(capability: tuple[int, int], driver: tuple[int, int], toolkit: str, architectures: str) -> str | None:
+    """Why a GPU cannot run the CUDA kernels; None when it can.
+
+    Args:
+        capability: compute capability of the GPU.
+        driver: the newest CUDA that the driver knows.
+        toolkit: version of the toolkit that the kernels were built with, whose runtime is linked into the library.
+        architectures: what they were built for, such as "sm_80 sm_90 compute_90".
+    """
+    gpu = "{}.{}".format(*capability)
+    built_with = int(toolkit.split(".")[0]), int(toolkit.split(".")[1])
+    if capability < OLDEST_GPU:
+        return f"the GPU must be of compute capability 8.0 or newer, got {gpu}"
+    if driver[0] < built_with[0]:
+        return (
+            f"the driver must know CUDA {built_with[0]}, with which fssops was built, got one for CUDA {driver[0]}."
+            f"{driver[1]}; update the driver, or with a CUDA {driver[0]} toolkit: {INSTALL}"
+        )
+    if not _has_code(architectures, capability, with_ptx=driver >= built_with):
+        return (
+            f"fssops was built for {architectures}, got a GPU of compute capability {gpu}; rebuild it with: "
+            f"TORCH_CUDA_ARCH_LIST={gpu} {INSTALL}"
+        )
+    return None
+
+
 def why_not_cuda() -> str | None:
     """Why the CUDA kernels cannot run here; None when they can."""
     folder = load()
@@ -149,4 +196,7 @@ def why_not_cuda() -> str | None:
         return f"fssops was built without nvcc; install a CUDA toolkit, then: {INSTALL}"
     if not torch.cuda.is_available():
         return "torch sees no CUDA device"
-    return None
+    built = extension().build_info()
+    return why_not_gpu(
+        torch.cuda.get_device_capability(), _driver_version(), built["cuda_toolkit"], built["cuda_architectures"]
+    )

@@ -39,7 +39,11 @@ def _seed() -> None:
 
 
 def pytest_configure() -> None:
-    """Several workers (``-n``) share the cores: more threads than cores would spin for each other."""
+    """Several workers (``-n``) share the cores: more threads than cores would spin for each other.
+
+    float32 is float32, on a GPU too: TF32 keeps 10 bits, and comparisons of systems would fail by them.
+    """
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     if workers > 1:
         threads = max(1, (os.cpu_count() or 1) // workers)

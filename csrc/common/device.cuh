@@ -6,12 +6,13 @@
 
 #if defined(__CUDACC__)
 #include <cuda_runtime.h>
-
-#include <stdexcept>
-#include <string>
 #else
 #include "cuda_emulation.h"
 #endif
+
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
 
 #include "common/half.h"
 
@@ -82,6 +83,47 @@ __device__ __forceinline__ void mma_16x8x16(float (&d)[4], const uint32_t (&a)[4
 #endif
 }
 
+// ---- asynchronous copies -----------------------------------------------------------------------------------------
+// 16 bytes from global to shared memory, both aligned to 16; there after wait_copies.
+__device__ __forceinline__ void copy_16_bytes_async(void* shared, const void* global) {
+#if defined(__CUDA_ARCH__)
+  const unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(shared));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;\n" ::"r"(address), "l"(global) : "memory");
+#elif !defined(__CUDACC__)
+  emulation::copy_16_bytes_async(shared, global);
+#endif
+}
+
+// The same, or zeros.
+__device__ __forceinline__ void copy_16_bytes_async(void* shared, const void* global, bool inside) {
+#if defined(__CUDA_ARCH__)
+  const unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(shared));
+  const int bytes = inside ? 16 : 0;
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(address), "l"(global), "r"(bytes) : "memory");
+#elif !defined(__CUDACC__)
+  emulation::copy_16_bytes_async(shared, inside ? global : nullptr);
+#endif
+}
+
+// Makes a group of this thread's copies since the last one.
+__device__ __forceinline__ void commit_copies() {
+#if defined(__CUDA_ARCH__)
+  asm volatile("cp.async.commit_group;\n" ::: "memory");
+#elif !defined(__CUDACC__)
+  emulation::commit_copies();
+#endif
+}
+
+// Waits until at most kPending of this thread's groups are under way.
+template <int kPending>
+__device__ __forceinline__ void wait_copies() {
+#if defined(__CUDA_ARCH__)
+  asm volatile("cp.async.wait_group %0;\n" ::"n"(kPending) : "memory");
+#elif !defined(__CUDACC__)
+  emulation::wait_copies(kPending);
+#endif
+}
+
 // Two values in one register, the first in the low half.
 template <class Half>
 __device__ __forceinline__ uint32_t pack_pair(float first, float second) {
@@ -92,6 +134,9 @@ __device__ __forceinline__ uint32_t pack_pair(float first, float second) {
 }
 
 // ---- launch shapes ---------------------------------------------------------------------------------------------
+// Shared memory that every GPU from 8.0 on can give one block: 8.6, 8.9 and 12.0 have no more.
+constexpr int kMostSharedBytes = 99 * 1024;
+
 constexpr int64_t kMaxGridYZ = 65535;
 
 // Blocks of a kernel that walks on by gridDim: at most `most`, at least one.
@@ -120,29 +165,61 @@ void dispatch_dtype(int dtype, const Body& body) {
 }
 
 // ---- launch ------------------------------------------------------------------------------------------------------
-// FSSOPS_LAUNCH((kernel<T, 4>), grid, block, shared_bytes, stream, arguments...); throws with the kernel's name when
-// the launch is refused. Kernels take their dynamic shared memory by FSSOPS_DYNAMIC_SHARED(type, name).
-#if defined(__CUDACC__)
-inline void check_launch(const char* kernel) {
-  const cudaError_t status = cudaGetLastError();
-  if (status != cudaSuccess)
-    throw std::runtime_error(std::string("fssops: launching ") + kernel + " failed: " + cudaGetErrorString(status));
+// FSSOPS_LAUNCH((kernel<T, 4>), grid, block, shared_bytes, stream, arguments...); throws with the names of the operator
+// and the kernel when the launch is refused. Kernels take their dynamic shared memory by FSSOPS_DYNAMIC_SHARED(type,
+// name).
+
+// More needs CUDA 12.1 and a driver of that age.
+constexpr size_t kMostParameterBytes = 4096;
+
+template <class... Parameters>
+constexpr size_t parameter_bytes(void (*)(Parameters...)) {
+  size_t bytes = 0;
+  ((bytes = (bytes + alignof(Parameters) - 1) / alignof(Parameters) * alignof(Parameters) + sizeof(Parameters)), ...);
+  return bytes;
 }
 
-#define FSSOPS_STRIP_PARENTHESES(...) __VA_ARGS__
-#define FSSOPS_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                                   \
-  do {                                                                                                  \
-    const auto fssops_kernel = FSSOPS_STRIP_PARENTHESES kernel;                                         \
-    if ((shared_bytes) > 48 * 1024)                                                                     \
-      cudaFuncSetAttribute(fssops_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,                  \
-                           static_cast<int>(shared_bytes));                                             \
-    fssops_kernel<<<(grid), (block), (shared_bytes), static_cast<cudaStream_t>(stream)>>>(__VA_ARGS__); \
-    ::fssops::check_launch(#kernel);                                                                    \
-  } while (0)
+// `file` is .../<operator>_cuda.cu.
+inline void check_status(cudaError_t status, const char* what, const char* kernel, const std::string& file) {
+  if (status == cudaSuccess) return;
+  const size_t folder = file.find_last_of('/'), begin = folder == std::string::npos ? 0 : folder + 1;
+  throw std::runtime_error("fssops: " + file.substr(begin, file.rfind('_') - begin) + ": " + what + ' ' + kernel +
+                           " failed: " + cudaGetErrorString(status));
+}
 
+// A fault of a kernel that runs shows in whatever call asks next, often one of torch's. With CUDA_LAUNCH_BLOCKING=1,
+// the setting that torch's own kernels know, each is waited for, but where a graph is captured and nothing runs.
+inline void check_launch(const char* kernel, const char* file, cudaStream_t stream) {
+  check_status(cudaGetLastError(), "launching", kernel, file);
+  static const bool blocking = [] {
+    const char* set = std::getenv("CUDA_LAUNCH_BLOCKING");
+    return set != nullptr && *set != '\0' && *set != '0';
+  }();
+  if (!blocking) return;
+  cudaStreamCaptureStatus capture;
+  check_status(cudaStreamIsCapturing(stream, &capture), "running", kernel, file);
+  if (capture == cudaStreamCaptureStatusNone) check_status(cudaStreamSynchronize(stream), "running", kernel, file);
+}
+
+#if defined(__CUDACC__)
+#define FSSOPS_START(kernel, grid, block, shared_bytes, stream, ...) \
+  kernel<<<(grid), (block), (shared_bytes), (stream)>>>(__VA_ARGS__)
 #define FSSOPS_DYNAMIC_SHARED(type, name)                         \
   extern __shared__ __align__(16) unsigned char fssops_dynamic[]; \
   type* name = reinterpret_cast<type*>(fssops_dynamic)
 #endif
+
+#define FSSOPS_STRIP_PARENTHESES(...) __VA_ARGS__
+#define FSSOPS_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                         \
+  do {                                                                                        \
+    constexpr auto fssops_kernel = &FSSOPS_STRIP_PARENTHESES kernel;                          \
+    static_assert(::fssops::parameter_bytes(fssops_kernel) <= ::fssops::kMostParameterBytes); \
+    const auto fssops_stream = static_cast<cudaStream_t>(stream);                             \
+    if ((shared_bytes) > 48 * 1024)                                                           \
+      cudaFuncSetAttribute(fssops_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,        \
+                           static_cast<int>(shared_bytes));                                   \
+    FSSOPS_START(fssops_kernel, grid, block, shared_bytes, fssops_stream, __VA_ARGS__);       \
+    ::fssops::check_launch(#kernel, __FILE__, fssops_stream);                                 \
+  } while (0)
 
 }  // namespace fssops

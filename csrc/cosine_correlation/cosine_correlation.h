@@ -186,7 +186,7 @@ FSSOPS_HOST_DEVICE int64_t divisor_of(const Rule& rule, const Layer& layer, int6
 // Kept columns are listed and packed on the device, so the host never waits for their number: scratch is for all of
 // them. A is the accumulator type of the features' dtype F.
 
-constexpr int kMaxLayers = 16;        // of one launch: the table of layers is a kernel argument
+constexpr int kMaxLayers = 14;        // of one launch: the table of layers is a kernel argument (of 4 KB at most)
 constexpr int kColumnSplits = 4;      // blocks that share the columns of a row tile, for mean and max
 constexpr int64_t kTileAlign = 128;   // packed rows and columns are padded to this
 constexpr int64_t kGradChunk = 1024;  // columns whose coefficients the backward pass holds at once

@@ -11,33 +11,6 @@ namespace fssops::cosine_correlation {
 constexpr int kThreads = 256;
 constexpr int kStages = 3;
 
-// 16 bytes from global to shared memory, or zeros.
-__device__ __forceinline__ void copy_16(void* shared, const void* global, bool inside) {
-#if defined(__CUDACC__)
-  const unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(shared));
-  const int bytes = inside ? 16 : 0;
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(address), "l"(global), "r"(bytes));
-#else
-  if (inside)
-    std::memcpy(shared, global, 16);
-  else
-    std::memset(shared, 0, 16);
-#endif
-}
-
-__device__ __forceinline__ void commit_copies() {
-#if defined(__CUDACC__)
-  asm volatile("cp.async.commit_group;\n");
-#endif
-}
-
-template <int kPending>
-__device__ __forceinline__ void wait_copies() {
-#if defined(__CUDACC__)
-  asm volatile("cp.async.wait_group %0;\n" ::"n"(kPending));
-#endif
-}
-
 // Four 8x8 matrices of 16-bit elements, transposed: lane l gives the address of row l % 8 of matrix l / 8.
 __device__ __forceinline__ void load_matrices_transposed(uint32_t (&out)[4], const uint16_t* row) {
 #if defined(__CUDACC__)
@@ -174,9 +147,10 @@ __device__ __forceinline__ void multiply_tiles(const F* query, int64_t query_ld,
     for (int i = 0; i < T::kDepth; i += kLines) {
       const int c = next_channel + i;
       const bool inside = c < left_over;
-      copy_16(stage + i * T::kLd, inside ? query_line + c * query_ld : query, inside && row_inside);
-      copy_16(stage + (T::kDepth + i) * T::kLd,
-              inside ? support_line + c * support_ld + next_tile * tile_step * T::kColumns : support, inside);
+      copy_16_bytes_async(stage + i * T::kLd, inside ? query_line + c * query_ld : query, inside && row_inside);
+      copy_16_bytes_async(stage + (T::kDepth + i) * T::kLd,
+                          inside ? support_line + c * support_ld + next_tile * tile_step * T::kColumns : support,
+                          inside);
     }
     next_channel += T::kDepth;
     if (next_channel >= steps * T::kDepth) {

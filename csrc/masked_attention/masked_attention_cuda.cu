@@ -21,7 +21,9 @@ int query_warps(int64_t queries) {
 }
 
 int64_t query_blocks(const Sizes& s, int dtype) {
-  return dtype >= 2 ? ceil_div(s.queries, 16 * query_warps(s.queries)) : ceil_div(s.queries, kBlockRows);
+  if (dtype >= 2) return ceil_div(s.queries, 16 * query_warps(s.queries));
+  const bool wide = dtype == 1 && s.head_size > 64;
+  return ceil_div(s.queries, wide ? FmaShared<double, 4>::kBlockRows : FmaShared<float, 4>::kBlockRows);
 }
 
 // Whether rows may be copied 16 bytes at a time.
@@ -79,7 +81,7 @@ void forward_fma(const CudaForward& args, void* stream) {
   const FmaArgs<T> fma = fma_args<T>(args);
   FSSOPS_LAUNCH((query_fma_kernel<T, kSlices, true>),
                 dim3(static_cast<unsigned>(args.parts * query_blocks(fma.s, args.dtype)), clamp_grid(heads_of(fma.s))),
-                kFmaThreads, (FmaShared<T, kSlices>::kBytes), stream, fma);
+                (FmaShared<T, kSlices>::kThreads), (FmaShared<T, kSlices>::kBytes), stream, fma);
 }
 
 template <class F>
@@ -165,13 +167,14 @@ void backward_fma(const CudaBackward& args, void* stream) {
   if (args.grad_query != nullptr) {
     FSSOPS_LAUNCH((query_fma_kernel<T, kSlices, false>),
                   dim3(static_cast<unsigned>(fma.parts * query_blocks(s, args.forward.dtype)), clamp_grid(heads_of(s))),
-                  kFmaThreads, (FmaShared<T, kSlices>::kBytes), stream, fma);
+                  (FmaShared<T, kSlices>::kThreads), (FmaShared<T, kSlices>::kBytes), stream, fma);
     sum_parts<T>(args, stream);
   }
   if (args.grad_key == nullptr && args.grad_value == nullptr) return;
-  FSSOPS_LAUNCH((grad_key_fma_kernel<T, kSlices>),
-                dim3(static_cast<unsigned>(ceil_div(s.keys, kBlockRows)), clamp_grid(heads_of(s))), kFmaThreads,
-                (FmaShared<T, kSlices>::kBytes), stream, fma);
+  FSSOPS_LAUNCH(
+      (grad_key_fma_kernel<T, kSlices>),
+      dim3(static_cast<unsigned>(ceil_div(s.keys, (FmaShared<T, kSlices>::kBlockRows))), clamp_grid(heads_of(s))),
+      (FmaShared<T, kSlices>::kThreads), (FmaShared<T, kSlices>::kBytes), stream, fma);
 }
 
 template <class H>

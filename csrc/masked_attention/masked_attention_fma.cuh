@@ -7,7 +7,7 @@
 
 namespace fssops::masked_attention {
 
-constexpr int kRows = 4, kFmaWarps = 4, kBlockRows = kRows * kFmaWarps, kFmaThreads = kFmaWarps * kWarpSize;
+constexpr int kRows = 4;
 
 // 16 bytes, the widest access to shared memory.
 template <class T>
@@ -42,12 +42,16 @@ struct FmaArgs {
   T* grad_value;
 };
 
-// Shared memory of a block: two tiles, two sets of rows, and two sets of weights.
+// Shared memory of a block: two tiles, two sets of rows, and two sets of weights. Rows of a kilobyte (float64, heads of
+// 65 to 128) leave room for three warps.
 template <class T, int kSlices>
 struct FmaShared {
+  static constexpr int kWarps = kSlices * sizeof(T) <= 16 ? 4 : 3, kThreads = kWarps * kWarpSize;
+  static constexpr int kBlockRows = kRows * kWarps;
   static constexpr int kPitch = fma_pitch<T>(kSlices), kTile = kWarpSize * kPitch, kOwn = kBlockRows * kPitch;
   static constexpr int kWeights = kBlockRows * kWarpSize;
   static constexpr int kBytes = (2 * kTile + 2 * kOwn + 2 * kWeights) * static_cast<int>(sizeof(T));
+  static_assert(kBytes <= kMostSharedBytes);
   T *tile[2], *own[2], *weights[2];
   __device__ explicit FmaShared(T* shared) {
     for (int i = 0; i < 2; ++i) {
@@ -61,7 +65,7 @@ struct FmaShared {
 // Rows [0, count) of `depth` numbers into shared memory, zeros elsewhere.
 template <class T, int kCount, int kSlices>
 __device__ __forceinline__ void load_rows(T* target, const T* source, int64_t step, int64_t count, int depth) {
-  for (int i = threadIdx.x; i < kCount * kSlices * kWarpSize; i += kFmaThreads) {
+  for (int i = threadIdx.x; i < kCount * kSlices * kWarpSize; i += FmaShared<T, kSlices>::kThreads) {
     const int row = i / (kSlices * kWarpSize), d = i % (kSlices * kWarpSize);
     target[row * fma_pitch<T>(kSlices) + d] = row < count && d < depth ? source[row * step + d] : T(0);
   }
@@ -112,12 +116,13 @@ template <class T>
 __device__ __forceinline__ uint32_t row_words(const FmaArgs<T>& args, int64_t b, int64_t m, int64_t q0, int64_t tile,
                                               uint32_t (&words)[kRows]) {
   const Sizes& s = args.s;
+  const uint32_t valid = valid_bits(s.keys, tile);
   uint32_t any = 0;
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
     words[r] = 0;
     if (q0 + r < s.queries)
-      words[r] = args.bits != nullptr ? args.bits[s.mask_row(b, m, q0 + r) + tile] : valid_bits(s.keys, tile);
+      words[r] = args.bits != nullptr ? args.bits[s.mask_row(b, m, q0 + r) + tile] & valid : valid;
     any |= words[r];
   }
   return any;
@@ -125,10 +130,11 @@ __device__ __forceinline__ uint32_t row_words(const FmaArgs<T>& args, int64_t b,
 
 // grid (parts * blocks of queries, B * M). The kernel of the forward pass, and of the gradient of query.
 template <class T, int kSlices, bool kForward>
-__global__ void __launch_bounds__(kFmaThreads, kSlices * sizeof(T) <= 8 ? 3 : 2) query_fma_kernel(FmaArgs<T> args) {
+__global__ void __launch_bounds__(FmaShared<T, kSlices>::kThreads, kSlices * sizeof(T) <= 8 ? 3 : 2)
+    query_fma_kernel(FmaArgs<T> args) {
   FSSOPS_DYNAMIC_SHARED(T, memory);
   const FmaShared<T, kSlices> shared(memory);
-  constexpr int kPitch = FmaShared<T, kSlices>::kPitch;
+  constexpr int kPitch = FmaShared<T, kSlices>::kPitch, kBlockRows = FmaShared<T, kSlices>::kBlockRows;
   const Sizes& s = args.s;
   const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize, depth = static_cast<int>(s.head_size);
   const int part = blockIdx.x % args.parts;
@@ -222,10 +228,11 @@ __global__ void __launch_bounds__(kFmaThreads, kSlices * sizeof(T) <= 8 ? 3 : 2)
 
 // Gradients of key and value: the rows are keys, the lanes queries. grid (blocks of keys, B * M).
 template <class T, int kSlices>
-__global__ void __launch_bounds__(kFmaThreads, kSlices * sizeof(T) <= 8 ? 3 : 2) grad_key_fma_kernel(FmaArgs<T> args) {
+__global__ void __launch_bounds__(FmaShared<T, kSlices>::kThreads, kSlices * sizeof(T) <= 8 ? 3 : 2)
+    grad_key_fma_kernel(FmaArgs<T> args) {
   FSSOPS_DYNAMIC_SHARED(T, memory);
   const FmaShared<T, kSlices> shared(memory);
-  constexpr int kPitch = FmaShared<T, kSlices>::kPitch;
+  constexpr int kPitch = FmaShared<T, kSlices>::kPitch, kBlockRows = FmaShared<T, kSlices>::kBlockRows;
   const Sizes& s = args.s;
   const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize, depth = static_cast<int>(s.head_size);
   const int64_t first_key = static_cast<int64_t>(blockIdx.x) * kBlockRows, k0 = first_key + warp * kRows;
@@ -245,7 +252,8 @@ __global__ void __launch_bounds__(kFmaThreads, kSlices * sizeof(T) <= 8 ? 3 : 2)
       uint32_t word = 0;  // the warp's keys are kRows bits of one word
       if (q < s.queries) {
         const int64_t at = k0 / kWordBits;
-        if (at < s.words()) word = args.bits != nullptr ? args.bits[s.mask_row(b, m, q) + at] : valid_bits(s.keys, at);
+        const uint32_t valid = valid_bits(s.keys, at);
+        if (at < s.words()) word = args.bits != nullptr ? args.bits[s.mask_row(b, m, q) + at] & valid : valid;
       }
       word = word >> (k0 % kWordBits) & ((1u << kRows) - 1u);
       if (!__syncthreads_or(word != 0)) continue;

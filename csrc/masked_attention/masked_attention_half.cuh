@@ -33,13 +33,13 @@ struct HalfArgs {
 // One query's mask.
 struct MaskRow {
   const uint32_t* row;  // null: every key is open
-  int words;            // 0 for a query that is not there
+  bool there;           // whether there is such a query
   __device__ MaskRow(const Sizes& s, const uint32_t* bits, int64_t b, int64_t m, int64_t q)
-      : row(bits != nullptr && q < s.queries ? bits + s.mask_row(b, m, q) : nullptr),
-        words(q < s.queries ? static_cast<int>(s.words()) : 0) {}
+      : row(bits != nullptr ? bits + s.mask_row(b, m, q) : nullptr), there(q < s.queries) {}
+  // 0 past the last key and the last query.
   __device__ __forceinline__ uint32_t word(const Sizes& s, int index) const {
-    if (index >= words) return 0;
-    return row != nullptr ? row[index] : valid_bits(s.keys, index);
+    const uint32_t valid = there ? valid_bits(s.keys, index) : 0;
+    return row != nullptr && valid != 0 ? row[index] & valid : valid;
   }
 };
 

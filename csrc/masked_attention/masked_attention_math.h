@@ -8,8 +8,8 @@
 
 namespace fssops::masked_attention {
 
-// Bits of one query's mask, 32 keys a word, key 32 * w + i in bit i of word w; 1 = may attend. Bits past the last key
-// are 0.
+// Bits of one query's mask, 32 keys a word, key 32 * w + i in bit i of word w; 1 = may attend. Whoever makes them
+// leaves those past the last key 0; whoever reads them takes none of those for a key.
 constexpr int kWordBits = 32;
 
 FSSOPS_HOST_DEVICE int64_t words_of(int64_t keys) { return (keys + kWordBits - 1) / kWordBits; }

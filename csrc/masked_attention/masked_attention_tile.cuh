@@ -10,30 +10,6 @@ namespace fssops::masked_attention {
 // ldmatrix phase reads lie in different banks (width is a multiple of 16).
 constexpr int pitch_of(int width) { return width + 8; }
 
-// 16 bytes from global to shared memory, complete after wait_copies.
-__device__ __forceinline__ void copy_16_bytes_async(void* shared, const void* global) {
-#if defined(__CUDA_ARCH__)
-  const unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(shared));
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;\n" ::"r"(address), "l"(global) : "memory");
-#elif !defined(__CUDACC__)
-  memcpy(shared, global, 16);
-#endif
-}
-
-__device__ __forceinline__ void commit_copies() {
-#if defined(__CUDA_ARCH__)
-  asm volatile("cp.async.commit_group;\n" ::: "memory");
-#endif
-}
-
-// Waits until at most kPending of this thread's committed groups are under way.
-template <int kPending>
-__device__ __forceinline__ void wait_copies() {
-#if defined(__CUDA_ARCH__)
-  asm volatile("cp.async.wait_group %0;\n" ::"n"(kPending) : "memory");
-#endif
-}
-
 // Four 8 x 8 matrices of halves; lane l gives the address of row l % 8 of matrix l / 8. Register i then holds, of
 // matrix i, elements [lane / 4][2 * (lane % 4)] and the one after it; transposed: [2 * (lane % 4)][lane / 4] and the
 // one below.

@@ -33,20 +33,25 @@ void run_forward(const Sizes& s, double scale, const Tensor& query, const Tensor
                [&](int64_t begin, int64_t end) { FSSOPS_CALL_ISA(combine_cpu, s, plan, partial, o, l, begin, end); });
 }
 
-// A bit past the last key would be followed to a key that is not there. Whoever makes masks leaves those bits 0.
-void check_tail(const Sizes& s, const std::optional<Tensor>& bits) {
+// The kernels would follow a bit past the last key to a key that is not there: where one is set, as ~bits leaves them,
+// a copy takes the place of the bits in which none is.
+void clear_tail(const Sizes& s, std::optional<Tensor>& bits) {
   if (!bits.has_value() || s.keys % kWordBits == 0) return;
-  const uint32_t* data = bits_of(bits);
-  const int64_t words = s.words(), last = words - 1;
+  const int64_t words = s.words(), last = words - 1, rows = bits->numel() / words;
+  const uint32_t* given = bits_of(bits);
   const uint32_t valid = valid_bits(s.keys, last);
-  for (int64_t row = 0; row < bits->numel() / words; ++row)
-    FSSOPS_CHECK((data[row * words + last] & ~valid) == 0, kName, "mask", "have no bit set past its last key",
-                 "one in row " + std::to_string(row));
+  int64_t row = 0;
+  while (row < rows && (given[row * words + last] & ~valid) == 0) ++row;
+  if (row == rows) return;
+  Tensor copy = torch::stable::clone(*bits);
+  uint32_t* cleared = mutable_data<uint32_t>(copy);
+  for (; row < rows; ++row) cleared[row * words + last] &= valid;
+  bits = copy;
 }
 
 std::tuple<Tensor, Tensor> forward(Tensor query, Tensor key, Tensor value, std::optional<Tensor> bits, double scale) {
   Sizes s = check_inputs(query, key, value, bits, false);
-  check_tail(s, bits);
+  clear_tail(s, bits);
   Tensor out = new_heads_last(query, s.batch, s.heads, s.queries, s.head_size);
   Tensor logsumexp = new_empty(query, {s.batch, s.heads, s.queries});
   s.out = strides_of(out);
@@ -88,7 +93,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(Tensor grad, Tensor query, Tensor ke
                                             std::optional<Tensor> bits, Tensor out, Tensor logsumexp, double scale,
                                             bool need_query, bool need_key, bool need_value) {
   Sizes s = check_inputs(query, key, value, bits, false);
-  check_tail(s, bits);
+  clear_tail(s, bits);
   check_backward(s, grad, query, out, logsumexp);
   Gradients made = new_gradients(s, query, need_query, need_key, need_value);
   if (has_nothing(s)) return {made.query, made.key, made.value};

@@ -35,6 +35,7 @@ struct Maps {
   int64_t extent_height, extent_width;
   const void* data;
   const int32_t* columns;  // of runs: [M, w + 1], run of the first pixel of each column; last, of the mask's last run
+  int64_t runs;            // how many there are
   const int64_t* index;    // [N] which map a row of points reads, or null: its own
   int64_t count;           // M
   FSSOPS_HOST_DEVICE int64_t map_of(int64_t row) const { return index == nullptr ? row : index[row]; }

@@ -44,7 +44,7 @@ Tensor sample(Tensor data, OptionalTensor columns, OptionalTensor index, int64_t
   check_cpu_float(op, "points", points);
   const ScalarType type = floats ? data.scalar_type() : points.scalar_type();
   const Points where = make_points(op, points, rows, type);
-  check_places(op, maps, rows, data);
+  check_places(op, maps, rows);
   const int64_t channels = channels_of(maps, data), tasks = rows * channel_blocks(channels);
   Tensor sampled = new_empty(points, {rows, channels, where.count});
   dispatch(type, [&](auto zero) {
@@ -138,7 +138,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> loss(Tensor logits, Tensor ta
   if (of_targets.type != MaskType::uint8)
     FSSOPS_CHECK(targets.scalar_type() == type, op, "targets", "be bool, uint8 or of the dtype of logits on the CPU",
                  dtype_name(targets.scalar_type()));
-  check_places(op, of_targets, target_rows, targets);
+  check_places(op, of_targets, target_rows);
   const Points where =
       points.has_value() ? make_points(op, *points, rows, type) : Points{rows, logits.size(1), false, nullptr};
   check_loss_arguments(op, logits, points, where, targets, of_targets, target_rows);

@@ -70,6 +70,7 @@ inline Maps make_maps(const char* op, const char* argument, Tensor& data, Option
       check_device(op, "columns", *columns, data);
       columns = torch::stable::contiguous(*columns);
       maps.columns = static_cast<const int32_t*>(columns->const_data_ptr());
+      maps.runs = data.size(0);
       count = columns->size(0);
       break;
     }
@@ -106,15 +107,15 @@ inline int64_t channels_of(const Maps& maps, const Tensor& data) {
   return maps.format == Format::dense && data.dim() == 4 ? data.size(1) : 1;
 }
 
-// Whether what the maps are found by on the CPU names maps, and runs, that exist. (On a GPU an index that does not
-// gives NaN, and columns must be right.) `data` holds the ends of the runs.
-inline void check_places(const char* op, const Maps& maps, int64_t rows, const Tensor& data) {
+// Whether what the maps are found by on the CPU names maps, and runs, that exist. (On a GPU, where looking would make
+// the host wait, what does not gives NaN.)
+inline void check_places(const char* op, const Maps& maps, int64_t rows) {
   for (int64_t i = 0; maps.index != nullptr && i < rows; ++i)
     FSSOPS_CHECK(maps.index[i] >= 0 && maps.index[i] < maps.count, op, "index", "name maps that exist", maps.index[i]);
   if (maps.columns == nullptr) return;
-  const int64_t runs = data.size(0), columns = maps.count * (maps.width + 1);
+  const int64_t columns = maps.count * (maps.width + 1);
   for (int64_t i = 0; i < columns; ++i)
-    FSSOPS_CHECK(maps.columns[i] >= 0 && maps.columns[i] < runs, op, "columns", "name runs that exist",
+    FSSOPS_CHECK(maps.columns[i] >= 0 && maps.columns[i] < maps.runs, op, "columns", "name runs that exist",
                  maps.columns[i]);
 }
 

@@ -59,7 +59,7 @@ __device__ __forceinline__ A dense_value(const Maps& maps, int64_t map, const Ta
 template <class A>
 __device__ A target_value(const Maps& maps, int64_t row, const A* point, int64_t points, int64_t p) {
   const int64_t map = maps.map_of(row);
-  // The device cannot raise an error: an index that names no map gives NaN.
+  // The device cannot raise an error: an index that names no map gives NaN, and so do columns that name no run.
   if (static_cast<uint64_t>(map) >= static_cast<uint64_t>(maps.count)) return A(0) / A(0);
   if (maps.format == Format::values) {
     const int64_t i = map * points + p;
@@ -85,10 +85,12 @@ __device__ A target_value(const Maps& maps, int64_t row, const A* point, int64_t
   if (maps.format == Format::runs) {
     const int32_t* ends = static_cast<const int32_t*>(maps.data);
     const int32_t* columns = maps.columns + map * (maps.width + 1);
+    const int next_x = taps.x.first < last_x ? taps.x.first + 1 : last_x;
+    for (int x = taps.x.first; x <= next_x + 1; ++x)
+      if (static_cast<uint32_t>(columns[x]) >= static_cast<uint64_t>(maps.runs)) return A(0) / A(0);
     int upper[2], lower[2];
     run_values(ends, columns, last_y + 1, taps.y.first, taps.x.first, upper[0], lower[0]);
-    run_values(ends, columns, last_y + 1, taps.y.first, taps.x.first < last_x ? taps.x.first + 1 : last_x, upper[1],
-               lower[1]);
+    run_values(ends, columns, last_y + 1, taps.y.first, next_x, upper[1], lower[1]);
     return interpolate(taps, [&](int y, int x) {
       const bool first_row = y == taps.y.first;
       if (x == taps.x.first) return A(first_row ? upper[0] : lower[0]);

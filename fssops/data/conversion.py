@@ -152,7 +152,9 @@ class _Writer:
         """Copy an image's file, or write it where there is none; returns its name below the folder of its split."""
         file = source.image_file(name)
         suffix = ".png" if file is None else file.suffix
-        below = name if name.endswith(suffix) else name + suffix
+        # Readers of YOLO take the last folder called images for the one that labels stand in for.
+        below = f"/{name}".rpartition("/images/")[2].removeprefix("/").removeprefix(f"{source.split}/")
+        below = below if below.endswith(suffix) else below + suffix
         path = self.root / type(self).images(source.split) / below
         stem = PurePosixPath(source.split, below).with_suffix("")
         if stem in self._stems:

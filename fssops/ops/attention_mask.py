@@ -25,8 +25,8 @@ class AttentionMask(NamedTuple):
     A query whose mask closes every key is open to all of them already, so ``bits`` says what will be attended to.
 
     Attributes:
-        bits: [B, 1 or M, Q, ceil(S / 32)] int32; bit i of word w is 1 where key 32 w + i is open, and 0 past the last
-            key. The second size is 1 where the heads share the mask.
+        bits: [B, 1 or M, Q, ceil(S / 32)] int32; bit i of word w is 1 where key 32 w + i is open. What is past the last
+            key is not read. The second size is 1 where the heads share the mask.
         keys: S.
     """
 

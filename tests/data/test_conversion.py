@@ -96,6 +96,21 @@ def test_objects_become_yolo_polygons_that_draw_the_same(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
+    "write", [w for w in EXAMPLES if "instance" in EXAMPLES[w] and w.__name__ not in ("ade20k", "cityscapes")]
+)
+def test_objects_become_yolo_and_are_read_back_the_same(write: Write, tmp_path: Path) -> None:
+    write(tmp_path / "a")
+    layout = of(write, "instance")
+    convert(tmp_path / "a", tmp_path / "b", "yolo", layout=layout)
+    before = open_data(layout, tmp_path / "a", truth="instance", split=first_split(layout, tmp_path / "a"))
+    after = open_data("auto", tmp_path / "b", truth="instance", split="train")
+    assert isinstance(before, ImageSource)
+    assert isinstance(after, ImageSource)
+    assert after.format == "yolo"
+    assert objects(after, after.names[0]) == objects(before, before.names[0]) != []
+
+
+@pytest.mark.parametrize(
     "write", [w for w in EXAMPLES if "semantic" in EXAMPLES[w] and w is not splits_without_a_class_file]
 )
 def test_classes_of_pixels_become_a_label_folder_and_stay_the_same(write: Write, tmp_path: Path) -> None:
@@ -209,6 +224,18 @@ def test_images_whose_labels_would_be_one_file_are_refused(tmp_path: Path) -> No
     with pytest.raises(DataError, match=r"x\.png: images must differ in name but for the suffix, got x twice"):
         convert(tmp_path / "a", tmp_path / "b", "yolo")
     assert not (tmp_path / "b").exists()
+
+
+def test_folders_of_names_that_the_target_has_itself_are_left_out(tmp_path: Path) -> None:
+    names = ["images/train/x.jpg", "b/y.jpg", "train/z.jpg"]
+    for name in names:
+        save(tmp_path / "a" / "train" / name, picture())
+    images = [{"id": n, "file_name": name, "height": H, "width": W} for n, name in enumerate(names)]
+    coco_json(tmp_path / "a" / "annotations" / "instances_train.json", images=images)
+    convert(tmp_path / "a", tmp_path / "b", "yolo")
+    below = [path.relative_to(tmp_path / "b").as_posix() for path in (tmp_path / "b").rglob("*.???")]
+    images_and_labels = [(f"images/train/{n}.jpg", f"labels/train/{n}.txt") for n in ("x", "b/y", "z")]
+    assert sorted(below) == sorted(path for pair in images_and_labels for path in pair)
 
 
 def test_a_folder_inside_the_one_that_is_read_is_refused(tmp_path: Path) -> None:

@@ -4,17 +4,11 @@
 
 using namespace fssops::cosine_correlation;
 
-extern "C" __attribute__((visibility("default"))) void set_order_seed(unsigned seed) {
-  emulation::set_order_seed(seed);
-}
-
 // rule: B, N, K, reduction, eps_rule, k, all_positions, relu, joint. sizes of a layer: C, query and support positions,
 // query strides (batch, channel, position), support strides (batch, shot, channel, position).
-extern "C" __attribute__((visibility("default"))) void run(const int64_t* r, double eps, int dtype, int layers,
-                                                           const int64_t* sizes, const void** query,
-                                                           const void** support, const void** masks, void* values,
-                                                           int32_t* chosen, void* grad, void** query_grads,
-                                                           void** support_grads) {
+FSSOPS_EXPORT void run(const int64_t* r, double eps, int dtype, int layers, const int64_t* sizes, const void** query,
+                       const void** support, const void** masks, void* values, int32_t* chosen, void* grad,
+                       void** query_grads, void** support_grads) {
   CudaCall call{};
   call.rule = {r[0],
                r[1],
@@ -57,9 +51,8 @@ extern "C" __attribute__((visibility("default"))) void run(const int64_t* r, dou
 }
 
 // Where a unit's column lies: layer sizes as of run(), without the pointers.
-extern "C" __attribute__((visibility("default"))) int64_t column_address(const int64_t* r, const int64_t* s,
-                                                                         int64_t unit, int64_t column,
-                                                                         int64_t channel) {
+FSSOPS_EXPORT int64_t column_address(const int64_t* r, const int64_t* s, int64_t unit, int64_t column,
+                                     int64_t channel) {
   Rule rule{r[0], r[1], r[2], Reduction::mean, EpsRule::add_to_norms, 0, false, true, r[8] != 0, 0.0};
   const Layer layer{s[0], s[1], s[2], {s[3], 0, s[4], s[5]}, {s[6], s[7], s[8], s[9]}, nullptr, nullptr, nullptr, 0};
   return Unit(rule, unit).support_offset(layer) + column_offset(layer, column) +

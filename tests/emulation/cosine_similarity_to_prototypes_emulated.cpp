@@ -4,16 +4,11 @@
 
 using namespace fssops::cosine_similarity_to_prototypes;
 
-extern "C" __attribute__((visibility("default"))) void set_order_seed(unsigned seed) {
-  emulation::set_order_seed(seed);
-}
-
 // sizes: B, C, N, h * w, channels_last. scratch: feature_lengths, prototype_lengths, coefficients, feature_terms,
 // prototype_terms.
-extern "C" __attribute__((visibility("default"))) void run(const int64_t* sizes, double scale, double eps, int dtype,
-                                                           const void* features, const void* prototypes, void* values,
-                                                           void** scratch, const void* grad, void* grad_features,
-                                                           void* grad_prototypes) {
+FSSOPS_EXPORT void run(const int64_t* sizes, double scale, double eps, int dtype, const void* features,
+                       const void* prototypes, void* values, void** scratch, const void* grad, void* grad_features,
+                       void* grad_prototypes) {
   CudaBackward args{};
   args.forward.sizes = {sizes[0], sizes[1], sizes[2], sizes[3], sizes[4] != 0, scale, eps};
   args.forward.dtype = dtype;

@@ -3,8 +3,9 @@
 Each operator has ``<op>_emulated.cpp`` here: extern "C" functions that fill the operator's argument struct from plain
 arguments and call its forward_cuda / backward_cuda, so that launch shapes are tested as well as kernels.
 
-FSSOPS_EMULATION_SANITIZE=address compiles with AddressSanitizer; Python must then be started with its library preloaded
-(see CONTRIBUTING.md, "Testing without a GPU").
+FSSOPS_EMULATION_SANITIZE=address,undefined compiles with these sanitizers; =thread runs the threads of a block as real
+ones under ThreadSanitizer. Python must then be started with the sanitizer's library preloaded (see CONTRIBUTING.md,
+"Testing without a GPU").
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def emulated(op: str) -> ctypes.CDLL:
     """The library of ``op``'s kernels for this machine's CPU; compiled once per content of its sources."""
     sanitize = os.environ.get("FSSOPS_EMULATION_SANITIZE", "")
     digest = hashlib.sha256(sanitize.encode())
-    headers = [*(ROOT / "csrc" / "common").glob("*"), *(ROOT / "csrc" / op).glob("*"), HERE / "cuda_emulation.h"]
+    headers = [*(ROOT / "csrc" / "common").glob("*"), *(ROOT / "csrc" / op).glob("*"), *HERE.glob("cuda_*.h")]
     for path in sorted({*headers, *_sources(op)}):
         if path.suffix in (".h", ".cuh", ".cu", ".cpp"):
             digest.update(path.name.encode() + path.read_bytes())
@@ -46,7 +47,8 @@ def emulated(op: str) -> ctypes.CDLL:
         partial = library.with_suffix(f".{os.getpid()}")
         command = ["g++", "-std=c++20", "-O1", "-g", "-shared", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
         command += ["-Wno-unknown-pragmas", "-Wno-narrowing", "-DFSSOPS_EMULATION", f"-I{ROOT / 'csrc'}", f"-I{HERE}"]
-        command += [f"-fsanitize={sanitize}"] if sanitize else []
+        command += [f"-fsanitize={sanitize}", "-fno-sanitize-recover=all"] if sanitize else []
+        command += ["-DFSSOPS_EMULATION_THREADS"] if sanitize == "thread" else []
         command += ["-x", "c++", *map(str, _sources(op)), "-o", str(partial)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:

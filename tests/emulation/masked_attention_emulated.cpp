@@ -4,8 +4,6 @@
 
 using namespace fssops::masked_attention;
 
-#define FSSOPS_EXPORT extern "C" __attribute__((visibility("default")))
-
 namespace {
 
 // sizes: B, M, Q, S, D, heads of the mask; then steps (batch, head, row) of query, key, value, out, grad_out, grad_key.
@@ -40,8 +38,6 @@ CudaForward read_forward(const int64_t* sizes, int dtype, double scale, int64_t 
 }
 
 }  // namespace
-
-FSSOPS_EXPORT void set_order_seed(unsigned seed) { emulation::set_order_seed(seed); }
 
 FSSOPS_EXPORT void forward(const int64_t* sizes, int dtype, double scale, int64_t parts, void* const* arrays) {
   forward_cuda(read_forward(sizes, dtype, scale, parts, arrays), nullptr);

@@ -26,27 +26,19 @@ CudaForward forward_args(const int64_t* sizes, int resize, double eps, int dtype
 
 }  // namespace
 
-extern "C" __attribute__((visibility("default"))) void set_order_seed(unsigned seed) {
-  emulation::set_order_seed(seed);
-}
+FSSOPS_EXPORT int64_t mask_sum_parts() { return kMaskSumParts; }
 
-extern "C" __attribute__((visibility("default"))) int64_t mask_sum_parts() { return kMaskSumParts; }
-
-extern "C" __attribute__((visibility("default"))) void forward(const int64_t* sizes, int resize, double eps, int dtype,
-                                                               int mask_type, const void* features, const void* masks,
-                                                               void* weights, void* partial, void* divisor,
-                                                               void* prototypes) {
+FSSOPS_EXPORT void forward(const int64_t* sizes, int resize, double eps, int dtype, int mask_type, const void* features,
+                           const void* masks, void* weights, void* partial, void* divisor, void* prototypes) {
   forward_cuda(
       forward_args(sizes, resize, eps, dtype, mask_type, features, masks, weights, partial, divisor, prototypes),
       nullptr);
 }
 
-extern "C" __attribute__((visibility("default"))) void backward(const int64_t* sizes, int resize, int dtype,
-                                                                int mask_type, const void* features, const void* masks,
-                                                                void* weights, void* partial, void* divisor,
-                                                                void* prototypes, const void* grad, void* scaled,
-                                                                void* shared, void* grad_weights, void* grad_features,
-                                                                void* grad_masks) {
+FSSOPS_EXPORT void backward(const int64_t* sizes, int resize, int dtype, int mask_type, const void* features,
+                            const void* masks, void* weights, void* partial, void* divisor, void* prototypes,
+                            const void* grad, void* scaled, void* shared, void* grad_weights, void* grad_features,
+                            void* grad_masks) {
   CudaBackward args{};
   args.forward =
       forward_args(sizes, resize, 0.0, dtype, mask_type, features, masks, weights, partial, divisor, prototypes);

@@ -26,23 +26,17 @@ Sizes sizes_of(const int64_t* numbers) {
 
 }  // namespace
 
-extern "C" __attribute__((visibility("default"))) void set_order_seed(unsigned seed) {
-  emulation::set_order_seed(seed);
-}
-
-extern "C" __attribute__((visibility("default"))) int64_t offset_in_value(int64_t batch, int64_t token, int64_t head,
-                                                                          int64_t batch_stride, int64_t token_stride,
-                                                                          int64_t channels) {
+FSSOPS_EXPORT int64_t offset_in_value(int64_t batch, int64_t token, int64_t head, int64_t batch_stride,
+                                      int64_t token_stride, int64_t channels) {
   return value_offset(batch, token, head, batch_stride, token_stride, channels);
 }
 
-extern "C" __attribute__((visibility("default"))) int32_t query_in_walk(const int64_t* sizes, int32_t position) {
+FSSOPS_EXPORT int32_t query_in_walk(const int64_t* sizes, int32_t position) {
   return query_at(sizes_of(sizes), position);
 }
 
 // arrays: value, points, reference, weights, output, each as CudaArray lays it out.
-extern "C" __attribute__((visibility("default"))) void forward(const int64_t* sizes, int placement,
-                                                               const CudaArray* arrays) {
+FSSOPS_EXPORT void forward(const int64_t* sizes, int placement, const CudaArray* arrays) {
   forward_cuda(
       {sizes_of(sizes), static_cast<Placement>(placement), arrays[0], arrays[1], arrays[2], arrays[3], arrays[4]},
       nullptr);
@@ -50,9 +44,8 @@ extern "C" __attribute__((visibility("default"))) void forward(const int64_t* si
 
 // arrays: as above, then grad, grad_value, grad_points, grad_reference, grad_weights.
 // scratch: value_sums, cell_grads, weight_grads, fixed, poisoned.
-extern "C" __attribute__((visibility("default"))) void backward(const int64_t* sizes, int placement,
-                                                                const CudaArray* arrays, void* const* scratch,
-                                                                int deterministic) {
+FSSOPS_EXPORT void backward(const int64_t* sizes, int placement, const CudaArray* arrays, void* const* scratch,
+                            int deterministic) {
   CudaBackward args{};
   args.forward = {sizes_of(sizes), static_cast<Placement>(placement), arrays[0], arrays[1], arrays[2], arrays[3],
                   arrays[4]};

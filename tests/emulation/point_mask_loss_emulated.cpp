@@ -5,9 +5,6 @@
 
 using namespace fssops::point_mask_loss;
 
-#define FSSOPS_EXPORT extern "C" __attribute__((visibility("default")))
-
-FSSOPS_EXPORT void set_order_seed(unsigned seed) { emulation::set_order_seed(seed); }
 FSSOPS_EXPORT void sample(const CudaSample* args) { sample_cuda(*args, nullptr); }
 FSSOPS_EXPORT void sample_backward(const CudaSampleBackward* args) { sample_backward_cuda(*args, nullptr); }
 FSSOPS_EXPORT void uncertain(const CudaUncertain* args) { uncertain_cuda(*args, nullptr); }

@@ -35,6 +35,34 @@ __global__ void divergent_barrier_kernel() {
     fssops::warp_sum(1.f);
 }
 
+// Sums of `steps` rows of 4 numbers a thread, through a pipeline of kStages stages; `kPending` groups of copies may be
+// under way when a stage is read, kStages - 2 of them at most.
+constexpr int kStages = 3;
+template <int kPending>
+__global__ void pipeline_kernel(const float* values, float* sums, int steps) {
+  FSSOPS_DYNAMIC_SHARED(float, shared);
+  const int own = 4 * static_cast<int>(threadIdx.x), other = 4 * static_cast<int>(threadIdx.x ^ 1u);
+  const int row = 4 * static_cast<int>(blockDim.x);
+  const auto load = [&](int step) {
+    if (step < steps) fssops::copy_16_bytes_async(shared + step % kStages * row + own, values + step * row + own);
+    fssops::commit_copies();
+  };
+  for (int step = 0; step < kStages - 1; ++step) load(step);
+  float total = 0.f;
+  for (int step = 0; step < steps; ++step) {
+    fssops::wait_copies<kPending>();
+    __syncthreads();
+    load(step + kStages - 1);
+    for (int i = 0; i < 4; ++i) total += shared[step % kStages * row + other + i];
+  }
+  sums[threadIdx.x] = total;
+}
+
+__global__ void misaligned_copy_kernel(const float* values) {
+  FSSOPS_DYNAMIC_SHARED(float, shared);
+  fssops::copy_16_bytes_async(shared, values + 1);
+}
+
 template <class Half>
 __global__ void matrix_kernel(const float* a, const float* b, float* d) {
   const int lane = static_cast<int>(threadIdx.x), group = lane / 4, pair = 2 * (lane % 4);
@@ -54,9 +82,6 @@ __global__ void matrix_kernel(const float* a, const float* b, float* d) {
 
 }  // namespace
 
-#define FSSOPS_EXPORT extern "C" __attribute__((visibility("default")))
-
-FSSOPS_EXPORT void set_order_seed(unsigned seed) { emulation::set_order_seed(seed); }
 FSSOPS_EXPORT void sum_blocks(const float* values, float* out, int blocks, int threads, bool skip_barrier) {
   FSSOPS_LAUNCH((sum_kernel), blocks, threads, threads * sizeof(float), nullptr, values, out, skip_barrier);
 }
@@ -82,4 +107,32 @@ FSSOPS_EXPORT void round_trip(const float* values, float* halves, float* bfloats
     halves[i] = fssops::to_float(h);
     bfloats[i] = fssops::to_float(b);
   }
+}
+FSSOPS_EXPORT void pipeline(const float* values, float* sums, int threads, int steps, bool one_group_too_many) {
+  const auto bytes = kStages * threads * 4 * sizeof(float);
+  if (one_group_too_many)
+    FSSOPS_LAUNCH((pipeline_kernel<kStages - 1>), 1, threads, bytes, nullptr, values, sums, steps);
+  else
+    FSSOPS_LAUNCH((pipeline_kernel<kStages - 2>), 1, threads, bytes, nullptr, values, sums, steps);
+}
+FSSOPS_EXPORT void misaligned_copy(const float* values) {
+  FSSOPS_LAUNCH((misaligned_copy_kernel), 1, 1, 16, nullptr, values);
+}
+// What a launch says when the runtime answers it, and the wait for it, with these errors; empty for nothing.
+FSSOPS_EXPORT const char* message_of_launch(int launching, int running, bool capturing) {
+  static std::string message;
+  emulation::on_launch = static_cast<cudaError_t>(launching);
+  emulation::on_synchronize = static_cast<cudaError_t>(running);
+  emulation::capture = capturing ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
+  message.clear();
+  try {
+    const float value = 1.f;
+    float sum;
+    FSSOPS_LAUNCH((sum_kernel), 1, 1, sizeof(float), nullptr, &value, &sum, false);
+  } catch (const std::exception& error) {
+    message = error.what();
+  }
+  emulation::on_launch = emulation::on_synchronize = cudaSuccess;
+  emulation::capture = cudaStreamCaptureStatusNone;
+  return message.c_str();
 }

@@ -34,10 +34,12 @@ def _inputs(case: CorrelationCase, dtype: torch.dtype) -> tuple[Tensor, Tensor, 
 
 
 def _run(
-    case: CorrelationCase, layers: list[tuple[Tensor, Tensor, Tensor, Tensor]], *, seed: int
+    case: CorrelationCase, layers: list[tuple[Tensor, Tensor, Tensor, Tensor]], *, seed: int, late: bool = False
 ) -> list[dict[str, Tensor]]:
+    """Values and gradients. ``late``: asynchronous copies are made at the last moment, and not at once."""
     library = emulated("cosine_correlation")
     library.set_order_seed(seed)
+    library.set_late_copies(late)
     joint = case.shots_rule == "joint"
     reduction = REDUCTIONS.index(case.reduction)
     k = (0, 1, case.k)[reduction]
@@ -84,9 +86,9 @@ def _expected(case: CorrelationCase, layer: tuple[Tensor, Tensor, Tensor, Tensor
     return {"values": values.detach(), "grad_query": query.grad, "grad_support": support.grad}
 
 
-def _compare(case: CorrelationCase, dtype: torch.dtype, seed: int) -> None:
+def _compare(case: CorrelationCase, dtype: torch.dtype, seed: int, late: bool = False) -> None:
     layer = _inputs(case, dtype)
-    (got,) = _run(case, [layer], seed=seed)
+    (got,) = _run(case, [layer], seed=seed, late=late)
     for name, value in _expected(case, layer).items():
         assert relative_error(got[name], value) < TOLERANCE[dtype], name
 
@@ -97,17 +99,19 @@ def test_kernels_equal_the_definition(case: CorrelationCase, dtype: torch.dtype)
     _compare(case, dtype, seed=3)
 
 
+@pytest.mark.parametrize("late", [False, True], ids=["early", "late"])
 @pytest.mark.parametrize("case", COSINE_CORRELATION, ids=lambda c: c.name)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_matrix_units_equal_the_definition(case: CorrelationCase, dtype: torch.dtype) -> None:
-    _compare(case, dtype, seed=4)
+def test_matrix_units_equal_the_definition(case: CorrelationCase, dtype: torch.dtype, late: bool) -> None:
+    _compare(case, dtype, seed=4, late=late)
 
 
+@pytest.mark.parametrize("late", [False, True], ids=["early", "late"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_several_tiles_of_rows_columns_and_channels(dtype: torch.dtype) -> None:
+def test_several_tiles_of_rows_columns_and_channels(dtype: torch.dtype, late: bool) -> None:
     # More than one row tile, more column tiles than splits, and more channel steps than pipeline stages.
     case = replace(COSINE_CORRELATION[11], channels=136, size=(12, 13), support_size=(28, 29))
-    _compare(case, dtype, seed=5)
+    _compare(case, dtype, seed=5, late=late)
 
 
 @pytest.mark.parametrize("size", [(8, 16), (4, 8), (5, 5)], ids=str)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -55,11 +56,54 @@ def test_half_types_round_as_torch_does() -> None:
     )
     values = torch.cat([special, torch.randn(20000) * torch.logspace(-9, 5, 20000)])
     halves, bfloats = torch.empty_like(values), torch.empty_like(values)
-    import ctypes
-
     emulated("selftest").round_trip(pointer(values), pointer(halves), pointer(bfloats), ctypes.c_int64(len(values)))
     assert torch.equal(halves, values.half().float())
     assert torch.equal(bfloats, values.bfloat16().float())
+
+
+@pytest.mark.parametrize(("steps", "too_many", "late", "right"), [
+    (7, False, False, True), (7, False, True, True), (2, False, True, True), (7, True, False, True),
+    (7, True, True, False),
+])  # fmt: skip
+def test_copy_that_is_read_before_it_is_waited_for_shows_when_copies_are_late(
+    steps: int, too_many: bool, late: bool, right: bool
+) -> None:
+    library = emulated("selftest")
+    library.set_late_copies(late)
+    threads = 32
+    values, sums = torch.randn(steps, threads, 4), torch.empty(threads)
+    library.pipeline(pointer(values), pointer(sums), threads, steps, too_many)
+    library.set_late_copies(False)
+    expected = values.sum((0, 2)).view(-1, 2).flip(1).flatten()
+    assert torch.allclose(sums, expected, atol=1e-5) == right
+
+
+def test_misaligned_copy_is_reported() -> None:
+    done = _in_subprocess("l.misaligned_copy(pointer(torch.zeros(8)))", sanitize=False)
+    assert done.returncode != 0
+    assert "no multiples of 16" in done.stderr
+
+
+def test_launch_that_fails_names_operator_and_kernel() -> None:
+    library = emulated("selftest")
+    library.message_of_launch.restype = ctypes.c_char_p
+    assert library.message_of_launch(0, 0, False) == b""
+    assert (
+        library.message_of_launch(701, 0, False)
+        == b"fssops: selftest: launching (sum_kernel) failed: too many resources requested for launch"
+    )
+
+
+def test_kernel_that_fails_is_named_where_launches_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    code = (
+        "import ctypes; l.message_of_launch.restype = ctypes.c_char_p\n"
+        "for capturing in (False, True): print(l.message_of_launch(0, 700, capturing))"
+    )
+    fault = "fssops: selftest: running (sum_kernel) failed: an illegal memory access was encountered"
+    # While a graph is captured nothing runs that could be waited for.
+    for setting, said in (("1", [f"b'{fault}'", "b''"]), ("0", ["b''", "b''"])):
+        monkeypatch.setenv("CUDA_LAUNCH_BLOCKING", setting)
+        assert _in_subprocess(code, sanitize=False).stdout.splitlines() == said
 
 
 def _in_subprocess(code: str, sanitize: bool) -> subprocess.CompletedProcess[str]:

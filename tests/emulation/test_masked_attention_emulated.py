@@ -31,15 +31,29 @@ def _heads_last(case: AttentionCase, rows: int, dtype: torch.dtype) -> Tensor:
 
 
 def _run(
-    case: AttentionCase, dtype: torch.dtype, *, parts: int, scale: float, seed: int
+    case: AttentionCase,
+    dtype: torch.dtype,
+    *,
+    parts: int,
+    scale: float,
+    seed: int,
+    past_the_end: int = 0,
+    late: bool = False,
 ) -> tuple[dict[str, Tensor], ...]:
-    """What the kernels give, and what the definition gives in float64."""
+    """What the kernels give, and what the definition gives in float64.
+
+    ``late``: asynchronous copies are made at the last moment, and not at once.
+    ``past_the_end``: bits to set in the last word of every mask row, where no key is.
+    """
     library = emulated("masked_attention")
     library.set_order_seed(seed)
+    library.set_late_copies(late)
     generator = torch.Generator().manual_seed(7)
     query, key, value, grad = draw_inputs(case, dtype, generator)
     closed = draw_closed(case, generator)
     bits = None if closed is None else pack_bits(closed)
+    if past_the_end and bits is not None:
+        bits[..., -1] |= past_the_end
     accumulator = torch.float64 if dtype == torch.float64 else torch.float32
     rows = case.batch * case.heads * case.queries
     got = {"out": _heads_last(case, case.queries, dtype)}
@@ -80,10 +94,11 @@ def test_kernels_equal_the_definition(case: AttentionCase, dtype: torch.dtype) -
     _assert_close(got, expected, TOLERANCE[dtype])
 
 
+@pytest.mark.parametrize("late", [False, True], ids=["early", "late"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("case", MASKED_ATTENTION, ids=lambda c: c.name)
-def test_half_types_accumulate_in_float32(case: AttentionCase, dtype: torch.dtype) -> None:
-    got, expected = _run(case, dtype, parts=1, scale=0.3, seed=4)
+def test_half_types_accumulate_in_float32(case: AttentionCase, dtype: torch.dtype, late: bool) -> None:
+    got, expected = _run(case, dtype, parts=1, scale=0.3, seed=4, late=late)
     _assert_close(got, expected, TOLERANCE[dtype])
 
 
@@ -92,6 +107,14 @@ def test_half_types_accumulate_in_float32(case: AttentionCase, dtype: torch.dtyp
 @pytest.mark.parametrize("parts", [2, 5])
 def test_keys_may_be_split_into_parts(name: str, dtype: torch.dtype, parts: int) -> None:
     got, expected = _run(CASES[name], dtype, parts=parts, scale=0.3, seed=5)
+    _assert_close(got, expected, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ["small", "head_128", "head_64_odd"])
+def test_bits_past_the_last_key_are_not_read(name: str, dtype: torch.dtype) -> None:
+    case = {**CASES, "head_64_odd": AttentionCase("head_64_odd", 1, 2, 18, 97, 64, 0.3, "runs")}[name]
+    got, expected = _run(case, dtype, parts=1, scale=0.3, seed=5, past_the_end=-(1 << case.keys % 32))
     _assert_close(got, expected, TOLERANCE[dtype])
 
 
@@ -137,9 +160,10 @@ def test_addresses_are_computed_in_64_bits() -> None:
     assert word == (63 * 4096 + 4095) * (1 << 15) > 1 << 32
 
 
-def _mask(kind: int, sizes: list[int], source: Tensor, features: Tensor | None = None) -> Tensor:
+def _mask(kind: int, sizes: list[int], source: Tensor, features: Tensor | None = None, late: bool = False) -> Tensor:
     library = emulated("masked_attention")
     library.set_order_seed(8)
+    library.set_late_copies(late)
     words = -(-sizes[2] // 32)
     bits = torch.full((sizes[0], sizes[1], words), 0x5A5A5A5A, dtype=torch.int32)
     numbers = (ctypes.c_int64 * len(sizes))(*sizes)
@@ -181,7 +205,9 @@ def test_embeddings_are_projected_and_thresholded(queries: int, channels: int, k
     features = torch.randn(2, channels, keys).to(dtype)
     features[1] = features[1, :1].abs()  # the first image's features differ, the second's are all alike
     embeddings[1, 0] = -1
-    got = _mask(2, [2, queries, keys, 0, 0, 0, 0, channels, 1], embeddings, features)
+    numbers = [2, queries, keys, 0, 0, 0, 0, channels, 1]
+    got = _mask(2, numbers, embeddings, features)
+    assert torch.equal(_mask(2, numbers, embeddings, features, late=True), got)
     closed = closed_from_embeddings(embeddings.double(), features.double())
     sure = torch.bmm(embeddings.double(), features.double()).abs() > 1e-5 * channels
     expected = closed & ~closed.all(-1, keepdim=True)

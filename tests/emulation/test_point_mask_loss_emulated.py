@@ -13,7 +13,7 @@ from torch import Tensor
 from fssops import ops, reference
 from fssops.reference.mask_sources import MaskSource, PackedMasks, RunLengthMasks
 from fssops.testing.cases import POINT_MASK_LOSS, PointLossCase
-from fssops.testing.point_masks import mask_sources, point_inputs
+from fssops.testing.point_masks import mask_sources, point_inputs, run_lengths
 
 MASK_TYPES = {torch.uint8: 0, torch.bool: 0, torch.float32: 1, torch.float64: 2, torch.float16: 3, torch.bfloat16: 4}
 TOLERANCE = {torch.float32: 3e-6, torch.float64: 1e-13, torch.float16: 1e-3, torch.bfloat16: 8e-3}
@@ -27,7 +27,7 @@ def _struct(name: str, **fields: Any) -> type[ctypes.Structure]:
 _LONG, _POINTER, _INT, _BOOL, _DOUBLE = ctypes.c_int64, ctypes.c_void_p, ctypes.c_int, ctypes.c_bool, ctypes.c_double
 Maps = _struct(
     "Maps", format=_INT, type=_INT, height=_LONG, width=_LONG, extent_height=_LONG, extent_width=_LONG, data=_POINTER,
-    columns=_POINTER, index=_POINTER, count=_LONG,
+    columns=_POINTER, runs=_LONG, index=_POINTER, count=_LONG,
 )  # fmt: skip
 Points = _struct("Points", rows=_LONG, count=_LONG, shared=_BOOL, data=_POINTER)
 Sample = _struct("Sample", maps=Maps, points=Points, channels=_LONG, dtype=_INT, sampled=_POINTER)
@@ -85,7 +85,8 @@ def _maps(source: MaskSource, index: Tensor | None = None, padded: tuple[int, in
         form, kind, data, columns = 0, MASK_TYPES[source.dtype], source, None
         (height, width), count = source.shape[-2:], len(source)
     extent = padded or (height, width)
-    return Maps(form, kind, height, width, *extent, pointer(data), pointer(columns), pointer(index), count)
+    runs = 0 if columns is None else len(data)
+    return Maps(form, kind, height, width, *extent, pointer(data), pointer(columns), runs, pointer(index), count)
 
 
 def _points(points: Tensor, rows: int) -> Any:
@@ -330,3 +331,22 @@ def test_offsets_are_computed_in_64_bits() -> None:
     assert library.offset_of_pixel(3, 32767, 32767, 32766, 32766) == 4 * 32767**2 - 1
     assert library.offset_of_points(2**21, 2**20, 0) == 2**42
     assert library.offset_of_points(2**21, 2**20, 1) == 0
+
+
+@pytest.mark.parametrize("place", [-5, 1 << 30, "runs"])
+def test_columns_that_name_no_run_give_nan(place: int | str) -> None:
+    masks = torch.rand(2, 9, 12) > 0.5
+    runs = run_lengths(masks)
+    columns = runs.columns.clone()
+    columns[1, 6] = len(runs.ends) if place == "runs" else place
+    damaged = RunLengthMasks(runs.ends, columns, 9, 12)
+    points = torch.rand(1, 64, 2)
+    got, want = _sample(damaged, points, 2)[:, 0], _sample(runs, points, 2)[:, 0]
+    column = (points[0, :, 0] * 12 - 0.5).floor().clamp(0, 10)
+    touched = (column >= 4) & (column <= 6)  # a point reads from two columns, each of which ends where the next begins
+    assert torch.equal(got[0], want[0])
+    assert got[1, touched].isnan().all()
+    assert torch.equal(got[1, ~touched], want[1, ~touched])
+    logits = torch.randn(2, 9, 12)
+    loss = _loss(logits, damaged, points, torch.ones(1), reduce=False, grads=(torch.ones(2), torch.ones(2)))
+    assert loss["loss_mask"].isnan().tolist() == [False, True]

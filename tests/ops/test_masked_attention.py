@@ -344,9 +344,20 @@ def test_no_more_queries_than_a_grid_has_room_for() -> None:
         ops.attention_mask_from_embeddings(torch.ones(1, most + 1, 1), features)
 
 
-def test_bits_past_the_last_key_are_refused_on_the_cpu() -> None:
-    bits = torch.full((2, 1, 5, 1), -1, dtype=torch.int32)
-    with pytest.raises(
-        (ValueError, RuntimeError), match="mask must have no bit set past its last key, got one in row 0"
-    ):
-        ops.masked_attention(Q, K, K, ops.AttentionMask(bits, 7))
+@pytest.mark.every_isa
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("keys", [7, 33, 50])
+def test_bits_past_the_last_key_are_not_read(device: str, keys: int) -> None:
+    closed = torch.rand(2, 1, 5, keys, device=device) < 0.5
+    closed[0, 0, 1] = False  # turned round, this query has no open key but those that are not there
+    turned = ~ops.pack_attention_mask(closed).bits
+    clean = ops.attention_mask.pack_bits(~closed, open_empty=False)
+    assert not torch.equal(turned, clean)
+    rows = [torch.randn(2, 3, n, 8, device=device, requires_grad=True) for n in (5, keys, keys)]
+    found = []
+    for bits in (turned, clean):
+        out = ops.masked_attention(*rows, ops.AttentionMask(bits, keys))
+        found.append((out, *torch.autograd.grad(out.sum(), rows)))
+    for got, expected in zip(*found, strict=True):
+        assert torch.equal(got, expected)
+    assert not found[0][0][0, :, 1].any()
