@@ -33,7 +33,7 @@ from fssops.protocols import PROTOCOLS, FewShotProtocol, protocol_of
 
 def _layouts_text() -> str:
     """Every layout with its files, under what it is read for."""
-    lines = ["layouts that are recognised, and by check alone those without few-shot:"]
+    lines = ["layouts that are recognised; list and episodes take those for few-shot:"]
     for layout in layouts.LAYOUTS.values():
         lines.append(f"  {layout.name:16} {layout.files}")
         lines.append(f"  {'':16} for {', '.join(layout.offers)}")

@@ -357,7 +357,7 @@ def _mask_values(image: Image.Image, file: Path | EncodedPicture) -> np.ndarray:
             return np.ascontiguousarray(channels[..., 0])
         raise MaskError(
             f"{file}: mask must hold one number a pixel (grey or palette), got colours (mode {image.mode}); "
-            "colour-coded labels have to be converted to class numbers first"
+            "colours of classes are read by the layout colour_labels"
         )
     raise MaskError(f"{file}: mask must hold one number a pixel (grey or palette), got mode {image.mode}")
 
