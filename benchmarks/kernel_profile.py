@@ -1,4 +1,4 @@
-"""Where the device's time goes in five operators: each kernel of ours, its shape, what it takes of a multiprocessor.
+"""Where the device's time goes in five operators: every kernel of ours, its shape, what it takes of a multiprocessor.
 
 python benchmarks/kernel_profile.py --results FILE     (needs a GPU; adds the table "kernels" to FILE)
 

@@ -1,149 +1,64 @@
-"""From Python: a predictor out of whatever holds a model, by the same code as the verb ``predict``.
+"""From Python: predictors, training and evaluation, by the same code as the verbs.
 
-segmenter = fssops.load("facebook/mask2former-swin-tiny-coco-instance")
-found = segmenter("street.jpg").instances          # found.masks, found.names, found.scores
+    segmenter = fssops.load("facebook/mask2former-swin-tiny-coco-instance")
+    found = segmenter("street.jpg")                    # found.masks, found.boxes, found.names, found.scores
+    run = fssops.train(recipe="mask2former_camvid", data="camvid/", optim={"lr": 1e-4})
+    run.scores, run.curves, run.predictor()
+
+``fssops.train`` and ``fssops.evaluate`` are modules, the verbs of ``python -m``, and may be called: see
+:class:`fssops.command_line.CallableVerb`.
 """
 
 from __future__ import annotations
 
-import json
+import logging
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, overload
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, overload
 
-import numpy as np
-import torch
-from torch import nn
-
-from fssops.predictor import FewShotPredictor, ImageLike, rgb_array
-from fssops.structures import PanopticSegment
+from fssops.engine.callbacks import Callback as Callback
+from fssops.engine.settings import SettingsError
+from fssops.engine.toml_text import toml_value
+from fssops.runs import Run, Scores
 
 if TYPE_CHECKING:
-    from fssops.tasks.universal import UniversalTask
+    from torch import nn
+
+    from fssops.fixed_class_predictors import UniversalPredictor, VideoPredictor
+    from fssops.predictor import FewShotPredictor
+    from fssops.tasks.trained_models import TrainedModel
+
+logger = logging.getLogger(__name__)
+
+PathLike = str | os.PathLike[str]
 
 
-@dataclass
-class Instances:
-    """Objects of one image of H x W pixels, best first.
-
-    Attributes:
-        masks: [N, H, W] bool.
-        labels: [N] int64 class indices.
-        scores: [N] float32 in [0, 1].
-        names: of their classes.
-    """
-
-    masks: np.ndarray[Any, Any]
-    labels: np.ndarray[Any, Any]
-    scores: np.ndarray[Any, Any]
-    names: list[str]
+@overload
+def load(source: None = None, *, device: str = "auto", size: int | None = None, **options: Any) -> FewShotPredictor: ...
 
 
-@dataclass
-class PanopticMap:
-    """Every pixel's segment, of one image of H x W pixels.
-
-    Attributes:
-        ids: [H, W] int32; 0 where nothing was assigned.
-        segments: one an id.
-        names: of the classes of the segments.
-    """
-
-    ids: np.ndarray[Any, Any]
-    segments: list[PanopticSegment]
-    names: list[str]
-
-
-@dataclass
-class UniversalSegmentation:
-    """What a system of fixed classes found in one image of H x W pixels; what was not asked for is None.
-
-    Attributes:
-        classes: names by class index.
-        labels: [H, W] int64 class indices, of semantic segmentation.
-        instances: of instance segmentation.
-        panoptic: of panoptic segmentation.
-    """
-
-    classes: tuple[str, ...]
-    labels: np.ndarray[Any, Any] | None = None
-    instances: Instances | None = None
-    panoptic: PanopticMap | None = None
-
-
-class UniversalPredictor:
-    """Segments images into the classes of a model.
-
-    Args:
-        task: says how images enter the model, and what it is asked for.
-        model: on its device, in evaluation mode.
-        label: what it is called.
-        size: shorter side at which images enter, instead of the settings'; 0 keeps theirs.
-
-    Attributes:
-        classes: names by class index.
-        tasks: what results hold: "semantic", "instance", "panoptic".
-    """
-
-    def __init__(self, task: UniversalTask, model: nn.Module, label: str, size: int | None = None) -> None:
-        self.task, self.model, self.label = task, model, label
-        self.classes = tuple(task.classes().names)
-        self.tasks = task.model_tasks
-        self._prepare = task.preparation(size)
-
-    @overload
-    def __call__(self, image: list[ImageLike] | tuple[ImageLike, ...]) -> list[UniversalSegmentation]: ...
-
-    @overload
-    def __call__(self, image: ImageLike) -> UniversalSegmentation: ...
-
-    def __call__(self, image: Any) -> UniversalSegmentation | list[UniversalSegmentation]:
-        """Segment an image, or each of a list, at its own size.
-
-        Args:
-            image: as :meth:`fssops.FewShotPredictor.segment` takes it.
-
-        Raises:
-            ValueError, TypeError: the image is of another form.
-        """
-        if isinstance(image, (list, tuple)):
-            return [self._segment(one) for one in image]
-        return self._segment(image)
-
-    @torch.inference_mode()
-    def _segment(self, image: ImageLike) -> UniversalSegmentation:
-        called = str(image) if isinstance(image, (str, os.PathLike)) else "of this call"
-        prepared = self._prepare(rgb_array(image, f"{self.label}: image {called}"))
-        result = self.task.segment_item(self.model, prepared, self.tasks)
-        found = UniversalSegmentation(self.classes)
-        if result.semantic is not None:
-            found.labels = result.semantic.label_map.cpu().numpy()
-        if result.instance is not None:
-            masks = result.instance.masks.cpu().numpy()
-            seen = masks.any(axis=(1, 2))
-            labels = result.instance.labels.cpu().numpy()[seen]
-            scores = result.instance.scores.cpu().numpy()[seen]
-            found.instances = Instances(masks[seen], labels, scores, self._names(labels))
-        if result.panoptic is not None:
-            segments = result.panoptic.segments
-            names = self._names([segment.label for segment in segments])
-            found.panoptic = PanopticMap(result.panoptic.segment_ids.cpu().numpy(), segments, names)
-        return found
-
-    def _names(self, labels: Sequence[int] | np.ndarray[Any, Any]) -> list[str]:
-        return [self.classes[label] for label in labels]
-
-
+@overload
 def load(
-    source: str | os.PathLike[str] | None = None,
+    source: PathLike,
     *,
     model: str = "",
     recipe: str = "",
     device: str = "auto",
     size: int | None = None,
     **options: Any,
-) -> FewShotPredictor | UniversalPredictor:
+) -> FewShotPredictor | UniversalPredictor | VideoPredictor: ...
+
+
+def load(
+    source: PathLike | None = None,
+    *,
+    model: str = "",
+    recipe: str = "",
+    device: str = "auto",
+    size: int | None = None,
+    **options: Any,
+) -> FewShotPredictor | UniversalPredictor | VideoPredictor:
     """Load a predictor; what is not on this machine is fetched, if it is named.
 
     Args:
@@ -160,28 +75,237 @@ def load(
 
     Returns:
         a :class:`fssops.FewShotPredictor` for few-shot systems, a :class:`fssops.UniversalPredictor` for those of fixed
-        classes.
+        classes, a :class:`fssops.VideoPredictor` for those that follow objects through videos. Each is called on what
+        is to be segmented.
 
     Raises:
         FileNotFoundError: nothing is called so; names the nearest.
         UnavailableWeightsError: it cannot be fetched; says what to do.
         ValueError, RunCheckpointError: it does not say what model it is of, or does not fit it.
     """
-    from fssops.engine.settings import SettingsError
     from fssops.recipes import FEW_SHOT_DEFAULT
     from fssops.tasks.prediction import find_device
     from fssops.tasks.trained_models import load_trained, load_unsettled, untrained_model
 
-    pairs = [f"{key}={json.dumps(value)}" for key, value in options.items()]
+    settings = _overrides("load", {"model": options})
     if model and recipe:
         raise SettingsError(f"load: give either model or recipe, got {model} and {recipe}")
     if source is None:
         if model or recipe:
             raise SettingsError(f"load: source must hold the weights of {model or recipe}, got none")
-        trained = untrained_model(FEW_SHOT_DEFAULT, [f"model.{pair}" for pair in pairs])
+        trained = untrained_model(FEW_SHOT_DEFAULT, settings)
     elif model:
-        trained = load_unsettled(model, pairs, os.fspath(source))
+        trained = load_unsettled(model, [pair.removeprefix("model.") for pair in settings], os.fspath(source))
     else:
-        trained = load_trained(os.fspath(source), recipe or None, [f"model.{pair}" for pair in pairs], where="load")
+        trained = load_trained(os.fspath(source), recipe or None, settings, where="load")
     network = trained.model.to(find_device(device)).eval()
     return trained.task.python_predictor(network, trained.label, size)  # type: ignore[no-any-return]
+
+
+def train(
+    *,
+    data: PathLike | Mapping[str, Any] | None = None,
+    model: str | Mapping[str, Any] | None = None,
+    recipe: PathLike | None = None,
+    task: str | None = None,
+    weights: str | None = None,
+    epochs: float | None = None,
+    size: int | None = None,
+    batch: int | None = None,
+    lr: float | None = None,
+    freeze: int | str | None = None,
+    out: PathLike | None = None,
+    resume: PathLike | None = None,
+    evaluate: bool = True,
+    callbacks: Sequence[Callback] = (),
+    **settings: Any,
+) -> Run:
+    """Train a folder of one's own or a recipe, and evaluate it, as ``python -m fssops.train`` does.
+
+    It prints nothing; ``logging.getLogger("fssops").setLevel("INFO")`` shows a bar of progress, and with
+    ``logging.basicConfig`` what the verb says.
+
+    Args:
+        data: folder of the data set, or settings of ``[data]``. With a folder and no recipe, task, system, split, size
+            and length are chosen by the data, as ``--data`` does (docs/own_data.md).
+        model: name of the system, or settings of ``[model]``.
+        recipe: name or file; None: the default of the verb.
+        task: what to train on the folder: ``semantic``, ``instance``, ``panoptic``, ``video`` or ``few-shot``.
+        weights: that it starts from, instead of those that are chosen for the folder.
+        epochs: passes over the training images, instead of steps.
+        size: side of training images in pixels, instead of what the folder's images suggest.
+        batch: items of a step, instead of what memory suggests.
+        lr: learning rate for the folder.
+        freeze: layers of the backbone that are not trained on the folder, from the first; ``all``.
+        out: folder of the run, a new one; None: one below ``runs/``.
+        resume: run that goes on where it stopped; its settings are its own, but for those that are given.
+        evaluate: evaluate the trained model.
+        callbacks: told how it goes.
+        **settings: other tables of the recipe, e.g. ``optim={"lr": 1e-4}, schedule={"steps": 500}``; or single keys as
+            in ``--set``: ``**{"optim.lr": 1e-4}``.
+
+    Returns:
+        the finished run.
+
+    Raises:
+        SettingsError, FileNotFoundError, DataError: as the verb says in its one line.
+        NonFiniteError: a loss is NaN or infinite.
+        KeyboardInterrupt: Ctrl-C or SIGTERM came; the state is saved, and ``resume`` goes on with it.
+    """
+    from fssops.engine.run_folder import RunFolder
+    from fssops.recipes import DEFAULT
+    from fssops.tasks import load_task, task_from_tables
+    from fssops.tasks.own_data import recipe_for
+    from fssops.tasks.training import train_in_folder
+
+    chosen = {"task": task, "weights": weights, "size": size, "batch": batch, "lr": lr, "freeze": freeze}
+    chosen = {name: value for name, value in chosen.items() if value is not None}
+    own, folder, earlier = None, None, None
+    if isinstance(data, (str, os.PathLike)) and recipe is None and resume is None:
+        tables = _tables("train", settings, None, model if isinstance(model, Mapping) else None)
+        chosen |= {"model": model if isinstance(model, str) else None, "epochs": epochs}
+        own = recipe_for(data, overrides=_overrides("train", tables), **chosen)  # type: ignore[arg-type]
+        own.say()
+        trained = own.task()
+    else:
+        if chosen:
+            raise SettingsError(
+                f"train: {', '.join(chosen)} must come with data=FOLDER and without recipe and resume; keys of a "
+                "recipe are given in their tables: optim={'lr': 1e-4}"
+            )
+        tables = _tables("train", settings, data, model)
+        if epochs is not None:
+            tables["schedule"] = {**tables.get("schedule", {}), "epochs": epochs}
+        overrides = _overrides("train", tables)
+        if resume is None:
+            trained = load_task(os.fspath(recipe or DEFAULT), overrides)
+        elif recipe is not None or out is not None:
+            raise SettingsError(f"train: resume must come without recipe and out, got {recipe or out} beside it")
+        else:
+            folder = Path(resume)
+            earlier = RunFolder(folder).load_settings()
+            trained = task_from_tables(earlier, f"run {folder}", overrides)
+    code, path = train_in_folder(
+        trained,
+        earlier,
+        folder,
+        out=None if out is None else Path(out),
+        evaluate=evaluate,
+        callbacks=callbacks,
+        settle=None if own is None else own.settled,
+    )
+    run = Run(path)
+    if code:
+        raise KeyboardInterrupt(f"train: stopped and saved; fssops.train(resume={str(path)!r}) goes on")
+    for callback in callbacks:
+        callback.on_end(run)
+    return run
+
+
+def evaluate(
+    model: PathLike | nn.Module,
+    data: PathLike | Mapping[str, Any] | None = None,
+    *,
+    recipe: PathLike | None = None,
+    which: Literal["last", "best"] | None = None,
+    protocol: str | None = None,
+    fold: int | None = None,
+    out: PathLike | None = None,
+    **settings: Any,
+) -> Scores:
+    """Score a model, as ``python -m fssops.evaluate`` does.
+
+    Args:
+        model: a run, or weights as :func:`load` takes them; or a model, which needs ``recipe``.
+        data: folder of the data set, instead of the settings'; or settings of ``[data]``.
+        recipe: name or file that says on what, and how, a model is scored that does not say it itself.
+        which: checkpoint of a run; None: the one that its training evaluated.
+        protocol: of few-shot systems, one of :data:`fssops.protocols.PROTOCOLS`; None: the recipe's.
+        fold: of few-shot systems; None: the one that was trained.
+        out: folder for ``results.json``, pictures and files; None writes nothing.
+        **settings: as of :func:`train`, e.g. ``eval={"split": "test"}``.
+
+    Returns:
+        the scores.
+
+    Raises:
+        SettingsError, FileNotFoundError, DataError: as the verb says in its one line.
+    """
+    from fssops.engine.launch import build_fabric
+    from fssops.tasks.scoring import score, seen_folds
+    from fssops.tasks.trained_models import load_trained
+
+    tables = _tables("evaluate", settings, data, None)
+    if isinstance(data, (str, os.PathLike)):
+        tables["eval"] = {"root": os.fspath(data), **tables.get("eval", {})}
+    if protocol is not None:
+        tables["eval"] = {**tables.get("eval", {}), "protocol": protocol}
+    overrides, name = _overrides("evaluate", tables), None if recipe is None else os.fspath(recipe)
+    if isinstance(model, (str, os.PathLike)):
+        loaded = load_trained(os.fspath(model), name, overrides, which, where="evaluate")
+    else:
+        loaded = _of_a_recipe(model, name, overrides)
+    wanted = type(loaded.task).evaluations([loaded.task], None if fold is None else str(fold))
+    fabric = build_fabric(loaded.task.settings.engine)
+    fabric.launch()
+    folder = None if out is None else Path(out)
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+    [result], _ = score([loaded], wanted, fabric, folder)
+    for line in seen_folds([loaded], wanted):
+        logger.warning(line)
+    return Scores(result.scores(), result.line(), result.as_json())
+
+
+def _of_a_recipe(model: nn.Module, recipe: str | None, overrides: Sequence[str]) -> TrainedModel:
+    from fssops.tasks import load_task
+    from fssops.tasks.trained_models import TrainedModel
+
+    if recipe is None:
+        raise SettingsError(f"evaluate: recipe must say what {type(model).__name__} is scored on, got none")
+    task = load_task(recipe, overrides)
+    if type(getattr(model, "config", None)) is not type(task.config):
+        raise SettingsError(
+            f"evaluate: model must be a {task.settings.model.name} as recipe {recipe} says, got {type(model).__name__}"
+        )
+    task.config = model.config
+    return TrainedModel(task, model, type(model).__name__)
+
+
+def _tables(
+    where: str,
+    settings: Mapping[str, Any],
+    data: PathLike | Mapping[str, Any] | None,
+    model: str | Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """Settings by table, and those of single keys by their dotted names."""
+    tables = dict(settings)
+    if data is not None:
+        tables["data"] = data if isinstance(data, Mapping) else {"root": os.fspath(data)}
+    if model is not None:
+        tables["model"] = model if isinstance(model, Mapping) else {"name": model}
+    for name, value in tables.items():
+        if "." not in name and not isinstance(value, Mapping):
+            raise SettingsError(
+                f"{where}: settings must be given by table, as optim={{'lr': 0.001}}, got {name}={value!r}"
+            )
+    return tables
+
+
+def _overrides(where: str, tables: Mapping[str, Any]) -> list[str]:
+    """Settings as the verbs' ``--set`` takes them."""
+    values: dict[str, Any] = {}
+    for name, table in tables.items():
+        values |= (
+            {f"{name}.{key}": value for key, value in table.items()} if isinstance(table, Mapping) else {name: table}
+        )
+    pairs = []
+    for key, value in values.items():
+        plain = os.fspath(value) if isinstance(value, os.PathLike) else value
+        try:
+            pairs.append(f"{key}={toml_value(plain)}")
+        except TypeError:
+            raise SettingsError(
+                f"{where}: {key} must be a text, number, boolean, list or table, got {value!r}"
+            ) from None
+    return pairs

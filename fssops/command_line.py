@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import errno
 import importlib
+import inspect
 import logging
 import os
 import sys
@@ -16,6 +17,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from fssops._version import VERSION
@@ -29,12 +31,36 @@ VERBS = {
     "train": ("fssops.train", "train a model from a recipe and evaluate it"),
     "evaluate": ("fssops.evaluate", "score trained models by a named protocol"),
     "predict": ("fssops.predict", "segment images or videos: fixed classes, or new ones from a few examples"),
+    "compare": ("fssops.compare", "put runs side by side: settings, scores, curves"),
     "convert": ("fssops.convert", "write a checkpoint of any known layout as safetensors"),
     "models": ("fssops.models.__main__", "list the systems, their recipes and the weights each accepts"),
     "data": ("fssops.data.__main__", "look at a data set, check it, fix its episodes"),
     "doctor": ("fssops.doctor", "say what was built, what runs here, and whether it computes right"),
 }
 """Verb -> module whose ``main`` runs it, and what it does; ``python -m fssops.<verb>`` is the same."""
+
+
+class CallableVerb(ModuleType):
+    """The module of a verb that Python may call: ``fssops.train(...)`` is :func:`fssops.api.train`.
+
+    ``python -m fssops.train`` and ``from fssops.train import main`` want a module of that name, and importing it makes
+    it the package's attribute, whatever stood there. So the module itself can be called: Python's data model provides
+    for a module's ``__class__`` to be set ("Customizing module attribute access"). Type checkers are told of the
+    function by ``fssops/__init__.py``.
+    """
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return inspect.signature(self._function())
+
+    def _function(self) -> Callable[..., Any]:
+        from fssops import api
+
+        return getattr(api, self.__name__.rpartition(".")[2])  # type: ignore[no-any-return]
+
+    def __call__(self, *arguments: Any, **settings: Any) -> Any:
+        """Call the function of :mod:`fssops.api` with the verb's name."""
+        return self._function()(*arguments, **settings)
 
 
 class Parser(argparse.ArgumentParser):

@@ -1,16 +1,20 @@
-"""``python -m fssops.evaluate``: score checkpoints by a named protocol, and say exactly what was measured."""
+"""``python -m fssops.evaluate``: score checkpoints by a named protocol, and say exactly what was measured.
+
+From Python ``fssops.evaluate(...)`` does the same, see :func:`fssops.api.evaluate`.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fssops.command_line import Parser, print_table, run_verb
+from fssops.command_line import CallableVerb, Parser, print_table, run_verb
 from fssops.engine.settings import SettingsError
 from fssops.protocols import PROTOCOLS
 
@@ -67,7 +71,9 @@ def parser() -> Parser:
     arguments.add_argument("--protocol", help=f"one of {', '.join(PROTOCOLS)} (default: the recipe's)")
     arguments.add_argument("--fold", help="0, 1, 2, 3 or all (default: the fold that was trained)")
     arguments.add_argument(
-        "--which", choices=("last", "best"), default="last", help="checkpoint of a run folder (default: last)"
+        "--which",
+        choices=("last", "best"),
+        help="checkpoint of a run folder (default: the one that its training evaluated)",
     )
     arguments.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="override a setting"
@@ -109,44 +115,23 @@ def _evaluate(
     fabric: Fabric,
     folder: Path,
 ) -> None:
-    """Score models, and write ``results.json``, pictures and files; of several models into a folder each."""
-    from fssops.engine.checkpoints import write_text_atomically
+    """Score models, and print what the files in the folder say."""
+    from fssops.tasks.scoring import score, seen_folds
 
-    results, written, warnings = [], [], []
-    distinct = len({fold for _, fold in wanted}) == len(wanted)
-    for place, fold in wanted:
-        one = loaded[place]
-        one.task.progress_folder = folder
-        model = one.model.to(fabric.device).eval()
-        title = "evaluate" if fold is None else f"fold {fold}"
-        evaluation = one.task.evaluate(model, fabric, one.label, title, fold)
-        results.append(evaluation.result)
-        if options.checkpoints and fold is not None and fold != one.task.settings.data.fold:
-            warnings.append(
-                f"warning: fold {fold} is not the fold that was trained: its classes may have been seen in training"
-            )
-        if fabric.is_global_zero:
-            below = folder / (f"fold{fold}" if distinct and fold is not None else f"model{place}")
-            files = folder if len(wanted) == 1 else below
-            files.mkdir(exist_ok=True)
-            written += one.task.write(evaluation, model, fabric, files)
+    results, written = score(loaded, wanted, fabric, folder)
     if not fabric.is_global_zero:
         return
     kind = type(results[0])
     for title, rows in kind.report_tables(results, options.classes):
         print_table(rows[1:], rows[0], title=title)
-    for line in [*kind.report_lines(results), *warnings]:
+    for line in [*kind.report_lines(results), *(seen_folds(loaded, wanted) if options.checkpoints else ())]:
         print(line)
-    body = json.dumps(kind.report_json(results), indent=2, allow_nan=False)
-    write_text_atomically(folder / "results.json", body + "\n")
-    names = ["results.json", *(str(path.relative_to(folder)) for path in written)]
-    print(f"written: {folder}/ ({', '.join(names)})")
+    print(f"written: {folder}/ ({', '.join(str(path.relative_to(folder)) for path in written)})")
 
 
 @contextmanager
 def _results_folder(options: Any, name: str, rules: str, fabric: Fabric) -> Iterator[Path]:
     """The folder of the results, the same on every process; it keeps how far evaluation has come until it is done."""
-    from fssops.engine.evaluation_progress import discard_progress
     from fssops.engine.launch import run_on_first
     from fssops.engine.run_folder import missing_folders, remove_empty
 
@@ -169,7 +154,6 @@ def _results_folder(options: Any, name: str, rules: str, fabric: Fabric) -> Iter
     except Exception:
         remove_empty(made)
         raise
-    discard_progress(folder, fabric)
 
 
 def _default_folder(checkpoints: Sequence[str], name: str, rules: str) -> Path:
@@ -181,3 +165,5 @@ def _default_folder(checkpoints: Sequence[str], name: str, rules: str) -> Path:
 
 if __name__ == "__main__":
     run_verb("evaluate", main)
+else:
+    sys.modules[__name__].__class__ = CallableVerb

@@ -18,6 +18,8 @@ _EXAMPLES = """\
 examples of universal systems (semantic, instance, panoptic):
   python -m fssops.predict --checkpoint runs/mask2former_camvid-20260101-120000 --query street/ --out out/
       label maps, COCO results and overlays with class names; a folder, images, or a video (extra fssops[video])
+  python -m fssops.predict --checkpoint runs/mine --query camera:0 --frames 100 --out out/
+      a webcam (extra fssops[camera]); Ctrl-C ends it earlier, and everything seen is written; few-shot systems too
   python -m fssops.predict --checkpoint model_final.pkl --recipe mask2former_coco_panoptic_r50 --query a.jpg --out out/
       weights of any known layout, with the recipe that says which model and classes they are for
   python -m fssops.predict --checkpoint mask2former-swin-l-coco-instance --query street/ --out out/
@@ -41,15 +43,20 @@ examples of few-shot systems:
       a scribble: 0 background stroke, 255 unlabelled, any other value a stroke on the object
   python -m fssops.predict --checkpoint runs/mine --class cup --support a.jpg a.png \\
       --class plate --support b.jpg b.png --query table.jpg --out out/
-      two classes at once; --class names those that follow, each class needs the same number of supports
+      two classes at once; --class names those that follow
+  python -m fssops.predict --support labelled/ --query photos/ --out out/
+      a folder of labelled images: NAME.jpg with NAME_mask.png or NAME.png, or images/ with masks/; or of folders of
+      these, each a class
   python -m fssops.predict --model panet --weights authors.pth --support a.jpg a.png --query b.jpg --out out/
       weights of any known layout instead of a run
 
-universal systems leave semantic/NAME.png, panoptic/NAME.png with panoptic.json, instances.json, overlays/,
-classes.json and summary.json. Video systems leave results.json in the submission format of YouTube-VIS, frames/VIDEO/
-with each object in a colour that stays, VIDEO.webp or .mp4, classes.json and summary.json. Few-shot systems leave for
-each query NAME: NAME_labels.png (palette; 0 background, n = class n), NAME_overlay.jpg, NAME_probability.png
-(probability of the class, 0..255; of several classes NAME_probabilities.npz), and summary.json."""
+universal systems leave semantic/NAME.png, panoptic/NAME.png with panoptic.json, instances.json (COCO's results, with
+boxes and polygons), overlays/ and classes.json. Video systems leave results.json in the submission format of
+YouTube-VIS, frames/VIDEO/ with each object in a colour that stays, VIDEO.webp or .mp4, and classes.json. Few-shot
+systems leave for each query NAME: NAME_labels.png (palette; 0 background, n = class n), NAME_overlay.jpg and
+NAME_probability.png (probability of the class, 0..255; of several classes NAME_probabilities.npz). Of videos and
+cameras all leave a video of the overlays, and every system leaves summary.json, and summary.csv: of each input the
+classes, with the number of regions, the pixels that they cover, and their mean score."""
 
 
 def parser() -> Parser:
@@ -63,6 +70,11 @@ def parser() -> Parser:
         metavar="RUN|FILE|NAME",
         help="run folder or checkpoint of fssops.train, or weights that say what they are of: the name of a published "
         "system (python -m fssops.models --weights), a folder or owner/repository of transformers, save_pretrained's",
+    )
+    model.add_argument(
+        "--which",
+        choices=("last", "best"),
+        help="checkpoint of a run folder (default: the one that its training evaluated)",
     )
     model.add_argument("--model", help="name of a few-shot model, see python -m fssops.models")
     model.add_argument("--recipe", help="for weights without settings: name of a recipe or a .toml file")
@@ -84,7 +96,7 @@ def parser() -> Parser:
     universal.add_argument(
         "--score", type=_score, default=0.3, help="least score of an instance on overlays (default 0.3)"
     )
-    videos = arguments.add_argument_group("video systems")
+    videos = arguments.add_argument_group("videos")
     videos.add_argument(
         "--video",
         default="auto",
@@ -92,22 +104,39 @@ def parser() -> Parser:
         help="kind of video that is made of the result (default: mp4 with the extra fssops[video], else webp)",
     )
     videos.add_argument("--rate", type=float, default=10.0, help="its frames a second (default 10)")
-    videos.add_argument("--zip", action="store_true", help="write results.zip for the evaluation servers too")
-    arguments.add_argument("--query", nargs="+", metavar="FILE|FOLDER", help="images (or a video) to segment")
+    videos.add_argument(
+        "--frames",
+        type=_count,
+        default=0,
+        metavar="N",
+        help="at most N frames of each video or camera (no video system)",
+    )
+    videos.add_argument(
+        "--zip", action="store_true", help="video systems: write results.zip for the evaluation servers too"
+    )
+    arguments.add_argument(
+        "--query", nargs="+", metavar="FILE|FOLDER|camera:0", help="images, videos or a webcam to segment"
+    )
     arguments.add_argument("--out", type=Path, metavar="FOLDER", help="where results are written")
     arguments.add_argument(
         "--size",
-        type=_pixels,
+        type=_count,
         metavar="PIXELS",
         help="side at which images enter (default: as trained; --model: its own)",
     )
     arguments.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
+    arguments.add_argument(
+        "--npz", action="store_true", help="write the arrays of each image as .npz (no video system)"
+    )
     arguments.add_argument("--no-probability", action="store_true", help="do not write probabilities")
     arguments.set_defaults(supports=None)
     return arguments
 
 
-_OPTIONS_OF_A_KIND = ("task", "score", "video", "rate", "zip", "way", "no_probability", "object", "threshold", "ignore")
+_OPTIONS_OF_A_KIND = (
+    *("task", "score", "zip", "npz", "frames"),
+    *("way", "no_probability", "object", "threshold", "ignore"),
+)
 """Options that have an effect for some kinds of systems only, see ``Task.prediction_options``."""
 
 
@@ -146,7 +175,9 @@ def _load(options: Any) -> TrainedModel:
     if options.checkpoint is not None:
         if options.weights is not None or options.option:
             raise SettingsError("--checkpoint: a run knows its model, got --weights or --option as well")
-        return load_trained(options.checkpoint, options.recipe, options.overrides, where="--checkpoint")
+        return load_trained(options.checkpoint, options.recipe, options.overrides, options.which, "--checkpoint")
+    if options.which is not None:
+        raise SettingsError(f"--which: must come with --checkpoint, got {options.which} without it")
     if options.model is None:
         if options.weights is not None or options.option or options.recipe:
             raise SettingsError("--model: give the model that --weights, --option or --recipe are for, got none")
@@ -161,9 +192,9 @@ def _load(options: Any) -> TrainedModel:
     return load_unsettled(options.model, options.option, options.weights)
 
 
-def _pixels(text: str) -> int:
+def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of pixels above 0, got {text!r}")
+        raise argparse.ArgumentTypeError(f"must be a whole number above 0, got {text!r}")
     return int(text)
 
 

@@ -2,59 +2,47 @@
 
 predictor = fssops.FewShotPredictor(model)
 predictor.set_support({"cup": ["a.jpg", "b.jpg"]}, {"cup": ["a.png", "b.png"]})
-result = predictor.segment("table.jpg")      # result.labels, result.probabilities, at the picture's own size
+result = predictor.segment("table.jpg")      # result.label_map, result.probabilities, at the picture's own size
 """
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
 from numbers import Real
-from typing import Any, Literal, TypeAlias, overload
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from fssops.data.images import palette_of, read_image, read_mask, to_rgb, upright
+from fssops.data.images import palette_of, read_mask, upright
 from fssops.data.object_masks import object_area
 from fssops.data.preparation import FewShotPreparation
 from fssops.evaluation.feature_cache import FeatureCache
+from fssops.image_predictor import ImageLike, ImagePredictor, called, rgb_array
 from fssops.labels import IGNORE
 from fssops.models.interface import FewShotModel
+from fssops.pictures import way_colour
+from fssops.segmentations import FewShotSegmentation
 from fssops.structures import require_numbers
+from fssops.truth import Classes
 
 FITS = {"stretch": "square", "stretch_by_corners": "square_by_corners", "pad": "letterbox"}
 """How images get the model's size -> the geometry of evaluation that is the same."""
 
 PANET_SIDE = 417
+MOST_REPEATED = 64
+"""Images of a class, repeated, where classes have different numbers of them."""
 
-ImageLike: TypeAlias = "str | os.PathLike[str] | Image.Image | np.ndarray[Any, Any] | Tensor"
 MaskLike: TypeAlias = ImageLike
 BoxLike: TypeAlias = "Sequence[float] | Sequence[Sequence[float]] | np.ndarray[Any, Any] | Tensor"
 
 
-@dataclass
-class Segmentation:
-    """What a predictor found in one image of H x W pixels.
-
-    Attributes:
-        labels: [H, W] uint8; 0 background, n = ``classes[n]``.
-        probabilities: [1 + N, H, W] float32, the softmax of the logits; sums to 1 over the first axis.
-        classes: "background", then the names of the ways.
-        seconds: time of the steps "read", "encode" and "match".
-    """
-
-    labels: np.ndarray[Any, Any]
-    probabilities: np.ndarray[Any, Any]
-    classes: tuple[str, ...]
-    seconds: dict[str, float] = field(default_factory=dict)
-
-
-class FewShotPredictor:
+class FewShotPredictor(ImagePredictor[FewShotSegmentation]):
     """Keeps a support set's summary and segments images with it.
 
     Args:
@@ -121,7 +109,7 @@ class FewShotPredictor:
         """Set the labelled images; exactly one of masks, boxes and scribbles says where the class is.
 
         Args:
-            images: K images of one class, or a name of each class with its K images.
+            images: images of one class, or a name of each class with its images.
             masks: for each image a mask of its size: booleans, 0 and one other value, or 0, 1 and 255 (neither); see
                 :mod:`fssops.data.object_masks` for all others.
             boxes: for each image one box (x0, y0, x1, y1) in its pixels, or several; x1 and y1 are exclusive. Inside
@@ -154,8 +142,14 @@ class FewShotPredictor:
                 f"{list(image_sets)} and {list(annotation_sets)}"
             )
         shots = {name: len(found) for name, found in image_sets.items()}
-        if not shots or min(shots.values()) == 0 or len(set(shots.values())) != 1:
-            raise ValueError(f"set_support: every class must have the same number of images, at least 1, got {shots}")
+        if not shots or min(shots.values()) == 0:
+            raise ValueError(f"set_support: every class must have at least 1 image, got {shots}")
+        common = math.lcm(*shots.values())
+        if common > MOST_REPEATED and len(set(shots.values())) > 1:
+            raise ValueError(
+                "set_support: numbers of images of classes must have a common multiple of at most "
+                f"{MOST_REPEATED}, got {shots}; leave some out"
+            )
         if "background" in shots or len(shots) > 254:
             raise ValueError(f"set_support: classes must be at most 254, none called background, got {list(shots)}")
         pictures: list[Tensor] = []
@@ -167,46 +161,33 @@ class FewShotPredictor:
                     f"set_support: class {name!r} must have one of {kind} an image, got {len(labels)} for {len(found)}"
                 )
             for number, (image, label) in enumerate(zip(found, labels, strict=True)):
-                where = f"set_support: image {_called(image, number)} of class {name!r}"
+                where = f"set_support: image {called(image, number)} of class {name!r}"
                 picture = self._picture(image, where)
                 area = _area(label, kind, picture.shape[1], picture.shape[0], where, settings)
                 image_tensor, area_map = self._prepared_support(picture, area, where)
                 pictures.append(image_tensor)
                 maps.append(area_map)
-        ways, count = len(shots), next(iter(shots.values()))
-        area_maps = torch.stack(maps).view(1, ways, count, *self.size).to(self.device)
+        # Models take equally many images of each class; repeated equally often, they change no mean over a class.
+        order, first = [], 0
+        for count in shots.values():
+            order += [*range(first, first + count)] * (common // count)
+            first += count
+        area_maps = torch.stack([maps[place] for place in order]).view(1, len(shots), common, *self.size)
+        area_maps = area_maps.to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
             features = self.model.encode(torch.stack(pictures).to(self.device))
+            if len(order) > len(pictures):
+                features = {name: values[order] for name, values in features.items()}
             self._support = self.model.summarise(features, (area_maps == 1).float(), (area_maps == 0).float())
         self.classes = ("background", *shots)
+        colours = [(0, 0, 0), *map(way_colour, range(len(shots)))]
+        self._categories = Classes.from_names(self.classes, range(1, len(shots) + 1), colours)
 
-    @overload
-    def segment(self, image: list[ImageLike] | tuple[ImageLike, ...]) -> list[Segmentation]: ...
-
-    @overload
-    def segment(self, image: ImageLike) -> Segmentation: ...
-
-    @torch.inference_mode()
-    def segment(self, image: Any) -> Segmentation | list[Segmentation]:
-        """Segment an image, or each of a list, at its own size.
-
-        Args:
-            image: a path, a Pillow image, an array [H, W, 3] or [H, W] of uint8, or a tensor [3, H, W] of uint8 or of
-                float in [0, 1].
-
-        Raises:
-            RuntimeError: no support set yet.
-            ValueError: the image is of another form, or smaller than the model's stride.
-        """
-        if isinstance(image, (list, tuple)):
-            return [self._segment_one(one) for one in image]
-        return self._segment_one(image)
-
-    def _segment_one(self, image: ImageLike) -> Segmentation:
+    def _found_in(self, image: ImageLike, where: str, origin: str) -> FewShotSegmentation:
         if self._support is None:
             raise RuntimeError("FewShotPredictor.segment: call set_support first")
         started = time.perf_counter()
-        picture = self._picture(image, f"segment: image {_called(image, 0)}")
+        picture = self._picture(image, where)
         height, width = picture.shape[:2]
         prepared = self._prepare.tensor(self._prepare(picture))
         read = time.perf_counter()
@@ -215,12 +196,25 @@ class FewShotPredictor:
             encoded = time.perf_counter()
             size = (height, width) if self._prepare.compared_size == "original" else self.size
             logits = self.model.match(self._support, features, size)[0, 0].float()
-        require_numbers(logits, f"segment: image {_called(image, 0)}")
+        require_numbers(logits, where)
         probabilities = self._prepare.restore(logits, (height, width)).softmax(0)
-        labels = probabilities.argmax(0).to(torch.uint8).cpu().numpy()
+        label_map = probabilities.argmax(0).to(torch.uint8).cpu().numpy()
         values = probabilities.cpu().numpy()
         seconds = {"read": read - started, "encode": encoded - read, "match": time.perf_counter() - encoded}
-        return Segmentation(labels=labels, probabilities=values, classes=self.classes, seconds=seconds)
+        labels = np.array([label for label in np.unique(label_map) if label], dtype=np.int64)
+        masks = label_map == labels[:, None, None]
+        scores = [values[label][mask].mean() for label, mask in zip(labels, masks, strict=True)]
+        return FewShotSegmentation(
+            image=picture,
+            categories=self._categories,
+            labels=labels,
+            masks=masks,
+            scores=np.array(scores, dtype=np.float32),
+            origin=origin,
+            label_map=label_map,
+            probabilities=values,
+            seconds=seconds,
+        )
 
     def _features(self, image: Tensor) -> dict[str, Tensor]:
         """Of one image [3, H, W]; kept, unless the model's weights have changed meanwhile."""
@@ -261,10 +255,6 @@ class FewShotPredictor:
         return self._prepare.tensor(scene), torch.from_numpy(np.ascontiguousarray(area_map))
 
 
-def _called(image: Any, number: int) -> str:
-    return str(image) if isinstance(image, (str, os.PathLike)) else f"number {number + 1}"
-
-
 def _by_class(given: Any, what: str, *, box: bool = False) -> dict[str, list[Any]]:
     """The argument as class name to list; a bare list, or a single thing, is of the class "object"."""
     if isinstance(given, Mapping):
@@ -279,34 +269,6 @@ def _by_class(given: Any, what: str, *, box: bool = False) -> dict[str, list[Any
             return {"object": [given]}
         return {"object": list(given)}
     return {"object": [given]}
-
-
-def rgb_array(image: ImageLike, where: str) -> np.ndarray[Any, Any]:
-    """[H, W, 3] uint8 RGB of what :meth:`FewShotPredictor.segment` takes; ``where`` is for messages."""
-    if isinstance(image, (str, os.PathLike)):
-        return np.asarray(read_image(image))
-    if isinstance(image, Image.Image):
-        return np.asarray(to_rgb(upright(image, where), where))
-    if isinstance(image, Tensor):
-        if image.dim() != 3 or image.shape[0] != 3:
-            raise ValueError(f"{where} must be a tensor [3, H, W], got {list(image.shape)}")
-        values = image.detach().cpu()
-        if values.is_floating_point():
-            if values.numel() and not (values.min() >= 0 and values.max() <= 1):  # NaN is neither
-                raise ValueError(
-                    f"{where} must have floats in [0, 1] (not normalised), got {values.min():.3g} to {values.max():.3g}"
-                )
-            values = (values * 255).round()
-        elif values.dtype != torch.uint8:
-            raise ValueError(f"{where} must be a tensor of uint8 or of floats in [0, 1], got {values.dtype}")
-        return values.to(torch.uint8).permute(1, 2, 0).numpy()
-    if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] != 3):
-            raise ValueError(
-                f"{where} must be a uint8 array [H, W, 3] or [H, W], got {list(image.shape)} {image.dtype}"
-            )
-        return np.repeat(image[..., None], 3, axis=2) if image.ndim == 2 else image
-    raise TypeError(f"{where} must be a path, Pillow image, array or tensor, got {type(image).__name__}")
 
 
 def _area(

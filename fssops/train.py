@@ -1,22 +1,34 @@
-"""``python -m fssops.train``: train a recipe, evaluate what it has made, leave everything in one folder."""
+"""``python -m fssops.train``: train a recipe, evaluate what it has made, leave everything in one folder.
+
+From Python ``fssops.train(...)`` does the same, see :func:`fssops.api.train`.
+"""
 
 from __future__ import annotations
 
+import argparse
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fssops.command_line import Parser, run_verb
+from fssops.command_line import CallableVerb, Parser, run_verb
 from fssops.engine.settings import SettingsError
 from fssops.recipes import DEFAULT, compact, list_recipes
 
 if TYPE_CHECKING:
+    from fssops.tasks.own_data import OwnRecipe
     from fssops.tasks.task import Task
 
 _EXAMPLES = """\
 examples:
   python -m fssops.train
       the default: a small PANet on generated images, two minutes on two CPU cores
+  python -m fssops.train --data my_folder
+      a folder of one's own: looks at the data, chooses task, split, model, size, batch and length, says why, and writes
+      the recipe into the run, to be edited and trained again; --task --model --weights --epochs --size --batch --lr
+      --freeze say what is not to be chosen (docs/own_data.md)
+  python -m fssops.train --data my_folder --weights runs/earlier
+      goes on from all weights of another training but its class head
   python -m fssops.train panet_pascal5i --set data.root=/data/VOCdevkit/VOC2012
       a published recipe, from the ImageNet weights that it names, fetched once; --set changes any key, as often as
       needed: --set model.weights=FILE without a network
@@ -27,14 +39,15 @@ examples:
       processes that torchrun starts, here with weights sharded over them; the losses are those of one process
   python -m fssops.train mask2former_camvid --set data.root=/data/camvid
       a universal system: semantic, instance or panoptic segmentation of fixed classes
-  python -m fssops.train mask2former_vis_ytvis2021_r50 --set data.root=/data/ytvis_2021 --set model.weights=coco.pkl
-      a video system, started from an image checkpoint; mask2former_vis_generated takes minutes on a CPU
+  python -m fssops.train mask2former_vis_ytvis2021_r50 --set data.root=/data/ytvis_2021 --set model.weights=coco.pkl \\
+      --set model.new_classes=true
+      a video system, from an image checkpoint of other classes; mask2former_vis_generated takes minutes on a CPU
   python -m fssops.train --resume runs/panet_generated-20260101-120000
       go on exactly where a run stopped; --resume alone takes the newest run of the recipe
   python -m fssops.train my_recipe.toml --out runs/mine
       a recipe of one's own
 
-a run leaves in its folder: settings.toml, versions.json, metrics.jsonl, tensorboard/, checkpoints/{last,best}.pt,
+a run leaves in its folder: settings.toml, versions.json, metrics.{jsonl,csv}, tensorboard/, checkpoints/{last,best}.pt,
 curves.png and result.json; evaluated also grid.png, best.png and worst.png."""
 
 
@@ -55,6 +68,18 @@ def parser() -> Parser:
         metavar="FOLDER",
         help="continue a run; without FOLDER the newest of the recipe",
     )
+    own = arguments.add_argument_group("a folder of one's own")
+    own.add_argument("--data", type=Path, metavar="FOLDER", help="train on a folder in any layout, without a recipe")
+    own.add_argument("--task", metavar="TASK", help="semantic, instance, panoptic, video or few-shot")
+    own.add_argument("--model", metavar="NAME", help="a system, or published weights of one (python -m fssops.models)")
+    own.add_argument("--weights", metavar="RUN|FILE|NAME", help="start from these: a backbone's, or a whole system's")
+    own.add_argument("--epochs", type=float, metavar="N", help="passes over the training images")
+    own.add_argument("--size", type=int, metavar="PIXELS", help="side of training images")
+    own.add_argument("--batch", type=int, metavar="N", help="images of a step")
+    own.add_argument("--lr", type=float, metavar="RATE", help="learning rate")
+    own.add_argument(
+        "--freeze", type=_layers, metavar="N|all", help="first layers of the backbone that stay as they are"
+    )
     arguments.add_argument("--no-eval", action="store_true", help="train only")
     arguments.add_argument("--replay", type=Path, metavar="FILE", help="run a step again that the NaN guard has kept")
     arguments.add_argument("--show", action="store_true", help="print the resolved settings and exit")
@@ -72,35 +97,47 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from fssops.tasks.training import replay
 
         return replay(options.replay)
+    own = _own_recipe(options)
     folder = _folder_to_resume(options)
-    task, earlier = _task(options, folder)
+    task, earlier = (own.task(), None) if own else _task(options, folder)
     if options.show:
         from fssops.engine.toml_text import to_toml
 
-        print(to_toml(task.settings.as_tables()), end="")
+        print(own.text(options.out or Path("RUN")) if own else to_toml(task.settings.as_tables()), end="")
         return 0
-    from fssops.engine.launch import build_fabric
-    from fssops.engine.run_folder import locked_run
-    from fssops.tasks.training import check_trainable, train
+    from fssops.tasks.training import train_in_folder
 
-    check_trainable(task, resumed=earlier is not None)
-    fabric = build_fabric(task.settings.engine)
-    fabric.launch()
-    with locked_run(fabric, lambda: folder or _new_folder(options.out, task.settings.name)) as run:
-        return train(task, fabric, run, earlier, evaluate=not options.no_eval)
+    settle = None if own is None else own.settled
+    code, _ = train_in_folder(task, earlier, folder, out=options.out, evaluate=not options.no_eval, settle=settle)
+    return code
 
 
-def _new_folder(given: Path | None, name: str) -> Path:
-    from fssops.engine.checkpoints import has_checkpoint
-    from fssops.engine.run_folder import new_run_path
+_CHOSEN = ("task", "model", "weights", "epochs", "size", "batch", "lr", "freeze")
+"""Options that replace what ``--data`` chooses."""
 
-    folder = given or new_run_path(Path("runs"), name)
-    # A first stage's checkpoints count too: it may have been trained with other settings.
-    if any(has_checkpoint(below) for below in (folder / "checkpoints", *folder.glob("*/checkpoints"))):
-        raise SettingsError(
-            f"--out: {folder} must be a new folder, got one with a run in it; continue it with --resume"
-        )
-    return folder
+
+def _own_recipe(options: Any) -> OwnRecipe | None:
+    """What is chosen for ``--data``; None without it."""
+    given = {name: value for name in _CHOSEN if (value := getattr(options, name)) is not None}
+    if options.data is None:
+        if given:
+            name = next(iter(given))
+            raise SettingsError(f"--{name}: must come with --data FOLDER; a recipe is changed by --set KEY=VALUE")
+        return None
+    if options.recipe or options.resume is not None:
+        raise SettingsError("--data: must come without a recipe and --resume, which know their data")
+    from fssops.tasks.own_data import recipe_for
+
+    own = recipe_for(options.data, overrides=options.overrides, **given)
+    if not options.show:
+        own.say()
+    return own
+
+
+def _layers(text: str) -> int | str:
+    if text != "all" and not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"must be a number of layers or all, got {text!r}")
+    return text if text == "all" else int(text)
 
 
 def _folder_to_resume(options: Any) -> Path | None:
@@ -133,3 +170,5 @@ def _task(options: Any, folder: Path | None) -> tuple[Task, Mapping[str, Any] | 
 
 if __name__ == "__main__":
     run_verb("train", main)
+else:
+    sys.modules[__name__].__class__ = CallableVerb

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 import fssops
 from fssops.normalisation import MEAN, STD
-from fssops.predictor import FewShotPredictor, Segmentation
+from fssops.predictor import FewShotPredictor
+from fssops.segmentations import FewShotSegmentation
 
 
 class ColourModel(nn.Module):
@@ -68,8 +69,8 @@ def scene(colour: tuple[int, int, int], width: int = 40, height: int = 24, left:
     return image, mask
 
 
-def overlap(result: Segmentation, mask: np.ndarray, label: int = 1) -> float:
-    found = result.labels == label
+def overlap(result: FewShotSegmentation, mask: np.ndarray, label: int = 1) -> float:
+    found = result.label_map == label
     return float((found & (mask > 0)).sum() / (found | (mask > 0)).sum())
 
 
@@ -80,11 +81,11 @@ def test_an_object_of_the_supports_colour_is_found_at_the_images_own_size(fit: s
     predictor.set_support([image], [mask])
     query, truth = scene(RED, width=71, height=33, left=30)
     result = predictor.segment(query)
-    assert result.labels.shape == (33, 71)
-    assert result.labels.dtype == np.uint8
+    assert result.label_map.shape == (33, 71)
+    assert result.label_map.dtype == np.uint8
     assert result.probabilities.shape == (2, 33, 71)
     np.testing.assert_allclose(result.probabilities.sum(0), 1, atol=1e-5)
-    assert np.array_equal(result.labels, result.probabilities.argmax(0))
+    assert np.array_equal(result.label_map, result.probabilities.argmax(0))
     assert result.classes == ("background", "object")
     assert set(result.seconds) == {"read", "encode", "match"}
     assert overlap(result, truth) > 0.8
@@ -101,7 +102,7 @@ def test_several_classes_have_labels_in_the_order_they_were_given() -> None:
     result = predictor.segment(query)
     assert result.classes == ("background", "tomato", "leaf")
     assert overlap(result, truth, label=2) > 0.8
-    assert (result.labels[8:14, 28:36] == 1).all()
+    assert (result.label_map[8:14, 28:36] == 1).all()
 
 
 def test_every_form_of_image_and_mask_gives_the_same_result(tmp_path: Path) -> None:
@@ -137,8 +138,8 @@ def test_an_opened_photo_is_turned_upright_as_its_file_is(tmp_path: Path, orient
         predictor = FewShotPredictor(ColourModel(), size=48)
         predictor.set_support([opened(tmp_path / "photo.png")], [opened(tmp_path / "mask.png")])
         results.append(predictor.segment(opened(tmp_path / "photo.png")))
-    assert np.array_equal(results[0].labels, results[1].labels)
-    assert results[1].labels.shape == (mask.shape if orientation == 3 else mask.T.shape)
+    assert np.array_equal(results[0].label_map, results[1].label_map)
+    assert results[1].label_map.shape == (mask.shape if orientation == 3 else mask.T.shape)
 
 
 def test_a_model_that_was_built_in_inference_mode_segments() -> None:
@@ -155,7 +156,7 @@ def test_a_list_of_images_gives_a_list_and_the_support_is_encoded_once() -> None
     image, mask = scene(RED)
     predictor.set_support(image, mask)  # a single pair needs no list
     results = predictor.segment([image, image[:20], image])
-    assert [r.labels.shape for r in results] == [(24, 40), (20, 40), (24, 40)]
+    assert [r.label_map.shape for r in results] == [(24, 40), (20, 40), (24, 40)]
     assert len(model.encoded) == 3  # the support, and each different image once
 
 
@@ -208,6 +209,25 @@ def test_padding_belongs_to_neither_side() -> None:
     assert model.background[..., :24, :].sum() == 24 * 40 - 120
 
 
+def test_classes_with_different_numbers_of_images_weigh_each_image_of_a_class_the_same() -> None:
+    model = ColourModel()
+    predictor = FewShotPredictor(model, size=48)
+    (red, mask), (green, other) = scene(RED), scene(GREEN)
+    dark = (red // 2).astype(np.uint8)
+    predictor.set_support({"a": [red, dark], "b": [green]}, {"a": [mask, mask], "b": [other]})
+    uneven = predictor.segment(red)
+    assert model.encoded[0][0] == 3  # no image is encoded twice
+    assert model.foreground.shape[1:3] == (2, 2)
+    predictor.set_support({"a": [red, dark], "b": [green] * 2}, {"a": [mask, mask], "b": [other] * 2})
+    np.testing.assert_array_equal(uneven.probabilities, predictor.segment(red).probabilities)
+    predictor.set_support({"a": [red, dark] * 3, "b": [green] * 6}, {"a": [mask] * 6, "b": [other] * 6})
+    expected = predictor.segment(red).probabilities
+    predictor.set_support({"a": [red, dark], "b": [green] * 3}, {"a": [mask, mask], "b": [other] * 3})
+    np.testing.assert_allclose(predictor.segment(red).probabilities, expected, atol=1e-6)
+    with pytest.raises(ValueError, match=r"at most 64, got \{'a': 9, 'b': 8\}; leave some out"):
+        predictor.set_support({"a": [red] * 9, "b": [green] * 8}, {"a": [mask] * 9, "b": [other] * 8})
+
+
 def call(name: str, **changes: Any) -> Any:
     """Support and segmentation with something wrong in it."""
     image, mask = scene(RED)
@@ -224,7 +244,7 @@ def call(name: str, **changes: Any) -> Any:
         ({"support": {"masks": [np.ones((10, 40), np.uint8)]}}, ValueError, "is 40 x 24, and its mask .* got 40 x 10"),
         ({"support": {"masks": [np.ones((24, 40, 3), np.uint8)]}}, ValueError, r"must have a mask \[H, W\]"),
         ({"support": {"masks": []}}, ValueError, "must have one of masks an image, got 0 for 1"),
-        ({"support": {"images": [], "masks": []}}, ValueError, "same number of images, at least 1"),
+        ({"support": {"images": [], "masks": []}}, ValueError, "every class must have at least 1 image"),
         ({"support": {"masks": None}}, ValueError, "exactly one of masks, boxes, scribbles, got none"),
         ({"support": {"boxes": [(0, 0, 2, 2)]}}, ValueError, r"exactly one of .* got \['masks', 'boxes'\]"),
         ({"support": {"masks": None, "boxes": [(8, 6, 50, 16)]}}, ValueError, "boxes with 0 <= x0 < x1 <= 40"),

@@ -196,7 +196,17 @@ def _imports(path: Path) -> set[str]:
 VERBS = {"fssops.train", "fssops.evaluate", "fssops.predict", "fssops.convert", "fssops.doctor"}
 SHARED = {
     f"fssops.{name}"
-    for name in ("labels", "structures", "truth", "run_lengths", "protocols", "pictures", "normalisation", "facts")
+    for name in (
+        "labels",
+        "structures",
+        "truth",
+        "run_lengths",
+        "polygons",
+        "protocols",
+        "pictures",
+        "normalisation",
+        "facts",
+    )
 }
 MAY_IMPORT = {
     "labels.py": set(),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL.Image import Image
 
 from fssops import run_lengths
 from fssops.data import layouts
@@ -28,7 +26,7 @@ from fssops.data.errors import (
 )
 from fssops.data.few_shot_source import FewShotSource, Progress
 from fssops.data.folds import FoldClasses
-from fssops.data.images import exif_orientation
+from fssops.data.images import exif_orientation, pixel_hash
 from fssops.data.layout import DataTruth
 from fssops.data.source import ImageSource, VideoSource
 from fssops.facts import Facts
@@ -53,7 +51,7 @@ KINDS = {
     "panoptic_mismatch": "the PNG and the JSON of a panoptic data set disagree",
     "empty_video": "a video has no frame, or another number of them than it says",
     "class_mismatch": "a class has another number or name than in another split",
-    "read_as": "what a value of the label maps means was concluded from all of them",
+    "read_as": "what a file or a value of label maps means was concluded from all of it",
     "exif_orientation": "an image is turned by its EXIF data, which its size does not show",
     "left_out": "a file or folder of the data set is not read",
     "no_annotation": "an image or video holds no class at all",
@@ -263,13 +261,6 @@ def _look_at(
                 progress(len(seen), total)
 
 
-def _hash(picture: Image) -> str:
-    digest = hashlib.sha256(f"{picture.size}".encode())
-    for top in range(0, picture.height, 256):  # the bytes of a large picture at once take another 200 MB
-        digest.update(picture.crop((0, top, picture.width, min(top + 256, picture.height))).tobytes())
-    return digest.hexdigest()
-
-
 _KINDS_OF_ERRORS = (
     (DuplicateError, "duplicate_id"),
     (MaskValueError, "unknown_id"),
@@ -287,7 +278,7 @@ def _look_at_image(source: FewShotSource | ImageSource, name: str) -> _Look:
     where, look, size = f"{source.split}: {name}", _Look(), None
     try:
         picture = images.image(name)
-        size, look.pictures = (picture.height, picture.width), [_hash(picture)]
+        size, look.pictures = (picture.height, picture.width), [pixel_hash(picture)]
         del picture  # a large one takes 270 MB, and its truth is read next
         file = images.image_file(name)
         orientation = 1 if file is None else exif_orientation(file)
@@ -333,7 +324,7 @@ def _look_at_video(source: VideoSource, name: str) -> _Look:
     where, look = f"{source.split}: {name}", _Look()
     for index in range(source.frames(name)):
         try:
-            look.pictures.append(_hash(source.frame(name, index)))
+            look.pictures.append(pixel_hash(source.frame(name, index)))
         except (DataError, OSError) as error:
             look.findings.append(Finding(_kind_of(error, "unreadable_image"), where, str(error)))
     if not source.has_truth:
@@ -409,6 +400,7 @@ def _class_mismatches(sources: dict[str, Source]) -> Iterator[Finding]:
 
 def _purpose(split: str) -> int:
     """What a split is for, by its name: 1 training, 2 choosing, 3 reporting, 0 something else."""
+    split = Path(split).stem  # of a list of names
     if split.startswith(("train", "trn")):
         return 0 if "val" in split else 1
     return 2 if split.startswith("val") else 3 if split.startswith("test") else 0

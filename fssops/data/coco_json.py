@@ -6,6 +6,7 @@ What is broken is left out and told, an image, an annotation or one polygon of i
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -77,11 +78,16 @@ class CocoFile:
         return [*dropped, *self.problems]
 
 
-def read(path: str | os.PathLike[str], *, warn: bool = True) -> CocoFile:
+Adapt = Callable[[dict[str, Any]], list[Problem]]
+"""Brings what one tool writes into COCO's form, in place, and tells what it left out; rows are not checked yet."""
+
+
+def read(path: str | os.PathLike[str], *, adapt: Adapt | None = None, warn: bool = True) -> CocoFile:
     """Read and check a COCO instances file.
 
     Args:
         path: the JSON file.
+        adapt: of a tool that writes COCO's tables in a way of its own.
         warn: warn of what is left out (the first fifty one by one). ``dropped`` and ``problems`` are filled either way.
 
     Raises:
@@ -91,16 +97,22 @@ def read(path: str | os.PathLike[str], *, warn: bool = True) -> CocoFile:
     """
     file = Path(path)
     content = read_tables(file, ("images", "annotations", "categories"))
+    problems = [] if adapt is None else adapt(content)
     # Colours of instances files come in many forms, and nothing but pictures depends on them.
     rows = [
         {key: row.get(key) for key in ("id", "name")} if isinstance(row, dict) else row for row in content["categories"]
     ]
-    result = CocoFile(file, Classes.from_rows(rows, str(file), things=True) if rows else Classes(()))
+    result = CocoFile(file, Classes.from_rows(rows, str(file), things=True) if rows else Classes(()), problems=problems)
     same = _read_images(content["images"], result)
     _read_annotations(content["annotations"], same, result)
     if warn:
         tell(file, result.told())
     return result
+
+
+def rows_of(content: dict[str, Any], table: str) -> list[dict[str, Any]]:
+    """The rows of a table that are objects, for functions that adapt them."""
+    return [row for row in content[table] if isinstance(row, dict)]
 
 
 def _read_images(rows: list[Any], result: CocoFile) -> dict[ImageId, ImageId]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-from fssops.data import folds
+from fssops.data import folds, layouts
 from fssops.data.few_shot_source import FewShotSource
 from fssops.data.folds import FoldClasses
 from fssops.data.layouts import open_data
+from fssops.data.source import ImageSource, VideoSource
 
 
 @contextmanager
@@ -37,7 +39,8 @@ def add_source(parser: argparse.ArgumentParser, formats: Sequence[str]) -> argpa
     """Add the options that name a data set; the split is left to the command."""
     group = parser.add_argument_group("data set")
     group.add_argument("path", nargs="?", metavar="PATH", help="folder of the data set; none: the generated one")
-    group.add_argument("--format", default="auto", choices=["auto", *formats], help="layout (default: auto)")
+    choices = ["auto", *formats]
+    group.add_argument("--format", "--layout", dest="format", default="auto", choices=choices, help="default: auto")
     group.add_argument("--annotations", help="coco: annotation file, instead of the one of --split")
     group.add_argument("--images", help="coco: folder of images, instead of the one of --split")
     group.add_argument("--list-file", help="voc: list of images, instead of the one of --split")
@@ -81,6 +84,21 @@ def format_of(options: argparse.Namespace) -> str:
     if options.format == "auto" and options.path is None:
         return "coco" if options.annotations else "generated"
     return str(options.format)
+
+
+def open_any(options: argparse.Namespace) -> FewShotSource | ImageSource | VideoSource:
+    """The data set that the options name, for ``--truth`` or what its layout is usually read for; one split of it."""
+    name, extra = format_of(options), source_options(options)
+    if name == "auto":
+        name = layouts.recognise(options.path, options.truth)
+    layout, split = layouts.layout_of(name), options.split
+    if split is None and layout.has_files and not extra:
+        listed = layout.splits(Path(options.path))
+        split = min(listed, key=lambda part: (part != "train", not part.startswith("train")), default=None)
+    truth = options.truth or layout.offers[0]
+    if truth == "video" and "images" in extra:
+        extra["frames"] = extra.pop("images")
+    return layout.open(options.path, split, truth, **extra)
 
 
 def fold_of(format: str, fold: int, definition: str, classes: Sequence[int]) -> FoldClasses:

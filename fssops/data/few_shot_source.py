@@ -75,6 +75,10 @@ class FewShotSource(Source):
         self._dtype: Any = np.uint8 if greatest < IGNORE else np.uint16
         self._areas: dict[str, dict[int, int]] | None = None
 
+    def keep(self, names: Collection[str], split: str) -> None:
+        super().keep(names, split)
+        self.images.keep(names, split)
+
     # Images and masks.
 
     def image(self, name: str) -> Image.Image:

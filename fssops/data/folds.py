@@ -23,7 +23,7 @@ class FoldClasses:
         fold: 0-based number of the fold.
         definition: which published definition the numbers follow.
         train: classes that training may label, ascending.
-        test: novel classes, never labelled in training, ascending.
+        test: classes that are tested, ascending: novel ones, never labelled in training; of ``all`` the same as train.
     """
 
     name: str
@@ -31,6 +31,11 @@ class FoldClasses:
     definition: str
     train: list[int]
     test: list[int]
+
+    @property
+    def novel(self) -> list[int]:
+        """Classes that training must not see: those that are tested, unless all classes are trained."""
+        return [number for number in self.test if number not in self.train]
 
     def __str__(self) -> str:
         return f"{self.name} fold {self.fold} ({self.definition})"
@@ -93,15 +98,19 @@ def split_classes(
 
 
 def by_name(name: str, fold: int, definition: str = "panet", classes: Sequence[int] | None = None) -> FoldClasses:
-    """The fold of a benchmark by its name; ``generated`` and ``custom`` need ``classes``.
+    """The fold of a benchmark by its name; ``generated``, ``custom`` and ``all`` (no class held out) need ``classes``.
 
     Raises:
         ValueError: unknown name, fold or definition, or classes missing where they are needed.
     """
     if name in ("pascal5i", "coco20i"):
         return (pascal5i if name == "pascal5i" else coco20i)(fold, definition)
-    if name not in ("generated", "custom"):
-        raise ValueError(f"folds.by_name: name must be pascal5i, coco20i, generated or custom, got {name!r}")
+    if name not in ("generated", "custom", "all"):
+        raise ValueError(f"folds.by_name: name must be pascal5i, coco20i, generated, custom or all, got {name!r}")
     if classes is None:
         raise ValueError(f"folds.by_name: classes must be given for {name!r}, got None")
+    if name == "all":
+        if fold:
+            raise ValueError(f"folds.by_name: fold must be 0 of folds all, which hold no class out, got {fold}")
+        return FoldClasses(name, 0, "no class held out", sorted(set(classes)), sorted(set(classes)))
     return split_classes(classes, fold, rule="interleaved" if name == "generated" else "contiguous", name=name)

@@ -6,11 +6,14 @@ Everything that opens a picture for training or prediction goes through :func:`r
 
 from __future__ import annotations
 
+import hashlib
+import io
 import os
 import struct
 import warnings
 import zlib
 from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -39,21 +42,38 @@ _DECODE_ERRORS = (
 _LOSSLESS = ("PNG", "BMP", "TIFF", "GIF", "PPM")
 
 
-def _open(path: str | os.PathLike[str], max_pixels: int, what: str = "image") -> Image.Image:
+@dataclass(frozen=True)
+class EncodedPicture:
+    """A picture that lies in another file.
+
+    Attributes:
+        name: what errors call it.
+        content: its bytes, as a file of its own would have them.
+    """
+
+    name: str
+    content: bytes
+
+    def __str__(self) -> str:
+        return self.name
+
+
+Picture = str | os.PathLike[str] | EncodedPicture
+
+
+def _file(picture: Picture) -> Path | EncodedPicture:
+    return picture if isinstance(picture, EncodedPicture) else Path(picture)
+
+
+def _open(path: Picture, max_pixels: int, what: str = "image") -> Image.Image:
     """Open a picture and check what its header says; nothing is decoded yet."""
-    file = Path(path)
-    if file.is_dir():
-        raise ImageFileError(f"{file}: {what} must be a file, got a folder")
-    try:
-        size = file.stat().st_size
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{file}: {what} must exist, got no such file") from None
-    except OSError as error:
-        raise ImageFileError(f"{file}: {what} must be readable, got {error.strerror or error}") from error
+    file = _file(path)
+    size = len(file.content) if isinstance(file, EncodedPicture) else _size(file, what)
     if size == 0:
         raise ImageFileError(f"{file}: {what} must not be empty, got a file of 0 bytes")
     try:
-        image = Image.open(file, formats=_REGISTERED)
+        opened = io.BytesIO(file.content) if isinstance(file, EncodedPicture) else file
+        image = Image.open(opened, formats=_REGISTERED)
     except Image.DecompressionBombError as error:
         raise ImageFileError(f"{file}: {what} must have at most {max_pixels} pixels, got more ({error})") from error
     except PermissionError as error:
@@ -71,7 +91,19 @@ def _open(path: str | os.PathLike[str], max_pixels: int, what: str = "image") ->
     return image
 
 
-def _decode(image: Image.Image, file: Path, what: str = "image") -> Image.Image:
+def _size(file: Path, what: str) -> int:
+    """Bytes of a file."""
+    if file.is_dir():
+        raise ImageFileError(f"{file}: {what} must be a file, got a folder")
+    try:
+        return file.stat().st_size
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{file}: {what} must exist, got no such file") from None
+    except OSError as error:
+        raise ImageFileError(f"{file}: {what} must be readable, got {error.strerror or error}") from error
+
+
+def _decode(image: Image.Image, file: Path | EncodedPicture, what: str = "image") -> Image.Image:
     """Decode fully and turn upright; a file that ends early is an error, never a half-grey picture."""
     try:
         image.load()
@@ -122,7 +154,7 @@ def to_rgb(image: Image.Image, name: str = "image") -> Image.Image:
     return image.convert("RGB")
 
 
-def read_image(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def read_image(path: Picture, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Read a picture as upright 8-bit RGB.
 
     Args:
@@ -136,7 +168,7 @@ def read_image(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) ->
         FileNotFoundError: there is no such file.
         ImageFileError: empty, truncated, too large, of an unknown format or an undefined value range.
     """
-    file = Path(path)
+    file = _file(path)
     with _open(file, max_pixels) as image:
         return to_rgb(_decode(image, file), str(file))
 
@@ -173,7 +205,7 @@ def _orientation(image: Image.Image) -> int:
     return stated if stated in range(1, 9) else 1
 
 
-def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+def image_size(path: Picture) -> tuple[int, int]:
     """Width and height of a picture as :func:`read_image` would return it, from the header alone."""
     with _open(path, MAX_PIXELS) as image:
         width, height = image.size
@@ -181,7 +213,7 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
 
 
 def read_mask(
-    path: str | os.PathLike[str],
+    path: Picture,
     *,
     size: tuple[int, int] | None = None,
     allowed: Collection[int] | None = None,
@@ -205,7 +237,7 @@ def read_mask(
         MaskError: a lossy or colour picture; its kinds :class:`MaskSizeError` (another size than asked) and
             :class:`MaskValueError` (values outside the class list).
     """
-    file = Path(path)
+    file = _file(path)
     with _open(file, MAX_PIXELS, "mask") as image:
         _check_lossless(image, file, "mask")
         values = _mask_values(_decode(image, file, "mask"), file)
@@ -231,6 +263,14 @@ def value_counts(values: np.ndarray) -> np.ndarray:
     return np.array(Image.fromarray(values).histogram())
 
 
+def pixel_hash(picture: Image.Image) -> str:
+    """A hash of a picture's size and pixels, by which copies are told whatever their files."""
+    digest = hashlib.sha256(f"{picture.size}".encode())
+    for top in range(0, picture.height, 256):  # the bytes of a large picture at once take another 200 MB
+        digest.update(picture.crop((0, top, picture.width, min(top + 256, picture.height))).tobytes())
+    return digest.hexdigest()
+
+
 def palette_of(picture: str | os.PathLike[str] | Image.Image) -> np.ndarray | None:
     """The colours [n, 3] uint8 of a picture with a palette, None of any other; of a file, from the header alone."""
     if not isinstance(picture, Image.Image):
@@ -241,7 +281,9 @@ def palette_of(picture: str | os.PathLike[str] | Image.Image) -> np.ndarray | No
     return np.array(picture.getpalette("RGB"), dtype=np.uint8).reshape(-1, 3)
 
 
-def check_size(values: np.ndarray, size: tuple[int, int] | None, file: Path, what: str = "mask") -> None:
+def check_size(
+    values: np.ndarray, size: tuple[int, int] | None, file: Path | EncodedPicture, what: str = "mask"
+) -> None:
     """Compare what was read [H, W, ...] with the (width, height) of its image, where that is given.
 
     Raises:
@@ -291,7 +333,7 @@ def read_numbers(path: str | os.PathLike[str], what: str = "map") -> np.ndarray:
     raise MaskError(f"{file}: {what} must hold whole numbers or RGB, got mode {decoded.mode}")
 
 
-def _check_lossless(image: Image.Image, file: Path, what: str) -> None:
+def _check_lossless(image: Image.Image, file: Path | EncodedPicture, what: str) -> None:
     # A WebP does not say whether it is lossless, and a TIFF may hold JPEG data.
     inside = image.info.get("compression", "")
     if image.format not in _LOSSLESS or inside in ("jpeg", "tiff_jpeg", "webp"):
@@ -299,7 +341,7 @@ def _check_lossless(image: Image.Image, file: Path, what: str) -> None:
         raise MaskError(f"{file}: {what} must be stored without loss (PNG), got {got}")
 
 
-def _mask_values(image: Image.Image, file: Path) -> np.ndarray:
+def _mask_values(image: Image.Image, file: Path | EncodedPicture) -> np.ndarray:
     if image.mode in ("P", "L", "1"):
         return np.array(image, dtype=np.uint8)
     if image.mode == "I" or image.mode.startswith("I;"):
@@ -315,7 +357,7 @@ def _mask_values(image: Image.Image, file: Path) -> np.ndarray:
             return np.ascontiguousarray(channels[..., 0])
         raise MaskError(
             f"{file}: mask must hold one number a pixel (grey or palette), got colours (mode {image.mode}); "
-            "colour-coded labels have to be converted to class numbers first"
+            "colours of classes are read by the layout colour_labels"
         )
     raise MaskError(f"{file}: mask must hold one number a pixel (grey or palette), got mode {image.mode}")
 

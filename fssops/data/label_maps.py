@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from fssops.data.errors import DataError, DuplicateError
-from fssops.data.images import image_size, read_image, read_mask
+from fssops.data.images import Picture, image_size, read_image, read_mask
 from fssops.data.listing import pictures_in
 from fssops.data.source import ImageSource
 from fssops.labels import IGNORE
@@ -35,8 +35,13 @@ class Pairs:
     left_out: list[str] = field(default_factory=list)
 
 
-def paired(images: Path, labels: Path) -> Pairs:
+def paired(images: Path, labels: Path, ending: str = "") -> Pairs:
     """Pair images with labels of the same path below their folders, whatever their suffixes.
+
+    Args:
+        images: folder.
+        labels: folder.
+        ending: that names of labels may have behind those of their images, e.g. ``_mask``.
 
     Raises:
         FileNotFoundError: a folder is missing.
@@ -46,7 +51,7 @@ def paired(images: Path, labels: Path) -> Pairs:
         if not folder.is_dir():
             raise FileNotFoundError(f"{folder}: {what} must be a folder, got no such folder")
     listed, listed_labels = pictures_in(images), pictures_in(labels)
-    stored = {name: paths[-1] for name, paths in listed_labels.by_stem().items()}
+    stored = {name.removesuffix(ending): paths[-1] for name, paths in listed_labels.by_stem().items()}
     files: dict[str, tuple[Path, Path]] = {}
     for name, paths in listed.by_stem().items():
         if len(paths) > 1:
@@ -84,11 +89,15 @@ class PairedSource(ImageSource):
         self.check_name(name)
         return self._pairs.files[name]
 
-    def image_file(self, name: str) -> Path:
+    def pictures(self, name: str) -> tuple[Picture, Picture]:
+        """What image and truth are read from: their files."""
+        return self.paths(name)
+
+    def image_file(self, name: str) -> Path | None:
         return self.paths(name)[0]
 
     def image(self, name: str) -> Image.Image:
-        return read_image(self.paths(name)[0])
+        return read_image(self.pictures(name)[0])
 
     def truth_files(self, name: str) -> tuple[Path, ...]:
         return (self._pairs.files[name][1],)
@@ -133,7 +142,7 @@ class LabelMapSource(PairedSource):
             self._table[list(rule)] = list(rule.values())
 
     def truth(self, name: str) -> Truth:
-        image, label = self.paths(name)
+        image, label = self.pictures(name)
         values = read_mask(label, size=image_size(image), allowed=self._allowed, unknown=self._unknown)
         indices = values if self._table is None else self._table.take(values)
         return Truth(values.shape[0], values.shape[1], label_map=indices)

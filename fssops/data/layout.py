@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 
 from fssops.data.few_shot_source import FewShotSource
 from fssops.data.source import ImageSource, PathLike, VideoSource
+from fssops.data.splits import find_list, keep_listed, read_list
 from fssops.truth import Classes
 
 DataTruth = Literal["few-shot", "semantic", "instance", "panoptic", "video"]
@@ -41,6 +42,7 @@ class Layout:
         other_classes: whether files may list other classes than ``classes``.
         has_files: False where everything is drawn; then there is no folder to name.
         instead_of_root: options that together replace the folder.
+        family: what names of one form of files share, so that a folder may fit them all; "": the name.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Layout:
     other_classes: bool = False
     has_files: bool = True
     instead_of_root: tuple[str, ...] = ()
+    family: str = ""
 
     @property
     def offers(self) -> tuple[DataTruth, ...]:
@@ -70,6 +73,10 @@ class Layout:
         """Open a split; see :func:`fssops.data.layouts.open_data`."""
         if truth not in self.readers:
             raise ValueError(f"open_data: truth must be {_listed(self.offers)} for layout {self.name}, got {truth!r}")
+        listed = None if split is None else find_list(root, split)
+        names: list[str] = []
+        if listed is not None:
+            split, names = read_list(listed)
         if split is not None:
             options["split"] = split
         for option in options:
@@ -82,6 +89,8 @@ class Layout:
         source.format = self.name
         if isinstance(source, FewShotSource):
             source.images.format = self.name
+        if listed is not None:
+            keep_listed(source, listed, names)
         return source
 
     def check_root(self, root: PathLike | None, options: Mapping[str, Any]) -> None:

@@ -94,6 +94,11 @@ def pictures_in(folder: Path, *, below: bool = True, suffixes: Collection[str] =
     return Listing(folder, tuple(files), tuple(left_out))
 
 
+def holds_pictures(folder: Path) -> bool:
+    """Whether a picture lies in a folder itself; False of what is no folder."""
+    return folder.is_dir() and any(Path(entry.name).suffix.lower() in SUFFIXES for entry in os.scandir(folder))
+
+
 def folders_in(folder: Path) -> list[str]:
     """Names of the folders in a folder in natural order, hidden ones left out; none in what is no folder."""
     if not folder.is_dir():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -36,6 +36,11 @@ class Source:
 
     def __contains__(self, name: object) -> bool:
         return name in self._listed
+
+    def keep(self, names: Collection[str], split: str) -> None:
+        """Leave only some of the items, as a split of this name."""
+        self.split, self._listed = split, frozenset(names)
+        self.names = [name for name in self.names if name in self._listed]
 
     def check_name(self, name: str) -> None:
         """Refuse what is no item of this split.

@@ -1,7 +1,9 @@
-"""Metrics as JSON lines, and in TensorBoard where it is asked for."""
+"""Metrics as JSON lines and as a table for spreadsheets, and in TensorBoard where it is asked for."""
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
 from collections.abc import Mapping
@@ -12,7 +14,9 @@ from fssops.engine.checkpoints import write_text_atomically
 
 
 class MetricsLog:
-    """Appends to ``metrics.jsonl``; a resumed run first drops what lies beyond the step it resumes from.
+    """Appends to ``metrics.jsonl``, and to ``metrics.csv`` beside it the same as a table.
+
+    A resumed run first drops what lies beyond the step it resumes from.
 
     Args:
         path: the file of JSON lines.
@@ -25,6 +29,8 @@ class MetricsLog:
         if path.exists():
             earlier = [record for record in read_metrics(path) if record["step"] <= start_step] if start_step else []
             write_text_atomically(path, "".join(json.dumps(record) + "\n" for record in earlier))
+        self._columns: list[str] = []
+        self._write_table()
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115  closed by close()
         self._writer: Any = None
         if tensorboard is not None:
@@ -37,10 +43,28 @@ class MetricsLog:
         record = {"step": step, **{key: _plain(value) for key, value in values.items()}}
         self._file.write(json.dumps(record, allow_nan=False) + "\n")
         self._file.flush()
+        if set(record) <= set(self._columns):
+            with open(self.path.with_suffix(".csv"), "a", encoding="utf-8", newline="") as table:
+                csv.DictWriter(table, self._columns, lineterminator="\n").writerow(record)
+        else:
+            self._write_table()
         if self._writer is not None:
             for name, value in values.items():
                 if isinstance(value, (int, float)):
                     self._writer.add_scalar(name, value, step)
+
+    def _write_table(self) -> None:
+        """Write the table anew: at the start, and when a record has a column that it lacks."""
+        records = read_metrics(self.path) if self.path.exists() else []
+        self._columns = list(dict.fromkeys(name for record in records for name in record))
+        if not records:
+            self.path.with_suffix(".csv").unlink(missing_ok=True)
+            return
+        text = io.StringIO()
+        table = csv.DictWriter(text, self._columns, lineterminator="\n")
+        table.writeheader()
+        table.writerows(records)
+        write_text_atomically(self.path.with_suffix(".csv"), text.getvalue())
 
     def close(self) -> None:
         """Flush and close both."""

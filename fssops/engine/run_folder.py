@@ -221,7 +221,13 @@ def _is_preparation(path: Path) -> bool:
     if path.name == "metrics.jsonl":
         return path.stat().st_size == 0
     prepared = {"classes.json", "facts.json", "run.lock", SETTINGS_FILE, "settings.toml", "versions.json"}
-    return path.is_dir() or path.name in prepared or path.name.startswith("events.out.tfevents")
+    prepared |= {"recipe.toml"}  # and lists of a split, beside it
+    return (
+        path.is_dir()
+        or path.name in prepared
+        or path.parent.name == "splits"
+        or path.name.startswith("events.out.tfevents")
+    )
 
 
 def versions() -> dict[str, str]:

@@ -6,7 +6,8 @@ and the stream is the same for any number of loader workers and, item for item, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -24,7 +25,10 @@ class Draw(NamedTuple):
 
 @runtime_checkable
 class SeededDataset(Protocol):
-    """A data set whose items are random (augmentation) with explicit randomness."""
+    """A data set whose items are random (augmentation) with explicit randomness.
+
+    One that has ``repeats``, a number of at least 1 an item, is gone through with item i that often in a pass.
+    """
 
     def __len__(self) -> int: ...
 
@@ -41,6 +45,34 @@ def permutation(length: int, seed: int, epoch: int) -> torch.Tensor:
     """Return the order of the items in one pass, [length] int64."""
     generator = torch.Generator().manual_seed(mix_seed(seed, epoch))
     return torch.randperm(length, generator=generator)
+
+
+def repeated_order(repeats: torch.Tensor, seed: int, epoch: int) -> torch.Tensor:
+    """Return the order of a pass in which item i occurs ``repeats[i]`` times on average over passes.
+
+    Args:
+        repeats: [n] float64, at least 1 each; their sum is rounded up to L by making all a little larger.
+        seed: of all passes.
+        epoch: number of the pass.
+
+    Returns:
+        [L] int64: within a pass item i occurs floor or ceil of its number of times.
+    """
+    total = pass_length(repeats)
+    generator = torch.Generator().manual_seed(mix_seed(seed, epoch))
+    order = torch.randperm(len(repeats), generator=generator)
+    # One offset for all (systematic sampling) keeps every pass as long as the others, so that places have numbers.
+    ends = (repeats[order].cumsum(0) * (total / repeats.sum())).clamp(max=total)
+    ends[-1] = total
+    offset = float(torch.rand((), generator=generator, dtype=torch.float64))
+    counts = (ends + offset).floor().diff(prepend=torch.zeros(1, dtype=torch.float64))
+    drawn = order.repeat_interleave(counts.to(torch.int64))
+    return drawn[torch.randperm(total, generator=generator)]
+
+
+def pass_length(repeats: Sequence[float] | torch.Tensor) -> int:
+    """Items of one pass over a data set with repeats."""
+    return math.ceil(float(torch.as_tensor(repeats, dtype=torch.float64).sum()) - 1e-9)
 
 
 def mix_seed(seed: int, number: int) -> int:
@@ -64,6 +96,7 @@ class StepSampler(Sampler[list[Draw]]):
         batch_size: B, items of a step over all processes; a multiple of ``world_size * accumulate``.
         seed: of the permutations.
         start_step: first step to yield.
+        repeats: how often each item occurs in a pass, see :func:`repeated_order`; None: once.
     """
 
     def __init__(
@@ -76,6 +109,7 @@ class StepSampler(Sampler[list[Draw]]):
         rank: int = 0,
         world_size: int = 1,
         accumulate: int = 1,
+        repeats: Sequence[float] | None = None,
     ) -> None:
         if length < 1:
             raise ValueError(f"StepSampler: length must be at least 1, got {length}")
@@ -86,7 +120,9 @@ class StepSampler(Sampler[list[Draw]]):
             )
         if not 0 <= rank < world_size:
             raise ValueError(f"StepSampler: rank must lie in [0, {world_size}), got {rank}")
-        self.length, self.batch_size, self.seed, self.start_step = length, batch_size, seed, start_step
+        self._repeats = None if repeats is None else torch.tensor(repeats, dtype=torch.float64)
+        self.length = length if self._repeats is None else pass_length(self._repeats)
+        self.batch_size, self.seed, self.start_step = batch_size, seed, start_step
         self.rank, self.world_size, self.accumulate = rank, world_size, accumulate
         self._epoch, self._order = -1, torch.empty(0, dtype=torch.int64)
 
@@ -94,7 +130,11 @@ class StepSampler(Sampler[list[Draw]]):
         """Return the item at a position of the stream."""
         epoch, place = divmod(position, self.length)
         if epoch != self._epoch:
-            self._epoch, self._order = epoch, permutation(self.length, self.seed, epoch)
+            self._epoch = epoch
+            if self._repeats is None:
+                self._order = permutation(self.length, self.seed, epoch)
+            else:
+                self._order = repeated_order(self._repeats, self.seed, epoch)
         return Draw(int(self._order[place]), position)
 
     def __iter__(self) -> Iterator[list[Draw]]:

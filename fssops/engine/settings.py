@@ -44,9 +44,12 @@ class ModelSettings(Table):
     """``[model]``: the name of a model, its weights, and the options of its ``Config``."""
 
     name: str
+    """One of ``fssops.models.MODELS``, as ``python -m fssops.models`` lists them."""
     weights: str = ""
     """Weights of the whole model or of its backbone: a run's folder, a file or folder of any layout that
     ``load_weights`` knows, or a name, address or owner/repository of such. Empty: random."""
+    new_classes: bool = False
+    """Take weights for other classes: all but the tensors that depend on the classes, which start anew."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Options of the model's ``Config``; in a recipe they stand directly in ``[model]``."""
     _config: Any = PrivateAttr(None)
@@ -70,8 +73,11 @@ class GroupSettings(Table):
     """One entry of ``optim.groups``: parameters whose name contains ``match`` (a shell pattern)."""
 
     match: str
+    """Shell pattern; found anywhere in a parameter's full name."""
     lr_scale: float = Field(default=1.0, ge=0)
+    """Factor of the learning rate, beside the others."""
     weight_decay: float | None = Field(default=None, ge=0)
+    """Replaces every other decay of these parameters; unset: as without the group."""
 
 
 _Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -81,15 +87,23 @@ class OptimSettings(Table):
     """``[optim]``: optimiser, parameter groups and gradient clipping."""
 
     name: Literal["sgd", "adam", "adamw"] = "sgd"
+    """``torch.optim``'s SGD, Adam or AdamW."""
     lr: float = Field(default=1e-3, gt=0)
+    """Learning rate; the schedule multiplies it."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
+    """Of ``sgd``."""
     nesterov: bool = False
+    """Nesterov's momentum, of ``sgd``."""
     betas: Annotated[tuple[_Beta, _Beta], Strict(False)] = (0.9, 0.999)
+    """Decays of both running means, of ``adam`` and ``adamw``; torch's default."""
     eps: float = Field(default=1e-8, gt=0)
+    """Added to the denominator, of ``adam`` and ``adamw``; torch's default."""
     weight_decay: float = Field(default=0.0, ge=0)
+    """Decay of what no other setting names; of ``adamw`` apart from the gradient, else added to it."""
     weight_decay_norm: float | None = Field(default=None, ge=0)
     """Decay of normalisation layers; unset: as the others."""
     weight_decay_bias: float | None = Field(default=None, ge=0)
+    """Decay of biases, but of normalisation layers; unset: as the others."""
     weight_decay_embedding: float | None = Field(default=None, ge=0)
     """Decay of ``nn.Embedding`` tables and of parameters named as position embeddings."""
     backbone_lr_scale: float = Field(default=1.0, ge=0)
@@ -97,15 +111,20 @@ class OptimSettings(Table):
     clip_norm: float = Field(default=0.0, ge=0)
     """Largest L2 norm of the gradient of the full model; 0 does not clip."""
     clip_value: float = Field(default=0.0, ge=0)
+    """Largest size of each entry of the gradient, before ``clip_norm``; 0 does not clip."""
     layer_decay: float = Field(default=1.0, gt=0, le=1)
     """Factor of the learning rate from each layer of the backbone to the one before it; what follows its last layer,
     the rest of the model too, keeps ``lr``. Layers are those of ``frozen_layers``."""
+    ema: float = Field(default=0.0, ge=0, lt=1)
+    """Decay of a moving average of the weights, which is then what is scored and kept to predict with; 0 has none. It
+    begins lower: at most (1 + n) / (10 + n) after n updates."""
     frozen: list[str] = Field(default_factory=list)
     """Shell patterns of parameter names that are not trained."""
     frozen_layers: int | str = 0
     """Layers of the backbone, from the first, that are not trained and stay in evaluation mode: the stem (of
     transformers the embeddings), then stages, or blocks of a plain vision transformer; ``all`` is all of it."""
     groups: list[GroupSettings] = Field(default_factory=list)
+    """Parameters with a learning rate or decay of their own, ``[[optim.groups]]`` each."""
 
     @model_validator(mode="after")
     def _layers_are_counted_from_the_first(self) -> OptimSettings:
@@ -124,25 +143,46 @@ class ScheduleSettings(Table):
     """``[schedule]``: number of steps and the learning rate over them."""
 
     steps: int = Field(default=1000, ge=0)
+    """Updates of the weights in the whole training."""
+    epochs: float = Field(default=0.0, ge=0)
+    """Passes over the training items, instead of ``steps``; a run says the steps that they come to. An episode of a
+    few-shot system counts as an item, a pass as many as there are training images."""
     name: Literal["constant", "step", "poly", "cosine"] = "constant"
+    """Factor of the learning rate after t updates: 1; ``gamma`` to the number of ``milestones`` passed;
+    (1 - t / ``steps``) to the ``power``; or half a cosine from 1 to ``end_factor``."""
     milestones: list[int] = Field(default_factory=list)
+    """Updates after which ``step`` lowers the learning rate."""
     gamma: float = Field(default=0.1, gt=0)
+    """Factor of ``step`` at each milestone."""
     power: float = Field(default=0.9, gt=0)
+    """Exponent of ``poly``."""
     end_factor: float = Field(default=0.0, ge=0, le=1)
     """Smallest factor of ``poly`` and ``cosine``."""
     warmup_steps: int = Field(default=0, ge=0)
+    """Updates at the beginning whose factor is lowered further; 0 none."""
     warmup: Literal["linear", "constant"] = "linear"
+    """Whether that factor rises to 1 or stays."""
     warmup_factor: float = Field(default=0.001, ge=0, le=1)
+    """What it begins with."""
+
+    @model_validator(mode="after")
+    def _length_is_said_once(self) -> ScheduleSettings:
+        if self.epochs and "steps" in self.model_fields_set:
+            raise ValueError(f"epochs must be 0 beside steps, got epochs {self.epochs:g} and steps {self.steps}")
+        return self
 
 
 class EngineSettings(Table):
     """``[engine]``: how training runs, whatever is trained."""
 
     seed: int = Field(default=1234, ge=0, lt=1 << 63)
+    """Of weights, order of the data, augmentation and episodes; the same seed repeats a run."""
     accelerator: Literal["auto", "cpu", "cuda", "gpu", "mps"] = "auto"
+    """``auto``: CUDA where there is a device, else what Lightning Fabric finds."""
     devices: int = Field(default=1, ge=1)
     """Processes on this machine; under torchrun it must equal ``--nproc-per-node``."""
     nodes: int = Field(default=1, ge=1)
+    """Machines of the job."""
     strategy: Literal["auto", "ddp", "fsdp"] = "auto"
     """``auto``: one process, or DDP; ``fsdp`` shards weights, gradients and optimiser state over the processes."""
     timeout: int = Field(default=1800, ge=1)
@@ -154,26 +194,37 @@ class EngineSettings(Table):
     batch_size: int = Field(default=1, ge=1)
     """Items of one optimiser step, over all processes and accumulated micro-batches."""
     accumulate: int = Field(default=1, ge=1)
+    """Micro-batches that each process passes in one step, for batches that do not fit in memory."""
     workers: int = Field(default=1, ge=0)
     """Loader processes of each training process; the data are the same for any number."""
     threads: int = Field(default=0, ge=0)
     """CPU threads of each process; 0 leaves torch's choice."""
     log_every: int = Field(default=10, ge=1)
+    """Steps between two lines of ``metrics.jsonl``, which hold means since the last."""
     save_every: int = Field(default=1000, ge=1)
+    """Steps between two checkpoints; one is also written at the end, on an interrupt and after a validation."""
     validate_every: int = Field(default=0, ge=0)
     """Steps between validations; 0 never."""
     best_metric: str = "loss"
     """What `best` is judged by: a validation metric, or `loss` (mean training loss between two checkpoints)."""
     best_mode: Literal["min", "max"] = "min"
+    """Whether a larger or a smaller value is better."""
+    patience: int = Field(default=0, ge=0)
+    """Training ends after so many validations in a row that are no better than the best before them; 0 never."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
+    """A loss or gradient that is no number ends the run, or the step is left out; it is kept for ``--replay``."""
     max_skips: int = Field(default=10, ge=1)
     """With ``skip``: that many bad steps in a row stop the run."""
     on_unreadable: Literal["stop", "skip"] = "stop"
     """``skip`` replaces an item that cannot be read by the next readable one and reports it."""
     deterministic: bool = False
+    """Refuse operators whose results vary between runs (``torch.use_deterministic_algorithms``)."""
     compile: bool = False
+    """Run the losses through ``torch.compile``."""
     channels_last: bool = False
+    """Keep the weights of convolutions in channels-last memory."""
     tensorboard: bool = True
+    """Write the folder ``tensorboard`` of the run."""
 
     @model_validator(mode="after")
     def _micro_batches_are_whole(self) -> EngineSettings:
@@ -181,6 +232,15 @@ class EngineSettings(Table):
         if self.batch_size % micro:
             raise ValueError(
                 f"batch_size must be a multiple of devices * nodes * accumulate = {micro}, got {self.batch_size}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _patience_has_validations(self) -> EngineSettings:
+        if self.patience and (self.best_metric == "loss" or not self.validate_every):
+            raise ValueError(
+                f"patience must be 0 without validate_every and a best_metric that validation measures, "
+                f"got {self.patience}"
             )
         return self
 
@@ -192,13 +252,21 @@ class Settings(Table):
     """Table of the training that comes first, also the model's part that it makes; "" for systems of one stage."""
 
     name: str
+    """Of the recipe; run folders are called after it."""
     description: str = ""
+    """One line for readers."""
     model: ModelSettings
+    """Which model, from which weights, with which options."""
     data: Table = Table()
+    """Where images come from and how they are augmented; each task has its own table."""
     optim: OptimSettings = OptimSettings()
+    """The optimiser."""
     schedule: ScheduleSettings = ScheduleSettings()
+    """The learning rate over the steps."""
     engine: EngineSettings = EngineSettings()
+    """How training runs."""
     eval: Table = Table()
+    """What is scored, on what; each task has its own table."""
 
     @model_validator(mode="after")
     def _name_is_a_file_name(self) -> Settings:
@@ -215,6 +283,8 @@ class Settings(Table):
         tables = self.model_dump(mode="json")
         options = tables["model"].pop("options")
         tables["model"].update(options)
+        if self.schedule.epochs:
+            del tables["schedule"]["steps"]
         return tables
 
 
@@ -268,7 +338,7 @@ def known_keys(schema: type[BaseModel], model_options: Sequence[str] = (), prefi
     for name, info in schema.model_fields.items():
         table = _table_of(info.annotation)
         if table is ModelSettings:
-            keys += [f"{prefix}{name}.{key}" for key in ("name", "weights", *model_options)]
+            keys += [f"{prefix}{name}.{key}" for key in ("name", "weights", "new_classes", *model_options)]
         elif table is not None:
             keys += known_keys(table, (), f"{prefix}{name}.")
         else:

@@ -53,7 +53,7 @@ def _is_table(value: Any) -> bool:
 
 
 def _line(key: str, value: Any) -> str:
-    return f"{_key(key)} = {_value(value)}"
+    return f"{_key(key)} = {toml_value(value)}"
 
 
 def _key(key: str) -> str:
@@ -65,7 +65,12 @@ def _string(text: str) -> str:
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
-def _value(value: Any) -> str:
+def toml_value(value: Any) -> str:
+    """Write one value.
+
+    Raises:
+        TypeError: TOML has no such value.
+    """
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int):
@@ -77,7 +82,7 @@ def _value(value: Any) -> str:
         inner = ", ".join(_line(key, item) for key, item in value.items() if item is not None)
         return f"{{ {inner} }}"
     if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(_value(item) for item in value if item is not None) + "]"
+        return "[" + ", ".join(toml_value(item) for item in value if item is not None) + "]"
     if isinstance(value, str):
         return _string(value)
     raise TypeError(f"to_toml: value must be a string, number, boolean, list or table, got {type(value).__name__}")

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 
 from fssops.engine import nonfinite, step_synchronisation
+from fssops.engine.averaging import WeightAverage
+from fssops.engine.callbacks import Callback
 from fssops.engine.checkpoints import copy_checkpoint, write_checkpoint
 from fssops.engine.interrupts import Interrupted, StopRequest
 from fssops.engine.metrics_log import MetricsLog
@@ -93,6 +95,7 @@ class Trainer:
         collate: stacks items into the dataclass that ``model.losses`` takes.
         run: folder, held by the first process.
         validation: gives the metrics that ``engine.best_metric`` may name.
+        callbacks: told of steps and validations, on the first process.
 
     Raises:
         SettingsError: ``best_metric`` can never be measured, or a batch cannot be shared among the processes.
@@ -108,6 +111,7 @@ class Trainer:
         collate: Callable[[Sequence[Any]], Any],
         run: RunFolder,
         validation: Validation | None = None,
+        callbacks: Sequence[Callback] = (),
     ) -> None:
         if not isinstance(model, Trainable):
             raise TypeError(f"Trainer: model must have losses(batch), got {type(model).__name__}")
@@ -124,11 +128,15 @@ class Trainer:
         self.settings, self.fabric, self.model, self.run = settings, fabric, model, run
         self._validation = validation if engine.validate_every else None
         self._dataset, self._collate = dataset, collate
+        self._callbacks = callbacks if fabric.is_global_zero else ()
         if engine.deterministic:
             torch.use_deterministic_algorithms(True)
+        if settings.optim.ema and engine.strategy == "fsdp":
+            raise SettingsError(f"optim.ema: must be 0 with strategy fsdp, got {settings.optim.ema}")
         if engine.channels_last:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         freeze(model, settings.optim)
+        self._average = WeightAverage(model, settings.optim.ema) if settings.optim.ema else None
         if engine.compile:
             compiled = torch.compile(model.losses)
             # Fabric takes methods only, which a compiled function is not.
@@ -139,8 +147,10 @@ class Trainer:
         self._optimizer: Any = fabric.setup_optimizers(build_optimizer(self._module, settings.optim, fused=fused))
         self._state = TrainingState(fabric, self._module, model, self._optimizer)
         self._factor = learning_rate_factor(settings.schedule)
+        self.scored_model.to(fabric.device)
         self.step = 0
         self._best: float | None = None
+        self._without_gain = 0
         self._logged, self._saved = _Window(), _Window()
         self._random: dict[str, Any] | None = None
         self._skips = 0
@@ -148,7 +158,17 @@ class Trainer:
 
     def restore(self, checkpoint: Mapping[str, Any]) -> None:
         """Continue from the contents of a checkpoint of :meth:`fit`; call before it."""
-        self._state.load(checkpoint)
+        averaged = "trained" in checkpoint
+        if averaged != (self._average is not None):
+            raise SettingsError(
+                f"optim.ema: must be {'above 0' if averaged else '0'} to go on with a run that was trained "
+                f"with{'' if averaged else 'out'} it, got {self.settings.optim.ema}"
+            )
+        if self._average is None:
+            self._state.load(checkpoint)
+        else:
+            self._state.load({**checkpoint, "model": checkpoint["trained"]})
+            self._average.load(checkpoint["model"], int(checkpoint["averaged"]))
         self.step, best = int(checkpoint["step"]), checkpoint["best"]
         # Runs made by earlier versions may have taken NaN for the best.
         self._best = best if best is not None and math.isfinite(best) else None
@@ -157,6 +177,7 @@ class Trainer:
         if self.fabric.global_rank < len(states):
             self._random = states[self.fabric.global_rank]
         self._skips = int(checkpoint["skips"])
+        self._without_gain = int(checkpoint.get("without_gain", 0))
         self._last_losses = dict(checkpoint.get("losses", {}))
 
     def whole_model(self) -> dict[str, Tensor]:
@@ -164,12 +185,17 @@ class Trainer:
         return self._state.whole_model()
 
     @property
+    def scored_model(self) -> nn.Module:
+        """The model that is scored and kept: that of averaged weights where ``optim.ema`` asks for them."""
+        return self.model if self._average is None else self._average.model
+
+    @property
     def sharded(self) -> bool:
         """Whether the model that was handed in now holds a part of the weights only (fsdp)."""
         return self._state.sharded
 
     def fit(self) -> FitResult:
-        """Train up to ``schedule.steps``.
+        """Train up to ``schedule.steps``, or until ``engine.patience`` validations have brought no gain.
 
         Raises:
             SettingsError: ``engine.best_metric`` is none of the metrics of validation.
@@ -204,16 +230,27 @@ class Trainer:
                 StopRequest(quiet=quiet) as stop,
                 ProgressBar("train", total, done=self.step, quiet=quiet) as bar,
             ):
-                while self.step < total:
+                while self.step < total and not self._out_of_patience:
                     asked = self._one_step(stream, stop, bar)
                     last = self.step == total
                     if last or self.step % engine.log_every == 0:
                         self._log(log, bar)
                     metrics = self._validate(log)
                     if last or asked or self.step % engine.save_every == 0 or metrics:
-                        self._save(metrics)
+                        better = self._is_best(metrics)
+                        if metrics:
+                            self._without_gain = 0 if better else self._without_gain + 1
+                        if self._out_of_patience and not last:
+                            self._log(log, bar)
+                        self._save(metrics, better)
                     if asked:
                         break
+                if self._out_of_patience and self.step < total:
+                    name, best = engine.best_metric, "no number" if self._best is None else f"{self._best:.4g}"
+                    logger.info(
+                        "ended early    step %s: %s validations without a gain in %s (best %s)",
+                        *(self.step, self._without_gain, name, best),
+                    )
                 # A signal that came with the last step, its validation or its checkpoint counts too.
                 if step_synchronisation.agree(fabric, False, bool(stop.received))[1]:
                     raise Interrupted(f"stopped by {stop.received or 'another process'} after step {self.step}")
@@ -270,6 +307,8 @@ class Trainer:
         if not problem:
             with record_function("fssops: update"):
                 self._optimizer.step()
+                if self._average is not None:
+                    self._average.update(self.model)
             self._skips = 0
             values = {"loss": sum(sums.values()), **sums, "grad_norm": norm}
             seconds = time.perf_counter() - started
@@ -277,6 +316,9 @@ class Trainer:
             self._saved.add({"loss": values["loss"]})
         self.step += 1
         bar.update(self.step)
+        if not problem:
+            for callback in self._callbacks:
+                callback.on_step(self.step, values)
         return asked
 
     def _handle_nonfinite(
@@ -328,20 +370,25 @@ class Trainer:
         self._last_losses = {name: value for name, value in means.items() if name != "grad_norm"}
         bar.update(self.step, {**self._last_losses, "lr": learning_rate})
 
+    @property
+    def _out_of_patience(self) -> bool:
+        return 0 < self.settings.engine.patience <= self._without_gain
+
     @contextmanager
-    def _scoring(self) -> Iterator[None]:
-        """Outside a step: the model in eval mode, and afterwards all as it was."""
-        self.model.eval()
+    def _scoring(self) -> Iterator[nn.Module]:
+        """Outside a step: the model that is scored, in eval mode, and afterwards all as it was."""
+        model = self.scored_model
+        model.eval()
         self._state.gather_weights()
         with preserved_random_state(), torch.no_grad():
-            yield
+            yield model
         self.model.train()
 
     def _try_out_validation(self) -> None:
         if self._validation is None or self.step == self.settings.schedule.steps:
             return
-        with self._scoring():
-            names = list(self._validation.try_out(self.model))
+        with self._scoring() as model:
+            names = list(self._validation.try_out(model))
         name = self.settings.engine.best_metric
         if name not in [*names, "loss"]:
             raise SettingsError(f"engine.best_metric must be one of {', '.join(names)} or loss, got {name!r}")
@@ -350,10 +397,12 @@ class Trainer:
         every = self.settings.engine.validate_every
         if self._validation is None or (self.step % every and self.step != self.settings.schedule.steps):
             return {}
-        with self._scoring():
-            metrics = dict(self._validation.measure(self.model, self.step))
+        with self._scoring() as model:
+            metrics = dict(self._validation.measure(model, self.step))
         if log is not None:
             log.write(self.step, metrics)
+        for callback in self._callbacks:
+            callback.on_validation(self.step, metrics)
         logger.info("step %d: %s", self.step, "  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
         return metrics
 
@@ -372,8 +421,8 @@ class Trainer:
         self._best = value
         return True
 
-    def _save(self, metrics: Mapping[str, float]) -> None:
-        engine, better = self.settings.engine, self._is_best(metrics)
+    def _save(self, metrics: Mapping[str, float], better: bool) -> None:
+        engine = self.settings.engine
         self._saved = _Window()
         state = {
             "kind": "training",
@@ -383,6 +432,7 @@ class Trainer:
             "logged": vars(self._logged),
             "saved": vars(self._saved),
             "skips": self._skips,
+            "without_gain": self._without_gain,
             "losses": self._last_losses,
             "metrics": dict(metrics),
             "random": self._state.gather_random_states(),
@@ -390,6 +440,10 @@ class Trainer:
             "versions": versions(),
             **self._state.capture(),
         }
+        if self._average is not None:
+            # Whatever reads a checkpoint for its weights finds those that were scored.
+            state |= {"trained": state["model"], "model": self._average.model.state_dict()}
+            state["averaged"] = self._average.updates
         if self.fabric.is_global_zero:
             write_checkpoint(self.run.checkpoints / "last.pt", state)
             if better:

@@ -117,6 +117,7 @@ class TrainingStream:
             rank=rank,
             world_size=world_size,
             accumulate=settings.accumulate,
+            repeats=getattr(dataset, "repeats", None),
         )
         self._loader: DataLoader[Any] = DataLoader(
             _Loading(dataset, settings),  # type: ignore[arg-type]

@@ -86,7 +86,7 @@ def result_regions(
         assert result.panoptic is not None
         ids = result.panoptic.segment_ids.cpu().numpy()
         segments = [(ids == s.id, s.label, s.is_thing, False) for s in result.panoptic.segments]
-        return _segment_regions(segments, names, colours)
+        return segment_regions(segments, names, colours)
     instances = result.instance
     assert instances is not None
     rows = list(instances.masks.cpu().numpy()), instances.labels.tolist()
@@ -101,12 +101,12 @@ def truth_regions(truth: Truth, task: str, classes: Classes) -> list[Region]:
     if task == "panoptic" and truth.segment_ids is not None:
         things = set(classes.things)
         segments = [(truth.segment_ids == s.id, s.label, s.label in things, s.crowd) for s in truth.segments]
-        return _segment_regions(segments, names, colours)
+        return segment_regions(segments, names, colours)
     objects = [(o.mask(truth.height, truth.width), o.label, True, o.crowd) for o in truth.instances(classes.things)]
-    return _segment_regions(sorted(objects, key=lambda entry: -entry[0].sum()), names, colours)
+    return segment_regions(sorted(objects, key=lambda entry: -entry[0].sum()), names, colours)
 
 
-def _segment_regions(
+def segment_regions(
     segments: Sequence[tuple[np.ndarray, int, bool, bool]], names: Sequence[str], colours: Sequence[Colour]
 ) -> list[Region]:
     """Regions of (mask, class, thing or not, crowd or not): things in colours of their own, stuff in its class's."""

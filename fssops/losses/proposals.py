@@ -1,6 +1,6 @@
 """Losses of proposals that are compared with one object: overlap, dice, and the ranking of similarities.
 
-Source: Zhang et al., "Mask matching transformer for few-shot segmentation" (MM-Former), NeurIPS 2022, section 3.4, and
+Source: Jiao et al., "Mask matching transformer for few-shot segmentation" (MM-Former), NeurIPS 2022, section 3.4, and
 its code.
 """
 

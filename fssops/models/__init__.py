@@ -7,12 +7,24 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from fssops.spelling import did_you_mean
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from fssops.models.insid3 import INSID3
+    from fssops.models.mask2former import Mask2Former
+    from fssops.models.mask2former_vis import Mask2FormerVIS
+    from fssops.models.maskformer import MaskFormer
+    from fssops.models.mm_former import MMFormer, MMFormerSegmenter
+    from fssops.models.mp_former import MPFormer
+    from fssops.models.msanet import MSANet
+    from fssops.models.panet import PANet
+    from fssops.models.per_pixel_baseline import PerPixelBaseline
+    from fssops.models.prototype_matching import PrototypeMatching
+    from fssops.models.pspnet import PSPNet
 
 
 @dataclass(frozen=True)
@@ -85,7 +97,7 @@ MODELS: dict[str, ModelRow] = {
             module="fssops.models.mm_former",
             model="MMFormer",
             task="few-shot, proposals",
-            paper="Zhang et al., Mask matching transformer, NeurIPS 2022",
+            paper="Jiao et al., Mask matching transformer, NeurIPS 2022",
             weights=("fssops", "authors (Mask-Matching-Transformer, both steps)", "a segmenter trained here"),
         ),
         ModelRow(
@@ -93,7 +105,7 @@ MODELS: dict[str, ModelRow] = {
             module="fssops.models.mm_former",
             model="MMFormerSegmenter",
             task="proposals",
-            paper="Zhang et al., Mask matching transformer, NeurIPS 2022, first stage",
+            paper="Jiao et al., Mask matching transformer, NeurIPS 2022, first stage",
             weights=(
                 "fssops",
                 "authors (Mask-Matching-Transformer, step 1)",
@@ -184,6 +196,59 @@ MODELS: dict[str, ModelRow] = {
 def list_models() -> list[str]:
     """Names that :func:`create_model` accepts."""
     return list(MODELS)
+
+
+# What a type checker is told; the table above is what is built.
+@overload
+def create_model(name: Literal["panet"], **options: Any) -> PANet: ...
+
+
+@overload
+def create_model(name: Literal["msanet"], **options: Any) -> MSANet: ...
+
+
+@overload
+def create_model(name: Literal["pspnet"], **options: Any) -> PSPNet: ...
+
+
+@overload
+def create_model(name: Literal["mm_former"], **options: Any) -> MMFormer: ...
+
+
+@overload
+def create_model(name: Literal["mm_former_segmenter"], **options: Any) -> MMFormerSegmenter: ...
+
+
+@overload
+def create_model(name: Literal["insid3"], **options: Any) -> INSID3: ...
+
+
+@overload
+def create_model(name: Literal["prototype_matching"], **options: Any) -> PrototypeMatching: ...
+
+
+@overload
+def create_model(name: Literal["maskformer"], **options: Any) -> MaskFormer: ...
+
+
+@overload
+def create_model(name: Literal["mask2former"], **options: Any) -> Mask2Former: ...
+
+
+@overload
+def create_model(name: Literal["mask2former_vis"], **options: Any) -> Mask2FormerVIS: ...
+
+
+@overload
+def create_model(name: Literal["mp_former"], **options: Any) -> MPFormer: ...
+
+
+@overload
+def create_model(name: Literal["per_pixel_baseline"], **options: Any) -> PerPixelBaseline: ...
+
+
+@overload
+def create_model(name: str, **options: Any) -> nn.Module: ...
 
 
 def create_model(name: str, **options: Any) -> nn.Module:

@@ -17,6 +17,7 @@ from fssops.models.backbones.build import check_backbone
 from fssops.models.backbones.feature_pyramid import build_multi_scale, multi_scale_maps
 from fssops.models.checks import Count, Natural, Rate, check_options, check_width
 from fssops.models.layers.convolution import Norm
+from fssops.models.layers.derived import Conv2d
 from fssops.models.layers.image_input import ImageInput
 from fssops.models.pixel_decoders.features import STRIDES
 from fssops.models.pixel_decoders.fpn import FPNPixelDecoder
@@ -112,7 +113,7 @@ class PerPixelBaseline(nn.Module):
                 dropout=config.dropout,
             )
         else:
-            classifier = nn.Conv2d(config.mask_channels, config.num_classes, 1)
+            classifier = Conv2d(config.mask_channels, config.num_classes, 1)
             nn.init.kaiming_normal_(classifier.weight, mode="fan_out", nonlinearity="relu")
             if classifier.bias is not None:
                 nn.init.zeros_(classifier.bias)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from fssops.models.backbones.build import build_backbone, check_backbone, finest_stride
 from fssops.models.checks import Count, Rate, check_images, check_options
 from fssops.models.layers.convolution import ConvNorm, Norm
+from fssops.models.layers.derived import Conv2d
 from fssops.structures import IGNORE, LabelMapBatch
 
 BINS = (1, 2, 3, 6)
@@ -81,7 +82,7 @@ class PyramidHead(nn.Module):
             in_channels + len(BINS) * pooled, channels, 3, bias=False, norm=norm, activation=True
         )
         self.dropout = nn.Dropout2d(dropout)
-        self.classifier = nn.Conv2d(channels, classes, 1)
+        self.classifier = Conv2d(channels, classes, 1)
 
     def forward(self, features: Tensor) -> Tensor:
         """Logits [B, classes, h, w] of features [B, C, h, w]."""

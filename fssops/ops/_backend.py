@@ -12,6 +12,7 @@ from torch import Tensor
 from fssops import _native
 
 BACKENDS = ("native", "reference")
+_FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 _wanted = os.environ.get("FSSOPS_BACKEND") or "native"
 if _wanted not in BACKENDS:
@@ -33,6 +34,17 @@ def use_reference(backend: str | None, op: str) -> bool:
     if backend == "native" and not NATIVE:
         raise ValueError(f"{op}: backend must be 'reference' while FSSOPS_BACKEND=reference is set, got 'native'")
     return backend == "reference"
+
+
+def call(operator: torch._ops.OpOverload, *arguments: Any) -> Any:
+    """Call a native operator; where nothing asks for a gradient, without the way through its autograd in Python.
+
+    That is what the autograd which torch.library makes does in the end, some 5 us later.
+    """
+    if torch.is_grad_enabled() or torch.is_inference_mode_enabled() or torch.compiler.is_compiling():
+        return operator(*arguments)
+    with torch._C._AutoDispatchBelowAutograd():
+        return operator(*arguments)
 
 
 class _FirstDerivative(torch.autograd.Function):
@@ -101,5 +113,5 @@ def empty_gradient(features: Tensor) -> Tensor:
 
 def check_float(op: str, argument: str, tensor: Tensor) -> None:
     """Raise TypeError unless ``tensor`` is of a float dtype that the kernels know."""
-    if tensor.dtype not in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
+    if tensor.dtype not in _FLOATS:
         raise TypeError(f"{op}: {argument} must be float32, float64, float16 or bfloat16, got {tensor.dtype}")

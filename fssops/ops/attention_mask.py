@@ -130,7 +130,7 @@ def pack_bits(closed: Tensor, *, open_empty: bool, backend: str | None = None) -
     """Bits [B, 1 or M, Q, words] of closed [B, 1 or M, Q, S] bool."""
     if use_reference(backend, "attention_mask_pack"):
         return pack_bits_reference(closed, open_empty)
-    bits: Tensor = torch.ops.fssops.attention_mask_pack(closed, open_empty)
+    bits: Tensor = torch.ops.fssops.attention_mask_pack.default(closed, open_empty)
     return bits
 
 
@@ -189,7 +189,7 @@ def attention_mask_from_logits(
     if use_reference(backend, op):
         bits = pack_bits_reference(closed_from_logits(mask_logits, (height, width)))[:, None]
     else:
-        bits = torch.ops.fssops.attention_mask_from_logits(mask_logits, height, width)
+        bits = torch.ops.fssops.attention_mask_from_logits.default(mask_logits, height, width)
     return AttentionMask(bits, height * width)
 
 
@@ -234,7 +234,9 @@ def attention_mask_from_embeddings(
             f"{list(mask_features.shape)}"
         )
     mask_embeddings, mask_features = mask_embeddings.detach(), mask_features.detach()
-    common = torch.promote_types(mask_embeddings.dtype, mask_features.dtype)
+    common, other = mask_embeddings.dtype, mask_features.dtype
+    if common != other:
+        common = torch.float64 if torch.float64 in (common, other) else torch.float32
     if mask_embeddings.device.type == "cpu" and common in (torch.float16, torch.bfloat16):
         common = torch.float32
     mask_embeddings, mask_features = mask_embeddings.to(common), mask_features.to(common)
@@ -248,7 +250,7 @@ def attention_mask_from_embeddings(
     if use_reference(backend, op):
         bits = pack_bits_reference(closed_from_embeddings(mask_embeddings, mask_features))[:, None]
     else:
-        bits = torch.ops.fssops.attention_mask_from_embeddings(mask_embeddings, mask_features)
+        bits = torch.ops.fssops.attention_mask_from_embeddings.default(mask_embeddings, mask_features)
     return AttentionMask(bits, mask_features.shape[2])
 
 

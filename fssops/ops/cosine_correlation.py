@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fssops import reference
-from fssops.ops._backend import check_float, register, use_reference
+from fssops.ops._backend import call, check_float, register, use_reference
 from fssops.reference.cosine_correlation import DIVISORS, EPS_RULES, REDUCTIONS, SHOTS
 
 _OP = "cosine_correlation"
@@ -202,7 +202,8 @@ def cosine_correlation(
         if queries[0].device.type == "cpu" and dtype == torch.float16:
             queries, supports = [q.float() for q in queries], [s.float() for s in supports]
         accumulator = _accumulator(dtype)
-        values: Tensor = torch.ops.fssops.cosine_correlation(
+        values: Tensor = call(
+            torch.ops.fssops.cosine_correlation.default,
             queries,
             supports,
             [m.detach().to(accumulator) for m in mask_layers],
@@ -284,7 +285,7 @@ def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
     count = len(tensors) // 3
     query, support, masks = tensors[:count], tensors[count : 2 * count], tensors[2 * count :]
     need_query, need_support = any(ctx.needs_input_grad[0]), any(ctx.needs_input_grad[1])
-    grad_query, grad_support = torch.ops.fssops.cosine_correlation_backward(
+    grad_query, grad_support = torch.ops.fssops.cosine_correlation_backward.default(
         grad, query, support, masks, support_positions, *ctx.settings, need_query, need_support
     )
     dtype = query[0].dtype

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fssops import reference
-from fssops.ops._backend import check_float, empty_gradient, register, use_reference
+from fssops.ops._backend import call, check_float, empty_gradient, register, use_reference
 
 _OP = "cosine_similarity_to_prototypes"
 
@@ -72,8 +72,12 @@ def cosine_similarity_to_prototypes(
         compute = torch.float32
     else:
         compute = dtype
-    values: Tensor = torch.ops.fssops.cosine_similarity_to_prototypes(
-        features.to(compute), prototypes.to(compute), float(scale), float(eps)
+    values: Tensor = call(
+        torch.ops.fssops.cosine_similarity_to_prototypes.default,
+        features.to(compute),
+        prototypes.to(compute),
+        float(scale),
+        float(eps),
     )[0]
     return values.view(batch, prototypes.shape[1], *size).to(dtype)
 
@@ -93,7 +97,7 @@ def prototype_similarity(a: Tensor, b: Tensor, *, eps: float = 1e-8, backend: st
     Raises:
         ValueError, TypeError: naming the argument, the rule and the value.
 
-    Source: MM-Former (Zhang et al., NeurIPS 2022), section 3.3.
+    Source: MM-Former (Jiao et al., NeurIPS 2022), section 3.3.
     """
     op = "prototype_similarity"
     if a.dim() != 3:
@@ -150,7 +154,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 def _backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
     need_features, need_prototypes = ctx.needs_input_grad[:2]
-    grad_features, grad_prototypes = torch.ops.fssops.cosine_similarity_to_prototypes_backward(
+    grad_features, grad_prototypes = torch.ops.fssops.cosine_similarity_to_prototypes_backward.default(
         grad, *ctx.saved_tensors, ctx.scale, ctx.eps, need_features, need_prototypes
     )
     return grad_features if need_features else None, grad_prototypes if need_prototypes else None, None, None

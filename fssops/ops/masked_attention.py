@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fssops import reference
-from fssops.ops._backend import check_float, register, use_reference
+from fssops.ops._backend import call, check_float, register, use_reference
 from fssops.ops.attention_mask import AttentionMask, pack_attention_mask
 
 _OP = "masked_attention"
@@ -118,8 +118,8 @@ def masked_attention(
     if query.device.type == "cpu" and dtype in (torch.float16, torch.bfloat16):
         query, key, value = query.float(), key.float(), value.float()
     bits = None if mask is None else mask.bits
-    out: Tensor = torch.ops.fssops.masked_attention(query, key, value, bits, scale)[0]
-    return out.to(dtype)
+    out: Tensor = call(torch.ops.fssops.masked_attention.default, query, key, value, bits, scale)[0]
+    return out if out.dtype == dtype else out.to(dtype)
 
 
 def _heads_last(like: Tensor, rows: int) -> Tensor:
@@ -161,7 +161,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
     query, key, value, bits, out, logsumexp = ctx.saved_tensors
     need = ctx.needs_input_grad[:3]
-    grads = torch.ops.fssops.masked_attention_backward(
+    grads = torch.ops.fssops.masked_attention_backward.default(
         grad, query, key, value, bits, out, logsumexp, ctx.scale, need[0], need[1], need[2]
     )
     wanted = [g if n else None for g, n in zip(grads, need, strict=True)]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fssops import reference
-from fssops.ops._backend import check_float, empty_gradient, register, use_reference
+from fssops.ops._backend import call, check_float, empty_gradient, register, use_reference
 from fssops.reference.masked_average_pooling import RESIZE_RULES
 
 _OP = "masked_average_pooling"
@@ -103,7 +103,8 @@ def masked_average_pooling(
             features = features.float()
         if masks.dtype not in (torch.bool, torch.uint8):
             masks = masks.to(features.dtype)
-    prototypes: Tensor = torch.ops.fssops.masked_average_pooling(features, masks, eps, RESIZE_RULES.index(resize))[0]
+    operator, rule = torch.ops.fssops.masked_average_pooling.default, RESIZE_RULES.index(resize)
+    prototypes: Tensor = call(operator, features, masks, eps, rule)[0]
     return prototypes.to(dtype)
 
 
@@ -143,7 +144,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
     features, masks, prototypes, divisor = ctx.saved_tensors
     need_features, need_masks = ctx.needs_input_grad[:2]
-    grad_features, grad_masks = torch.ops.fssops.masked_average_pooling_backward(
+    grad_features, grad_masks = torch.ops.fssops.masked_average_pooling_backward.default(
         grad, features, masks, prototypes, divisor, ctx.resize, need_features, need_masks
     )
     return grad_features if need_features else None, grad_masks if need_masks else None, None, None

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from fssops import reference
-from fssops.ops._backend import check_float, register, use_reference
+from fssops.ops._backend import call, check_float, register, use_reference
 
 _OP = "ms_deform_attn"
 _FUSED = "ms_deform_attn_fused"
@@ -175,7 +175,7 @@ def ms_deform_attn(
         return reference.ms_deform_attn(value, shapes, sampling_locations, attention_weights, level_start_index=starts)
     tensors = _for_kernel((value, sampling_locations, attention_weights))
     flat = [size for shape in shapes for size in shape]
-    output: Tensor = torch.ops.fssops.ms_deform_attn(tensors[0], flat, starts, *tensors[1:])
+    output: Tensor = call(torch.ops.fssops.ms_deform_attn.default, tensors[0], flat, starts, *tensors[1:])
     return output if output.dtype == value.dtype or _autocasting(value) else output.to(value.dtype)
 
 
@@ -223,7 +223,7 @@ def ms_deform_attn_gradients(
     deterministic = torch.are_deterministic_algorithms_enabled()
     with torch.no_grad():
         tensors = _for_kernel(given)
-        grads = torch.ops.fssops.ms_deform_attn_backward(
+        grads = torch.ops.fssops.ms_deform_attn_backward.default(
             grad.to(tensors[0].dtype), tensors[0], flat, starts, *tensors[1:], True, True, True, deterministic
         )
     first, second, third = (found.to(tensor.dtype) for found, tensor in zip(grads, given, strict=True))
@@ -300,7 +300,7 @@ def ms_deform_attn_fused(
         attention_logits = attention_logits.unflatten(3, (levels, points))
     tensors = _for_kernel((value, reference_points, sampling_offsets, attention_logits))
     flat = [size for shape in shapes for size in shape]
-    output: Tensor = torch.ops.fssops.ms_deform_attn_fused(tensors[0], flat, starts, *tensors[1:])
+    output: Tensor = call(torch.ops.fssops.ms_deform_attn_fused.default, tensors[0], flat, starts, *tensors[1:])
     return output if output.dtype == value.dtype or _autocasting(value) else output.to(value.dtype)
 
 
@@ -375,11 +375,11 @@ def _gradients(ctx: Any, grad: Tensor, operator: Any) -> tuple[Tensor | None, ..
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return _gradients(ctx, grad, torch.ops.fssops.ms_deform_attn_backward)
+    return _gradients(ctx, grad, torch.ops.fssops.ms_deform_attn_backward.default)
 
 
 def _fused_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return _gradients(ctx, grad, torch.ops.fssops.ms_deform_attn_fused_backward)
+    return _gradients(ctx, grad, torch.ops.fssops.ms_deform_attn_fused_backward.default)
 
 
 register(_OP, fake=_fake, backward=_backward, setup_context=_setup_context)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fssops import reference
-from fssops.ops._backend import check_float, register, use_reference
+from fssops.ops._backend import call, check_float, register, use_reference
 from fssops.ops.point_sampling import DENSE, VALUES, accumulator, as_points, sample_points, source_arguments
 from fssops.reference.mask_sources import FactoredMasks, MaskSource
 
@@ -138,7 +138,7 @@ def point_mask_loss(
     else:
         divisor = float(num_masks)
     save = logits.requires_grad and torch.is_grad_enabled()
-    mask, dice, *_ = torch.ops.fssops.point_mask_loss(
+    mask, dice, *_ = call(torch.ops.fssops.point_mask_loss.default, 
         logits, data.detach(), columns, target_index, form, extent, points, divisor_tensor, divisor,
         reduction == "sum", save,
     )  # fmt: skip
@@ -196,7 +196,9 @@ def pairwise_mask_cost(
             the points, and all T P values of a mask count alike.
         class_logits: [Q, classes]; None leaves the class term out.
         labels: [G] int64, given with class_logits.
-        mask_weight, class_weight, dice_weight: published: 5, 2, 5.
+        mask_weight: of the cross-entropy; published 5.
+        class_weight: of the class term; published 2.
+        dice_weight: of the dice; published 5.
         padded_size: (H, W) of the padded image that points span, when targets are its upper left corner.
         backend: ``native`` or ``reference``; by default what FSSOPS_BACKEND says.
 
@@ -259,7 +261,7 @@ def pairwise_mask_cost(
                 x, t, class_logits=class_logits, labels=labels, mask_weight=mask_weight, class_weight=class_weight,
                 dice_weight=dice_weight,
             )  # fmt: skip
-        cost: Tensor = torch.ops.fssops.pairwise_mask_cost(
+        cost: Tensor = torch.ops.fssops.pairwise_mask_cost.default(
             x, t, class_logits, labels, mask_weight, class_weight, dice_weight
         )
         return cost
@@ -335,7 +337,7 @@ def _backward(ctx: Any, grad_mask: Tensor, grad_dice: Tensor, *_: Any) -> tuple[
     if not ctx.needs_input_grad[0]:
         return None, *nothing
     probabilities, targets_at, stats, points, num_masks = ctx.saved_tensors
-    grad_logits = torch.ops.fssops.point_mask_loss_backward(
+    grad_logits = torch.ops.fssops.point_mask_loss_backward.default(
         grad_mask, grad_dice, probabilities, targets_at, stats, ctx.size, ctx.dtype, points, num_masks, ctx.divisor,
         ctx.reduce, torch.are_deterministic_algorithms_enabled(),
     )  # fmt: skip

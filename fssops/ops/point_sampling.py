@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fssops import reference
-from fssops.ops._backend import check_float, register, use_reference
+from fssops.ops._backend import call, check_float, register, use_reference
 from fssops.reference.mask_sources import FactoredMasks, MaskSource, PackedMasks, RunLengthMasks
 from fssops.reference.point_mask_loss import draw_seed
 
@@ -107,7 +107,7 @@ def sample_points(
     single = form != DENSE or data.dim() == 3
     if floats and data.device.type == "cpu":
         data = data.to(accumulator(dtype))
-    sampled: Tensor = torch.ops.fssops.sample_points(data, columns, index, form, extent, points)
+    sampled: Tensor = call(torch.ops.fssops.sample_points.default, data, columns, index, form, extent, points)
     sampled = sampled.to(dtype) if floats else sampled
     return sampled[:, 0] if single else sampled
 
@@ -144,7 +144,7 @@ def uniform_points(
             raise ValueError(f"{_UNIFORM}: {name} must be at least 0, got {value}")
     if torch.device(device).type != "cpu" or use_reference(backend, _UNIFORM):
         return reference.uniform_points(rows, points, device=device, generator=generator)
-    drawn: Tensor = torch.ops.fssops.uniform_points(draw_seed(generator), rows, points)
+    drawn: Tensor = torch.ops.fssops.uniform_points.default(draw_seed(generator), rows, points)
     return drawn
 
 
@@ -218,7 +218,7 @@ def uncertain_points(
             return reference.uncertain_points(maps, num_points, given_draws=(candidates, uniform))
         if maps.device.type == "cpu":
             maps = maps.to(accumulator(maps.dtype))
-        points: Tensor = torch.ops.fssops.uncertain_points(maps, candidates, uniform, from_candidates)
+        points: Tensor = torch.ops.fssops.uncertain_points.default(maps, candidates, uniform, from_candidates)
         return points
 
 
@@ -249,7 +249,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None, None, 
     if ctx.indexed:
         raise RuntimeError(f"{_SAMPLE}: index must be None for maps that need a gradient, got an index")
     deterministic = torch.are_deterministic_algorithms_enabled()
-    grad_maps = torch.ops.fssops.sample_points_backward(grad, ctx.extent, points, deterministic)
+    grad_maps = torch.ops.fssops.sample_points_backward.default(grad, ctx.extent, points, deterministic)
     return grad_maps.view(ctx.shape), None, None, None, None, None
 
 

@@ -54,12 +54,13 @@ def task_from_tables(tables: Mapping[str, Any], where: str, overrides: Sequence[
     Raises:
         SettingsError: one line that names what is wrong.
     """
-    return task_of(settings_from_tables(apply_overrides(_for_another_data_set(tables, overrides), overrides), where))
+    return task_of(settings_from_tables(apply_overrides(without_replaced(tables, overrides), overrides), where))
 
 
-def _for_another_data_set(tables: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Drop what tables say of their own data set when an override names another kind of source."""
-    source = apply_overrides({}, overrides).get("data", {}).get("source")
+def without_replaced(tables: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Drop what overrides replace under another key: the old data set's settings, and steps or epochs by the other."""
+    given = apply_overrides({}, overrides)
+    source, length = given.get("data", {}).get("source"), given.get("schedule", {})
     result = {key: dict(value) if isinstance(value, Mapping) else value for key, value in tables.items()}
     if source is not None and source != result.get("data", {}).get("source"):
         for table, keys in (
@@ -68,6 +69,9 @@ def _for_another_data_set(tables: Mapping[str, Any], overrides: Sequence[str]) -
         ):
             for key in keys:
                 result.get(table, {}).pop(key, None)
+    for key, other in (("steps", "epochs"), ("epochs", "steps")):
+        if key in length:
+            result.get("schedule", {}).pop(other, None)
     return result
 
 

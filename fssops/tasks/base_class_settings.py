@@ -16,11 +16,13 @@ class BaseClassData(FoldedTable):
     definition: Literal["panet", "msanet"] = "msanet"
     """Which papers' COCO-20i."""
     size: Size = (417, 417)
+    """Height and width of the network's input."""
     drop_novel: bool = False
     """Leave out training images that hold novel classes; otherwise they are background there, as published."""
     geometry: Literal["square", "letterbox"] = "letterbox"
     """Of evaluation, and of training where ``augment`` does not crop."""
     augment: Literal["none", "flip", "msanet_base"] = "msanet_base"
+    """Of training images, see :data:`fssops.data.augmentation.chains.CHAINS`."""
 
 
 class BaseClassEval(Table):
@@ -37,6 +39,7 @@ class BaseClassEval(Table):
     validation_images: int = Field(default=0, ge=0)
     """The same during training."""
     pictures: int = Field(default=4, ge=0)
+    """Number of images drawn."""
     baseline: bool = False
     """Training also evaluates the model as it was before the first step."""
     checkpoint: Literal["last", "best"] = "last"

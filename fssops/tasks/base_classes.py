@@ -55,7 +55,7 @@ class BaseClassTask(FoldedTask):
             data.size,
             augment=data.augment if training else "none",
             geometry=data.geometry,
-            avoid=fold.test if training and data.drop_novel else (),
+            avoid=fold.novel if training and data.drop_novel else (),
         )
 
     def training_data(self) -> tuple[BaseClassDataset, list[str]]:

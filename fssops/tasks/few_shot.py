@@ -77,7 +77,7 @@ class FewShotTask(FoldedTask):
     several = "few-shot systems"
     one = "a few-shot system"
     takes_supports = True
-    prediction_options = frozenset({"way", "no_probability", "object", "threshold", "ignore"})
+    prediction_options = frozenset({"way", "no_probability", "npz", "frames", "object", "threshold", "ignore"})
     title = "novel classes"
     collate = staticmethod(FewShotBatch.stack)
     unpack_batch = FewShotBatch
@@ -91,6 +91,8 @@ class FewShotTask(FoldedTask):
         except ValueError as error:
             raise SettingsError(f"eval.{error}") from None
         self._novel_runs: dict[int, NovelRuns] = {}
+        if settings.data.folds == "all":
+            self.title = "trained classes"
 
     # -- data -------------------------------------------------------------------------------------------------
 
@@ -121,7 +123,7 @@ class FewShotTask(FoldedTask):
             seed=seed,
             draw=data.draw,
             min_area=data.min_area,
-            avoid=fold.test if data.drop_novel else (),
+            avoid=fold.novel if data.drop_novel else (),
             too_few=data.too_few,
             fold=fold,
         )
@@ -130,14 +132,25 @@ class FewShotTask(FoldedTask):
         dataset = self.episode_dataset(source, fold, episodes, augment=data.augment, seed=seed, **least)
         lines = [
             f"training data  {source.label}, {len(source.names)} images; {fold}: {len(fold.train)} training classes, "
-            f"{data.ways}-way {data.shots}-shot, {data.queries} query, {data.size[0]} x {data.size[1]} pixels, "
-            f"novel images {self.novel_images}",
+            f"{data.ways}-way {data.shots}-shot, {data.queries} query, {data.size[0]} x {data.size[1]} pixels"
+            + (f", novel images {self.novel_images}" if fold.novel else ""),
             f"episodes       {len(episodes)}, seed {seed}, list {episodes.hash[:8]}",
         ]
         if episodes.dropped:
             names = ", ".join(f"{source.classes[number]} ({count})" for number, count in episodes.dropped.items())
             lines.append(f"left out       classes with too few images: {names}")
+        if not fold.novel:
+            same = self.source(evaluation=True) is source
+            lines.append(f"evaluation     no class is held out; scores are of {'the same' if same else 'other'} images")
         return RepeatedEpisodes(dataset) if len(episodes) < needed else dataset, lines
+
+    def items_of_pass(self) -> int:
+        """Images that training may draw."""
+        data, source = self.settings.data, self.source()
+        fold = self.fold_classes(data.fold, source)
+        trained, avoided = set(fold.train), set(fold.novel if data.drop_novel else ())
+        areas = source.areas().values()
+        return sum(not trained.isdisjoint(of_image) and avoided.isdisjoint(of_image) for of_image in areas)
 
     def episode_dataset(
         self, source: FewShotSource, fold: folds.FoldClasses, episodes: EpisodeList, **options: Any
@@ -229,7 +242,7 @@ class FewShotTask(FoldedTask):
             classes=runs.classes,
             min_area=rules.min_area or int(lists[0].options["min_area"]),
             own_min_area=rules.min_area is not None,
-            novel_images=self.novel_images,
+            novel_images=self.novel_images if runs.fold.novel else "",
             facts=metrics.facts,
             training_facts=self.training_facts,
         )
@@ -254,7 +267,7 @@ class FewShotTask(FoldedTask):
             episodes=rules.validation_episodes,
             seed=self.settings.engine.seed + 1,
             min_area=data.min_area,
-            avoid=fold.test if data.drop_novel else (),
+            avoid=fold.novel if data.drop_novel else (),
             too_few="skip",
             fold=fold,
         )
@@ -339,8 +352,9 @@ class FewShotTask(FoldedTask):
         return entries
 
     def gain_of(self, score: str) -> str:
-        """The difference is reached on classes that training has not seen."""
-        return f"{score} on classes never seen in training"
+        """The difference is reached on classes that training has not seen, unless it is for all."""
+        all_trained = self.settings.data.folds == "all"
+        return f"{score} on {'trained classes' if all_trained else 'classes never seen in training'}"
 
     @classmethod
     def evaluations(cls, tasks: Sequence[Any], fold: str | None) -> list[tuple[int, int | None]]:
@@ -380,7 +394,7 @@ class FewShotTask(FoldedTask):
         written = self.write_episodes(result.fold, folder)
         best, worst = best_and_worst(result.quality, self.settings.eval.pictures)
         groups = {
-            "grid.png": (one_of_each_class(runs.datasets[0])[:6], "novel classes"),
+            "grid.png": (one_of_each_class(runs.datasets[0])[:6], self.title),
             "best.png": (best, "best episodes"),
             "worst.png": (worst, "worst episodes"),
         }
@@ -418,12 +432,19 @@ class FewShotTask(FoldedTask):
     def predictor(self, model: nn.Module, label: str, options: Any) -> Any:
         """Return what segments pictures with the labelled images of ``options.supports``."""
         from fssops.tasks.few_shot_prediction import FewShotPrediction
+        from fssops.tasks.prediction import writing
 
         predictor = self.python_predictor(model, label, options.size)
         probability = not options.no_probability
         mask_values = {name: getattr(options, name) for name in ("object", "threshold", "ignore")}
         return FewShotPrediction(
-            predictor, options.supports, options.out, label, probability=probability, mask_values=mask_values
+            predictor,
+            options.supports,
+            options.out,
+            label,
+            probability=probability,
+            mask_values=mask_values,
+            **writing(options),
         )
 
 

@@ -27,14 +27,16 @@ class FoldedTable(Table):
     """The part of ``[data]`` that names the data set and the fold."""
 
     source: LayoutName = "generated"
+    """Layout, as ``python -m fssops.data --help`` lists them; ``auto`` tells it from the folder."""
     root: str = ""
     """Folder of the data set; refused by ``generated``."""
     split: str = ""
     """Part that training draws from; empty takes the layout's usual one."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of the layout, e.g. ``{ crowd = "object" }`` for coco."""
-    folds: Literal["pascal5i", "coco20i", "generated", "custom"] = "custom"
-    """``custom`` cuts the sorted classes into four blocks."""
+    folds: Literal["pascal5i", "coco20i", "generated", "custom", "all"] = "custom"
+    """``custom`` cuts the sorted classes into four blocks; ``all`` trains and tests every class, so that results say
+    nothing of classes that were not trained: give ``eval.split`` other images than ``split``."""
     definition: Literal["panet", "msanet"] = "panet"
     """Which papers' COCO-20i."""
     fold: int = Field(default=0, ge=0, le=3)

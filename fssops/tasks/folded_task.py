@@ -59,7 +59,9 @@ class FoldedTask(Task):
 
     def count_novel_images(self, source: FewShotSource, fold: folds.FoldClasses) -> None:
         """Count the training images that hold a novel class of a fold."""
-        novel = set(fold.test)
+        novel = set(fold.novel)
+        if not novel:
+            return
         found = sum(not novel.isdisjoint(areas) for areas in source.areas().values())
         self.training_facts = Facts({f"novel_images_{self._novel_images_fact}": (found, len(source.names))})
 
@@ -70,7 +72,8 @@ class FoldedTask(Task):
         def fold(classes: Sequence[int]) -> folds.FoldClasses:
             return folds.by_name(data.folds, data.fold, data.definition, sorted(classes))
 
-        return {**super().data_demands(), "truth": "few-shot", "fold": fold, "limits": limits}
+        demands = {**super().data_demands(), "truth": "few-shot", "limits": limits}
+        return demands if data.folds == "all" else {**demands, "fold": fold}
 
     def compare_with_model(self, source: FewShotSource) -> None:
         """See that numbers stand for the classes that the model's run had.

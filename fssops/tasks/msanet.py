@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from fssops.data.datasets.episodes import EpisodeDataset
@@ -41,6 +41,12 @@ class MSANetSettings(FewShotSettings):
 
     first_stage = "base"
     base: BaseStage = Field(default_factory=BaseStage)
+
+    @model_validator(mode="after")
+    def _classes_are_held_out(self) -> MSANetSettings:
+        if self.data.folds == "all":
+            raise ValueError("data.folds must hold classes out, which the base learner does not know, got 'all'")
+        return self
 
 
 class MSANetTask(FewShotTask):

@@ -59,7 +59,7 @@ class ProposalTask(FewShotTask):
         dataset = ProposalDataset(
             source,
             fold.train,
-            fold.test,
+            fold.novel,
             data.size,
             augment=data.augment,
             geometry=data.geometry,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from fssops.engine.settings import SettingsError
@@ -56,7 +58,9 @@ class SupportAction(argparse.Action):
                 parser.error(
                     f"--support takes an image and, unless --box or --scribble follows, its mask, got {values}"
                 )
-            supports.append(Support(values[0], getattr(namespace, "way", "object"), *values[1:]))
+            way = getattr(namespace, "way", "object")
+            folder = len(values) == 1 and os.path.isdir(values[0])
+            supports += supports_in(Path(values[0]), way) if folder else [Support(values[0], way, *values[1:])]
         elif not supports:
             parser.error(f"{option_string} must follow the --support image that it marks")
         elif option_string == "--box":
@@ -66,11 +70,34 @@ class SupportAction(argparse.Action):
         namespace.supports = supports
 
 
+def supports_in(folder: Path, way: str) -> list[Support]:
+    """The labelled images of a folder, or of its sub-folders, which are then a class each.
+
+    Args:
+        folder: in a form that :mod:`fssops.data.layouts.folder` lists for a class.
+        way: name of the class of images that are not in sub-folders.
+
+    Raises:
+        DataError: there is none, or an image has no mask.
+    """
+    from fssops.data.errors import DataError
+    from fssops.data.layouts.folder import class_folders, holds_images, pair_files
+
+    ways = {way: folder} if holds_images(folder) else {p.name: p for p in class_folders(folder) if holds_images(p)}
+    supports = [Support(str(i), name, str(m)) for name, place in ways.items() for i, m in pair_files(place)[0]]
+    if not supports:
+        raise DataError(f"--support: {folder} must hold images with masks, or folders of these, got none")
+    for support in supports:
+        if not os.path.isfile(str(support.mask)):
+            raise DataError(f"--support: {support.image} must have a mask {support.mask}, got none")
+    return supports
+
+
 def add_support_options(group: Any) -> None:
     """Add the options to a group of a parser; they gather in ``supports``, None where there are none."""
     group.add_argument("--class", action=SupportAction, metavar="NAME", help="name of the class of what follows")
     group.add_argument(
-        "--support", action=SupportAction, nargs="+", metavar="FILE", help="a labelled image and its mask"
+        "--support", action=SupportAction, nargs="+", metavar="FILE", help="a labelled image and its mask, or a folder"
     )
     group.add_argument(
         "--box", action=SupportAction, metavar="X0,Y0,X1,Y1", help="marks the object in the support before it"

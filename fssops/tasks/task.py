@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from fssops.engine.sampling import pass_length
 from fssops.engine.settings import Settings, SettingsError
 from fssops.facts import Facts
 from fssops.tasks.class_names import numbered_names
@@ -83,7 +84,7 @@ class Task(ABC):
     no_folds: ClassVar[str] = "{model} has fixed classes and no folds"
     takes_supports: ClassVar[bool] = False
     prediction_options: ClassVar[frozenset[str]] = frozenset()
-    title: ClassVar[str] = "evaluate"
+    title: str = "evaluate"
     collate: Callable[[Sequence[Any]], Any]
     unpack_batch: Callable[..., Any]
 
@@ -109,6 +110,11 @@ class Task(ABC):
             SettingsError: the data set does not fit the model.
             DataError, FileNotFoundError: it cannot be read.
         """
+
+    def items_of_pass(self) -> int:
+        """Items of one pass over the training data, by which ``schedule.epochs`` are counted; raises as above."""
+        dataset = self.training_data()[0]
+        return pass_length(getattr(dataset, "repeats", [1.0] * len(dataset)))
 
     def data_demands(self) -> dict[str, Any]:
         """What ``data check --recipe`` looks at: arguments of ``check_data``, the layout's in ``options``."""
@@ -191,8 +197,8 @@ class Task(ABC):
         """
 
     def result_entries(self, trained: Result, before: Result | None) -> dict[str, Any]:
-        """What ``result.json`` says of the evaluation at the end of a training."""
-        entries: dict[str, Any] = {"scores": trained.scores(), "trained": trained.as_json()}
+        """What ``result.json`` says of the evaluation at the end of a training, beside scores and their line."""
+        entries: dict[str, Any] = {"trained": trained.as_json()}
         if before is not None:
             entries["untrained"] = before.as_json()
         return entries

@@ -14,6 +14,7 @@ from torch import nn
 from fssops.engine.checkpoints import RunCheckpointError, has_checkpoint
 from fssops.engine.optimizers import freeze
 from fssops.engine.random_state import seed_everything
+from fssops.engine.run_folder import SETTINGS_FILE, RunFolder
 from fssops.engine.settings import Settings, SettingsError
 from fssops.facts import Facts
 from fssops.models import MODELS
@@ -94,7 +95,11 @@ def untrained_model(recipe: str, overrides: Sequence[str]) -> TrainedModel:
 
 
 def load_trained(
-    source: str | Path, recipe: str | None, overrides: Sequence[str], which: str = "last", where: str = "CHECKPOINT"
+    source: str | Path,
+    recipe: str | None,
+    overrides: Sequence[str],
+    which: Literal["last", "best"] | None = None,
+    where: str = "CHECKPOINT",
 ) -> TrainedModel:
     """Load a model with the task that it was trained for, or that of a recipe.
 
@@ -104,7 +109,7 @@ def load_trained(
             :func:`fssops.weights.find_weights` for what is fetched.
         recipe: name or file; its settings replace those of the run.
         overrides: ``table.key=value`` each.
-        which: checkpoint of a run folder, "last" or "best".
+        which: checkpoint of a run folder; None: the one that its training evaluated at the end (``eval.checkpoint``).
         where: the argument, for messages.
 
     Raises:
@@ -116,7 +121,8 @@ def load_trained(
     found = find_weights(source, where)
     path, row = found.path, found.row
     is_run = path.is_dir() and has_checkpoint(path / "checkpoints")
-    checkpoint = read_weights(path / "checkpoints" / "best.pt" if is_run and which == "best" else path)
+    best = is_run and (_evaluates_best(path) if which is None else which == "best")
+    checkpoint = read_weights(path / "checkpoints" / "best.pt" if best else path)
     recipe = recipe or (row.recipe if row else None)
     if recipe:
         tables, origin = read_named_recipe(recipe), f"recipe {recipe}"
@@ -142,6 +148,12 @@ def load_trained(
     if not checkpoint.settings:
         return TrainedModel(task, model, f"{task.settings.name} {Path(found.called).name}")
     return TrainedModel(task, model, f"{path.name if is_run else path.stem}, step {checkpoint.step}")
+
+
+def _evaluates_best(run: Path) -> bool:
+    """Whether a run evaluates its best checkpoint, and has one: before the first validation there is none."""
+    rules = RunFolder(run).load_settings().get("eval", {}) if (run / SETTINGS_FILE).is_file() else {}
+    return rules.get("checkpoint") == "best" and (run / "checkpoints" / "best.pt").exists()
 
 
 def facts_of_run(checkpoint: Path) -> Facts:

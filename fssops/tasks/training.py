@@ -6,16 +6,17 @@ import copy
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning_fabric import Fabric
 from torch import nn
 
 from fssops.engine import nonfinite
+from fssops.engine.callbacks import Callback
 from fssops.engine.checkpoints import has_checkpoint, newest_good_checkpoint, read_checkpoint, write_text_atomically
 from fssops.engine.curves import draw_curves
 from fssops.engine.evaluation_progress import discard_progress
@@ -23,7 +24,7 @@ from fssops.engine.interrupts import Interrupted
 from fssops.engine.launch import build_fabric
 from fssops.engine.memory import peak_memory
 from fssops.engine.random_state import preserved_random_state, restore_random_state, seed_everything
-from fssops.engine.run_folder import RunFolder, locked_run
+from fssops.engine.run_folder import RunFolder, locked_run, new_run_path
 from fssops.engine.settings import SettingsError, changed_settings
 from fssops.engine.trainer import FitResult, Trainer
 from fssops.evaluation.scores import percent, without_nan
@@ -40,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 
 _RUN_FILES = [
-    *("result.json", "metrics.jsonl", "curves.png", "grid.png", "best.png", "worst.png"),
+    *("result.json", "metrics.jsonl", "metrics.csv", "curves.png", "grid.png", "best.png", "worst.png"),
     *("settings.toml", "checkpoints/last.pt", "checkpoints/best.pt"),
 ]
 
@@ -99,6 +100,52 @@ def check_trainable(task: Task, resumed: bool = False) -> None:
             ) from None
 
 
+def train_in_folder(
+    task: Task,
+    earlier: Mapping[str, Any] | None = None,
+    folder: Path | None = None,
+    *,
+    out: Path | None = None,
+    evaluate: bool = True,
+    callbacks: Sequence[Callback] = (),
+    settle: Callable[[Fabric, Path], Task] | None = None,
+) -> tuple[int, Path]:
+    """Train and evaluate: what the verb ``train`` and :func:`fssops.train` do once their settings are known.
+
+    Args:
+        task: what to train.
+        earlier: settings that the run in ``folder`` had, to go on with it; None starts anew.
+        folder: of a run that goes on.
+        out: of a new run; None: one below ``runs/``.
+        evaluate: evaluate the trained model.
+        callbacks: told of steps and validations.
+        settle: gives the task its place in the run's folder (:meth:`fssops.tasks.own_data.OwnRecipe.settled`).
+
+    Returns:
+        exit code, 0 or 130 when it was interrupted, and the run's folder.
+
+    Raises:
+        SettingsError: there is a run in ``out``, or the system cannot be trained.
+    """
+    check_trainable(task, resumed=earlier is not None)
+    fabric = build_fabric(task.settings.engine)
+    fabric.launch()
+    with locked_run(fabric, lambda: folder or _new_folder(out, task.settings.name)) as run:
+        if settle is not None:
+            task = settle(fabric, run.path)
+        return train(task, fabric, run, earlier, evaluate=evaluate, callbacks=callbacks), run.path
+
+
+def _new_folder(given: Path | None, name: str) -> Path:
+    folder = given or new_run_path(Path("runs"), name)
+    # A first stage's checkpoints count too: it may have been trained with other settings.
+    if any(has_checkpoint(below) for below in (folder / "checkpoints", *folder.glob("*/checkpoints"))):
+        raise SettingsError(
+            f"--out: {folder} must be a new folder, got one with a run in it; continue it with --resume"
+        )
+    return folder
+
+
 def train(
     task: Task,
     fabric: Fabric,
@@ -107,6 +154,7 @@ def train(
     *,
     evaluate: bool,
     outer: tuple[RunFolder, Task] | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> int:
     """Train and evaluate in a folder, what must be trained first included.
 
@@ -117,17 +165,20 @@ def train(
         earlier: settings that a run in this folder had, to go on with it; None starts anew.
         evaluate: evaluate the trained model.
         outer: of a first stage, the run and the task that it is trained for.
+        callbacks: told of steps and validations, not of those of a first stage.
 
     Returns:
         exit code: 0, or 130 when it was interrupted.
     """
+    count_steps(task)
     stage = task.first_stage(run.path)
     if stage is not None:
+        count_steps(stage.task)
         if code := _train_first_stage(stage, task, fabric, run, evaluate=evaluate):
             return code
         if not has_checkpoint(run.checkpoints):
             earlier = None  # it was stopped in the first stage
-    prepared = prepare(task, fabric, run, earlier, evaluate=evaluate, outer=outer)
+    prepared = prepare(task, fabric, run, earlier, evaluate=evaluate, outer=outer, callbacks=callbacks)
     continuing = f"Continue with: python -m fssops.train --resume {prepared.whole.path}"
     try:
         fitted = prepared.trainer.fit()
@@ -142,6 +193,24 @@ def train(
     return 0
 
 
+def count_steps(task: Task) -> None:
+    """Say ``schedule.epochs`` of a task in steps, for which its data are opened.
+
+    Raises:
+        SettingsError, DataError, FileNotFoundError: as :meth:`Task.training_data`.
+    """
+    schedule, batch_size = task.settings.schedule, task.settings.engine.batch_size
+    if schedule.epochs:
+        items = task.items_of_pass()
+        steps = max(1, round(schedule.epochs * items / batch_size))
+        logger.info(
+            "length         %g epochs of %s items in batches of %s: %s steps",
+            *(schedule.epochs, items, batch_size, steps),
+        )
+        said = schedule.model_copy(update={"epochs": 0.0, "steps": steps})
+        task.settings = task.settings.model_copy(update={"schedule": said})
+
+
 def prepare(
     task: Task,
     fabric: Fabric,
@@ -150,13 +219,15 @@ def prepare(
     *,
     evaluate: bool,
     outer: tuple[RunFolder, Task] | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> Prepared:
     """Build model, data and trainer, restore the newest checkpoint, and write the settings; arguments as of train."""
     started, settings = time.perf_counter(), task.settings
     seed_everything(settings.engine.seed)
     goes_on = earlier is not None and has_checkpoint(run.checkpoints)
     first = not goes_on or settings.eval.baseline  # else the checkpoint has all weights
-    model = build_model(settings, new_head="tell", weights=settings.model.weights if first else "")
+    new_head: Literal["refuse", "tell"] = "tell" if settings.model.new_classes else "refuse"
+    model = build_model(settings, new_head=new_head, weights=settings.model.weights if first else "")
     _say(task.take_first_stage(model, run.path))
     count = sum(parameter.numel() for parameter in model.parameters())
     logger.info("run            %s", run.path)
@@ -167,7 +238,7 @@ def prepare(
     dataset, lines = task.training_data()
     _say([*lines, *(f"known of them  {text}" for text in task.training_facts.told())])
     untrained = copy.deepcopy(model) if evaluate and settings.eval.baseline else None
-    trainer = Trainer(settings, fabric, model, dataset, task.collate, run, task.validation(fabric))
+    trainer = Trainer(settings, fabric, model, dataset, task.collate, run, task.validation(fabric), callbacks)
     if earlier is not None and not has_checkpoint(run.checkpoints):
         logger.info("resumed        there is no checkpoint yet; from the beginning")
     elif earlier is not None:
@@ -193,7 +264,7 @@ def report(prepared: Prepared, fitted: FitResult) -> None:
     logger.info("trained        %s steps", fitted.steps)
     memory = peak_memory(fabric.device)
     logger.info("peak memory    %s", ", ".join(f"{name.replace('_', ' ')} {size} MB" for name, size in memory.items()))
-    model = prepared.model
+    model = prepared.trainer.scored_model
     if prepared.trainer.sharded:
         weights = prepared.trainer.whole_model()
         model = empty_model(settings).to(fabric.device)
@@ -237,7 +308,8 @@ def _evaluate(
         if fabric.is_global_zero:
             task.write(evaluation, model, fabric, folder, untrained)
     trained = evaluation.result
-    entries, levels = task.result_entries(trained, before), {}
+    entries = {"scores": trained.scores(), "line": trained.line(), **task.result_entries(trained, before)}
+    levels: dict[str, float] = {}
     if before is not None:
         logger.info("untrained      %s", before.line())
     logger.info("trained        %s", trained.line())

@@ -16,9 +16,12 @@ from torch.utils.data import DataLoader
 from fssops.data.augmentation.chains import universal_chain
 from fssops.data.check_facts import Limits, facts_of
 from fssops.data.datasets.universal import TrainingDataset, UniversalItem, check_size, target_at
+from fssops.data.few_shot_source import FewShotSource
 from fssops.data.layouts import known_classes, open_data
 from fssops.data.preparation import UniversalPreparation
+from fssops.data.repeat_factors import repeat_factors
 from fssops.data.source import ImageSource
+from fssops.engine.sampling import pass_length
 from fssops.engine.settings import SettingsError
 from fssops.engine.trainer import Validation
 from fssops.evaluation.confusion_picture import confusion_picture
@@ -125,7 +128,7 @@ class UniversalTask(Task):
     settings_class = UniversalSettings
     several = "universal systems"
     one = "a universal system"
-    prediction_options = frozenset({"task", "score"})
+    prediction_options = frozenset({"task", "score", "npz", "frames"})
     collate = staticmethod(UniversalItem.stack)
     unpack_batch = staticmethod(unpack_batch)
     items: ClassVar[str] = "images"
@@ -259,10 +262,16 @@ class UniversalTask(Task):
         dataset = TrainingDataset(
             source, data.truth, chain, keep_empty=data.keep_empty, label_maps=self.config.trains_on_label_maps
         )
+        repeated = ""
+        if data.rare_classes:
+            areas = FewShotSource(source).areas()
+            dataset.repeats = repeat_factors([areas[name].keys() for name in dataset.names], data.rare_classes)
+            repeated = f", {pass_length(dataset.repeats)} a pass with repeats for rare classes"
         left_out = len(source.names) - len(dataset)
         lines = [
             f"training data  {source.label}, {len(dataset)} images"
             + (f" ({left_out} without an object left out)" if left_out else "")
+            + repeated
             + self.count_objects(dataset.crowds)
             + f", {len(source.classes)} classes, {data.truth} masks, augment {data.augment}"
         ]
@@ -517,21 +526,20 @@ class UniversalTask(Task):
 
     def python_predictor(self, model: nn.Module, label: str, size: int | None = None) -> Any:
         """Return a :class:`fssops.UniversalPredictor`."""
-        from fssops.api import UniversalPredictor
+        from fssops.fixed_class_predictors import UniversalPredictor
 
         return UniversalPredictor(self, model, label, size)
 
     def predictor(self, model: nn.Module, label: str, options: Any) -> Any:
         """Return what segments pictures and frames of videos."""
+        from fssops.tasks.prediction import writing
         from fssops.tasks.universal_prediction import UniversalPrediction
 
-        return UniversalPrediction(
-            self,
-            model,
-            self.classes(),
-            options.out,
-            label,
-            tasks=options.task or (),
-            least_score=options.score,
-            short_side=options.size,
-        )
+        wrong = [name for name in options.task or () if name not in self.possible_tasks]
+        if wrong:
+            raise SettingsError(
+                f"--task: must be among {', '.join(self.possible_tasks)} for this model, got {wrong[0]}"
+            )
+        predictor = self.python_predictor(model, label, options.size)
+        predictor.tasks = options.task or predictor.tasks
+        return UniversalPrediction(predictor, options.out, least_score=options.score, **writing(options))

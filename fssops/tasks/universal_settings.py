@@ -22,14 +22,17 @@ class UniversalData(Table):
     """``[data]``: where images come from, which masks are trained, and how images are augmented."""
 
     source: LayoutName = "generated"
+    """Layout, as ``python -m fssops.data --help`` lists them; ``auto`` tells it from the folder."""
     root: str = ""
     """Folder of the data set; refused by ``generated``."""
     split: str = "train"
+    """Part that training draws from."""
     truth: Literal["semantic", "instance", "panoptic"] = "panoptic"
     """Which masks are trained: one a class present, one an object, or one a panoptic segment."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of the layout, e.g. ``{ annotations = "my.json", images = "pictures" }``."""
     augment: Literal["none", "flip", "resize_crop", "large_scale_jitter", "detr"] = "flip"
+    """Of training images, see :func:`fssops.data.augmentation.chains.universal_chain`."""
     short_sides: list[Side] = Field(default_factory=list)
     """Sizes of the shorter side that training draws from."""
     longest: int = Field(default=1333, ge=1)
@@ -46,6 +49,9 @@ class UniversalData(Table):
     """Least and largest factor of ``large_scale_jitter``, above 0."""
     keep_empty: bool = False
     """Keep objects of which augmentation leaves no pixel."""
+    rare_classes: float = Field(default=0.0, ge=0, le=1)
+    """Share of images that a class should have: images with one of a lesser share f occur sqrt(share / f) times in a
+    pass (repeat-factor sampling of LVIS, whose baselines take 0.001); 0 never."""
 
     @model_validator(mode="after")
     def _sizes_are_given(self) -> UniversalData:
@@ -64,6 +70,7 @@ class UniversalEval(Table):
     root: str | None = None
     """Folder of the data set; unset: data.root."""
     split: str = "val"
+    """Part that is evaluated."""
     validation_split: str | None = None
     """Split that the best checkpoint is chosen by in training; unset: ``split``, which the result then flatters."""
     options: dict[str, Any] | None = None
@@ -91,6 +98,7 @@ class UniversalEval(Table):
     consecutive layers, and share of each layer's matched queries that are of use in the end (mask2former, mp_former).
     """
     workers: int = Field(default=1, ge=0)
+    """Processes that read images ahead."""
     pictures: int = Field(default=4, ge=0)
     """Number of best and of worst images drawn."""
     baseline: bool = False

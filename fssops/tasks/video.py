@@ -27,7 +27,7 @@ from fssops.pictures import Tile, enlarged_overlay, grid
 from fssops.run_lengths import encode
 from fssops.structures import InstanceResult
 from fssops.tasks.resumable_evaluation import count_items
-from fssops.tasks.task import Evaluation, Task
+from fssops.tasks.task import Evaluation
 from fssops.tasks.universal import UniversalTask
 from fssops.tasks.video_settings import VideoSettings
 from fssops.truth import VideoTruth
@@ -57,7 +57,7 @@ class VideoTask(UniversalTask):
     settings_class = VideoSettings  # type: ignore[assignment]
     several = "video systems"
     one = "a video system"
-    prediction_options = frozenset({"task", "score", "video", "rate", "zip"})
+    prediction_options = frozenset({"task", "score", "zip"})
     collate = staticmethod(ClipItem.stack)  # type: ignore[assignment]
     items = "videos"
     truth = "video"
@@ -225,7 +225,11 @@ class VideoTask(UniversalTask):
 
     # -- prediction -------------------------------------------------------------------------------------------
 
-    python_predictor = Task.python_predictor  # videos are segmented by the verb alone
+    def python_predictor(self, model: nn.Module, label: str, size: int | None = None) -> Any:
+        """Return a :class:`fssops.VideoPredictor`."""
+        from fssops.fixed_class_predictors import VideoPredictor
+
+        return VideoPredictor(self, model, label, size)
 
     def predictor(self, model: nn.Module, label: str, options: Any) -> Any:
         """Return what segments videos."""
@@ -236,14 +240,10 @@ class VideoTask(UniversalTask):
             name = self.settings.model.name
             raise SettingsError(f"--task: {name} finds instances alone, got {', '.join(options.task)}")
         return VideoPrediction(
-            self,
-            model,
-            self.classes(),
+            self.python_predictor(model, label, options.size),
             options.out,
-            label,
-            suffix="none" if options.video == "none" else animation_suffix(options.video),
+            suffix=animation_suffix(options.video),
             least_score=options.score,
-            short_side=options.size,
             rate=options.rate,
             zipped=options.zip,
         )

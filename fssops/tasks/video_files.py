@@ -11,15 +11,19 @@ from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageSequence, UnidentifiedImageError
+from PIL import Image
 
 from fssops.data.images import read_image
 from fssops.data.listing import folders_in, natural
 from fssops.engine.settings import SettingsError
-from fssops.tasks.prediction_inputs import distinct_names, frames_in, is_video, pictures, require_decoder
-
-ANIMATED = frozenset({".gif", ".webp", ".apng"})
-"""Picture files that may hold a video."""
+from fssops.tasks.prediction_inputs import (
+    distinct_names,
+    frames_in,
+    frames_of,
+    is_camera,
+    is_video,
+    require_decoder,
+)
 
 DEFAULT_RATE = 10.0
 """Frames a second of videos that are made of folders."""
@@ -47,7 +51,7 @@ class VideoInput:
     @property
     def is_file(self) -> bool:
         """Whether one file holds all frames."""
-        return len(self.paths) == 1 and (is_video(self.paths[0]) or _is_animated(self.paths[0]))
+        return len(self.paths) == 1 and is_video(self.paths[0])
 
     def frames(self) -> Iterator[tuple[int, np.ndarray]]:
         """Number and picture [H, W, 3] uint8 of every frame that can be read."""
@@ -58,13 +62,8 @@ class VideoInput:
                 yield number, image
 
     def _pictures(self) -> Iterator[tuple[np.ndarray | None, str]]:
-        if self.is_file and _is_animated(self.paths[0]):
-            with Image.open(self.paths[0]) as animation:
-                for frame in ImageSequence.Iterator(animation):
-                    yield np.asarray(frame.convert("RGB")), ""
-        elif self.is_file:
-            for picture in pictures(self.paths, [self.name]):
-                yield picture.image, picture.error
+        if self.is_file:
+            yield from frames_of(self.paths[0])
         else:
             for path in self.paths:
                 try:
@@ -73,56 +72,52 @@ class VideoInput:
                     yield None, str(error)
 
 
-def _is_animated(path: Path) -> bool:
-    if path.suffix.lower() not in ANIMATED:
-        return False
-    try:
-        with Image.open(path) as picture:
-            return int(getattr(picture, "n_frames", 1)) > 1
-    except (OSError, UnidentifiedImageError, ValueError):
-        return False
-
-
-def find_videos(given: Sequence[str]) -> list[VideoInput]:
+def find_videos(given: Sequence[str], where: str = "--query") -> list[VideoInput]:
     """The videos that paths stand for: a video file each, a folder of frames each, a folder of such folders or files.
 
     Several pictures given one by one are the frames of one video, in the order given.
 
+    Args:
+        given: paths.
+        where: they were given, for messages.
+
     Raises:
         FileNotFoundError: a path does not exist, or a folder holds nothing of the kind.
-        SettingsError: a video file, and no decoder is installed.
+        SettingsError: a video file, and no decoder is installed; or a camera.
     """
     videos: list[VideoInput] = []
     loose: list[Path] = []
     for text in given:
         path = Path(text)
         if path.is_dir():
-            videos += _videos_in(path)
+            videos += _videos_in(path, where)
+        elif is_camera(path):
+            raise SettingsError(f"{where}: a video system needs whole videos, which can be read again, got {path}")
         elif not path.is_file():
-            raise FileNotFoundError(f"--query: {path} must be a video or a folder of frames, got nothing there")
-        elif is_video(path) or _is_animated(path):
+            raise FileNotFoundError(f"{where}: {path} must be a video or a folder of frames, got nothing there")
+        elif is_video(path):
             videos.append(VideoInput(path.stem, [path]))
         else:
             loose.append(path)
     if loose:
         videos.insert(0, VideoInput(loose[0].parent.name or "video", loose))
-    require_decoder([path for video in videos for path in video.paths if video.is_file])
+    require_decoder([path for video in videos for path in video.paths if video.is_file], where)
     for video, name in zip(videos, distinct_names([video.name for video in videos]), strict=True):
         video.name = name
     return videos
 
 
-def _videos_in(folder: Path) -> list[VideoInput]:
+def _videos_in(folder: Path, where: str) -> list[VideoInput]:
     visible = (entry for entry in folder.iterdir() if entry.is_file() and not entry.name.startswith("."))
     entries = sorted(visible, key=lambda entry: natural(entry.name))
-    files = [entry for entry in entries if is_video(entry) or _is_animated(entry)]
+    files = [entry for entry in entries if is_video(entry)]
     frames = [frame for frame in frames_in(folder) if frame not in files]
     if frames:
         return [VideoInput(folder.resolve().name, frames)]
     inner = [VideoInput(name, frames) for name in folders_in(folder) if (frames := frames_in(folder / name))]
     videos = [VideoInput(file.stem, [file]) for file in files] + inner
     if not videos:
-        raise FileNotFoundError(f"--query: folder {folder} must hold frames, videos or folders of frames, got none")
+        raise FileNotFoundError(f"{where}: folder {folder} must hold frames, videos or folders of frames, got none")
     return videos
 
 

@@ -20,9 +20,11 @@ class VideoData(Table):
     """``[data]``: where videos come from, and how clips are drawn from them and augmented."""
 
     source: LayoutName = "generated_videos"
+    """Layout, as ``python -m fssops.data --help`` lists them; ``auto`` tells it from the folder."""
     root: str = ""
     """Folder of the data set; not used by ``generated_videos``."""
     split: str = "train"
+    """Part that training draws from."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of the layout, e.g. ``{ annotations = "my.json", frames = "pictures" }``."""
     frames: int = Field(default=2, ge=1)
@@ -43,6 +45,7 @@ class VideoEval(Table):
     root: str | None = None
     """Folder of the data set; unset: data.root."""
     split: str = "val"
+    """Part that is evaluated."""
     validation_split: str | None = None
     """Split that the best checkpoint is chosen by in training; unset: ``split``, which the result then flatters."""
     options: dict[str, Any] | None = None

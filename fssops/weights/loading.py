@@ -195,7 +195,9 @@ def _refuse_new_head(target: nn.Module, prefix: str, report: LoadReport, new_hea
     given = classes + old[0] - new[0]
     ways = [f"build the model with {option}={given}"] if option else []
     ways.append(
-        f"give weights for {classes} classes" if frozen else "train from these weights, which starts the head anew"
+        f"give weights for {classes} classes"
+        if frozen
+        else "train from these weights with model.new_classes=true, which starts the head anew"
     )
     raise CheckpointError(
         f"weights: {report.source}: {prefix}{name} must be for {classes} classes, as the model's is, got one for "

@@ -310,7 +310,8 @@ def _unwrapped(content: Any, source: str) -> Checkpoint:
         raise CheckpointError(f"weights: {source} must hold a state dict, got {type(content).__name__}")
     state, counters = _without_common_prefix(_tensors(content, source, skipped))
     options = dict(settings["model"]) if isinstance(settings.get("model"), dict) else {}
-    options.pop("weights", None)
+    for of_training in ("weights", "new_classes"):
+        options.pop(of_training, None)
     return Checkpoint(
         state,
         source,

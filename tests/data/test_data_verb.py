@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from example_folders import EXAMPLES, ade20k, splits_without_a_class_file, voc
 from PIL import Image
 
 from fssops.command_line import exit_code_of
@@ -359,3 +360,59 @@ def test_preview_draws_a_row_an_episode(tmp_path: Path) -> None:
     assert width == 3 * 64 + 2 * 4
     assert height == 3 * (64 + 14 + 4)
     assert len(np.unique(np.asarray(Image.open(file)).reshape(-1, 3), axis=0)) > 500
+
+
+SHEETS = [write for write in EXAMPLES if write is not splits_without_a_class_file]
+
+
+@pytest.mark.parametrize("write", SHEETS, ids=lambda write: write.__name__)
+def test_preview_of_a_folder_is_a_sheet_with_a_legend_of_its_classes(
+    write: Callable[[Path], None], tmp_path: Path
+) -> None:
+    write(tmp_path / "data")
+    file = tmp_path / "new" / "sheet.png"
+    truth = next(truth for truth in EXAMPLES[write] if write is not ade20k or truth == "semantic")
+    assert run("preview", tmp_path / "data", "--truth", truth, "--count", 2, "--out", file) == 0
+    sheet = np.asarray(Image.open(file).convert("RGB"))
+    assert len(np.unique(sheet.reshape(-1, 3), axis=0)) > 200
+    assert any(np.ptp(colour) > 30 for colour in sheet[-40:].reshape(-1, 3)), "the legend shows a colour"
+
+
+def test_sheet_draws_each_region_in_the_colour_of_its_class(tmp_path: Path) -> None:
+    voc(tmp_path)
+    source = open_data("voc", tmp_path, truth="semantic")
+    sheet = np.asarray(pictures.truth_sheet(source, side=60))
+    for name in ("aeroplane", "person"):
+        assert (sheet == source.classes.colours[source.classes.names.index(name)]).all(-1).any(), name
+    assert not (sheet == source.classes.colours[2]).all(-1).any()
+
+
+def test_options_of_episodes_and_of_sheets_do_not_mix(voc_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("preview", voc_folder, "--truth", "semantic", "--shots", 2) == 2
+    assert "--truth: must be left out for episodes (--shots)" in capsys.readouterr().err
+    file = voc_folder / "episodes.png"
+    assert run("preview", voc_folder, "--episodes", 2, "--size", 64, "--too-few", "skip", "-o", file) == 0
+    assert Image.open(file).size == (2 * 64 + 4, 2 * (64 + 14 + 4))
+
+
+def test_split_writes_lists_that_every_command_takes(voc_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("split", voc_folder, "--val", 1 / 3, "--seed", 1)
+    assert run(*arguments) == 0
+    told = capsys.readouterr()
+    assert "aeroplane" in told.out
+    assert "no images of car in val" in told.err
+    assert "tvmonitor" not in told.err
+    lists = {part: voc_folder / "splits" / f"{part}.txt" for part in ("train", "val")}
+    names = {part: file.read_text().splitlines() for part, file in lists.items()}
+    assert [len(of_part) for of_part in names.values()] == [7, 4], "with their first lines"
+    assert run(*arguments) == 0
+    assert run(*arguments[:-1], 2) == 2
+    assert "train.txt: list must be new, or the same again" in capsys.readouterr().err
+    assert {part: file.read_text().splitlines() for part, file in lists.items()} == names
+    allow = ("--allow", "empty_class")
+    assert run("check", voc_folder, "--split", "splits/train.txt", "--split", "splits/val.txt", *allow) == 0
+    assert run("list", voc_folder, "--split", lists["val"], "--json") == 0
+    listed = capsys.readouterr().out
+    assert json.loads(listed[listed.index("{") :])["source"]["images"] == 3
+    assert run("split", voc_folder, "--val", 0.6, "--test", 0.5) == 2
+    assert "shares must be above 0 and leave some for train" in capsys.readouterr().err

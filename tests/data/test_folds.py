@@ -44,7 +44,8 @@ def test_split_classes_by_both_rules() -> None:
         (lambda: folds.coco20i(0, "bam"), "definition must be one of panet, msanet, got 'bam'"),
         (lambda: folds.split_classes([1, 2, 3], 0, 4), "folds must be between 2 and the 3 classes, got 4"),
         (lambda: folds.split_classes([1, 2, 3], 0, 2, rule="x"), "rule must be contiguous or interleaved"),
-        (lambda: folds.by_name("pascal", 0), "name must be pascal5i, coco20i, generated or custom"),
+        (lambda: folds.by_name("pascal", 0), "name must be pascal5i, coco20i, generated, custom or all"),
+        (lambda: folds.by_name("all", 1, classes=[1, 2]), "fold must be 0 of folds all, .* got 1"),
         (lambda: folds.by_name("custom", 0), "classes must be given for 'custom'"),
     ],
 )
@@ -55,3 +56,10 @@ def test_bad_request_is_an_error_with_its_value(call, message: str) -> None:  # 
 
 def test_fold_prints_benchmark_number_and_definition() -> None:
     assert str(folds.coco20i(2, "msanet")) == "coco20i fold 2 (msanet)"
+
+
+def test_all_classes_may_be_trained_and_tested_and_none_is_novel() -> None:
+    fold = folds.by_name("all", 0, classes=[3, 1])
+    assert (fold.train, fold.test, fold.novel) == ([1, 3], [1, 3], [])
+    assert "no class held out" in str(fold)
+    assert folds.by_name("custom", 0, classes=range(1, 9)).novel == [1, 2]

@@ -38,7 +38,7 @@ def test_folder_that_fits_no_layout_lists_what_was_looked_for(tmp_path: Path) ->
 
 
 def test_unknown_format_and_option_name_the_valid_ones(voc_folder: Path) -> None:
-    with pytest.raises(ValueError, match=r"layout must be auto, .*coco, .*folder, fss1000, .*voc, got 'ade'"):
+    with pytest.raises(ValueError, match=r"layout must be auto, .*coco, .*folder, fss1000, .*voc, .*got 'ade'"):
         open_data("ade", voc_folder, truth="few-shot")
     with pytest.raises(ValueError, match=r"options of layout voc must be split, list_file, .*got 'crowd'"):
         open_data("voc", voc_folder, crowd="object", truth="few-shot")

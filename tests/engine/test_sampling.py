@@ -10,7 +10,15 @@ from engine_toy import ToyBatch, ToyData
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fssops.engine.sampling import Draw, DrawnDataset, StepSampler, UnreadableItemError, mix_seed, permutation
+from fssops.engine.sampling import (
+    Draw,
+    DrawnDataset,
+    StepSampler,
+    UnreadableItemError,
+    mix_seed,
+    pass_length,
+    permutation,
+)
 from fssops.engine.settings import EngineSettings
 from fssops.engine.training_stream import TrainingStream
 
@@ -185,3 +193,19 @@ def test_items_are_sought_at_most_ten_places_on_and_around_the_end() -> None:
     assert told[-1] == "skipped item 1: bad 1"
     with pytest.raises(UnreadableItemError, match=r"item 12 must be readable, got bad 1$"):
         DrawnDataset(Bad({2}), 0, report=told.append)[Draw(12, 0)]
+
+
+def test_items_come_as_often_as_they_are_repeated_and_a_stream_can_begin_anywhere() -> None:
+    repeats = [1.0, 1.0, 2.5, 1.25, 4.0]
+    length = pass_length(repeats)
+    assert length == 10
+    counts = torch.zeros(5)
+    for items in islice(StepSampler(5, length, 3, repeats=repeats), 400):
+        of_pass = torch.bincount(torch.tensor([draw.item for draw in items]), minlength=5)
+        assert (of_pass >= 1).all()
+        assert (of_pass - torch.tensor(repeats)).abs().max() < 1.2
+        counts += of_pass
+    torch.testing.assert_close(counts / 400, torch.tensor(repeats) * length / sum(repeats), rtol=0.03, atol=0)
+    whole = list(islice(StepSampler(5, 4, 3, repeats=repeats), 9))
+    assert list(islice(StepSampler(5, 4, 3, repeats=repeats, start_step=6), 3)) == whole[6:]
+    assert whole[0] != whole[5]

@@ -43,7 +43,13 @@ def test_overrides_change_values_of_every_kind() -> None:
 def test_options_of_the_model_stand_directly_in_its_table() -> None:
     settings = checked("model.align=false", "model.backbone=resnet50")
     assert settings.model.options == {"backbone": "resnet50", "align": False}
-    assert settings.as_tables()["model"] == {"name": "panet", "weights": "", "backbone": "resnet50", "align": False}
+    assert settings.as_tables()["model"] == {
+        "name": "panet",
+        "weights": "",
+        "new_classes": False,
+        "backbone": "resnet50",
+        "align": False,
+    }
 
 
 @pytest.mark.parametrize(
@@ -124,11 +130,15 @@ def test_changed_settings_are_listed_by_dotted_key() -> None:
     assert changed_settings(before, before) == []
 
 
-@pytest.mark.parametrize("key", ["patience", "epochs", "early_stopping"])
+@pytest.mark.parametrize("key", ["callbacks", "wall_clock", "early_stopping"])
 def test_an_unknown_key_that_is_like_no_other_is_told_what_there_is(key: str) -> None:
     text = message(f"engine.{key}=3")
     assert "keys of [engine] are engine." in text
     assert "did you mean" not in text
+
+
+def test_epochs_are_pointed_to_where_they_are_said() -> None:
+    assert "did you mean 'schedule.epochs'?" in message("engine.epochs=3")
 
 
 def test_settings_survive_writing_and_reading() -> None:
@@ -146,3 +156,17 @@ def test_nearest_key_prefers_the_same_table() -> None:
     keys = ["data.size", "model.scale", "optim.lr", "schedule.steps"]
     assert nearest_key("data.sise", keys) == "data.size"
     assert nearest_key("steps", keys) == "schedule.steps"
+
+
+def test_the_length_is_said_in_steps_or_in_epochs_and_what_is_written_can_be_read() -> None:
+    with pytest.raises(SettingsError, match=r"schedule\.epochs must be 0 beside steps, got epochs 3 and steps 9"):
+        checked("schedule.steps=9", "schedule.epochs=3.0")
+    tables = validate(Settings, {"name": "r", "model": {"name": "m"}, "schedule": {"epochs": 3.0}}, "r").as_tables()
+    assert "steps" not in tables["schedule"]
+    assert validate(Settings, tables, "r").schedule.epochs == 3
+
+
+@pytest.mark.parametrize("without", [[], ["engine.validate_every=5"]])
+def test_patience_must_have_validations_to_wait_for(without: list[str]) -> None:
+    with pytest.raises(SettingsError, match=r"engine\.patience must be 0 without validate_every and a best_metric"):
+        checked("engine.patience=2", *without)

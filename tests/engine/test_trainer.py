@@ -8,7 +8,7 @@ import math
 import os
 import signal
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -16,6 +16,7 @@ from engine_toy import NormFreeModel, ToyBatch, ToyData, ToyModel, build_trainer
 from torch import Tensor, nn
 
 from fssops.engine import checkpoints
+from fssops.engine.averaging import WeightAverage
 from fssops.engine.checkpoints import RunCheckpointError, newest_good_checkpoint, read_checkpoint
 from fssops.engine.interrupts import Interrupted
 from fssops.engine.metrics_log import MetricsLog, read_metrics
@@ -69,6 +70,93 @@ def test_resumed_run_ends_in_the_same_bits(trainer_of: Any, optimizer: str, work
     timing = {"step_seconds", "data_wait"}
     strip = [[{k: v for k, v in r.items() if k not in timing} for r in log] for log in (whole_log, resumed_log)]
     assert strip[0] == strip[1]
+
+
+class RareData(ToyData):
+    repeats: ClassVar[list[float]] = [1.0 + (index % 5 == 0) for index in range(37)]
+
+
+def test_a_run_that_averages_its_weights_and_repeats_items_is_resumed_in_the_same_bits(trainer_of: Any) -> None:
+    options = ["optim.ema=0.9", "engine.validate_every=10"]
+    seen: dict[int, float] = {}
+
+    def measure(model: nn.Module, step: int) -> dict[str, float]:
+        seen[step] = float(model.head.weight.sum())  # type: ignore[union-attr, operator]
+        return {"val/score": seen[step]}
+
+    whole = trainer_of("whole", *options, data=RareData(), measure=measure)
+    whole.fit()
+    once, average = {step: seen[step] for step in (10, 20, 30)}, whole.scored_model.state_dict()
+    assert not torch.equal(average["head.weight"], weights(whole)["head.weight"])
+    assert seen[30] == float(average["head.weight"].sum())
+    kept = read_checkpoint(whole.run.checkpoints / "last.pt")
+    assert_equal_weights(average, kept["model"])
+    assert_equal_weights(weights(whole), kept["trained"])
+    stopped = trainer_of("parts", *options, data=RareData(), measure=measure)
+
+    def stop(*_: Any) -> None:
+        if stopped.step == 17:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    handle = stopped.model.head.register_forward_pre_hook(stop)
+    with pytest.raises(Interrupted):
+        stopped.fit()
+    handle.remove()
+    resumed = trainer_of("parts", *options, data=RareData(), measure=measure)
+    resumed.restore(newest_good_checkpoint(resumed.run.checkpoints)[1])
+    resumed.fit()
+    assert_equal_weights(weights(whole), weights(resumed))
+    assert_equal_weights(average, resumed.scored_model.state_dict())
+    assert {step: seen[step] for step in once} == once
+    with pytest.raises(SettingsError, match=r"optim\.ema: must be above 0 to go on with a run .* with it"):
+        trainer_of("other").restore(kept)
+
+
+def test_an_average_follows_the_weights_slower_and_slower(trainer_of: Any) -> None:
+    model = NormFreeModel()
+    average = WeightAverage(model, 0.5)
+    start = model.layers[0].weight.detach().clone()
+    with torch.no_grad():
+        for value in (1.0, 2.0, 3.0):
+            model.layers[0].weight.fill_(value)
+            average.update(model)
+    expected = start
+    for value, decay in ((1.0, 2 / 11), (2.0, 3 / 12), (3.0, 4 / 13)):
+        expected = decay * expected + (1 - decay) * value
+    torch.testing.assert_close(average.model.layers[0].weight, expected)  # type: ignore[union-attr, index]
+
+
+@pytest.mark.parametrize(
+    ("values", "end"), [([1, 3, 2, 3, 4, 5], 20), ([1, 2, 3, 2, 1, 4], 25), ([1, 2, 3, 4, 5, 6], 30)]
+)
+def test_training_ends_when_validations_bring_no_gain(trainer_of: Any, values: list[int], end: int) -> None:
+    options = ["engine.validate_every=5", "engine.best_metric=val/score", "engine.best_mode=max", "engine.patience=2"]
+    options += ["engine.log_every=7"]
+
+    def measure(model: nn.Module, step: int) -> dict[str, float]:
+        return {"val/score": float(values[max(step // 5 - 1, 0)])}
+
+    trainer = trainer_of("run", *options, measure=measure)
+    result = trainer.fit()
+    assert (result.steps, trainer.step) == (end, end)
+    assert read_checkpoint(trainer.run.checkpoints / "last.pt")["step"] == end
+    assert read_metrics(trainer.run.metrics)[-1]["step"] == end
+    again = trainer_of("run", *options, measure=measure)
+    again.restore(newest_good_checkpoint(again.run.checkpoints)[1])
+    assert again.fit() == result
+    parts = trainer_of("parts", *options, measure=measure)
+
+    def stop(*_: Any) -> None:
+        if parts.step == 17:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    handle = parts.model.head.register_forward_pre_hook(stop)
+    with pytest.raises(Interrupted):
+        parts.fit()
+    handle.remove()
+    resumed = trainer_of("parts", *options, measure=measure)
+    resumed.restore(newest_good_checkpoint(resumed.run.checkpoints)[1])
+    assert resumed.fit().steps == end
 
 
 def test_validation_and_checkpoint_frequency_do_not_change_training(trainer_of: Any) -> None:

@@ -196,6 +196,11 @@ Reader = tuple[Callable[[Path], None], Callable[..., None], tuple[str, ...]]
 READERS: dict[str, Reader] = {
     "coco": (with_instances(folders.coco, "annotations/instances_train.json"), read_layout, ("coco", "coco_instances")),
     "coco_panoptic": (folders.coco_panoptic, read_layout, ("coco_panoptic",)),
+    "roboflow": (with_instances(folders.roboflow, "train/_annotations.coco.json"), read_layout, ("roboflow",)),
+    "cvat": (with_instances(folders.cvat, "annotations/instances_default.json"), read_layout, ("cvat",)),
+    "label_studio": (folders.label_studio, read_layout, ("label_studio",)),
+    "lvis": (folders.lvis, read_layout, ("lvis",)),
+    **({"parquet": (folders.parquet, read_layout, ("parquet",))} if folders.parquet in folders.EXAMPLES else {}),
     "ytvis": (folders.ytvis, read_layout, ("ytvis",)),
     "voc": (folders.voc, read_layout, ("voc",)),
     "cityscapes": (cityscapes, read_layout, ("cityscapes",)),
@@ -204,6 +209,14 @@ READERS: dict[str, Reader] = {
     "label_folder": (folders.label_folder, read_layout, ("label_folder",)),
     "folder": (folders.class_folders, read_layout, ("folder",)),
     "fss1000": (fss1000, read_layout, ("fss1000",)),
+    "voc of cvat": (folders.voc_of_cvat, read_layout, ("voc",)),
+    "labelme": (folders.labelme, read_layout, ("labelme",)),
+    "yolo": (folders.yolo, read_layout, ("yolo",)),
+    "colour_labels": (folders.colour_labels, read_layout, ("colour_labels",)),
+    "binary_masks": (folders.binary_masks, read_layout, ("binary_masks",)),
+    "mvtec": (folders.mvtec, read_layout, ("mvtec",)),
+    "davis": (folders.davis, read_layout, ("davis",)),
+    "youtube_vos": (folders.youtube_vos, read_layout, ("youtube_vos",)),
     "episode list": (episodes, read_episodes, ()),
     "run folder": (run, read_run, ()),
 }
@@ -315,7 +328,7 @@ def damage_picture(content: bytes, rng: random.Random) -> bytes:
 def damage(root: Path, rng: random.Random) -> str:
     """Damage one file of a folder, one of text rather than a picture; returns its name."""
     files = sorted(path for path in root.rglob("*") if path.is_file())
-    texts = [path for path in files if path.suffix in (".json", ".jsonl", ".txt")]
+    texts = [path for path in files if path.suffix in (".json", ".jsonl", ".txt", ".csv", ".yaml")]
     file = rng.choice(texts if texts and rng.random() < 0.75 else files)
     act = rng.random()
     if act < 0.03:

@@ -592,11 +592,11 @@ def test_predictor_segments_at_the_pictures_own_size() -> None:
     predictor = fssops.FewShotPredictor(model, size=64)
     predictor.set_support({"blob": [picture]}, {"blob": [mask.bool().numpy()]})
     result = predictor.segment(picture)
-    assert result.labels.shape == (90, 90)
-    assert set(np.unique(result.labels)) <= {0, 1}
+    assert result.label_map.shape == (90, 90)
+    assert set(np.unique(result.label_map)) <= {0, 1}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert np.array_equal(predictor.segment(picture).labels, result.labels)
+        assert np.array_equal(predictor.segment(picture).label_map, result.label_map)
 
 
 @pytest.mark.parametrize(

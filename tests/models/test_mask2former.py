@@ -11,6 +11,7 @@ from universal_toys import small_batch, small_model
 
 from fssops.losses.point_sources import RandomPoints
 from fssops.models.mask2former import Mask2Former, Mask2FormerConfig
+from fssops.models.pixel_decoders.features import PixelFeatures
 
 
 def test_every_array_of_the_authors_case_is_reproduced(oracle_root: Path) -> None:
@@ -101,3 +102,28 @@ def test_recomputed_encoder_layers_give_the_same_gradients() -> None:
         torch.stack(list(model.losses(small_batch(), points).values())).sum().backward()
     for (name, a), b in zip(kept.named_parameters(), recomputed.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad, msg=name)
+
+
+def test_the_pixel_decoder_is_in_float32_where_it_is_published_so_and_in_bfloat16_for_predictions() -> None:
+    """Trained, and under float16, it gives the values of float32; predicting under bfloat16 its tokens stay float32."""
+    model = small_model("mask2former").eval()
+    assert isinstance(model, Mask2Former)
+    with torch.no_grad():
+        maps = model.maps(torch.rand(1, 3, 64, 96))
+    plain = model.pixel_decoder(maps)
+
+    def under(dtype: torch.dtype) -> PixelFeatures:
+        with torch.autocast("cpu", dtype):
+            whole = model.pixel_decoder(maps)
+            in_steps = model.pixel_decoder.decode(*model.pixel_decoder.project(maps))
+        assert torch.equal(whole.mask_features, in_steps.mask_features)
+        return whole  # type: ignore[no-any-return]
+
+    assert torch.equal(under(torch.bfloat16).mask_features, plain.mask_features)
+    with torch.no_grad():
+        torch.testing.assert_close(under(torch.float16).mask_features, plain.mask_features)
+        half = under(torch.bfloat16)
+    assert half.mask_features.dtype == torch.bfloat16
+    for found, wanted in zip([half.mask_features, *half.memory], [plain.mask_features, *plain.memory], strict=True):
+        assert found is half.mask_features or found.dtype == torch.float32
+        assert 0 < float((found - wanted).norm() / wanted.norm()) < 0.02

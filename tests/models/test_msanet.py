@@ -379,6 +379,6 @@ def test_the_predictor_segments_pictures_of_any_size_with_several_classes() -> N
     predictor.set_support({"cup": pictures[:1], "jug": pictures[1:2]}, {"cup": masks[:1], "jug": masks[1:]})
     found = predictor.segment(pictures[2])
     assert found.classes == ("background", "cup", "jug")
-    assert found.labels.shape == (40, 70)
+    assert found.label_map.shape == (40, 70)
     np.testing.assert_allclose(found.probabilities.sum(0), 1, atol=1e-5)
     assert found.probabilities.std() > 1e-3

@@ -257,6 +257,6 @@ def test_python_loads_the_weights_and_predicts_the_same(name: str, tmp_path: Pat
     predictor = fssops.FewShotPredictor(model, size=tuple(settings["data"]["size"]))
     predictor.set_support([pictures / "support.png"], masks=[pictures / "support_mask.png"])
     for query in sorted((pictures / "queries").iterdir()):
-        labels = predictor.segment(query).labels
+        labels = predictor.segment(query).label_map
         before = labels_of(expected("earlier_runs")[name]["predicted"][f"{query.stem}_labels.png"])
         assert (labels == before).mean() >= OTHER_SUPPORTS

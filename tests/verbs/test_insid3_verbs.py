@@ -54,7 +54,7 @@ def test_a_checkpoint_segments_pictures(checkpoint: Path, tmp_path: Path, verb: 
     assert fssops.load_weights(model, checkpoint).complete
     predictor = fssops.FewShotPredictor(model, size=64)
     predictor.set_support([tmp_path / "s.png"], [tmp_path / "m.png"])
-    assert np.array_equal(np.asarray(labels), predictor.segment(tmp_path / "q.png").labels)
+    assert np.array_equal(np.asarray(labels), predictor.segment(tmp_path / "q.png").label_map)
 
 
 def support_and_query(folder: Path) -> tuple[list[str | Path], Path]:

@@ -63,16 +63,18 @@ def test_a_universal_predictor_gives_what_the_verb_writes(universal: Path, tmp_p
     found = predictor(query)
     assert found.classes == predictor.classes
     semantic = np.asarray(Image.open(tmp_path / "out" / "semantic" / "a.png"))
-    assert np.array_equal(found.labels, semantic)
+    assert np.array_equal(found.semantic.label_map, semantic)
     written = json.loads((tmp_path / "out" / "instances.json").read_text())
-    assert len(written) == len(found.instances.scores) > 0
-    assert [row["category_id"] for row in written] == [7 + int(label) for label in found.instances.labels]
-    assert found.instances.names == [predictor.classes[label] for label in found.instances.labels]
-    assert found.instances.masks.shape == (len(written), 40, 50)
-    assert found.instances.masks.dtype == bool
+    assert len(written) == len(found.instance.scores) > 0
+    assert [row["category_id"] for row in written] == [7 + int(label) for label in found.instance.labels]
+    assert found.instance.names == [predictor.classes[label] for label in found.instance.labels]
+    assert found.instance.masks.shape == (len(written), 40, 50)
+    assert found.instance.masks.dtype == bool
     segments = json.loads((tmp_path / "out" / "panoptic.json").read_text())["annotations"][0]["segments_info"]
     assert [row["id"] for row in segments] == [segment.id for segment in found.panoptic.segments]
-    assert [row["area"] for row in segments] == [int((found.panoptic.ids == row["id"]).sum()) for row in segments]
+    assert [row["area"] for row in segments] == [
+        int((found.panoptic.segment_ids == row["id"]).sum()) for row in segments
+    ]
     assert found.panoptic.names == [predictor.classes[segment.label] for segment in found.panoptic.segments]
 
 
@@ -82,16 +84,16 @@ def test_a_universal_predictor_takes_pictures_in_every_form(universal: Path, tmp
     predictor = fssops.load(universal, device="cpu")
     first = predictor(query)
     for form in (str(query), pixels, Image.open(query), torch.from_numpy(pixels.copy()).permute(2, 0, 1)):
-        assert np.array_equal(predictor(form).labels, first.labels)
+        assert np.array_equal(predictor(form).semantic.label_map, first.semantic.label_map)
     both = predictor([query, pixels])
-    assert [np.array_equal(one.labels, first.labels) for one in both] == [True, True]
+    assert [np.array_equal(one.semantic.label_map, first.semantic.label_map) for one in both] == [True, True]
     with pytest.raises(ValueError, match="must be a uint8 array"):
         predictor(np.zeros((4, 4, 4), np.uint8))
     asked = fssops.load(universal, device="cpu", size=32, tasks=["semantic"], things=[2, 3])(query)
-    assert asked.labels.shape == (40, 50)
-    assert asked.instances is None
+    assert asked.semantic.label_map.shape == (40, 50)
+    assert asked.instance is None
     assert asked.panoptic is None
-    assert not np.array_equal(asked.labels, first.labels)
+    assert not np.array_equal(asked.semantic.label_map, first.semantic.label_map)
 
 
 def test_a_run_and_what_convert_makes_of_it_give_the_same_few_shot_predictor(
@@ -189,10 +191,7 @@ def test_a_name_of_ours_brings_its_recipe_and_a_backbone_needs_a_system(
 
 
 def test_what_cannot_be_loaded_is_told_in_a_line(universal: Path, tmp_path: Path) -> None:
-    video = fssops.create_model("mask2former_vis", **{**SMALL, "num_classes": 4})
-    fssops.save_pretrained(video, tmp_path / "video", classes={"classes": ROWS})
     for source, options, told in (
-        (tmp_path / "video", {}, "has no predictor in Python, use python -m fssops.predict"),
         (universal, {"model": "panet", "recipe": "panet_pascal5i"}, "give either model or recipe"),
         (universal, {"device": "tpu"}, "--device: must be auto"),
         (universal, {"chanels": 3}, "did you mean 'channels'"),

@@ -177,7 +177,7 @@ def test_images_are_padded_where_evaluation_pads_them(files: Path, predict: Any)
         (["--support", "{f}/s0.png", "{f}/m0.png", "--query", "{f}/photos", "--model", "panet"], "either --checkpoint"),
         ([*SUPPORT, "--task", "semantic"], "--task: a few-shot system has no use for it, got ['semantic']"),
         ([*SUPPORT, "--zip"], "--zip: a few-shot system has no use for it"),
-        ([*SUPPORT, "--size", "0"], "--size: must be a whole number of pixels above 0, got '0'"),
+        ([*SUPPORT, "--size", "0"], "--size: must be a whole number above 0, got '0'"),
         ([*SUPPORT, "--score", "nan"], "--score: must be a number from 0 to 1, got 'nan'"),
         ([*SUPPORT, "--device", "gpu"], "--device: must be auto, cpu, cuda, cuda:1, ... or mps, got 'gpu'"),
         ([*SUPPORT, "--device", "cuda:99"], "--device: cuda:99 must be available, got"),

@@ -88,7 +88,7 @@ def test_python_gives_what_the_verb_gives(files: Path, tmp_path: Path, verb: Any
     found = predictor.segment(files / "query.png")
     code, _, err = verb("predict", *arguments(files, tmp_path / "out"), "--device", "cpu")
     assert code == 0, err
-    assert np.array_equal(found.labels, np.asarray(Image.open(tmp_path / "out" / "query_labels.png")))
+    assert np.array_equal(found.label_map, np.asarray(Image.open(tmp_path / "out" / "query_labels.png")))
 
 
 @installed

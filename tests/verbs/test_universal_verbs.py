@@ -169,15 +169,13 @@ def test_prediction_of_one_task(universal_run: Path, photos: Path, tmp_path: Pat
         "semantic",
         "overlays",
         "classes.json",
+        "summary.csv",
         "summary.json",
     }
     assert (tmp_path / "out" / "overlays" / "street.jpg").is_file()
 
 
-def test_pictures_go_to_the_device_of_the_model(tmp_path: Path) -> None:
-    from fssops.tasks.prediction_inputs import Picture
-    from fssops.tasks.universal_prediction import UniversalPrediction
-
+def test_pictures_go_to_the_device_of_the_model() -> None:
     class Elsewhere(torch.nn.Linear):
         """A model on another device than the CPU, as far as it goes without one."""
 
@@ -185,9 +183,9 @@ def test_pictures_go_to_the_device_of_the_model(tmp_path: Path) -> None:
             raise ConnectionError(batch.images[0].device)
 
     task = UniversalTask(load_task("mask2former_generated", TINY).settings)  # type: ignore[arg-type]
-    predictor = UniversalPrediction(task, Elsewhere(1, 1, device="meta"), task.classes(), tmp_path, "m")
+    predictor = fssops.UniversalPredictor(task, Elsewhere(1, 1, device="meta"), "m")
     with pytest.raises(ConnectionError, match="meta"):
-        predictor.segment(Picture("a", "a.png", np.zeros((8, 8, 3), dtype=np.uint8)))
+        predictor(np.zeros((8, 8, 3), dtype=np.uint8))
 
 
 def test_an_unreadable_photo_costs_only_itself(universal_run: Path, photos: Path, tmp_path: Path, verb: Any) -> None:
@@ -238,11 +236,13 @@ def test_video_is_read_frame_by_frame(universal_run: Path, tmp_path: Path, verb:
     (tmp_path / "v" / "clip.mp4").write_bytes(b"0")
     code, out, err = verb(
         "predict", "--checkpoint", universal_run, "--query", tmp_path / "v" / "clip.mp4", "--out", tmp_path / "o",
-        "--task", "semantic",
+        "--task", "semantic", "--video", "gif",
     )  # fmt: skip
     assert code == 0, err
     assert "2 images segmented" in out
     assert sorted(p.name for p in (tmp_path / "o" / "semantic").iterdir()) == ["clip_000000.png", "clip_000001.png"]
+    with Image.open(tmp_path / "o" / "overlays" / "clip.gif") as animation:
+        assert (animation.size, animation.n_frames) == ((40, 32), 2)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(

@@ -58,11 +58,14 @@ class TrainingDataset(SeededItems[UniversalItem]):
 
     Attributes:
         names: of the images; of instances without those that have none, as published.
+        repeats: how often each image occurs in a pass, where it is set (:mod:`fssops.data.repeat_factors`).
         crowds: of each image of the source, whether each object is a crowd region; empty for label maps.
 
     Raises:
         ValueError: the source has no truth of this kind, or no image to train on.
     """
+
+    repeats: list[float]
 
     def __init__(
         self,

@@ -117,7 +117,7 @@ def recognise(root: PathLike, truth: DataTruth | None = None) -> str:
 
     Raises:
         FileNotFoundError: no such folder.
-        DataError: it fits no layout; says for each why not.
+        DataError: it fits no layout (says for each why not), or holds the files of several.
     """
     base = Path(root)
     if not base.is_dir():
@@ -133,5 +133,9 @@ def recognise(root: PathLike, truth: DataTruth | None = None) -> str:
         kind = "" if truth is None else f" with {truth} truth"
         text = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in told.items())
         raise DataError(f"{base}: folder must be of a layout{kind}, got none ({text})")
+    families = {layout.family or layout.name: layout for layout in fitting}
+    if len(families) > 1:
+        forms = "; ".join(f"{layout.name}: {layout.files}" for layout in families.values())
+        raise DataError(f"{base}: folder must hold data of one layout, got several ({forms}); name one by --format")
     wanted = truth or TRUTHS[0]
     return min(fitting, key=lambda layout: (layout.offers[0] != wanted, -len(layout.offers))).name

@@ -45,12 +45,13 @@ def _categories() -> tuple[Category, ...]:
     return tuple(rows)
 
 
-_CATEGORIES = _categories()
+CATEGORIES = _categories()
+"""The 19 classes, with their colours and label ids."""
 
 
 def _classes(truth: DataTruth) -> Classes:
     """The 8 countable classes of instance segmentation, else all 19; ids are Cityscapes' label ids."""
-    return Classes(tuple(category for category in _CATEGORIES if category.is_thing or truth != "instance"))
+    return Classes(tuple(category for category in CATEGORIES if category.is_thing or truth != "instance"))
 
 
 def _pairs(root: Path, split: str, kind: str) -> Pairs:

@@ -2,6 +2,7 @@
 
     ROOT/annotations/instances_train2017.json    ROOT/train2017/000000000009.jpg
     ROOT/annotations/instances_val2014.json      ROOT/val2014/COCO_val2014_000000000042.jpg  (or ROOT/images/val2014)
+    ROOT/annotations/instances_train.json        ROOT/images/NAME.jpg
 
 Few-shot classes are numbered 1..80 in the order of the category ids, as PANet, BAM and MSANet number them. Label maps
 are those of few-shot data: the smaller object on top, crowds ignored, everything else background.
@@ -10,19 +11,21 @@ are those of few-shot data: the smaller object on top, crowds ignored, everythin
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fssops.data import coco_json
+from fssops.data.annotation_json import Problem
 from fssops.data.class_names import spans
 from fssops.data.errors import AnnotationError
 from fssops.data.few_shot_source import FewShotSource
 from fssops.data.images import read_sized
-from fssops.data.layout import DataTruth, Layout, few_shot_view
+from fssops.data.layout import DataTruth, Layout, Reader, few_shot_view
 from fssops.data.layouts import ytvis
+from fssops.data.listing import holds_pictures
 from fssops.data.source import ImageSource, PathLike
 from fssops.truth import Classes, ObjectTruth, Truth, TruthKind
 
@@ -51,6 +54,8 @@ IDS = spans("1-11 13-25 27-28 31-44 46-65 67 70 72-82 84-90")
 def find_split(root: Path, prefix: str, split: str) -> tuple[Path, str]:
     """Annotation file of a split, and the split's full name; ``val`` finds val2017 where one year is there.
 
+    ``train`` finds ``default``, CVAT's name of a set without splits, where nothing else is there.
+
     Raises:
         FileNotFoundError: none.
         AnnotationError: several.
@@ -65,6 +70,8 @@ def find_split(root: Path, prefix: str, split: str) -> tuple[Path, str]:
     if of_years:
         fitting = ", ".join(path.stem.removeprefix(f"{prefix}_") for path in of_years)
         raise AnnotationError(f"{folder}: split must name one annotation file, got {split!r} (fits {fitting})")
+    if split == "train" and splits_with(root, prefix) == ["default"]:
+        return folder / f"{prefix}_default.json", "default"
     there = ", ".join(splits_with(root, prefix)) or "none"
     raise FileNotFoundError(f"{exact}: annotation file must exist, got no such file (splits there: {there})")
 
@@ -72,6 +79,16 @@ def find_split(root: Path, prefix: str, split: str) -> tuple[Path, str]:
 def splits_with(root: Path, prefix: str) -> list[str]:
     """Splits that have an annotation file of a kind."""
     return sorted(p.stem.removeprefix(f"{prefix}_") for p in (root / "annotations").glob(f"{prefix}_*.json"))
+
+
+def is_from_datumaro(root: Path) -> bool:
+    """Whether the instances files are CVAT's: of its default subset, or with the head that Datumaro writes."""
+    for split in splits_with(root, "instances"):
+        with (root / "annotations" / f"instances_{split}.json").open("rb") as file:
+            head = b"".join(file.read(256).split())
+        if split == "default" or head.startswith(b'{"licenses":[{"name":"","id":0,"url":""}],"info":{"contributor":""'):
+            return True
+    return False
 
 
 def find_places(
@@ -103,7 +120,11 @@ def find_places(
     for folder in (base / split, base / "images" / split):
         if folder.is_dir():
             return path, folder, split
-    raise FileNotFoundError(f"{base / split}: the images of split {split!r} must be there or under images/{split}")
+    if holds_pictures(base / "images"):
+        return path, base / "images", split
+    raise FileNotFoundError(
+        f"{base / split}: the images of split {split!r} must be there, under images/{split} or images"
+    )
 
 
 # Sources.
@@ -137,9 +158,13 @@ class COCOSource(ImageSource):
         warn: bool = True,
     ) -> None:
         path, self.image_folder, split = find_places("COCOSource", "instances", root, split, annotations, images)
-        self.file = coco_json.read(path, warn=warn)
+        self.file = coco_json.read(path, adapt=self.adapt, warn=warn)
         self._ids = {name: identifier for identifier, (name, _, _) in self.file.images.items()}
         super().__init__("instance", split, self.file.classes, list(self._ids))
+
+    def adapt(self, content: dict[str, Any]) -> list[Problem]:
+        """Bring a tool's tables into COCO's form; see :data:`fssops.data.coco_json.Adapt`."""
+        return []
 
     def _entry(self, name: str) -> tuple[int | str, int, int]:
         """Image id, width and height."""
@@ -184,7 +209,9 @@ class COCOSource(ImageSource):
         # The order of a set of texts differs from run to run.
         ordered = set(images) if all(isinstance(image, int) for image in images) else dict.fromkeys(images)
         names = dict.fromkeys(self.file.images[identifier][0] for identifier in ordered)
-        return [name for name in names if any(row.category == category for row in self.annotations_of(name))]
+        # Of a list of names some are left out.
+        listed = [name for name in names if name in self]
+        return [name for name in listed if any(row.category == category for row in self.annotations_of(name))]
 
     def problems(self) -> Iterator[tuple[str, str]]:
         for kind, text in self.file.told():
@@ -223,12 +250,23 @@ class COCOLabelMapSource(ImageSource):
         return self.objects.images.problems()
 
 
-few_shot = few_shot_view(COCOSource, options=("crowd", "overlap"))
+def readers_of_objects(source: Callable[..., ImageSource]) -> dict[DataTruth, Reader]:
+    """Objects for instance segmentation, painted as label maps for semantic, as numbered classes for few-shot.
+
+    Args:
+        source: opens the objects; its options stay, ``crowd`` and ``overlap`` of label maps come with them.
+    """
+    few_shot = few_shot_view(source, options=("crowd", "overlap"))
+
+    @functools.wraps(few_shot)
+    def semantic(*arguments: Any, **options: Any) -> COCOLabelMapSource:
+        return COCOLabelMapSource(few_shot(*arguments, **options))
+
+    return {"instance": source, "semantic": semantic, "few-shot": few_shot}
 
 
-@functools.wraps(few_shot)
-def _semantic(*arguments: Any, **options: Any) -> COCOLabelMapSource:
-    return COCOLabelMapSource(few_shot(*arguments, **options))
+_READERS = readers_of_objects(COCOSource)
+few_shot = _READERS["few-shot"]
 
 
 # The layouts.
@@ -237,6 +275,8 @@ def _semantic(*arguments: Any, **options: Any) -> COCOLabelMapSource:
 def _recognise(root: Path) -> str:
     if not splits_with(root, "instances"):
         return "no annotations/instances_*.json"
+    if is_from_datumaro(root):
+        return "annotations/instances_*.json are CVAT's"
     return "annotations/instances_*.json lists videos" if ytvis.lists_videos(root) else ""
 
 
@@ -255,27 +295,29 @@ def _classes(truth: DataTruth) -> Classes:
     return Classes.from_names(NAMES, range(len(NAMES)), ids=IDS)
 
 
-_FILES = "annotations/instances_SPLIT.json, SPLIT/ or images/SPLIT/"
+_FILES = "annotations/instances_SPLIT.json, SPLIT/ or images/SPLIT/ or images/"
 _GIVEN = ("annotations", "images")
 LAYOUTS = (
     Layout(
         name="coco",
         files=_FILES,
-        readers={"few-shot": few_shot, "instance": COCOSource, "semantic": _semantic},
+        readers={truth: _READERS[truth] for truth in ("few-shot", "instance", "semantic")},
         recognise=_recognise,
         splits=_splits,
         classes=_classes,
         other_classes=True,
         instead_of_root=_GIVEN,
+        family="coco",
     ),
     Layout(
         name="coco_instances",
         files="as coco, with the rules of instance segmentation",
-        readers={"instance": COCOSource, "semantic": _semantic, "few-shot": few_shot},
+        readers=_READERS,
         recognise=_recognise_without_panoptic,
         splits=_splits,
         classes=_classes,
         other_classes=True,
         instead_of_root=_GIVEN,
+        family="coco",
     ),
 )

@@ -184,4 +184,5 @@ LAYOUT = Layout(
     classes=_classes,
     other_classes=True,
     instead_of_root=("annotations", "images"),
+    family="coco",
 )

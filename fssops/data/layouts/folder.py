@@ -126,7 +126,7 @@ class FolderSource(ClassFolders):
 
     def __init__(self, root: PathLike, object: int | None = None, threshold: float | None = None) -> None:
         base = Path(root)
-        folders = [folder for folder in class_folders(base) if _holds_images(folder)]
+        folders = [folder for folder in class_folders(base) if holds_images(folder)]
         if not folders:
             raise DataError(
                 f"{base}: root must hold one sub-folder a class with images and masks, or images/ and labels/, "
@@ -163,7 +163,8 @@ class FolderSource(ClassFolders):
         return any(_holds_one_and_white(mask) for _, mask in self._pairs.files.values())
 
 
-def _holds_images(folder: Path) -> bool:
+def holds_images(folder: Path) -> bool:
+    """Whether images lie in a class folder, or in ``images`` in it."""
     if (folder / "images").is_dir():
         return bool(pictures_in(folder / "images").files)
     return bool(pictures_in(folder, below=False).files)
@@ -231,7 +232,7 @@ def _recognise(root: Path) -> str:
     folders = class_folders(root)
     if any(map(numbered_as_fss1000, folders)):
         return "sub-folders hold 1.jpg and 1.png as FSS-1000's"
-    if any((folder / "images").is_dir() or _holds_a_pair(folder) for folder in folders):
+    if any(label_folder.labels_beside(folder) or _holds_a_pair(folder) for folder in folders):
         return ""
     return "no images beside labels, and no sub-folder that holds images with masks"
 
@@ -251,4 +252,5 @@ LAYOUT = Layout(
     readers={"few-shot": few_shot},
     recognise=_recognise,
     splits=_splits,
+    family="folder",
 )

@@ -15,6 +15,7 @@ numbered one higher, since 0 means background there.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,6 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from fssops.data.class_names import read_classes
+from fssops.data.colour_maps import FILES, is_coloured, names_colours
 from fssops.data.errors import AnnotationError, DataError, DataWarning, MaskValueError
 from fssops.data.few_shot_source import FewShotSource
 from fssops.data.images import read_mask
@@ -35,7 +37,7 @@ from fssops.truth import Category, Classes
 
 LABELS = ("labels", "masks", "annotations")
 
-_SPLIT_NAMES = frozenset({"train", "training", "trn", "val", "valid", "validation", "test", "testing", "dev", "all"})
+SPLIT_NAMES = frozenset({"train", "training", "trn", "val", "valid", "validation", "test", "testing", "dev", "all"})
 
 
 def labels_beside(folder: Path) -> Path | None:
@@ -43,10 +45,36 @@ def labels_beside(folder: Path) -> Path | None:
     if not (folder / "images").is_dir():
         return None
     for name in LABELS:
-        # COCO keeps JSON in a folder of the same name.
-        if (folder / name).is_dir() and not (name == "annotations" and any((folder / name).glob("*_*.json"))):
-            return folder / name
+        place = folder / name
+        # COCO keeps JSON in a folder of the same name, and YOLO text.
+        coco = name == "annotations" and any(place.glob("*_*.json"))
+        yolo = name == "labels" and any(place.glob("**/*.txt")) and not pictures_in(place).files
+        if place.is_dir() and not coco and not yolo:
+            return place
     return None
+
+
+def first_labels(root: Path, most: int = 8) -> list[Path]:
+    """The first pictures of a folder's labels, by which it is told how they are to be read; none where it has none."""
+    folders = [labels_beside(folder) for folder in (root, *(root / name for name in folders_in(root)))]
+    listed = (path for folder in folders if folder for path in pictures_in(folder).files)
+    return list(itertools.islice(listed, most))
+
+
+def are_binary(root: Path) -> bool:
+    """Whether the first labels are of 0 and 255 alone, and no file says which classes there are."""
+    if (root / "classes.json").is_file() or not (labels_beside(root) or split_folders(root)):
+        return False
+    labels = first_labels(root)
+    return white_is_object(_readable(Pairs({file.name: (file, file) for file in labels}))) if labels else False
+
+
+def are_coloured(root: Path) -> bool:
+    """Whether the first labels hold colours, or a file of colours stands in the place of classes.json."""
+    labels, listed = first_labels(root), [root / name for name in FILES if (root / name).is_file()]
+    if not labels or any(map(is_coloured, labels)):
+        return bool(labels)
+    return not (root / "classes.json").is_file() and any(map(names_colours, listed))
 
 
 def split_folders(root: Path) -> list[str]:
@@ -54,7 +82,7 @@ def split_folders(root: Path) -> list[str]:
     if (root / "images").is_dir():
         return []
     folders = [name for name in folders_in(root) if labels_beside(root / name)]
-    named = (root / "classes.json").is_file() or all(name.lower() in _SPLIT_NAMES for name in folders)
+    named = (root / "classes.json").is_file() or all(name.lower() in SPLIT_NAMES for name in folders)
     return folders if named else []
 
 
@@ -63,6 +91,10 @@ def recognise(root: Path) -> str:
     if (root / "images" / "training").is_dir() and not (root / "classes.json").is_file():
         return "images/training without classes.json are ADE20K's"
     if labels_beside(root) or split_folders(root):
+        if are_binary(root):
+            return "masks hold 0 and 255 alone, and no classes.json says what they are"
+        if are_coloured(root):
+            return "label maps hold colours"
         return ""
     return f"no images beside {', '.join(LABELS[:-1])} or {LABELS[-1]} with label maps"
 
@@ -75,7 +107,7 @@ def splits(root: Path) -> list[str]:
     return ["all"] if pictures_in(images, below=False).files else folders_in(images) or ["all"]
 
 
-def _places(root: Path, split: str) -> tuple[Path, Path]:
+def places(root: Path, split: str) -> tuple[Path, Path]:
     """Folders of the images and labels of a split."""
     listed = split_folders(root)
     if listed:
@@ -128,7 +160,7 @@ class LabelFolderSource(LabelMapSource):
         if ignore not in (None, IGNORE):
             raise ValueError(f"LabelFolderSource: ignore must be {IGNORE} or left out, got {ignore!r}")
         base = Path(root)
-        images, labels = _places(base, split)
+        images, labels = places(base, split)
         file = Path(classes) if classes is not None else base / "classes.json"
         listed = read_classes(file)
         if background and 0 not in listed.index_of:
@@ -195,4 +227,5 @@ LAYOUT = Layout(
     readers={"semantic": LabelFolderSource, "few-shot": few_shot},
     recognise=recognise,
     splits=splits,
+    family="folder",
 )

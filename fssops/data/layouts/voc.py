@@ -1,23 +1,26 @@
-"""PASCAL VOC 2012, with or without the SBD additions.
+"""PASCAL VOC 2012, with or without the SBD additions, and data of one's own in its form, as CVAT writes it.
 
 ROOT (or ROOT/VOC2012, ROOT/VOCdevkit/VOC2012)
-    JPEGImages/NAME.jpg
+    JPEGImages/NAME.jpg              (or .png, ...)
     SegmentationClass/NAME.png       palette PNG of class ids 0..20, 255 ignored
     SegmentationClassAug/NAME.png    the same with SBD's images (VOC + SBD, 12,031 files), where present
     SegmentationObject[Aug]/NAME.png instance numbers, where present
     ScribbleAugAuto/NAME.png         PANet's scribbles, where present
     ImageSets/Segmentation/SPLIT.txt one NAME a line, or "JPEGImages/NAME.jpg SegmentationClassAug/NAME.png"
+    labelmap.txt                     NAME:R,G,B:: of other classes than VOC's 20, where present; the maps are of colours
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from fssops.data.colour_maps import read_code, read_colour_map, read_packed
 from fssops.data.errors import AnnotationError, DuplicateError, MaskValueError
-from fssops.data.images import image_size, read_mask
+from fssops.data.images import SUFFIXES, image_size, read_mask
 from fssops.data.label_maps import LabelMapSource, OnUnknown, Pairs
 from fssops.data.layout import DataTruth, Layout, few_shot_view, ids_as_numbers
 from fssops.data.paths import check_inside
@@ -31,6 +34,8 @@ NAMES = [
     *("dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
 ]
 """VOC's 20 classes, ids 1..20 in alphabetical order."""
+
+LABEL_MAP = "labelmap.txt"
 
 _ROOTS = (".", "VOC2012", "VOCdevkit/VOC2012")
 
@@ -91,6 +96,13 @@ def read_list(file: PathLike) -> list[tuple[str, str | None, str | None]]:
     return entries
 
 
+def _image_file(folder: Path, name: str) -> Path:
+    """The image of a name; the JPEG where it is missing."""
+    usual = folder / f"{name}.jpg"
+    others = (folder / f"{name}{suffix}" for suffix in sorted(SUFFIXES))
+    return usual if usual.is_file() else next((file for file in others if file.is_file()), usual)
+
+
 class VOCSource(LabelMapSource):
     """Label maps of PASCAL VOC 2012; class 0 is the background.
 
@@ -126,13 +138,22 @@ class VOCSource(LabelMapSource):
         self.labels = labels or self._label_folder(split)
         files = {
             name: (
-                self.root / image.lstrip("/") if image else self.root / "JPEGImages" / f"{name}.jpg",
+                self.root / image.lstrip("/") if image else _image_file(self.root / "JPEGImages", name),
                 self.root / label.lstrip("/") if label else self.root / self.labels / f"{name}.png",
             )
             for name, image, label in read_list(path)
         }
+        self._code = read_code(self.root / LABEL_MAP) if classes is None and (self.root / LABEL_MAP).is_file() else None
         listed = _with_background(dict(enumerate(NAMES, start=1)) if classes is None else classes)
+        listed = listed if self._code is None else self._code.classes
         super().__init__(split if not list_file else path.stem, listed, Pairs(files), unknown=unknown)
+
+    def truth(self, name: str) -> Truth:
+        if self._code is None:
+            return super().truth(name)
+        image, label = self.paths(name)
+        labels = read_colour_map(label, self._code, image_size(image), self._unknown)
+        return Truth(labels.shape[0], labels.shape[1], label_map=labels)
 
     def _label_folder(self, split: str) -> str:
         plain, augmented = "SegmentationClass", "SegmentationClassAug"
@@ -151,6 +172,8 @@ class VOCSource(LabelMapSource):
         file = self.object_file(name)
         if file is None:
             return None
+        if self._code is not None:
+            return read_packed(file, image_size(self.paths(name)[0]))
         numbers = read_mask(file, size=image_size(self.paths(name)[0]))
         return np.where(numbers == IGNORE, 0, numbers).astype(np.int32)
 
@@ -173,7 +196,10 @@ class VOCInstanceSource(VOCSource):
 
     def __init__(self, root: PathLike, split: str = "train", *, list_file: PathLike | None = None) -> None:
         super().__init__(root, split, list_file=list_file)
-        self.kind, self.classes = "instance", _classes("instance")
+        background = self.classes.background
+        kept = [category for index, category in enumerate(self.classes.categories) if index != background]
+        self._shift = 0 if background is None else 1
+        self.kind, self.classes = "instance", Classes(tuple(replace(category, is_thing=True) for category in kept))
 
     def truth(self, name: str) -> Truth:
         labels, numbers = super().truth(name).semantic(), self.object_numbers(name)
@@ -183,7 +209,7 @@ class VOCInstanceSource(VOCSource):
         objects = []
         for number in np.unique(numbers[numbers > 0]).tolist():
             mask = numbers == number
-            counts = np.bincount(labels[mask], minlength=IGNORE + 1)[1:IGNORE]
+            counts = np.bincount(labels[mask], minlength=IGNORE + 1)[self._shift : IGNORE]
             if not counts.any():
                 file = self.object_file(name)
                 raise MaskValueError(f"{file}: object {number} must lie on a class of the label map, got none there")
@@ -196,7 +222,11 @@ class VOCInstanceSource(VOCSource):
 
 
 def _recognise(root: Path) -> str:
-    return "" if any((root / below / "JPEGImages").is_dir() for below in _ROOTS) else "no JPEGImages"
+    places = [root / below for below in _ROOTS if (root / below / "JPEGImages").is_dir()]
+    if not places:
+        return "no JPEGImages"
+    labels = any((place / name).is_dir() for place in places for name in ("SegmentationClass", "SegmentationClassAug"))
+    return "" if labels else "no SegmentationClass beside JPEGImages"
 
 
 def _splits(root: Path) -> list[str]:

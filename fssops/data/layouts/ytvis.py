@@ -189,6 +189,7 @@ def _published(name: str) -> Layout:
         splits=_splits,
         classes=partial(_classes, name=name),
         instead_of_root=("annotations", "frames"),
+        family="ytvis",
     )
 
 
@@ -200,6 +201,7 @@ LAYOUTS = (
         recognise=_recognise,
         splits=_splits,
         instead_of_root=("annotations", "frames"),
+        family="ytvis",
     ),
     *map(_published, NAMES),
 )

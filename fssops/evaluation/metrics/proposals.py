@@ -1,7 +1,7 @@
 """What class-agnostic proposals could reach: their recall, the best of them, and the best merge of them.
 
 The merge is greedy: proposals are visited by their overlap with the truth, and one is added where that raises the
-overlap of the union. MM-Former bounds itself by such an oracle (Zhang et al., NeurIPS 2022, section 4.3).
+overlap of the union. MM-Former bounds itself by such an oracle (Jiao et al., NeurIPS 2022, section 4.3).
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from fssops.models.backbones.backbone import STAGES, Backbone
 from fssops.models.backbones.build import build_backbone, row_of
 from fssops.models.layers.convolution import Norm
+from fssops.models.layers.derived import Conv2d
 
 STRIDE = 16
 """Of the map that the pyramid is made of."""
@@ -54,8 +55,8 @@ class SimpleFeaturePyramid(nn.Module):
             (in_channels, [nn.MaxPool2d(2, ceil_mode=True)]),
         )
         for name, (width, layers) in zip(STAGES, scaled, strict=True):
-            layers += [nn.Conv2d(width, channels, 1, bias=False), ChannelNorm(channels, eps=1e-6)]
-            layers += [nn.Conv2d(channels, channels, 3, padding=1, bias=False), ChannelNorm(channels, eps=1e-6)]
+            layers += [Conv2d(width, channels, 1, bias=False), ChannelNorm(channels, eps=1e-6)]
+            layers += [Conv2d(channels, channels, 3, padding=1, bias=False), ChannelNorm(channels, eps=1e-6)]
             self.add_module(name, nn.Sequential(*layers))
 
     def forward(self, features: Tensor, size: tuple[int, int]) -> dict[str, Tensor]:

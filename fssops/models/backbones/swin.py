@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fssops.models.backbones.backbone import STAGES, Backbone
+from fssops.models.layers.derived import Conv2d, Linear
 from fssops.models.layers.stochastic_depth import drop_path
 from fssops.models.layers.tensor_cache import TensorCache
 
@@ -84,8 +85,8 @@ class WindowAttention(nn.Module):
         self.heads, self.window = heads, window
         self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window - 1) ** 2, heads))
         self.register_buffer("relative_position_index", relative_position_index(window), persistent=False)
-        self.qkv = nn.Linear(channels, 3 * channels)
-        self.proj = nn.Linear(channels, channels)
+        self.qkv = Linear(channels, 3 * channels)
+        self.proj = Linear(channels, channels)
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
 
     def forward(self, tokens: Tensor, regions: Tensor | None) -> Tensor:
@@ -111,9 +112,9 @@ class SwinBlock(nn.Module):
         self.attn = WindowAttention(channels, heads, window)
         self.norm2 = nn.LayerNorm(channels, eps=LAYER_NORM_EPS)
         self.mlp = nn.Sequential()
-        self.mlp.add_module("fc1", nn.Linear(channels, 4 * channels))
+        self.mlp.add_module("fc1", Linear(channels, 4 * channels))
         self.mlp.add_module("act", nn.GELU())
-        self.mlp.add_module("fc2", nn.Linear(4 * channels, channels))
+        self.mlp.add_module("fc2", Linear(4 * channels, channels))
 
     def forward(self, x: Tensor, regions: Tensor | None) -> Tensor:
         """x [B, h, w, C]; regions of :func:`shift_regions` at the padded size, in shifted blocks."""
@@ -140,7 +141,7 @@ class PatchMerging(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(4 * channels, eps=LAYER_NORM_EPS)
-        self.reduction = nn.Linear(4 * channels, 2 * channels, bias=False)
+        self.reduction = Linear(4 * channels, 2 * channels, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, h, w, C] to [B, ceil(h / 2), ceil(w / 2), 2 C]."""
@@ -179,7 +180,7 @@ class PatchEmbedding(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(3, channels, 4, stride=4)
+        self.proj = Conv2d(3, channels, 4, stride=4)
         self.norm = nn.LayerNorm(channels, eps=LAYER_NORM_EPS)
 
     def forward(self, images: Tensor) -> Tensor:

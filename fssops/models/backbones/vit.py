@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fssops.models.backbones.backbone import STAGES, Backbone, Watchers, padded_to, quarters, without_padding
+from fssops.models.layers.derived import Conv2d, Linear
 from fssops.models.layers.stochastic_depth import drop_path
 
 ROTARY_BASE = 100.0
@@ -160,8 +161,8 @@ class SelfAttention(nn.Module):
     def __init__(self, form: ViTForm) -> None:
         super().__init__()
         self.heads, self.keys_have_bias = form.heads, form.qkv_bias == "all"
-        self.qkv = nn.Linear(form.width, 3 * form.width, bias=form.qkv_bias != "none")
-        self.proj = nn.Linear(form.width, form.width)
+        self.qkv = Linear(form.width, 3 * form.width, bias=form.qkv_bias != "none")
+        self.proj = Linear(form.width, form.width)
 
     def forward(self, tokens: Tensor, rotation: Rotation | None) -> Tensor:
         """[B, S, D] to the same."""
@@ -183,8 +184,8 @@ class Mlp(nn.Module):
 
     def __init__(self, form: ViTForm) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(form.width, form.hidden)
-        self.fc2 = nn.Linear(form.hidden, form.width)
+        self.fc1 = Linear(form.width, form.hidden)
+        self.fc2 = Linear(form.hidden, form.width)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """[B, S, D] to the same."""
@@ -197,8 +198,8 @@ class SwiGLU(nn.Module):
 
     def __init__(self, form: ViTForm) -> None:
         super().__init__()
-        self.w12 = nn.Linear(form.width, 2 * form.hidden)
-        self.w3 = nn.Linear(form.hidden, form.width)
+        self.w12 = Linear(form.width, 2 * form.hidden)
+        self.w3 = Linear(form.hidden, form.width)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """[B, S, D] to the same."""
@@ -243,7 +244,7 @@ class PatchEmbedding(nn.Module):
 
     def __init__(self, form: ViTForm) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(3, form.width, form.patch, stride=form.patch)
+        self.proj = Conv2d(3, form.width, form.patch, stride=form.patch)
 
 
 class VisionTransformer(Backbone):

@@ -6,9 +6,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fssops import ops
+from fssops.models.layers.derived import DerivingModule, Linear
 
 
-class MultiheadAttention(nn.Module):
+class MultiheadAttention(DerivingModule):
     """Attention with M heads; parameters named and laid out as in ``torch.nn.MultiheadAttention``.
 
     All matrices start Xavier-uniform (the packed one as a whole), all biases at 0.
@@ -29,7 +30,7 @@ class MultiheadAttention(nn.Module):
         self.channels, self.heads, self.dropout = channels, heads, dropout
         self.in_proj_weight = nn.Parameter(Tensor(3 * channels, channels))
         self.in_proj_bias = nn.Parameter(Tensor(3 * channels))
-        self.out_proj = nn.Linear(channels, channels)
+        self.out_proj = Linear(channels, channels)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -42,7 +43,10 @@ class MultiheadAttention(nn.Module):
     def _project(self, tokens: Tensor, first: int, last: int) -> tuple[Tensor, ...]:
         """Projections ``first``..``last - 1`` (0 query, 1 key, 2 value) of tokens, each [B, M, S, D]."""
         rows = slice(first * self.channels, last * self.channels)
-        projected = F.linear(tokens, self.in_proj_weight[rows], self.in_proj_bias[rows])
+        weight, bias = self.in_autocast_type(tokens, self.in_proj_weight, self.in_proj_bias)
+        assert weight is not None
+        assert bias is not None
+        projected = F.linear(tokens, weight[rows], bias[rows])
         batch, length, _ = tokens.shape
         parts = projected.view(batch, length, last - first, self.heads, -1).permute(2, 0, 3, 1, 4)
         return parts.unbind(0)

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fssops.models.layers.derived import DerivingModule, Tensors, autocast_type, cast
+
 Norm = Literal["none", "frozen", "batch", "sync", "group"]
 
 
@@ -65,7 +67,7 @@ def affine_of(norm: Any) -> tuple[Tensor, Tensor]:
     return scale, norm.bias - norm.running_mean * scale
 
 
-class ConvNorm(nn.Conv2d):
+class ConvNorm(DerivingModule, nn.Conv2d):
     """Convolution, then normalisation (``norm``), then ReLU, the last two optional.
 
     A normalisation with fixed statistics (frozen, or batch normalisation in eval mode) is a rescaling of each output
@@ -118,6 +120,10 @@ class ConvNorm(nn.Conv2d):
         """[Cout, Cin, k, k] before the normalisation; layers that store it in another form override this."""
         return self.weight
 
+    def kernel_sources(self) -> tuple[Tensor, ...]:
+        """The tensors that :meth:`kernel` is made of."""
+        return (self.weight,)
+
     def folded(self) -> tuple[Tensor, Tensor | None]:
         """Kernel and bias that include the normalisation; only where :meth:`folds` is true."""
         assert self.norm is not None
@@ -125,19 +131,46 @@ class ConvNorm(nn.Conv2d):
         bias = shift if self.bias is None else shift + self.bias * scale
         return self.kernel() * scale[:, None, None, None], bias
 
+    def _prepared(self, folds: bool, dtype: torch.dtype | None) -> tuple[Tensor, Tensor | None]:
+        """Kernel and bias for a convolution without normalisation, or with it where it folds; kept where they can be.
+
+        Args:
+            folds: what :meth:`folds` says.
+            dtype: that autocast computes in, or None.
+        """
+
+        def make() -> Tensors:
+            weight, bias = self.folded() if folds else (self.kernel(), self.bias)
+            return cast(weight, dtype), None if bias is None else cast(bias, dtype)
+
+        sources: Tensors = (*self.kernel_sources(), self.bias)
+        key: tuple[object, ...] = (folds, dtype)
+        if folds:
+            norm: Any = self.norm
+            # Training does not count as a change of the statistics, but it counts its batches.
+            batches = getattr(norm, "num_batches_tracked", None)
+            sources = (*sources, norm.weight, norm.bias, norm.running_mean, norm.running_var, batches)
+            key = (*key, norm.eps)
+        elif dtype is None and type(self).kernel is ConvNorm.kernel:
+            return self.weight, self.bias
+        made = self.kept(sources, key, make)
+        if made is None:
+            return self.folded() if folds else (self.kernel(), self.bias)
+        weight, bias = made
+        assert weight is not None
+        return weight, bias
+
     def forward(self, x: Tensor) -> Tensor:
         """[B, Cin, h, w] to [B, Cout, h', w']."""
-        if self.folds():
-            weight, bias = self.folded()
-            if weight.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling():
-                with self._refolding(weight):
-                    x = self._conv_forward(x, weight, bias)
-            else:
+        folds = self.folds()
+        weight, bias = self._prepared(folds, autocast_type(x))
+        if folds and weight.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            with self._refolding(weight):
                 x = self._conv_forward(x, weight, bias)
         else:
-            x = self._conv_forward(x, self.kernel(), self.bias)
-            if self.norm is not None:
-                x = self.norm(x)
+            x = self._conv_forward(x, weight, bias)
+        if self.norm is not None and not folds:
+            x = self.norm(x)
         return F.relu_(x) if self.activation else x
 
     def _refolding(self, folded: Tensor) -> torch.autograd.graph.saved_tensors_hooks:
@@ -154,7 +187,7 @@ class ConvNorm(nn.Conv2d):
 
     def raw(self, x: Tensor) -> Tensor:
         """The convolution alone, before normalisation and activation."""
-        out: Tensor = self._conv_forward(x, self.kernel(), self.bias)
+        out: Tensor = self._conv_forward(x, *self._prepared(False, autocast_type(x)))
         return out
 
     def finish(self, x: Tensor) -> Tensor:

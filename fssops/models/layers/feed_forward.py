@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fssops.models.layers.derived import Linear
+
 
 def _relu(tokens: Tensor) -> Tensor:
     """ReLU, in place in inference only: a linear layer's output is a view, whose change autograd would replay."""
@@ -25,8 +27,8 @@ class FeedForward(nn.Module):
 
     def __init__(self, channels: int, hidden: int, dropout: float = 0.0) -> None:
         super().__init__()
-        self.linear1 = nn.Linear(channels, hidden)
-        self.linear2 = nn.Linear(hidden, channels)
+        self.linear1 = Linear(channels, hidden)
+        self.linear2 = Linear(hidden, channels)
         self.dropout = dropout
         nn.init.xavier_uniform_(self.linear1.weight)
         nn.init.xavier_uniform_(self.linear2.weight)
@@ -49,7 +51,7 @@ class MLP(nn.Module):
 
     def __init__(self, *channels: int) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(n, m) for n, m in pairwise(channels))
+        self.layers = nn.ModuleList(Linear(n, m) for n, m in pairwise(channels))
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Tokens [..., channels[0]] to [..., channels[-1]]."""

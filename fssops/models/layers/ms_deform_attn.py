@@ -7,12 +7,14 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fssops import ops
+from fssops.models.layers.derived import DerivingModule, Linear, autocast_type, cast
 from fssops.models.layers.initialisation import xavier_linear
 
 
-class MSDeformAttn(nn.Module):
+class MSDeformAttn(DerivingModule):
     """Each query samples P points of every level, around its reference point, and sums them with its own weights.
 
     Args:
@@ -32,8 +34,8 @@ class MSDeformAttn(nn.Module):
         self.heads, self.levels, self.points = heads, levels, points
         self.sampling_offsets = nn.Linear(channels, heads * levels * points * 2)
         self.attention_weights = nn.Linear(channels, heads * levels * points)
-        self.value_proj = nn.Linear(channels, channels)
-        self.output_proj = nn.Linear(channels, channels)
+        self.value_proj = Linear(channels, channels)
+        self.output_proj = Linear(channels, channels)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -78,8 +80,28 @@ class MSDeformAttn(nn.Module):
         if padding is not None:
             projected = projected.masked_fill(padding[..., None], 0.0)
         projected = projected.view(batch, value.shape[1], heads, -1)
-        offsets = self.sampling_offsets(query).view(batch, queries, heads, levels, points, 2)
-        logits = self.attention_weights(query).view(batch, queries, heads, levels * points)
+        offsets, logits = self._offsets_and_logits(query)
+        offsets = offsets.view(batch, queries, heads, levels, points, 2)
+        logits = logits.view(batch, queries, heads, levels * points)
         sampled = ops.ms_deform_attn_fused(projected, sizes, reference_points, offsets, logits)
         out: Tensor = self.output_proj(sampled)
         return out
+
+    def _offsets_and_logits(self, query: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, Q, M L P 2] and [B, Q, M L P] of queries [B, Q, C], in prediction by one product."""
+        layers, dtype = (self.sampling_offsets, self.attention_weights), autocast_type(query)
+        joined = self.kept(
+            tuple(tensor for layer in layers for tensor in (layer.weight, layer.bias)),
+            dtype,
+            lambda: (
+                cast(torch.cat([layer.weight for layer in layers]), dtype),
+                cast(torch.cat([layer.bias for layer in layers]), dtype),
+            ),
+        )
+        if joined is None:
+            return self.sampling_offsets(query), self.attention_weights(query)
+        weight, bias = joined
+        assert weight is not None
+        both = F.linear(query, weight, bias)
+        first = self.sampling_offsets.out_features
+        return both[..., :first], both[..., first:]

@@ -63,19 +63,14 @@ class SingularValueConv(ConvNorm):
         self.register_buffer(LEFT, left)
         self.register_buffer(RIGHT, right)
         self.singular_values = nn.Parameter(values)
-        self._kept: tuple[tuple[object, ...], Tensor] | None = None
 
     def kernel(self) -> Tensor:
-        """The product; without a gradient it is kept until one of its factors changes."""
-        factors = (self.left, self.singular_values, self.right)
-        if self.singular_values.requires_grad and torch.is_grad_enabled():
-            return product(*factors)
-        state = tuple((factor.data_ptr(), factor._version) for factor in factors)
-        if self._kept is None or self._kept[0] != state:
-            # No inference-mode tensor: the same kernel may serve a training step next.
-            with torch.inference_mode(False), torch.no_grad():
-                self._kept = (state, product(*factors))
-        return self._kept[1]
+        """The product."""
+        return product(*self.kernel_sources())
+
+    def kernel_sources(self) -> tuple[Tensor, ...]:
+        """The factors."""
+        return self.left, self.singular_values, self.right
 
 
 def tune_singular_values(stages: Iterable[nn.ModuleList]) -> None:

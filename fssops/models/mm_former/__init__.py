@@ -1,6 +1,6 @@
 """MM-Former: segment first, match later. Proposals of the query are matched with the support by prototypes, and merged.
 
-Source: Zhang et al., "Mask matching transformer for few-shot segmentation", NeurIPS 2022, and github
+Source: Jiao et al., "Mask matching transformer for few-shot segmentation", NeurIPS 2022, and github
 Picsart-AI-Research/Mask-Matching-Transformer at eb474f8. The first stage is
 :class:`fssops.models.mm_former.segmenter.MMFormerSegmenter`.
 

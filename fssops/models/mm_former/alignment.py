@@ -1,6 +1,6 @@
 """Feature alignment of MM-Former: channels gated by their own image, tokens of one image attending to the other's.
 
-Source: Zhang et al., "Mask matching transformer for few-shot segmentation", NeurIPS 2022, section 3.2, and its code.
+Source: Jiao et al., "Mask matching transformer for few-shot segmentation", NeurIPS 2022, section 3.2, and its code.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fssops.models.layers.attention import MultiheadAttention
+from fssops.models.layers.derived import for_products
 from fssops.models.layers.feed_forward import FeedForward
 
 
@@ -99,6 +100,7 @@ class CrossAlignment(nn.Module):
 
     def forward(self, tokens: Tensor, positions: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Align tokens [B, S, C]; see :class:`CrossAlignmentLayer`."""
+        key, value = for_products(key), for_products(value)
         for layer in self.layers:
             tokens = layer(tokens, positions, key, value)
         return tokens

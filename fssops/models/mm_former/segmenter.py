@@ -2,7 +2,7 @@
 
 It is trained first and on its own; the few-shot system keeps it frozen and matches its proposals with the support.
 
-Source: Zhang et al., "Mask matching transformer for few-shot segmentation", NeurIPS 2022, section 3.1, and github
+Source: Jiao et al., "Mask matching transformer for few-shot segmentation", NeurIPS 2022, section 3.1, and github
 Picsart-AI-Research/Mask-Matching-Transformer at eb474f8; its decoders are Mask2Former's. What ``behaviour`` chooses
 here and in :mod:`fssops.models.mm_former` stands in that module's table.
 """

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fssops.models.layers.convolution import ConvNorm
+from fssops.models.layers.derived import Conv2d
 
 
 class Embedding(nn.Module):
@@ -48,8 +49,8 @@ class ChannelGate(nn.Module):
 
     def __init__(self, channels: int, dropout: float, dropout_on: str) -> None:
         super().__init__()
-        self.squeeze = nn.Conv2d(channels, channels, 1)
-        self.expand = nn.Conv2d(channels, channels, 1)
+        self.squeeze = Conv2d(channels, channels, 1)
+        self.expand = Conv2d(channels, channels, 1)
         self.dropout = nn.Dropout(dropout)
         self.dropout_on = dropout_on
 
@@ -99,7 +100,7 @@ class GuidedDecoder(nn.Module):
         self.residual2 = ConvNorm(channels, channels, 3, bias=False, activation=True)
         self.convolution = ConvNorm(channels, channels, 3, bias=False, activation=True)
         self.dropout = nn.Dropout2d(0.1)
-        self.classifier = nn.Conv2d(channels, 2, 1)
+        self.classifier = Conv2d(channels, 2, 1)
 
     def merged(self, query: Tensor, prototype: Tensor, similarity: Tensor, prior: Tensor, attention: Tensor) -> Tensor:
         """1x1 convolution of everything as if concatenated, and ReLU; the prototype is the same at every position.

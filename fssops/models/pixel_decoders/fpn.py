@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fssops.models.layers.convolution import ConvNorm
+from fssops.models.layers.derived import Conv2d
 from fssops.models.layers.initialisation import xavier_fill
 from fssops.models.pixel_decoders.features import PixelFeatures
 
@@ -38,7 +39,7 @@ class FPNPixelDecoder(nn.Module):
             self.add_module(f"adapter_{level}", ConvNorm(in_channels[name], channels, 1, norm="group"))
             self.add_module(f"layer_{level}", ConvNorm(channels, channels, 3, norm="group", activation=True))
         self.layer_4 = ConvNorm(top, channels, 3, norm="group", activation=True)
-        self.mask_features = nn.Conv2d(channels, mask_channels, 3, padding=1)
+        self.mask_features = Conv2d(channels, mask_channels, 3, padding=1)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 xavier_fill(module)

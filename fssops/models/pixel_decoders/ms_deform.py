@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from fssops.models.layers.convolution import ConvNorm
+from fssops.models.layers.derived import Conv2d, autocast_type
 from fssops.models.layers.feed_forward import FeedForward
 from fssops.models.layers.initialisation import xavier_fill
 from fssops.models.layers.ms_deform_attn import MSDeformAttn
@@ -93,14 +94,14 @@ class MSDeformPixelDecoder(nn.Module):
         )
         self.adapter_1 = ConvNorm(in_channels["res2"], channels, 1, norm="group")
         self.layer_1 = ConvNorm(channels, channels, 3, norm="group", activation=True)
-        self.mask_features = nn.Conv2d(channels, mask_channels, 1)
+        self.mask_features = Conv2d(channels, mask_channels, 1)
         for module in (self.adapter_1, self.layer_1, self.mask_features):
             xavier_fill(module)
         self._positions = PositionEncodingCache(channels)
         self._references = TensorCache()
 
     def forward(self, features: Mapping[str, Tensor], padding: Tensor | None = None) -> PixelFeatures:
-        """Decode; in float32 whatever autocast says, as published.
+        """Decode; float32 and bfloat16 are mixed as :func:`_precision` says.
 
         Args:
             features: "res2".."res5" of a backbone, [B, C_i, h_i, w_i].
@@ -109,22 +110,26 @@ class MSDeformPixelDecoder(nn.Module):
         Returns:
             mask features and the memory at strides 32, 16 and 8.
         """
-        with torch.autocast(features["res5"].device.type, enabled=False):
+        with _precision(features["res5"]):
             # The finest map is made when it is needed: until then only the backbone's is held.
-            return self._decode(self._levels(features), lambda: self.adapter_1(features["res2"].float()), padding)
+            return self._decode(self._levels(features), lambda: self._fine(features), padding)
 
     def project(self, features: Mapping[str, Tensor]) -> tuple[list[Tensor], Tensor]:
         """All that is read of the backbone's features: the encoder's levels, coarse to fine, and a map at stride 4."""
-        with torch.autocast(features["res5"].device.type, enabled=False):
-            return self._levels(features), self.adapter_1(features["res2"].float())
+        with _precision(features["res5"]):
+            return self._levels(features), self._fine(features)
 
     def decode(self, levels: Sequence[Tensor], fine: Tensor, padding: Tensor | None = None) -> PixelFeatures:
         """The rest of :meth:`forward`, from what :meth:`project` returns."""
-        with torch.autocast(fine.device.type, enabled=False):
-            return self._decode(levels, fine.clone, padding)  # it is added to in place
+        with _precision(fine):
+            return self._decode(levels, lambda: _as_read(fine).clone(), padding)  # it is added to in place
 
     def _levels(self, features: Mapping[str, Tensor]) -> list[Tensor]:
-        return [conv(features[name].float()) for name, conv in zip(IN_FEATURES, self.input_proj, strict=True)]
+        return [conv(_as_read(features[name])) for name, conv in zip(IN_FEATURES, self.input_proj, strict=True)]
+
+    def _fine(self, features: Mapping[str, Tensor]) -> Tensor:
+        fine: Tensor = self.adapter_1(_as_read(features["res2"]))
+        return fine
 
     def _decode(self, maps: Sequence[Tensor], fine_map: Callable[[], Tensor], padding: Tensor | None) -> PixelFeatures:
         sizes = [(int(m.shape[2]), int(m.shape[3])) for m in maps]
@@ -134,6 +139,7 @@ class MSDeformPixelDecoder(nn.Module):
             [self._positions(size, device) + level for size, level in zip(sizes, self.level_embed, strict=True)]
         )
         tokens = torch.cat([m.flatten(2).transpose(1, 2) for m in maps], dim=1)  # [B, S, C]
+        tokens = tokens.to(positions.dtype)  # what layers add up stays in float32
         references = self._references.of((tuple(sizes), device), lambda: _pixel_centres(sizes).to(device))
         references = references.expand(len(tokens), -1, -1, -1)
         blocked = None if padding is None else torch.cat([resized_padding(padding, size) for size in sizes], dim=1)
@@ -157,6 +163,20 @@ class MSDeformPixelDecoder(nn.Module):
         y = self.layer_1(y)
         # Mask features are read row by row of a channel, many times.
         return PixelFeatures(self.mask_features(y).contiguous(), memory, sizes)
+
+
+def _precision(like: Tensor) -> torch.autocast:
+    """Float32 whatever autocast says, as published, but for predictions under bfloat16, which has float32's range.
+
+    Then products are of bfloat16, and the sums of residuals, the norms and the sampling locations of float32.
+    """
+    half = autocast_type(like) == torch.bfloat16 and not torch.is_grad_enabled()
+    return torch.autocast(like.device.type, torch.bfloat16, enabled=half)
+
+
+def _as_read(features: Tensor) -> Tensor:
+    """Features as the first convolutions take them in the precision that is on."""
+    return features.float() if autocast_type(features) is None else features
 
 
 def _pixel_centres(sizes: Sequence[tuple[int, int]]) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fssops.models.layers.attention import MultiheadAttention
+from fssops.models.layers.derived import Conv2d
 from fssops.models.layers.feed_forward import FeedForward
 from fssops.models.layers.initialisation import xavier_fill
 from fssops.models.layers.position_encoding import PositionEncodingCache
@@ -61,7 +62,7 @@ class TransformerFPNPixelDecoder(FPNPixelDecoder):
     ) -> None:
         nn.Module.__init__(self)
         self.memory_channels = channels
-        self.input_proj = nn.Conv2d(in_channels["res5"], channels, 1)
+        self.input_proj = Conv2d(in_channels["res5"], channels, 1)
         self.encoder = nn.ModuleList(TransformerEncoderLayer(channels, heads, hidden, dropout) for _ in range(layers))
         self._build(in_channels, channels, channels, mask_channels)
         xavier_fill(self.input_proj)

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from fssops import ops
 from fssops.models.layers.attention import MultiheadAttention
+from fssops.models.layers.derived import Linear, autocast_type, cast, for_products
 from fssops.models.layers.feed_forward import MLP, FeedForward
 from fssops.models.layers.initialisation import xavier_fill
 from fssops.models.layers.position_encoding import PositionEncodingCache
@@ -128,7 +129,7 @@ class MaskedTransformerDecoder(nn.Module):
             for conv in projections:
                 xavier_fill(conv)
             self.input_proj = nn.ModuleList(projections)
-        self.class_embed = None if num_classes is None else nn.Linear(channels, num_classes + 1)
+        self.class_embed = None if num_classes is None else Linear(channels, num_classes + 1)
         self.mask_embed = MLP(channels, channels, channels, mask_channels)
         self._positions = PositionEncodingCache(channels)
 
@@ -149,6 +150,9 @@ class MaskedTransformerDecoder(nn.Module):
         """
         batch, frames = mask_features.shape[:2]
         planes = mask_features.detach().flatten(0, 1)  # [B T, E, h, w]
+        # Masks are drawn in float32 on a CPU; on a GPU in autocast's type, as the published code draws them.
+        wanted = torch.float32 if planes.device.type == "cpu" else autocast_type(planes)
+        planes = cast(planes, wanted)
         keys, values, resized = [], [], []
         for level, (tokens, size) in enumerate(zip(memory, sizes, strict=True)):
             if self.input_proj is not None:
@@ -158,8 +162,8 @@ class MaskedTransformerDecoder(nn.Module):
             tokens = tokens.reshape(batch, -1, tokens.shape[-1])
             value = tokens + self.level_embed.weight[level]
             position = self._positions(size, tokens.device, frames if self.clips else None)
-            keys.append(value + position.to(value.dtype))
-            values.append(value)
+            keys.append(for_products(value + position.to(value.dtype)))
+            values.append(for_products(value))
             small = F.interpolate(planes, size=size, mode="bilinear", align_corners=False)
             small = small.view(batch, frames, -1, size[0] * size[1]).transpose(1, 2)
             resized.append(small.reshape(batch, small.shape[1], -1))
@@ -208,11 +212,11 @@ class MaskedTransformerDecoder(nn.Module):
             embeddings = self.mask_embed(normed)
             states.append(normed)
             masks.append(embeddings)
-        if not auxiliary:
-            states, masks = states[-1:], masks[-1:]
-        normed = torch.stack(states)
+        normed, embeddings = normed[None], embeddings[None]
+        if auxiliary:
+            normed, embeddings = torch.stack(states), torch.stack(masks)
         classes = normed.new_zeros((*normed.shape[:3], 0)) if self.class_embed is None else self.class_embed(normed)
-        return DecoderOutput(classes, torch.stack(masks))
+        return DecoderOutput(classes, embeddings)
 
     def forward(self, memory: Memory, *, auxiliary: bool = True) -> DecoderOutput:
         """Decode the learnt queries against a memory of :meth:`prepare`."""

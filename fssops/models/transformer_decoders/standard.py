@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fssops.models.layers.attention import MultiheadAttention
+from fssops.models.layers.derived import Linear, for_products
 from fssops.models.layers.feed_forward import MLP, FeedForward
 from fssops.models.layers.initialisation import xavier_fill
 from fssops.models.layers.position_encoding import PositionEncodingCache
@@ -86,7 +87,7 @@ class StandardTransformerDecoder(nn.Module):
         self.layers = nn.ModuleList(StandardDecoderLayer(channels, heads, hidden, dropout) for _ in range(layers))
         self.decoder_norm = nn.LayerNorm(channels)
         self.query_embed = nn.Embedding(num_queries, channels)
-        self.class_embed = None if num_classes is None else nn.Linear(channels, num_classes + 1)
+        self.class_embed = None if num_classes is None else Linear(channels, num_classes + 1)
         self.mask_embed = MLP(channels, channels, channels, mask_channels)
         self._positions = PositionEncodingCache(channels)
 
@@ -103,7 +104,8 @@ class StandardTransformerDecoder(nn.Module):
         """
         if self.input_proj is not None:
             memory = F.linear(memory, self.input_proj.weight.flatten(1), self.input_proj.bias)
-        key = memory + self._positions(size, memory.device).to(memory.dtype)
+        key = for_products(memory + self._positions(size, memory.device).to(memory.dtype))
+        memory = for_products(memory)
         blocked = None if padding is None else padding[:, None, None]
         positions = self.query_embed.weight
         queries = torch.zeros_like(positions).expand(len(memory), -1, -1)

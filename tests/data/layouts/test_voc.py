@@ -6,12 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from example_folders import training_names
+from example_folders import colours, halves, training_names, voc_of_cvat
 from PIL import Image
 
 from fssops.data.check import check_data
 from fssops.data.errors import (
     AnnotationError,
+    DataError,
     DataWarning,
     MaskSizeError,
     MaskValueError,
@@ -161,3 +162,27 @@ def test_voc_split_that_contains_another_is_looked_at_once(voc_folder: Path) -> 
     seen: list[tuple[int, int]] = []
     check_data("voc", voc_folder, progress=lambda done, total: seen.append((done, total)))
     assert seen == [(number, 12) for number in range(1, 13)]
+
+
+def test_voc_of_cvat_has_the_classes_and_colours_of_its_label_map(tmp_path: Path) -> None:
+    voc_of_cvat(tmp_path)
+    semantic = open_data("auto", tmp_path, truth="semantic")
+    assert (semantic.classes.names, semantic.classes.things) == (["background", "bolt"], (1,))
+    assert (semantic.truth("a").semantic() == halves(0, 1)).all()
+    assert semantic.image("a").size == (30, 20), "the image is a PNG"
+    save(tmp_path / "SegmentationObject" / "a.png", colours((0, 128, 0), (128, 0, 0)))
+    save(tmp_path / "SegmentationClass" / "a.png", colours((250, 50, 83), (250, 50, 83)))
+    instances = open_data("auto", tmp_path, truth="instance")
+    assert instances.classes.names == ["bolt"]
+    found = instances.truth("a").objects or ()
+    assert [(entry.label, int(entry.mask(20, 30).sum())) for entry in found] == [(0, 300), (0, 300)]
+    assert sorted(np.unique(open_data("auto", tmp_path, truth="few-shot").instance_map("a", 1)))[0] > 0
+    save(tmp_path / "SegmentationClass" / "a.png", colours((250, 50, 84), (0, 0, 0)))
+    with pytest.raises(MaskValueError, match=r"a\.png: label map must hold only the 2 colours .*got 250,50,84"):
+        semantic.truth("a")
+
+
+def test_jpeg_images_without_label_maps_are_not_voc(tmp_path: Path) -> None:
+    save(tmp_path / "JPEGImages" / "a.jpg", np.zeros((4, 4, 3)))
+    with pytest.raises(DataError, match="voc: no SegmentationClass beside JPEGImages"):
+        open_data("auto", tmp_path, truth="semantic")
