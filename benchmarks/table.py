@@ -1,6 +1,6 @@
 """Print the table of operators in docs/results.md from the results of ``pytest benchmarks --results FILE``.
 
-python benchmarks/table.py benchmarks/results/cpu_2026-11-20      (a folder, or a file as benchmarks/on_gpu.sh leaves it)
+python benchmarks/table.py benchmarks/results/cpu_2026-11-20  (a folder, or a file as benchmarks/on_gpu.sh leaves it)
 """
 
 from __future__ import annotations
