@@ -107,7 +107,9 @@ def summary(run: Path) -> dict[str, Any]:
     result = json.loads((run / "result.json").read_text())
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     scores = {name: result[name] for name in ("miou", "fb_iou", "untrained_miou", "base_miou") if name in result}
-    scores.update(result.get("scores", {}))
+    scores = scores or dict(
+        result.get("scores", {})
+    )  # which few-shot results did not name like that when they were pinned
     scores.update(result.get("novel", {}).get("parts", {}))
     written = [run / "result.json", run / "classes.json"]
     validated = [line for line in lines if any(name.startswith("val/") for name in line)]

@@ -16,7 +16,7 @@ from fssops.tasks.universal_settings import UniversalSettings
 
 FAMILY = ("mask2former_", "maskformer_", "per_pixel_baseline_")
 ALL = [name for name in list_recipes() if name.startswith(FAMILY) and not name.startswith("mask2former_vis")]
-PUBLISHED = [name for name in ALL if name.split("_")[-1] not in ("generated", "camvid")]
+PUBLISHED = [name for name in ALL if name.split("_")[-1] not in ("generated", "camvid") and "_mini_" not in name]
 BACKBONES = {"r50", "r101", "swin_tiny", "swin_small", "swin_base", "swin_large"}
 
 

@@ -25,7 +25,9 @@ class TensorCache:
         self._tensors: dict[Hashable, Tensor] = {}
 
     def of(self, key: Hashable, make: Callable[[], Tensor]) -> Tensor:
-        """The tensor of a key, which is made if it is not kept."""
+        """The tensor of a key, which is made if it is not kept; a compiler, whose graph is kept, makes it in there."""
+        if torch.compiler.is_compiling():
+            return make()
         tensor = self._tensors.get(key)
         if tensor is None:
             # No inference-mode tensor: the same one may serve a training step next.
