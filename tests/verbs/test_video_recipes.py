@@ -42,6 +42,9 @@ def test_recipe_is_valid_and_its_model_can_be_built(recipe: str) -> None:
     groups = parameter_groups(model, settings.optim)
     assert sum(p.numel() for group in groups for p in group["params"]) > 1e6
     known = known_classes(settings.data.source, "video")
+    if settings.data.source == "ytvis":  # one's own videos, whose classes are in their files
+        assert known is None
+        return
     assert known is not None
     assert len(known) == task.config.num_classes
     assert len(task.classes()) == task.config.num_classes
