@@ -41,7 +41,7 @@ def call(operator: torch._ops.OpOverload, *arguments: Any) -> Any:
 
     That is what the autograd which torch.library makes does in the end, some 5 us later.
     """
-    if torch.is_grad_enabled() or torch.is_inference_mode_enabled() or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or torch.is_grad_enabled() or torch.is_inference_mode_enabled():
         return operator(*arguments)
     with torch._C._AutoDispatchBelowAutograd():
         return operator(*arguments)

@@ -16,6 +16,7 @@ from fssops.models.layers.convolution import ConvNorm
 from fssops.models.layers.singular_values import SingularValueConv, adapted_kernels, tune_singular_values
 from fssops.models.mm_former.segmenter import MMFormerSegmenter, regions
 from fssops.structures import IGNORE, ProposalBatch
+from fssops.testing.dispatched import DispatchedOperations
 
 MATCHING = ("align_heads", "align_hidden", "matching_hidden", "short_side")
 OPTIONS = {name: value for name, value in SMALL.items() if name not in MATCHING}
@@ -114,12 +115,14 @@ def test_a_product_kernel_computes_and_learns_as_three_layers_do() -> None:
 
 
 def test_a_product_is_formed_once_until_its_values_change() -> None:
-    layer = SingularValueConv(ConvNorm(6, 8, 1))
+    layer, x = SingularValueConv(ConvNorm(6, 8, 1, bias=False)), torch.randn(1, 6, 5, 5)
     with torch.no_grad():
-        first = layer.kernel()
-        assert layer.kernel() is first
+        first = layer(x)
+        with DispatchedOperations() as operations:
+            assert layer(x).shape == first.shape
+        assert dict(operations.counts) == {"aten::convolution": 1}
         layer.singular_values.mul_(2)
-        torch.testing.assert_close(layer.kernel(), 2 * first)
+        torch.testing.assert_close(layer(x), 2 * first)
 
 
 def test_only_the_singular_values_of_the_last_three_stages_are_tuned() -> None:
