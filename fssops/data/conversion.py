@@ -91,7 +91,9 @@ def convert(
         raise DataError(f"{base}: all splits must have one list of classes, got others in {wrong} than in {first}")
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as temporary:
-        writer = TARGETS[to](Path(temporary))
+        whole = Path(temporary) / "whole"
+        whole.mkdir()
+        writer = TARGETS[to](whole)
         total, done = sum(len(source.names) for source in sources), 0
         for source in sources:
             assert isinstance(source, ImageSource)
@@ -101,10 +103,7 @@ def convert(
                 if progress is not None:
                     progress(done, total)
             writer.finish(source)
-        (Path(temporary) / "whole").mkdir()
-        for entry in [path for path in Path(temporary).iterdir() if path.name != "whole"]:
-            entry.rename(Path(temporary) / "whole" / entry.name)
-        (Path(temporary) / "whole").rename(target)
+        whole.rename(target)
     return dict(writer.not_said)
 
 
@@ -197,19 +196,35 @@ class _Writer:
         return [(one, mask) for one, mask in drawn if mask.any()]
 
 
-class _COCO(_Writer):
-    kinds = ("instance", "semantic")
+class _COCOTables(_Writer):
+    """What COCO's two forms share: a JSON file a split, which lists images, their annotations and the classes."""
+
     images = staticmethod(lambda split: split)
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
         self._images: list[dict[str, Any]] = []
-        self._annotations: list[dict[str, Any]] = []
+        self.annotations: list[dict[str, Any]] = []
+
+    def list_image(self, truth: Truth, below: str) -> int:
+        """Add an image to the split's; returns its number."""
+        number = len(self._images) + 1
+        self._images.append({"id": number, "file_name": below, "width": truth.width, "height": truth.height})
+        return number
+
+    def write_tables(self, name: str, categories: list[dict[str, Any]]) -> None:
+        """Write the file of a split, and begin the next one."""
+        content = {"images": self._images, "annotations": self.annotations, "categories": categories}
+        self.write(f"annotations/{name}.json", content)
+        self._images, self.annotations = [], []
+
+
+class _COCO(_COCOTables):
+    kinds = ("instance", "semantic")
 
     def add(self, source: ImageSource, name: str) -> None:
         truth, below = source.truth(name), self.copy_image(source, name)
-        number = len(self._images) + 1
-        self._images.append({"id": number, "file_name": below, "width": truth.width, "height": truth.height})
+        number = self.list_image(truth, below)
         for one, mask in self.objects(source, truth):
             # Polygons of the source stay as they are: drawn and traced they would gain points.
             if isinstance(one.outline, list):
@@ -218,9 +233,9 @@ class _COCO(_Writer):
                 outline = run_lengths.encode(mask)
             rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
             left, top = int(columns[0]), int(rows[0])
-            self._annotations.append(
+            self.annotations.append(
                 {
-                    "id": len(self._annotations) + 1,
+                    "id": len(self.annotations) + 1,
                     "image_id": number,
                     "category_id": source.classes.categories[one.label].id,
                     "segmentation": outline,
@@ -233,9 +248,7 @@ class _COCO(_Writer):
     def finish(self, source: ImageSource) -> None:
         listed = [source.classes.categories[index] for index in self.classes(source)]
         rows = [{"id": category.id, "name": category.name} for category in listed]
-        content = {"images": self._images, "annotations": self._annotations, "categories": rows}
-        self.write(f"annotations/instances_{source.split}.json", content)
-        self._images, self._annotations = [], []
+        self.write_tables(f"instances_{source.split}", rows)
 
 
 def _has_hole(mask: np.ndarray) -> bool:
@@ -314,20 +327,13 @@ class _LabelFolder(_Writer):
         self.write("classes.json", {"classes": rows})
 
 
-class _Panoptic(_Writer):
+class _Panoptic(_COCOTables):
     kinds = ("panoptic",)
-    images = staticmethod(lambda split: split)
-
-    def __init__(self, root: Path) -> None:
-        super().__init__(root)
-        self._images: list[dict[str, Any]] = []
-        self._annotations: list[dict[str, Any]] = []
 
     def add(self, source: ImageSource, name: str) -> None:
         truth, below = source.truth(name), self.copy_image(source, name)
         assert truth.segment_ids is not None
-        number, file = len(self._images) + 1, str(PurePosixPath(below).with_suffix(".png"))
-        self._images.append({"id": number, "file_name": below, "width": truth.width, "height": truth.height})
+        number, file = self.list_image(truth, below), str(PurePosixPath(below).with_suffix(".png"))
         ids = truth.segment_ids.astype(np.int64)
         path = self.root / "annotations" / f"panoptic_{source.split}" / file
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -341,7 +347,7 @@ class _Panoptic(_Writer):
             }
             for segment in truth.segments
         ]
-        self._annotations.append({"image_id": number, "file_name": file, "segments_info": segments})
+        self.annotations.append({"image_id": number, "file_name": file, "segments_info": segments})
 
     def finish(self, source: ImageSource) -> None:
         rows = [
@@ -353,9 +359,7 @@ class _Panoptic(_Writer):
             }
             for category in source.classes.categories
         ]
-        content = {"images": self._images, "annotations": self._annotations, "categories": rows}
-        self.write(f"annotations/panoptic_{source.split}.json", content)
-        self._images, self._annotations = [], []
+        self.write_tables(f"panoptic_{source.split}", rows)
 
 
 TARGETS: dict[str, type[_Writer]] = {
